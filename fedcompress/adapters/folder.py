@@ -1,0 +1,112 @@
+"""Stock PEFT adapter folders: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedcompress import bfloat
+from fedcompress.adapters.groups import group_of
+from fedcompress.errors import ConfigError, StateError
+from fedcompress.types import Array, Layout, Tensors, TensorSpec
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_MACHINE_KEYS = ("base_model_name_or_path", "revision", "inference_mode")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A PEFT adapter in memory: its config as JSON, its layout and float32 values."""
+
+    config: Mapping[str, Any]
+    layout: Layout
+    tensors: Tensors
+
+
+def adapter_digest(config: Mapping[str, Any]) -> bytes:
+    """SHA-256 of the canonical config, without the keys that say where the base lies."""
+    shared = {k: v for k, v in config.items() if k not in _MACHINE_KEYS}
+    text = json.dumps(shared, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).digest()
+
+
+def load_adapter(folder: Path) -> Adapter:
+    """Read a PEFT folder; tensors are ordered by name.
+
+    Raises:
+        ConfigError: a file is missing, or a dtype is not a float of 2 or 4 bytes.
+        StateError: a file does not parse.
+    """
+    from safetensors import SafetensorError, deserialize
+
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise ConfigError("adapter", folder / name, "must exist: a PEFT adapter folder")
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        entries = sorted(deserialize((folder / WEIGHTS_FILE).read_bytes()))
+    except (ValueError, SafetensorError) as error:
+        raise StateError(f"adapter: {folder}: does not parse: {error}") from error
+    specs, tensors = [], {}
+    for name, entry in entries:
+        dtype = _DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise ConfigError(f"adapter.{name}.dtype", entry["dtype"], f"one of {list(_DTYPES)}")
+        shape = tuple(entry["shape"])
+        specs.append(TensorSpec(name=name, shape=shape, dtype=dtype, group=group_of(name)))
+        tensors[name] = _to_float32(entry["data"], dtype).reshape(shape)
+    return Adapter(config=config, layout=Layout(tuple(specs)), tensors=tensors)
+
+
+def save_adapter(folder: Path, config: Mapping[str, Any], layout: Layout, tensors: Mapping[str, Array]) -> None:
+    """Write a stock PEFT folder; equal input gives equal bytes, each file replaced whole.
+
+    Raises:
+        LayoutError: ``tensors`` does not have the layout.
+    """
+    from safetensors import serialize
+
+    layout.check(tensors, what="save_adapter")
+    entries = {
+        t.name: {"dtype": t.dtype, "shape": list(t.shape), "data": _from_float32(tensors[t.name], t.dtype)}
+        for t in layout.tensors
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / WEIGHTS_FILE, serialize(entries, {"format": "pt"}))
+    text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
+    _replace(folder / CONFIG_FILE, text.encode())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+def _to_float32(data: bytes, dtype: str) -> Array:
+    match dtype:
+        case "bfloat16":
+            return bfloat.from_bfloat16(np.frombuffer(data, "<u2").astype(np.uint16))
+        case "float16":
+            return np.frombuffer(data, "<f2").astype(np.float32)
+        case _:
+            return np.frombuffer(data, "<f4").astype(np.float32)
+
+
+def _from_float32(values: Array, dtype: str) -> bytes:
+    match dtype:
+        case "bfloat16":
+            return bfloat.to_bfloat16(values).astype("<u2").tobytes()
+        case "float16":
+            return values.astype("<f2").tobytes()
+        case _:
+            return values.astype("<f4").tobytes()

@@ -1,0 +1,126 @@
+"""What a stage is, and the byte buffers that stages write to and read from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcompress.errors import PayloadError
+from fedcompress.types import Array
+
+Mask = NDArray[np.bool_]
+
+
+class Writer:
+    """Appends little-endian fields to a growing buffer."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def raw(self, data: bytes) -> None:
+        """Append bytes as they are; the reader must know how many."""
+        self._parts.append(data)
+
+    def u8(self, value: int) -> None:
+        """Append one byte."""
+        self._parts.append(bytes([value]))
+
+    def varint(self, value: int) -> None:
+        """Append an unsigned LEB128 integer below 2^63."""
+        out = bytearray()
+        while value >= 0x80:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        out.append(value)
+        self._parts.append(bytes(out))
+
+    def stream(self, data: bytes) -> None:
+        """Append bytes with their length in front."""
+        self.varint(len(data))
+        self._parts.append(data)
+
+    def getvalue(self) -> bytes:
+        """All bytes so far."""
+        return b"".join(self._parts)
+
+
+class Reader:
+    """Reads what ``Writer`` wrote; every overrun is a ``PayloadError``."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def raw(self, size: int) -> bytes:
+        """The next ``size`` bytes."""
+        if size > len(self._data) - self._at:
+            raise PayloadError(f"section: {len(self._data) - self._at} bytes left: {size} needed")
+        piece = self._data[self._at : self._at + size]
+        self._at += size
+        return piece
+
+    def u8(self) -> int:
+        """The next byte."""
+        return self.raw(1)[0]
+
+    def varint(self) -> int:
+        """The next unsigned LEB128 integer; only its shortest form is accepted."""
+        value = shift = 0
+        while True:
+            byte = self.u8()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if shift and byte == 0:
+                    raise PayloadError("section: varint: not in its shortest form")
+                return value
+            shift += 7
+            if shift > 56:
+                raise PayloadError("section: varint: must be below 2^63")
+
+    def stream(self) -> bytes:
+        """The next length-prefixed bytes."""
+        return self.raw(self.varint())
+
+    def rest(self) -> bytes:
+        """All bytes that are left."""
+        return self.raw(len(self._data) - self._at)
+
+    def finish(self) -> None:
+        """Raise if bytes are left over."""
+        if self._at != len(self._data):
+            raise PayloadError(f"section: {len(self._data) - self._at} bytes left over: must be 0")
+
+
+class Selector(Protocol):
+    """Chooses the entries of each tensor that are sent; the others decode to 0."""
+
+    name: ClassVar[str]
+
+    def __init__(self, **kwargs: Any) -> None: ...
+
+    def select(self, values: Sequence[Array]) -> list[Mask]:
+        """One boolean mask for each flat tensor."""
+        ...
+
+
+class Quantizer(Protocol):
+    """Writes flat float32 vectors, and reads back what the receiver will use."""
+
+    name: ClassVar[str]
+
+    def __init__(self, **kwargs: Any) -> None: ...
+
+    def write(self, writer: Writer, values: Sequence[Array]) -> None:
+        """Append the vectors; their lengths are known to the reader."""
+        ...
+
+    def read(self, reader: Reader, sizes: Sequence[int]) -> list[Array]:
+        """Decode vectors of the given lengths.
+
+        Raises:
+            PayloadError: the bytes do not decode.
+        """
+        ...

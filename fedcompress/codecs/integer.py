@@ -1,0 +1,72 @@
+"""Uniform symmetric quantization to a few bits, symbols entropy-coded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedcompress import bfloat
+from fedcompress.codecs.base import Reader, Writer
+from fedcompress.codecs.entropy import read_symbols, write_symbols
+from fedcompress.errors import ConfigError
+from fedcompress.types import Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Integer:
+    """Nearest of ``2^bits - 1`` multiples of a scale; zero is one of them.
+
+    ``block`` entries share a bfloat16 scale, the smallest that reaches the block's largest
+    magnitude; 0 is one block a tensor. Error at most half a scale.
+    """
+
+    name: ClassVar[str] = "int"
+    bits: int = 8
+    block: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ConfigError("codec.int.bits", self.bits, "must be from 2 to 8")
+        if self.block < 0:
+            raise ConfigError("codec.int.block", self.block, "must be >= 0 (0: one block a tensor)")
+
+    @property
+    def top(self) -> int:
+        """Largest multiple of the scale."""
+        return int((1 << (self.bits - 1)) - 1)
+
+    def _blocks(self, size: int) -> list[slice]:
+        step = self.block or max(size, 1)
+        return [slice(at, min(at + step, size)) for at in range(0, size, step)]
+
+    def write(self, writer: Writer, values: Sequence[Array]) -> None:
+        """Scales of all blocks, then the symbols of all vectors in one stream."""
+        scales, symbols = [], []
+        for value in values:
+            for block in self._blocks(value.size):
+                part = value[block]
+                bits = bfloat.round_up(np.abs(part).max(keepdims=True) / np.float32(self.top))
+                scale = bfloat.from_bfloat16(bits)[0]
+                scales.append(bits[0])
+                ratio = part / scale if scale > 0 else np.zeros_like(part)
+                symbols.append(np.clip(np.rint(ratio), -self.top, self.top).astype(np.int32) + self.top)
+        writer.raw(np.array(scales, dtype="<u2").tobytes())
+        flat = np.concatenate(symbols) if symbols else np.zeros(0, np.int32)
+        write_symbols(writer, flat, 2 * self.top + 1)
+
+    def read(self, reader: Reader, sizes: Sequence[int]) -> list[Array]:
+        """Multiples of the scales."""
+        blocks = [self._blocks(size) for size in sizes]
+        scales = iter(bfloat.scales_from(reader.raw(2 * sum(map(len, blocks)))))
+        symbols = read_symbols(reader, sum(sizes), 2 * self.top + 1)
+        out, at = [], 0
+        for size, parts in zip(sizes, blocks, strict=True):
+            multiples = (symbols[at : at + size] - self.top).astype(np.float32)
+            for part in parts:
+                multiples[part] *= next(scales)
+            out.append(multiples)
+            at += size
+        return out

@@ -1,0 +1,161 @@
+"""Run configuration: parsed once, at the edge, from Flower's flat scalars.
+
+``RunConfig`` is the coordinator's; ``TrainTask`` is the part that every site receives
+with each round, as canonical JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from fedcompress.codecs import CodecSpec, Feedback
+from fedcompress.errors import ConfigError
+from fedcompress.merging import rule_named
+from fedcompress.optim import OPTIMIZERS
+from fedcompress.wire.envelope import NAME
+
+PROTOCOL = 1
+HEADS = ("mean-pool-linear",)
+
+
+def _positive(field: str, value: float, *, zero: bool = False) -> None:
+    if not (value >= 0 if zero else value > 0):
+        raise ConfigError(field, value, "must be >= 0" if zero else "must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask:
+    """What a site does in a round. Equal for all sites but for ``envelopes`` on the wire."""
+
+    run: str
+    round: int  # 1-based
+    version: int  # of the published state to train from
+    steps: int  # optimizer steps; 0: evaluate only
+    batch_size: int  # examples a step over all ranks
+    lr: float
+    optimizer: str
+    codec: str
+    feedback: float  # decay of the residual
+    max_length: int  # tokens
+    labels: tuple[str, ...]
+    head: str
+    seed: int
+    adapter_config: str  # canonical JSON of adapter_config.json
+    layout: str  # canonical JSON of the layout
+    merged: str = ""  # hex digest of this site's last merged update; "" for none
+    protocol: int = PROTOCOL
+
+    def __post_init__(self) -> None:
+        if self.protocol != PROTOCOL:
+            raise ConfigError("task.protocol", self.protocol, f"this version of fedcompress speaks {PROTOCOL}")
+        if not NAME.fullmatch(self.run):
+            raise ConfigError("task.run", repr(self.run), f"must match {NAME.pattern}")
+        for name in ("batch_size", "lr", "max_length", "round"):
+            _positive(f"task.{name}", getattr(self, name))
+        _positive("task.steps", self.steps, zero=True)
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError("task.optimizer", self.optimizer, f"must be one of {list(OPTIMIZERS)}")
+        if self.head not in HEADS:
+            raise ConfigError("task.head", self.head, f"must be one of {list(HEADS)}")
+        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
+            raise ConfigError("task.labels", list(self.labels), "must be at least 2 distinct names")
+        CodecSpec.parse(self.codec, field="task.codec")
+        Feedback(decay=self.feedback)
+
+    def to_json(self) -> str:
+        """Canonical JSON."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainTask:
+        """Inverse of ``to_json``.
+
+        Raises:
+            ConfigError: not a task, or a field is out of range.
+        """
+        try:
+            raw = json.loads(text)
+            raw["labels"] = tuple(raw["labels"])
+            return cls(**raw)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError("task", text[:80], f"must be a task of protocol {PROTOCOL}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The coordinator's settings. Run-config keys are these names with dashes."""
+
+    run: str = "run"
+    state_dir: str = ""
+    initial_adapter: str = ""  # PEFT folder: layout, config and start
+    base_fingerprint: str = ""  # hex; empty: the first one seen is kept
+    labels: str = ""  # joined by |
+    rounds: int = 5
+    min_sites: int = 1
+    quorum: int = 0  # replies to merge; 0: all that were asked
+    round_timeout: float = 3600.0  # seconds
+    join_timeout: float = 300.0  # seconds to wait for min_sites
+    steps: int = 20
+    batch_size: int = 16
+    lr: float = 2e-3
+    optimizer: str = "adamw8bit"
+    codec: str = "lora-ternary"
+    downlink_codec: str = "lora-ternary"
+    feedback: float = 1.0
+    rule: str = "lora-ridge"
+    server_lr: float = 1.0
+    max_length: int = 64
+    head: str = "mean-pool-linear"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.run):
+            raise ConfigError("run", repr(self.run), f"must match {NAME.pattern}")
+        for name in ("state_dir", "initial_adapter", "labels"):
+            if not getattr(self, name):
+                raise ConfigError(name.replace("_", "-"), "''", "must be set in the run config")
+        for name in ("rounds", "min_sites", "round_timeout", "join_timeout", "batch_size", "lr", "max_length"):
+            _positive(name.replace("_", "-"), getattr(self, name))
+        for name in ("steps", "quorum", "server_lr", "seed"):
+            _positive(name.replace("_", "-"), getattr(self, name), zero=True)
+        for name in ("codec", "downlink_codec"):
+            CodecSpec.parse(getattr(self, name), field=name.replace("_", "-"))
+        rule_named(self.rule)
+        Feedback(decay=self.feedback)
+        if self.optimizer not in OPTIMIZERS:
+            raise ConfigError("optimizer", self.optimizer, f"must be one of {list(OPTIMIZERS)}")
+
+    @property
+    def state_path(self) -> Path:
+        """State directory."""
+        return Path(self.state_dir)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Class names, in the order of the head's rows."""
+        return tuple(self.labels.split("|"))
+
+
+def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
+    """``RunConfig`` from Flower's flat run config.
+
+    Raises:
+        ConfigError: unknown key, wrong type, or a value out of range.
+    """
+    known = {f.name.replace("_", "-"): f for f in fields(RunConfig)}
+    kwargs: dict[str, Any] = {}
+    for key, value in flat.items():
+        if key not in known:
+            raise ConfigError(key, value, f"unknown key: must be one of {sorted(known)}")
+        field = known[key]
+        kind = type(field.default)
+        if kind is float and isinstance(value, int):
+            value = float(value)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ConfigError(key, repr(value), f"must be of type {kind.__name__}")
+        kwargs[field.name] = value
+    return RunConfig(**kwargs)

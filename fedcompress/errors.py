@@ -1,0 +1,129 @@
+"""Every exception that fedcompress raises on purpose.
+
+FedCompressError
+├── ConfigError                 a setting is wrong: field, value, rule
+├── MissingPackageError         an optional package is absent; says what to install
+├── WireError                   received bytes are not a valid envelope
+│   ├── TruncatedError          fewer bytes than promised
+│   ├── TrailingBytesError      more bytes than promised
+│   ├── BadMagicError           not an envelope at all
+│   ├── VersionError            an envelope of a version this library does not know
+│   ├── ChecksumError           bytes changed on the way
+│   ├── LimitError              a size beyond what the receiver allows
+│   ├── HeaderError             the header is malformed or lacks a field
+│   └── PayloadError            a section does not decode for the receiver's layout
+├── LayoutError                 tensors and layout do not fit together
+├── NonFiniteError              NaN or infinity where numbers are needed
+├── MismatchError               sender and receiver hold different things: base, run, layout
+├── StateError                  durable state is corrupt or missing
+│   └── LockedError             another process holds it
+├── AdmissionError              the coordinator refuses an update; has a reason code
+├── TrainingError               local training failed
+└── ProcessError                a process that we started failed or could not start
+"""
+
+from __future__ import annotations
+
+
+class FedCompressError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ConfigError(FedCompressError):
+    """A setting is wrong. Reads ``field: value: rule``.
+
+    Args:
+        field: dotted name of the setting, as the user wrote it.
+        value: the value found.
+        rule: what it has to be.
+    """
+
+    def __init__(self, field: str, value: object, rule: str) -> None:
+        super().__init__(f"{field}: {value}: {rule}")
+        self.field = field
+        self.value = value
+        self.rule = rule
+
+
+class MissingPackageError(FedCompressError):
+    """An optional package is absent; the message names the command that installs it."""
+
+
+class WireError(FedCompressError):
+    """Received bytes are not a valid envelope."""
+
+
+class TruncatedError(WireError):
+    """Fewer bytes than promised."""
+
+
+class TrailingBytesError(WireError):
+    """More bytes than promised."""
+
+
+class BadMagicError(WireError):
+    """The bytes do not start like an envelope."""
+
+
+class VersionError(WireError):
+    """The envelope's version or flags are unknown to this library."""
+
+
+class ChecksumError(WireError):
+    """The SHA-256 at the end does not match the bytes before it."""
+
+
+class LimitError(WireError):
+    """A size is beyond what the receiver allows."""
+
+
+class HeaderError(WireError):
+    """The header is malformed, or lacks a field."""
+
+
+class PayloadError(WireError):
+    """A section does not decode for the receiver's layout."""
+
+
+class LayoutError(FedCompressError):
+    """Tensors and layout do not fit together."""
+
+
+class NonFiniteError(FedCompressError):
+    """NaN or infinity where finite numbers are needed; names the tensor."""
+
+
+class MismatchError(FedCompressError):
+    """Sender and receiver hold different things. ``code`` is stable, for programs."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StateError(FedCompressError):
+    """Durable state is corrupt or missing."""
+
+
+class LockedError(StateError):
+    """Another process holds the state directory."""
+
+
+class AdmissionError(FedCompressError):
+    """The coordinator refuses an update. ``code`` is one of ``server.admission.REASONS``."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class TrainingError(FedCompressError):
+    """Local training failed. ``code`` is stable, for programs."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ProcessError(FedCompressError):
+    """A process that we started failed, or could not be started."""

@@ -1,0 +1,133 @@
+"""Where codecs meet the wire: updates and published states to envelopes and back.
+
+>>> import numpy as np
+>>> from fedcompress import CodecSpec, Header, Kind, Layout, TensorSpec
+>>> from fedcompress import decode_update, encode_update, state_digest
+>>> layout = Layout((TensorSpec(name="w", shape=(4, 8), group="lora_a"),))
+>>> update = {"w": np.linspace(-1, 1, 32, dtype=np.float32).reshape(4, 8)}
+>>> base = {"w": np.zeros((4, 8), np.float32)}
+>>> header = Header(kind=Kind.UPDATE, run="r", site="s", round=1, version=0, codec="",
+...                 layout_digest=layout.digest, base_digest=state_digest(layout, base))
+>>> data, decoded = encode_update(update, layout, CodecSpec.parse("topk(density=0.25)|ternary"), header)
+>>> envelope, again = decode_update(data, layout)
+>>> envelope.header.codec, int(np.count_nonzero(again["w"])), bool((again["w"] == decoded["w"]).all())
+('topk(density=0.25)|ternary', 8, True)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fedcompress.adapters.init import seeded_init
+from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
+from fedcompress.errors import ConfigError, HeaderError, MismatchError, PayloadError
+from fedcompress.types import Array, Layout, Tensors, add, state_digest
+from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack
+
+
+def encode_update(
+    tensors: Mapping[str, Array], layout: Layout, codec: CodecSpec, header: Header
+) -> tuple[bytes, Tensors]:
+    """Encode an update, and return with it what the receiver will decode.
+
+    ``header.codec`` and ``header.layout_digest`` are filled in.
+
+    Raises:
+        LayoutError: ``tensors`` does not have the layout.
+        NonFiniteError: a value is NaN or infinite; names the tensor.
+    """
+    sections = encode_sections(codec, layout, tensors)
+    full = replace(header, codec=str(codec), layout_digest=layout.digest)
+    return pack(full, sections), decode_sections(codec, layout, sections)
+
+
+def decode_update(data: bytes, layout: Layout, limits: Limits | None = None) -> tuple[Envelope, Tensors]:
+    """Check and decode an UPDATE or DELTA envelope.
+
+    Raises:
+        WireError: the bytes are malformed; one subclass for each way.
+        MismatchError: the envelope was made for another layout.
+    """
+    envelope = unpack(data, limits or Limits.for_numel(layout.numel))
+    check_layout(envelope.header, layout)
+    return envelope, decode_sections(_codec_of(envelope.header), layout, envelope.sections)
+
+
+def check_layout(header: Header, layout: Layout) -> None:
+    """Raise ``MismatchError`` unless the header names this layout."""
+    if header.layout_digest != layout.digest:
+        raise MismatchError(
+            "layout-mismatch",
+            f"layout_digest: {header.layout_digest.hex()[:16]}: must be {layout.digest.hex()[:16]}, "
+            f"the receiver's own layout of {len(layout.tensors)} tensors",
+        )
+
+
+def _codec_of(header: Header) -> CodecSpec:
+    try:
+        return CodecSpec.parse(header.codec, field="header.codec")
+    except ConfigError as error:
+        raise HeaderError(str(error)) from error
+
+
+def encode_snapshot(
+    state: Mapping[str, Array], layout: Layout, header: Header, *, init_seed: int | None
+) -> bytes:
+    """A whole state: exact values, or only the seed when the seed rebuilds them."""
+    full = replace(
+        header, kind=Kind.SNAPSHOT, layout_digest=layout.digest, result_digest=state_digest(layout, state)
+    )
+    if init_seed is not None:
+        rebuilt = seeded_init(layout, init_seed)
+        if state_digest(layout, rebuilt) == full.result_digest:
+            return pack(replace(full, codec="none", init_seed=init_seed), ())
+    spec = CodecSpec.parse("none")
+    return pack(replace(full, codec=str(spec)), encode_sections(spec, layout, state))
+
+
+def decode_state(
+    data: bytes, layout: Layout, base: Mapping[str, Array] | None, limits: Limits | None = None
+) -> tuple[Envelope, Tensors]:
+    """The state that a SNAPSHOT or DELTA envelope leads to.
+
+    Args:
+        data: one envelope.
+        layout: the receiver's own.
+        base: the state held now; not needed for a SNAPSHOT.
+        limits: defaults to what the layout allows.
+
+    Raises:
+        WireError: the bytes are malformed.
+        MismatchError: ``base-digest`` if the delta is for another state, ``result-digest``
+            if the state reached is not the one that the sender has.
+    """
+    envelope = unpack(data, limits or Limits.for_numel(layout.numel))
+    header = envelope.header
+    check_layout(header, layout)
+    match header.kind:
+        case Kind.SNAPSHOT if header.init_seed is not None:
+            if envelope.sections:
+                raise PayloadError("snapshot: has both a seed and sections: must have one of them")
+            state = seeded_init(layout, header.init_seed)
+        case Kind.SNAPSHOT:
+            state = decode_sections(_codec_of(header), layout, envelope.sections)
+        case Kind.DELTA:
+            held = state_digest(layout, base).hex() if base is not None else "nothing"
+            if base is None or held != header.base_digest.hex():
+                raise MismatchError(
+                    "base-digest",
+                    f"base_digest: {held[:16]}: must be {header.base_digest.hex()[:16]}, "
+                    f"the state before version {header.version}",
+                )
+            state = add(base, decode_sections(_codec_of(header), layout, envelope.sections))
+        case Kind.UPDATE:
+            raise HeaderError("header.kind: UPDATE: must be SNAPSHOT or DELTA here")
+    reached = state_digest(layout, state)
+    if reached != header.result_digest:
+        raise MismatchError(
+            "result-digest",
+            f"result_digest: {reached.hex()[:16]}: must be {header.result_digest.hex()[:16]} "
+            f"for version {header.version}",
+        )
+    return envelope, state

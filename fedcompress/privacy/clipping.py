@@ -1,0 +1,32 @@
+"""Norm clipping of an update (McMahan et al. 2018, arXiv:1710.06963, section 2, flat clipping)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedcompress.errors import ConfigError
+from fedcompress.types import Array, Tensors, l2_norm
+
+
+def clip_update(delta: Mapping[str, Array], max_norm: float) -> tuple[Tensors, float]:
+    """Scale all tensors by ``min(1, max_norm / norm)``.
+
+    Args:
+        delta: float32 tensors.
+        max_norm: bound on the Euclidean norm over all of them; above 0.
+
+    Returns:
+        The clipped tensors and the norm before clipping. A norm of 0 is left alone.
+
+    Raises:
+        ConfigError: ``max_norm`` is not above 0.
+    """
+    if not max_norm > 0:
+        raise ConfigError("privacy.max_norm", max_norm, "must be above 0")
+    norm = l2_norm(delta.values())
+    if norm <= max_norm:
+        return dict(delta), norm
+    factor = np.float32(max_norm / norm)
+    return {name: value * factor for name, value in delta.items()}, norm

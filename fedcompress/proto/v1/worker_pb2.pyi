@@ -1,0 +1,138 @@
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class TrainRequest(_message.Message):
+    __slots__ = ("task", "chunk")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    task: TaskHeader
+    chunk: bytes
+    def __init__(self, task: _Optional[_Union[TaskHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class TaskHeader(_message.Message):
+    __slots__ = ("task_json", "payload_size")
+    TASK_JSON_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    task_json: str
+    payload_size: int
+    def __init__(self, task_json: _Optional[str] = ..., payload_size: _Optional[int] = ...) -> None: ...
+
+class TrainEvent(_message.Message):
+    __slots__ = ("progress", "reply", "chunk", "failure")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    reply: ReplyHeader
+    chunk: bytes
+    failure: Failure
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., reply: _Optional[_Union[ReplyHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("phase", "step", "steps", "loss", "text")
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    phase: str
+    step: int
+    steps: int
+    loss: float
+    text: str
+    def __init__(self, phase: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., text: _Optional[str] = ...) -> None: ...
+
+class ReplyHeader(_message.Message):
+    __slots__ = ("payload_size", "replayed")
+    PAYLOAD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    REPLAYED_FIELD_NUMBER: _ClassVar[int]
+    payload_size: int
+    replayed: bool
+    def __init__(self, payload_size: _Optional[int] = ..., replayed: _Optional[bool] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("code", "message", "have_version", "has_state")
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    HAVE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    HAS_STATE_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    have_version: int
+    has_state: bool
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., have_version: _Optional[int] = ..., has_state: _Optional[bool] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("site", "pid", "phase", "run", "round", "ranks_ready", "ranks", "model_loads", "last_error", "rss_bytes")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    RANKS_READY_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_LOADS_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
+    RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    pid: int
+    phase: str
+    run: str
+    round: int
+    ranks_ready: int
+    ranks: int
+    model_loads: int
+    last_error: str
+    rss_bytes: int
+    def __init__(self, site: _Optional[str] = ..., pid: _Optional[int] = ..., phase: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., ranks_ready: _Optional[int] = ..., ranks: _Optional[int] = ..., model_loads: _Optional[int] = ..., last_error: _Optional[str] = ..., rss_bytes: _Optional[int] = ...) -> None: ...
+
+class StopRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StopReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RankHello(_message.Message):
+    __slots__ = ("rank", "pid")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    pid: int
+    def __init__(self, rank: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+
+class RankCommand(_message.Message):
+    __slots__ = ("id", "job_json")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_JSON_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    job_json: str
+    def __init__(self, id: _Optional[int] = ..., job_json: _Optional[str] = ...) -> None: ...
+
+class RankReport(_message.Message):
+    __slots__ = ("rank", "id", "progress", "result_json", "error")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    RESULT_JSON_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    id: int
+    progress: Progress
+    result_json: str
+    error: str
+    def __init__(self, rank: _Optional[int] = ..., id: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., result_json: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
+
+class RankAck(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

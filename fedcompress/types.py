@@ -1,0 +1,163 @@
+"""Layouts and states: the two things that every part of the system shares.
+
+A *state* or *update* is a ``dict`` from tensor name to a C-contiguous float32 numpy
+array. Its *layout* is the ordered list of names, shapes, dtypes and groups. The
+receiver's own layout always decides shapes and sizes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcompress.errors import ConfigError, LayoutError, NonFiniteError
+
+Array = NDArray[np.float32]
+Tensors = dict[str, Array]
+
+# dtype of a trainable tensor -> bytes per element. Values are handled as float32.
+DTYPES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+# What an error costs differs by group, so codecs are chosen by group.
+GROUPS: tuple[str, ...] = ("lora_a", "lora_b", "head", "other")
+MAX_TENSORS = 1_000_000
+MAX_NUMEL = 1 << 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """Name, shape, dtype and group of one trainable tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    group: str = "other"
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError("layout.name", repr(self.name), "must not be empty")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"layout.{self.name}.dtype", self.dtype, f"one of {list(DTYPES)}")
+        if self.group not in GROUPS:
+            raise ConfigError(f"layout.{self.name}.group", self.group, f"one of {list(GROUPS)}")
+        if any(d < 0 for d in self.shape) or self.numel > MAX_NUMEL:
+            raise ConfigError(f"layout.{self.name}.shape", self.shape, "dimensions >= 0, product <= 2^40")
+
+    @property
+    def numel(self) -> int:
+        """Number of elements; 1 for a scalar."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ordered list of tensors; equal layouts have equal digests on every machine."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        names = [t.name for t in self.tensors]
+        if len(set(names)) != len(names):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            raise LayoutError(f"layout: tensor named twice: {twice[:3]}")
+        if len(names) > MAX_TENSORS:
+            raise LayoutError(f"layout: {len(names)} tensors: at most {MAX_TENSORS}")
+
+    @cached_property
+    def by_name(self) -> Mapping[str, TensorSpec]:
+        """Name to spec."""
+        return {t.name: t for t in self.tensors}
+
+    @cached_property
+    def numel(self) -> int:
+        """Elements in all tensors."""
+        return sum(t.numel for t in self.tensors)
+
+    def to_json(self) -> str:
+        """Canonical JSON: compact, ASCII, a list of ``[name, shape, dtype, group]``."""
+        rows = [[t.name, list(t.shape), t.dtype, t.group] for t in self.tensors]
+        return json.dumps(rows, separators=(",", ":"), ensure_ascii=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Layout:
+        """Inverse of ``to_json``.
+
+        Raises:
+            LayoutError: the text is not a layout.
+        """
+        try:
+            rows = json.loads(text)
+            return cls(
+                tuple(
+                    TensorSpec(name=str(n), shape=tuple(int(d) for d in s), dtype=str(t), group=str(g))
+                    for n, s, t, g in rows
+                )
+            )
+        except (ValueError, TypeError, ConfigError) as error:
+            raise LayoutError(f"layout: not a list of [name, shape, dtype, group]: {error}") from error
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the canonical JSON, 32 bytes."""
+        return hashlib.sha256(self.to_json().encode()).digest()
+
+    def plain_bytes(self, bytes_per_element: int) -> int:
+        """Bytes of all tensors uncompressed at the given width."""
+        return self.numel * bytes_per_element
+
+    def check(self, tensors: Mapping[str, Array], *, what: str) -> None:
+        """Raise unless ``tensors`` has exactly this layout, in float32, finite.
+
+        Raises:
+            LayoutError: a name, shape or dtype differs.
+            NonFiniteError: a value is NaN or infinite.
+        """
+        if list(tensors) != [t.name for t in self.tensors]:
+            missing = [t.name for t in self.tensors if t.name not in tensors]
+            extra = [n for n in tensors if n not in self.by_name]
+            raise LayoutError(f"{what}: names or order differ: missing {missing[:3]}, extra {extra[:3]}")
+        for spec in self.tensors:
+            value = tensors[spec.name]
+            if value.shape != spec.shape or value.dtype != np.float32:
+                raise LayoutError(
+                    f"{what}: {spec.name}: {value.dtype}{list(value.shape)}: must be float32{list(spec.shape)}"
+                )
+            if not np.isfinite(value).all():
+                raise NonFiniteError(f"{what}: {spec.name}: contains NaN or infinity: all values must be finite")
+
+
+def zeros(layout: Layout) -> Tensors:
+    """All-zero tensors of a layout."""
+    return {t.name: np.zeros(t.shape, np.float32) for t in layout.tensors}
+
+
+def add(left: Mapping[str, Array], right: Mapping[str, Array]) -> Tensors:
+    """Elementwise float32 sum; the result has the order of ``left``."""
+    return {name: left[name] + right[name] for name in left}
+
+
+def subtract(left: Mapping[str, Array], right: Mapping[str, Array]) -> Tensors:
+    """Elementwise float32 difference; the result has the order of ``left``."""
+    return {name: left[name] - right[name] for name in left}
+
+
+def l2_norm(tensors: Iterable[Array]) -> float:
+    """Euclidean norm over all tensors, in float64."""
+    return math.sqrt(sum(float(np.square(t, dtype=np.float64).sum()) for t in tensors))
+
+
+def state_digest(layout: Layout, tensors: Mapping[str, Array]) -> bytes:
+    """SHA-256 over the layout digest and the little-endian float32 bytes, in order.
+
+    Negative zero is hashed as zero, so that equal values have equal digests.
+    """
+    sha = hashlib.sha256(b"fedcompress-state-v1" + layout.digest)
+    for spec in layout.tensors:
+        sha.update(np.ascontiguousarray(tensors[spec.name] + np.float32(0), dtype="<f4").tobytes())
+    return sha.digest()

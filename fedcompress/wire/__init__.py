@@ -1,0 +1,14 @@
+"""The envelope: header and sections to bytes and back."""
+
+from fedcompress.wire.envelope import (
+    Envelope,
+    Header,
+    Kind,
+    Limits,
+    digest_of,
+    pack,
+    split_bundle,
+    unpack,
+)
+
+__all__ = ["Envelope", "Header", "Kind", "Limits", "digest_of", "pack", "split_bundle", "unpack"]

@@ -1,0 +1,261 @@
+"""Envelope bytes, as specified in protos/README.md.
+
+    offset  size  field
+    0       4     magic "FCU\\x01"
+    4       2     wire version, u16 LE, 1
+    6       2     flags, u16 LE, 0 (bit 0 is reserved for a signature)
+    8       4     header size H, u32 LE
+    12      8     body size B, u64 LE
+    20      H     header, protobuf fedcompress.v1.Header
+    20+H    B     sections, without gaps, sizes in the header
+    20+H+B  32    SHA-256 of all bytes before it
+
+This file is the only one that imports ``update_pb2``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from google.protobuf.message import DecodeError
+
+from fedcompress.errors import (
+    BadMagicError,
+    ChecksumError,
+    ConfigError,
+    HeaderError,
+    LimitError,
+    TrailingBytesError,
+    TruncatedError,
+    VersionError,
+)
+from fedcompress.proto.v1 import update_pb2
+
+MAGIC = b"FCU\x01"
+WIRE_VERSION = 1
+PREFIX = struct.Struct("<4sHHIQ")
+DIGEST_SIZE = 32
+MAX_HEADER = 64 * 1024
+MAX_SECTIONS = 64
+MAX_METRICS = 64
+MAX_CODEC_SPEC = 1024
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+METRIC = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+class Kind(IntEnum):
+    """What an envelope carries; the numbers are those of the protobuf enum."""
+
+    UPDATE = 1
+    DELTA = 2
+    SNAPSHOT = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a receiver allows, checked before anything is allocated."""
+
+    max_body: int  # bytes
+
+    def __post_init__(self) -> None:
+        if self.max_body < 0:
+            raise ConfigError("limits.max_body", self.max_body, "must be >= 0 bytes")
+
+    @classmethod
+    def for_numel(cls, numel: int) -> Limits:
+        """Enough for any of our codecs on ``numel`` parameters: 8 bytes each + 1 MiB."""
+        return cls(max_body=8 * numel + (1 << 20))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The header's fields; see update.proto for their meaning. Digests are 32 bytes."""
+
+    kind: Kind
+    run: str
+    round: int
+    version: int
+    layout_digest: bytes
+    codec: str
+    site: str = ""
+    base_digest: bytes = b""
+    result_digest: bytes = b""
+    base_fingerprint: bytes = b""
+    adapter_digest: bytes = b""
+    examples: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    init_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.run):
+            raise HeaderError(f"header.run: {self.run[:80]!r}: must match {NAME.pattern}")
+        if self.site and not NAME.fullmatch(self.site):
+            raise HeaderError(f"header.site: {self.site[:80]!r}: must match {NAME.pattern}")
+        if len(self.codec) > MAX_CODEC_SPEC:
+            raise HeaderError(f"header.codec: {len(self.codec)} characters: at most {MAX_CODEC_SPEC}")
+        if not (0 <= self.round < 1 << 32 and 0 <= self.version < 1 << 32):
+            raise HeaderError(f"header.round, version: {self.round}, {self.version}: must be below 2^32")
+        self._check_digests()
+        if len(self.metrics) > MAX_METRICS:
+            raise HeaderError(f"header.metrics: {len(self.metrics)} entries: at most {MAX_METRICS}")
+        for name, value in self.metrics.items():
+            if not METRIC.fullmatch(name) or not math.isfinite(value):
+                raise HeaderError(f"header.metrics: {name[:80]!r}={value}: must match {METRIC.pattern}, finite")
+
+    def _check_digests(self) -> None:
+        needs = {
+            Kind.UPDATE: ("base_digest", "layout_digest"),
+            Kind.DELTA: ("base_digest", "result_digest", "layout_digest"),
+            Kind.SNAPSHOT: ("result_digest", "layout_digest"),
+        }[self.kind]
+        for name in ("base_digest", "result_digest", "layout_digest", "base_fingerprint", "adapter_digest"):
+            size = len(getattr(self, name))
+            if size != DIGEST_SIZE and (size or name in needs):
+                raise HeaderError(f"header.{name}: {size} bytes: must be {DIGEST_SIZE} for {self.kind.name}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """A checked envelope: header, sections and the SHA-256 that ended it."""
+
+    header: Header
+    sections: tuple[bytes, ...]
+    digest: bytes
+
+
+def digest_of(data: bytes) -> bytes:
+    """The digest that names a packed envelope: its last 32 bytes."""
+    return data[-DIGEST_SIZE:]
+
+
+def pack(header: Header, sections: tuple[bytes, ...]) -> bytes:
+    """Serialize; equal input gives equal bytes.
+
+    Raises:
+        LimitError: too many sections or too large a header.
+    """
+    if len(sections) > MAX_SECTIONS:
+        raise LimitError(f"sections: {len(sections)}: at most {MAX_SECTIONS}")
+    message = update_pb2.Header(
+        kind=int(header.kind),  # type: ignore[arg-type]
+        run=header.run,
+        site=header.site,
+        round=header.round,
+        version=header.version,
+        base_digest=header.base_digest,
+        result_digest=header.result_digest,
+        layout_digest=header.layout_digest,
+        base_fingerprint=header.base_fingerprint,
+        adapter_digest=header.adapter_digest,
+        codec=header.codec,
+        examples=header.examples,
+        metrics=[update_pb2.Metric(name=n, value=header.metrics[n]) for n in sorted(header.metrics)],
+        sections=[update_pb2.Section(size=len(s)) for s in sections],
+        init_seed=header.init_seed,
+    )
+    head = message.SerializeToString(deterministic=True)
+    if len(head) > MAX_HEADER:
+        raise LimitError(f"header: {len(head)} bytes: at most {MAX_HEADER}")
+    body = b"".join(sections)
+    data = PREFIX.pack(MAGIC, WIRE_VERSION, 0, len(head), len(body)) + head + body
+    return data + hashlib.sha256(data).digest()
+
+
+def _read_prefix(data: bytes | memoryview, limits: Limits) -> tuple[int, int]:
+    """Check the fixed prefix; return header size and total size in bytes."""
+    if len(data) < PREFIX.size:
+        raise TruncatedError(f"envelope: {len(data)} bytes: at least {PREFIX.size + DIGEST_SIZE}")
+    magic, version, flags, head_size, body_size = PREFIX.unpack(data[: PREFIX.size])
+    if magic != MAGIC:
+        raise BadMagicError(f"envelope.magic: {bytes(magic).hex()}: must be {MAGIC.hex()}")
+    if version != WIRE_VERSION:
+        raise VersionError(f"envelope.version: {version}: this library reads {WIRE_VERSION}")
+    if flags:
+        raise VersionError(f"envelope.flags: {flags:#x}: must be 0 in version {WIRE_VERSION}")
+    if head_size > MAX_HEADER:
+        raise LimitError(f"envelope.header_size: {head_size}: at most {MAX_HEADER}")
+    if body_size > limits.max_body:
+        raise LimitError(f"envelope.body_size: {body_size}: at most {limits.max_body}")
+    return head_size, PREFIX.size + head_size + body_size + DIGEST_SIZE
+
+
+def unpack(data: bytes, limits: Limits) -> Envelope:
+    """Parse and check one envelope.
+
+    Raises:
+        WireError: one subclass for each way of being malformed.
+    """
+    head_size, total = _read_prefix(data, limits)
+    if len(data) < total:
+        raise TruncatedError(f"envelope: {len(data)} bytes: {total} were promised")
+    if len(data) > total:
+        raise TrailingBytesError(f"envelope: {len(data)} bytes: {total} were promised")
+    if hashlib.sha256(memoryview(data)[:-DIGEST_SIZE]).digest() != digest_of(data):
+        raise ChecksumError("envelope: SHA-256 does not match: the bytes were changed")
+    head_end = PREFIX.size + head_size
+    message = update_pb2.Header()
+    try:
+        message.ParseFromString(data[PREFIX.size : head_end])
+    except DecodeError as error:
+        raise HeaderError(f"header: not a protobuf message: {error}") from error
+    header = _header_from(message)
+    sizes = [s.size for s in message.sections]
+    if len(sizes) > MAX_SECTIONS:
+        raise LimitError(f"sections: {len(sizes)}: at most {MAX_SECTIONS}")
+    if sum(sizes) != total - DIGEST_SIZE - head_end:
+        raise HeaderError(f"sections: sizes add up to {sum(sizes)}: body has {total - DIGEST_SIZE - head_end}")
+    sections, at = [], head_end
+    for size in sizes:
+        sections.append(data[at : at + size])
+        at += size
+    return Envelope(header=header, sections=tuple(sections), digest=digest_of(data))
+
+
+def _header_from(message: update_pb2.Header) -> Header:
+    try:
+        kind = Kind(message.kind)
+    except ValueError as error:
+        raise HeaderError(f"header.kind: {message.kind}: one of {[int(k) for k in Kind]}") from error
+    metrics = {m.name: m.value for m in message.metrics}
+    if len(metrics) != len(message.metrics):
+        raise HeaderError("header.metrics: a name occurs twice")
+    return Header(
+        kind=kind,
+        run=message.run,
+        site=message.site,
+        round=message.round,
+        version=message.version,
+        base_digest=message.base_digest,
+        result_digest=message.result_digest,
+        layout_digest=message.layout_digest,
+        base_fingerprint=message.base_fingerprint,
+        adapter_digest=message.adapter_digest,
+        codec=message.codec,
+        examples=message.examples,
+        metrics=metrics,
+        init_seed=message.init_seed if message.HasField("init_seed") else None,
+    )
+
+
+def split_bundle(data: bytes, limits: Limits, *, max_envelopes: int = 100_000) -> list[bytes]:
+    """Cut concatenated envelopes apart, without decoding them.
+
+    Raises:
+        WireError: a prefix is malformed, or the last envelope is incomplete.
+    """
+    pieces, at, view = [], 0, memoryview(data)
+    while at < len(data):
+        if len(pieces) == max_envelopes:
+            raise LimitError(f"bundle: more than {max_envelopes} envelopes")
+        _, total = _read_prefix(view[at:], limits)
+        if at + total > len(data):
+            raise TruncatedError(f"bundle: {len(data) - at} bytes left: {total} were promised")
+        pieces.append(data[at : at + total])
+        at += total
+    return pieces
