@@ -46,7 +46,7 @@ class TrainTask:
     seed: int
     adapter_config: str  # canonical JSON of adapter_config.json
     layout: str  # canonical JSON of the layout
-    merged: str = ""  # hex digest of this site's last merged update; "" for none
+    merged: tuple[str, ...] = ()  # hex digests, this site's last merged update is among them if there is one
     protocol: int = PROTOCOL
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class TrainTask:
         """
         try:
             raw = json.loads(text)
-            raw["labels"] = tuple(raw["labels"])
+            raw |= {name: tuple(raw[name]) for name in ("labels", "merged")}
             return cls(**raw)
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigError("task", text[:80], f"must be a task of protocol {PROTOCOL}: {error}") from error
@@ -96,7 +96,8 @@ class RunConfig:
     labels: str = ""  # joined by |
     rounds: int = 5
     min_sites: int = 1
-    quorum: int = 0  # replies to merge; 0: all that were asked
+    sites_per_round: int = 0  # asked in a round; 0: all that are there
+    quorum: int = 1  # updates without which a round is not merged
     round_timeout: float = 3600.0  # seconds
     join_timeout: float = 300.0  # seconds to wait for min_sites
     steps: int = 20
@@ -118,9 +119,9 @@ class RunConfig:
         for name in ("state_dir", "initial_adapter", "labels"):
             if not getattr(self, name):
                 raise ConfigError(name.replace("_", "-"), "''", "must be set in the run config")
-        for name in ("rounds", "min_sites", "round_timeout", "join_timeout", "batch_size", "lr", "max_length"):
+        for name in ("rounds", "min_sites", "quorum", "round_timeout", "join_timeout", "batch_size", "lr", "max_length"):
             _positive(name.replace("_", "-"), getattr(self, name))
-        for name in ("steps", "quorum", "server_lr", "seed"):
+        for name in ("steps", "sites_per_round", "server_lr", "seed"):
             _positive(name.replace("_", "-"), getattr(self, name), zero=True)
         for name in ("codec", "downlink_codec"):
             CodecSpec.parse(getattr(self, name), field=name.replace("_", "-"))

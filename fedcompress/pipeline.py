@@ -42,6 +42,33 @@ def encode_update(
     return pack(full, sections), decode_sections(codec, layout, sections)
 
 
+def encode_delta(
+    change: Mapping[str, Array], base: Mapping[str, Array], layout: Layout, codec: CodecSpec, header: Header
+) -> tuple[bytes, Tensors, Tensors]:
+    """A DELTA envelope from ``base`` towards ``base + change``.
+
+    Digests and codec in the header are filled in.
+
+    Returns:
+        The envelope, the decoded change, and the state that every receiver reaches.
+
+    Raises:
+        LayoutError, NonFiniteError: as ``encode_update``.
+    """
+    sections = encode_sections(codec, layout, change)
+    decoded = decode_sections(codec, layout, sections)
+    reached = add(base, decoded)
+    full = replace(
+        header,
+        kind=Kind.DELTA,
+        codec=str(codec),
+        layout_digest=layout.digest,
+        base_digest=state_digest(layout, base),
+        result_digest=state_digest(layout, reached),
+    )
+    return pack(full, sections), decoded, reached
+
+
 def decode_update(data: bytes, layout: Layout, limits: Limits | None = None) -> tuple[Envelope, Tensors]:
     """Check and decode an UPDATE or DELTA envelope.
 
@@ -72,11 +99,17 @@ def _codec_of(header: Header) -> CodecSpec:
 
 
 def encode_snapshot(
-    state: Mapping[str, Array], layout: Layout, header: Header, *, init_seed: int | None
+    state: Mapping[str, Array], layout: Layout, *, run: str, version: int, init_seed: int | None = None
 ) -> bytes:
     """A whole state: exact values, or only the seed when the seed rebuilds them."""
-    full = replace(
-        header, kind=Kind.SNAPSHOT, layout_digest=layout.digest, result_digest=state_digest(layout, state)
+    full = Header(
+        kind=Kind.SNAPSHOT,
+        run=run,
+        round=version,
+        version=version,
+        codec="",
+        layout_digest=layout.digest,
+        result_digest=state_digest(layout, state),
     )
     if init_seed is not None:
         rebuilt = seeded_init(layout, init_seed)
@@ -121,8 +154,8 @@ def decode_state(
                     f"the state before version {header.version}",
                 )
             state = add(base, decode_sections(_codec_of(header), layout, envelope.sections))
-        case Kind.UPDATE:
-            raise HeaderError("header.kind: UPDATE: must be SNAPSHOT or DELTA here")
+        case Kind.UPDATE | Kind.REPORT:
+            raise HeaderError(f"header.kind: {header.kind.name}: must be SNAPSHOT or DELTA here")
     reached = state_digest(layout, state)
     if reached != header.result_digest:
         raise MismatchError(

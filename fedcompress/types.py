@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.errors import ConfigError, LayoutError, NonFiniteError
+from fedcompress.errors import ConfigError, LayoutError, NonFiniteError, StateError
 
 Array = NDArray[np.float32]
 Tensors = dict[str, Array]
@@ -150,6 +150,27 @@ def subtract(left: Mapping[str, Array], right: Mapping[str, Array]) -> Tensors:
 def l2_norm(tensors: Iterable[Array]) -> float:
     """Euclidean norm over all tensors, in float64."""
     return math.sqrt(sum(float(np.square(t, dtype=np.float64).sum()) for t in tensors))
+
+
+def to_bytes(tensors: Mapping[str, Array]) -> bytes:
+    """Little-endian float32 of all tensors, in order, without gaps."""
+    return b"".join(np.ascontiguousarray(t, dtype="<f4").tobytes() for t in tensors.values())
+
+
+def from_bytes(data: bytes, layout: Layout) -> Tensors:
+    """Inverse of ``to_bytes`` for a layout.
+
+    Raises:
+        StateError: the size does not fit.
+    """
+    if len(data) != 4 * layout.numel:
+        raise StateError(f"state: {len(data)} bytes: the layout needs {4 * layout.numel}")
+    flat, at = np.frombuffer(data, "<f4").astype(np.float32), 0
+    out: Tensors = {}
+    for spec in layout.tensors:
+        out[spec.name] = flat[at : at + spec.numel].reshape(spec.shape)
+        at += spec.numel
+    return out
 
 
 def state_digest(layout: Layout, tensors: Mapping[str, Array]) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedcompress import bfloat
 from fedcompress.adapters.groups import group_of
@@ -73,15 +74,22 @@ def save_adapter(folder: Path, config: Mapping[str, Any], layout: Layout, tensor
     Raises:
         LayoutError: ``tensors`` does not have the layout.
     """
+    from safetensors import TensorSpec as Entry
     from safetensors import serialize
 
     layout.check(tensors, what="save_adapter")
+    stored = {t.name: _from_float32(tensors[t.name], t.dtype) for t in layout.tensors}  # alive until serialized
     entries = {
-        t.name: {"dtype": t.dtype, "shape": list(t.shape), "data": _from_float32(tensors[t.name], t.dtype)}
+        t.name: Entry(
+            dtype=t.dtype,
+            shape=list(t.shape),
+            data_ptr=stored[t.name].ctypes.data,
+            data_len=stored[t.name].nbytes,
+        )
         for t in layout.tensors
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / WEIGHTS_FILE, serialize(entries, {"format": "pt"}))
+    _replace(folder / WEIGHTS_FILE, bytes(serialize(entries, {"format": "pt"})))
     text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
     _replace(folder / CONFIG_FILE, text.encode())
 
@@ -102,11 +110,11 @@ def _to_float32(data: bytes, dtype: str) -> Array:
             return np.frombuffer(data, "<f4").astype(np.float32)
 
 
-def _from_float32(values: Array, dtype: str) -> bytes:
+def _from_float32(values: Array, dtype: str) -> NDArray[Any]:
     match dtype:
         case "bfloat16":
-            return bfloat.to_bfloat16(values).astype("<u2").tobytes()
+            return np.ascontiguousarray(bfloat.to_bfloat16(values), "<u2")
         case "float16":
-            return values.astype("<f2").tobytes()
+            return np.ascontiguousarray(values, "<f2")
         case _:
-            return values.astype("<f4").tobytes()
+            return np.ascontiguousarray(values, "<f4")

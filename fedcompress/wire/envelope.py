@@ -55,6 +55,7 @@ class Kind(IntEnum):
     UPDATE = 1
     DELTA = 2
     SNAPSHOT = 3
+    REPORT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,7 @@ class Header:
             Kind.UPDATE: ("base_digest", "layout_digest"),
             Kind.DELTA: ("base_digest", "result_digest", "layout_digest"),
             Kind.SNAPSHOT: ("result_digest", "layout_digest"),
+            Kind.REPORT: ("base_digest", "layout_digest"),
         }[self.kind]
         for name in ("base_digest", "result_digest", "layout_digest", "base_fingerprint", "adapter_digest"):
             size = len(getattr(self, name))

@@ -1,0 +1,1 @@
+"""Local training: model, data, engine, loop; runs in the ranks of a worker."""

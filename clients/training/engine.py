@@ -1,0 +1,117 @@
+"""DeepSpeed, kept warm: one engine for many rounds. The only importer of deepspeed.
+
+``deepspeed.initialize`` is called directly: accelerate's DeepSpeed path does not shard data
+on a CPU. Client optimizers run on ZeRO's flat shards, so they must be elementwise.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+
+from clients.site import Engine
+from fedcompress.adapters.classifier import trainable
+from fedcompress.config import TrainTask
+from fedcompress.errors import ConfigError
+from fedcompress.optim import build
+from fedcompress.types import Tensors
+
+CLIP = 1.0  # global gradient norm
+
+
+def init_distributed() -> tuple[int, int]:
+    """Join the process group; returns rank and world size.
+
+    On a CPU DeepSpeed compiles a shared-memory all-reduce at every start, which needs a
+    compiler and half a minute; gloo does the same for the small messages of adapters.
+    """
+    from datetime import timedelta
+
+    import deepspeed
+    import torch
+
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "gloo":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(hours=1), verbose=False)
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def micro_batches(task: TrainTask, engine: Engine) -> tuple[int, int]:
+    """Examples a rank handles at once, and accumulation steps.
+
+    Raises:
+        ConfigError: the global batch does not divide by the ranks.
+    """
+    per_rank, rest = divmod(task.batch_size, engine.ranks)
+    if rest or not per_rank:
+        raise ConfigError("task.batch_size", task.batch_size, f"must be a multiple of engine.ranks, {engine.ranks}")
+    micro = math.gcd(per_rank, engine.micro_batch) if per_rank > engine.micro_batch else per_rank
+    return micro, per_rank // micro
+
+
+class WarmEngine:
+    """A DeepSpeed engine whose trainable state is set and read round by round."""
+
+    def __init__(self, model: Any, site: Engine, task: TrainTask) -> None:
+        import deepspeed
+
+        self.micro, self.accumulation = micro_batches(task, site)
+        optimizer = build(task.optimizer, [p for p in model.parameters() if p.requires_grad], lr=task.lr)
+        self.stage = site.zero_stage
+        self.engine, self._outer, _, _ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config={
+                "train_micro_batch_size_per_gpu": self.micro,
+                "gradient_accumulation_steps": self.accumulation,
+                "gradient_clipping": CLIP,
+                "zero_optimization": {"stage": self.stage},
+                "zero_allow_untested_optimizer": True,
+                "steps_per_print": 1 << 30,
+            },
+        )
+        self._inner = optimizer
+        self._parameters = trainable(self.engine.module)
+
+    def _gathered(self, *, write: bool) -> AbstractContextManager[Any]:
+        if self.stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        modifier = 0 if write else None
+        return deepspeed.zero.GatheredParameters(list(self._parameters.values()), modifier_rank=modifier)
+
+    def begin(self, state: Tensors, lr: float) -> None:
+        """Set the trainable tensors, forget optimizer state, set the learning rate.
+
+        All ranks call it. Master copies and ZeRO's partitions follow.
+        """
+        import torch
+
+        with self._gathered(write=True), torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.data.copy_(torch.from_numpy(state[name]))
+        refresh = getattr(self._outer, "refresh_fp32_params", None)
+        if refresh is not None:
+            refresh()
+        self._inner.state.clear()
+        for group in self._inner.param_groups:
+            group["lr"] = lr
+        self.engine.zero_grad()
+
+    def read(self) -> Tensors:
+        """The trainable tensors, whole, float32. All ranks call it."""
+        with self._gathered(write=False):
+            return {
+                name: np.ascontiguousarray(p.detach().float().cpu().numpy()).copy()
+                for name, p in self._parameters.items()
+            }
+
+    def step(self, loss: Any) -> None:
+        """Backward and, at the accumulation boundary, one optimizer step."""
+        self.engine.backward(loss)
+        self.engine.step()

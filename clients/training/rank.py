@@ -1,0 +1,83 @@
+"""A training rank: attends its worker, runs jobs, ends when the worker does.
+
+Started by torchrun's elastic API as ``python -m clients.training.rank``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from clients.site import SiteConfig
+from fedcompress.config import TrainTask
+from fedcompress.errors import FedCompressError, MismatchError, TrainingError
+from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
+
+LOG = logging.getLogger("fedcompress.rank")
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    import grpc
+
+    if sys.platform == "linux":  # no rank outlives its worker, even inside a collective
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    rank = int(os.environ["RANK"])
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(message)s")
+    site = SiteConfig.load(Path(os.environ["FEDCOMPRESS_SITE_TOML"]))
+    import peft  # noqa: F401  imported now, while Flower starts, instead of in the first round
+    import torch
+    import transformers  # noqa: F401
+
+    torch.set_num_threads(site.engine.threads)
+    from clients.training.engine import init_distributed
+    from clients.training.loop import Trainer
+
+    rank, world = init_distributed()
+    trainer = Trainer(site, rank, world)
+    with grpc.insecure_channel(f"unix:{os.environ['FEDCOMPRESS_WORKER_SOCKET']}") as channel:
+        stub = worker_pb2_grpc.RanksStub(channel)
+        LOG.info("ready: pid %d, world %d", os.getpid(), world)
+        try:
+            for command in stub.Attend(worker_pb2.RankHello(rank=rank, pid=os.getpid())):
+                _run(stub, trainer, rank, command)
+        except grpc.RpcError as error:
+            LOG.info("the worker is gone: %s", error.code())
+    return 0
+
+
+def _run(stub: Any, trainer: Any, rank: int, command: Any) -> None:
+    """One job; whatever goes wrong is reported, and the group starts afresh."""
+
+    def report(**fields: Any) -> None:
+        stub.Report(worker_pb2.RankReport(rank=rank, id=command.id, **fields))
+
+    def progress(**fields: Any) -> None:
+        if rank == 0:
+            report(progress=worker_pb2.Progress(**fields))
+
+    try:
+        job = json.loads(command.job_json)
+        task = TrainTask.from_json(json.dumps(job["task"]))
+        result = trainer.run(task, Path(job["published"]), Path(job["out"]), progress)
+    except FedCompressError as error:
+        code = error.code if isinstance(error, MismatchError | TrainingError) else type(error).__name__
+        LOG.error("job failed: %s", error)
+        report(error=f"{code}: {error}")
+    except Exception as error:
+        LOG.exception("job failed")
+        report(error=f"rank-failed: {type(error).__name__}: {error}")
+        raise  # ranks may now disagree: the elastic agent restarts the group
+    else:
+        report(result_json=json.dumps(result))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

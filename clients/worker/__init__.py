@@ -1,0 +1,1 @@
+"""The warm worker of a site: gRPC service, rank launcher, durable session."""

@@ -1,0 +1,97 @@
+"""The ranks that attend a worker: commands out, reports in.
+
+A rank waits for commands on a gRPC stream, not in a collective, so it can idle for days
+without a timeout, and it sees the stream break when the worker dies.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from fedcompress.errors import TrainingError
+from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
+
+Report = worker_pb2.RankReport
+
+
+class RankHub(worker_pb2_grpc.RanksServicer):
+    """Hands one job at a time to all ranks, and collects what they report."""
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+        self._changed = threading.Condition()
+        self._attending: dict[int, tuple[int, queue.Queue[str]]] = {}  # rank -> pid, commands
+        self._job = 0
+        self._reports: queue.Queue[Report] | None = None
+
+    @property
+    def ready(self) -> int:
+        """Ranks that wait for commands."""
+        return len(self._attending)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the attending ranks, by rank."""
+        with self._changed:
+            return [pid for _, (pid, _) in sorted(self._attending.items())]
+
+    def Attend(self, request: worker_pb2.RankHello, context: Any) -> Iterator[worker_pb2.RankCommand]:  # noqa: N802
+        """Stream of commands to one rank, for as long as both live."""
+        commands: queue.Queue[str] = queue.Queue()
+        with self._changed:
+            self._attending[request.rank] = (request.pid, commands)
+            self._changed.notify_all()
+        context.add_callback(lambda: self._leave(request.rank, commands))
+        while context.is_active():
+            try:
+                job = commands.get(timeout=1.0)
+            except queue.Empty:
+                continue
+            yield worker_pb2.RankCommand(id=self._job, job_json=job)
+
+    def _leave(self, rank: int, commands: queue.Queue[str]) -> None:
+        with self._changed:
+            if self._attending.get(rank, (0, None))[1] is not commands:
+                return
+            del self._attending[rank]
+            if self._reports is not None:
+                self._reports.put(Report(rank=rank, id=self._job, error="rank-died: the rank's process ended"))
+            self._changed.notify_all()
+
+    def Report(self, request: Report, context: Any) -> worker_pb2.RankAck:  # noqa: N802
+        """Progress, result or error of one rank."""
+        with self._changed:
+            if self._reports is not None and request.id == self._job:
+                self._reports.put(request)
+        return worker_pb2.RankAck()
+
+    def run(self, job_json: str, *, start_timeout: float) -> Iterator[Report]:
+        """Run one job on all ranks; yields rank 0's progress, then every rank's result.
+
+        Raises:
+            TrainingError: ``ranks-not-ready``, ``rank-died`` or what a rank reported.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.ready == self.ranks, start_timeout):
+                raise TrainingError("ranks-not-ready", f"{self.ready} of {self.ranks} ranks after {start_timeout:.0f} s")
+            self._job += 1
+            reports = self._reports = queue.Queue()
+            for _, commands in self._attending.values():
+                commands.put(job_json)
+        waiting = set(range(self.ranks))
+        try:
+            while waiting:
+                report = reports.get()
+                if report.error:
+                    code, _, message = report.error.partition(": ")
+                    raise TrainingError(code, f"rank {report.rank}: {message}")
+                if report.result_json:
+                    waiting.discard(report.rank)
+                if report.result_json or report.rank == 0:
+                    yield report
+        finally:
+            with self._changed:
+                self._reports = None

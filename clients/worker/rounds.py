@@ -1,0 +1,116 @@
+"""One round at a site: receive, train, encode, commit. No networking in this file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from clients.site import SiteConfig
+from clients.worker.hub import RankHub
+from clients.worker.session import Held, Session
+from fedcompress.adapters import adapter_digest, base_fingerprint, load_adapter, save_adapter
+from fedcompress.codecs import CodecSpec, Feedback
+from fedcompress.config import TrainTask
+from fedcompress.pipeline import encode_update
+from fedcompress.privacy import clip_update
+from fedcompress.types import Layout, subtract
+from fedcompress.wire import Header, Kind, pack
+
+START_TIMEOUT = 300.0  # seconds for the ranks to import and load
+OnProgress = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Bytes for the coordinator, and whether they came from the outbox."""
+
+    payload: bytes
+    replayed: bool
+
+
+class RoundRunner:
+    """Runs rounds for one site, one at a time."""
+
+    def __init__(self, site: SiteConfig, session: Session, hub: RankHub) -> None:
+        self._site = site
+        self._session = session
+        self._hub = hub
+        self._work = site.state_dir / "work"
+        shutil.rmtree(self._work, ignore_errors=True)
+        self._work.mkdir(parents=True)
+        self._fingerprint = base_fingerprint(site.model)
+
+    def run(self, task: TrainTask, bundle: bytes, progress: OnProgress) -> Reply:
+        """The reply to ``task``; from the outbox if this round was done before.
+
+        Raises:
+            WireError, MismatchError: the downlink does not fit.
+            TrainingError: a rank failed.
+            StateError: the session is corrupt.
+        """
+        layout = Layout.from_json(task.layout)
+        held = self._session.receive(task.run, layout, bundle)
+        base = held.digest
+        returned = self._session.settle(task.run, task.round, base, task.merged)
+        if returned:
+            progress(phase="settle", text=f"{returned} unmerged update(s) returned to the residual")
+        stored = self._session.replay(task.run, task.round, base) if task.steps else None
+        if stored is not None:
+            progress(phase="replay", text=f"round {task.round} was done before: answered from the outbox")
+            return Reply(stored, replayed=True)
+        metrics = self._train(task, held, progress)
+        examples = int(metrics.pop("train_examples"))
+        header = Header(
+            kind=Kind.UPDATE if task.steps else Kind.REPORT,
+            run=task.run,
+            site=self._site.name,
+            round=task.round,
+            version=held.version,
+            base_digest=base,
+            layout_digest=layout.digest,
+            base_fingerprint=self._fingerprint,
+            adapter_digest=adapter_digest(json.loads(task.adapter_config)),
+            codec="",
+            examples=examples,
+            metrics=metrics,
+        )
+        if not task.steps:
+            return Reply(pack(header, ()), replayed=False)
+        return Reply(self._encode(task, header, progress), replayed=False)
+
+    def _train(self, task: TrainTask, held: Held, progress: OnProgress) -> dict[str, float]:
+        """Metrics of rank 0; leaves the trained tensors in the work folder."""
+        shutil.rmtree(self._work / "trained", ignore_errors=True)
+        config = json.loads(task.adapter_config)
+        save_adapter(self._work / "published", config, held.layout, held.state)
+        job = {"task": asdict(task), "published": str(self._work / "published"), "out": str(self._work / "trained")}
+        metrics: dict[str, float] = {}
+        for report in self._hub.run(json.dumps(job), start_timeout=START_TIMEOUT):
+            if report.result_json and report.rank == 0:
+                metrics = json.loads(report.result_json)
+            elif not report.result_json:
+                note = report.progress
+                progress(phase=note.phase, step=note.step, steps=note.steps, loss=note.loss, text=note.text)
+        return metrics
+
+    def _encode(self, task: TrainTask, header: Header, progress: OnProgress) -> bytes:
+        """Delta plus residual to an envelope; commits outbox and residual."""
+        started = time.monotonic()
+        held = self._session.held(task.run)
+        assert held is not None
+        trained = load_adapter(self._work / "trained").tensors
+        delta = subtract({n: trained[n] for n in held.state}, held.state)
+        if self._site.max_update_norm > 0:
+            delta, _ = clip_update(delta, self._site.max_update_norm)
+        feedback = Feedback(decay=task.feedback)
+        target = feedback.target(delta, held.residual)
+        payload, decoded = encode_update(target, held.layout, CodecSpec.parse(task.codec), header)
+        self._session.commit(
+            task.run, task.round, header.base_digest, payload, feedback.residual(target, decoded)
+        )
+        seconds = time.monotonic() - started
+        progress(phase="encode", text=f"{len(payload)} bytes in {seconds:.2f} s, committed to the outbox")
+        return payload

@@ -1,0 +1,167 @@
+"""The worker's gRPC service on a Unix socket.
+
+A round runs in its own thread: when the ClientApp that asked for it dies, the round goes
+on, and the same request attaches to it again, or is answered from the outbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from clients.site import SiteConfig
+from clients.worker.hub import RankHub
+from clients.worker.rounds import Reply, RoundRunner
+from clients.worker.session import Session
+from fedcompress.config import TrainTask
+from fedcompress.errors import AdmissionError, FedCompressError, LimitError, MismatchError, TrainingError
+from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
+
+LOG = logging.getLogger("fedcompress.worker")
+CHUNK = 1 << 20  # bytes
+MAX_PAYLOAD = 1 << 36  # bytes
+Event = worker_pb2.TrainEvent
+
+
+class _Round(threading.Thread):
+    """One running round; any number of callers may follow its events."""
+
+    def __init__(self, runner: RoundRunner, task: TrainTask, bundle: bytes) -> None:
+        super().__init__(name=f"round-{task.round}", daemon=True)
+        self.task = task
+        self.model_load = False
+        self._runner = runner
+        self._bundle = bundle
+        self._changed = threading.Condition()
+        self._events: list[Event] = []
+        self.reply: Reply | None = None
+        self.failure: worker_pb2.Failure | None = None
+
+    def run(self) -> None:
+        try:
+            reply = self._runner.run(self.task, self._bundle, self._progress)
+        except FedCompressError as error:
+            LOG.warning("round %d failed: %s", self.task.round, error)
+            self._finish(failure=_failure(error))
+        except Exception as error:  # the round's thread is the last place that can report it
+            LOG.exception("round %d failed", self.task.round)
+            self._finish(failure=worker_pb2.Failure(code="internal", message=f"{type(error).__name__}: {error}"))
+        else:
+            self._finish(reply=reply)
+
+    def _progress(self, **fields: Any) -> None:
+        note = worker_pb2.Progress(**fields)
+        LOG.info("round %d: %s %d/%d loss %.4f %s", self.task.round, note.phase, note.step, note.steps, note.loss, note.text)
+        with self._changed:
+            self._events.append(Event(progress=note))
+            self._changed.notify_all()
+
+    def _finish(self, reply: Reply | None = None, failure: worker_pb2.Failure | None = None) -> None:
+        with self._changed:
+            self.reply, self.failure = reply, failure
+            self._changed.notify_all()
+
+    @property
+    def phase(self) -> str:
+        """Phase of the last progress note."""
+        return self._events[-1].progress.phase if self._events else "receive"
+
+    def follow(self) -> Iterator[Event]:
+        """All progress so far and to come, then the reply in chunks, or the failure."""
+        seen = 0
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._events) > seen or self.reply or self.failure)
+                fresh, seen = self._events[seen:], len(self._events)
+                reply, failure = self.reply, self.failure
+            yield from fresh
+            if failure is not None:
+                yield Event(failure=failure)
+                return
+            if reply is not None:
+                size = len(reply.payload)
+                yield Event(reply=worker_pb2.ReplyHeader(payload_size=size, replayed=reply.replayed))
+                for at in range(0, size, CHUNK):
+                    yield Event(chunk=reply.payload[at : at + CHUNK])
+                return
+
+
+def _failure(error: FedCompressError) -> worker_pb2.Failure:
+    coded = isinstance(error, MismatchError | TrainingError | AdmissionError)
+    code = error.code if coded else type(error).__name__  # type: ignore[attr-defined]
+    return worker_pb2.Failure(code=code, message=str(error))
+
+
+class WorkerService(worker_pb2_grpc.WorkerServicer):
+    """Train, Status and Stop."""
+
+    def __init__(self, site: SiteConfig, session: Session, hub: RankHub) -> None:
+        self._site = site
+        self._hub = hub
+        self._runner = RoundRunner(site, session, hub)
+        self._lock = threading.Lock()
+        self._current: _Round | None = None
+
+    def Train(self, request_iterator: Iterator[worker_pb2.TrainRequest], context: Any) -> Iterator[Event]:  # noqa: N802
+        """Run the round, or attach to it if it is running already."""
+        try:
+            task, bundle = _read_request(request_iterator)
+        except FedCompressError as error:
+            yield Event(failure=_failure(error))
+            return
+        with self._lock:
+            current = self._current
+            if current is None or not current.is_alive():
+                current = self._current = _Round(self._runner, task, bundle)
+                current.start()
+        if current.task != task:
+            message = f"round {current.task.round} of run {current.task.run} is still running"
+            yield Event(failure=worker_pb2.Failure(code="busy", message=message))
+            return
+        yield from current.follow()
+
+    def Status(self, request: worker_pb2.StatusRequest, context: Any) -> worker_pb2.StatusReply:  # noqa: N802
+        """What the worker is doing."""
+        import psutil
+
+        current = self._current
+        alive = current is not None and current.is_alive()
+        return worker_pb2.StatusReply(
+            site=self._site.name,
+            pid=os.getpid(),
+            phase=current.phase if alive and current else "idle",
+            run=current.task.run if current else "",
+            round=current.task.round if current else 0,
+            ranks_ready=self._hub.ready,
+            ranks=self._hub.ranks,
+            last_error=current.failure.message if current and current.failure else "",
+            rss_bytes=psutil.Process().memory_info().rss,
+        )
+
+    def Stop(self, request: worker_pb2.StopRequest, context: Any) -> worker_pb2.StopReply:  # noqa: N802
+        """End the worker and its ranks."""
+        context.add_callback(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        return worker_pb2.StopReply()
+
+
+def _read_request(requests: Iterator[worker_pb2.TrainRequest]) -> tuple[TrainTask, bytes]:
+    head = next(requests, None)
+    if head is None or not head.HasField("task"):
+        raise TrainingError("bad-request", "request: its first item must be the task")
+    size = head.task.payload_size
+    if size > MAX_PAYLOAD:
+        raise LimitError(f"request.payload_size: {size}: at most {MAX_PAYLOAD}")
+    task = TrainTask.from_json(head.task.task_json)
+    parts, total = [], 0
+    for item in requests:
+        total += len(item.chunk)
+        if total > size:
+            raise LimitError(f"request: more than the {size} bytes that were promised")
+        parts.append(item.chunk)
+    if total != size:
+        raise TrainingError("bad-request", f"request: {total} bytes: {size} were promised")
+    return task, b"".join(parts)

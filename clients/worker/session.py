@@ -1,0 +1,179 @@
+"""What a site must not lose: published state, residual and outbox, in one transaction.
+
+SQLite rows point at content-addressed blobs. A round is committed by one transaction that
+holds the reply and the residual that goes with it; killed before, the round is done again;
+killed after, the reply is answered from the outbox.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedcompress.blobs import BlobStore
+from fedcompress.codecs import Feedback
+from fedcompress.errors import MismatchError
+from fedcompress.pipeline import check_layout, decode_state, decode_update
+from fedcompress.types import Layout, Tensors, from_bytes, state_digest, to_bytes, zeros
+from fedcompress.wire import Kind, Limits, digest_of, split_bundle, unpack
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS run (
+  run TEXT PRIMARY KEY, layout TEXT NOT NULL, version INTEGER NOT NULL,
+  state TEXT NOT NULL, residual TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS outbox (
+  run TEXT NOT NULL, round INTEGER NOT NULL, base_digest TEXT NOT NULL, digest TEXT NOT NULL,
+  blob TEXT NOT NULL, status TEXT NOT NULL CHECK (status IN ('open', 'merged', 'returned')),
+  PRIMARY KEY (run, round));
+"""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What the site holds of a run."""
+
+    layout: Layout
+    version: int
+    state: Tensors
+    residual: Tensors
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of the published state."""
+        return state_digest(self.layout, self.state)
+
+
+class Session:
+    """Durable state of one site; used by one worker at a time, which holds the lease."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._blobs = BlobStore(folder / "blobs")
+        self._db = sqlite3.connect(folder / "session.db", isolation_level=None, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+        rows = self._db.execute("SELECT state, residual FROM run UNION ALL SELECT blob, blob FROM outbox")
+        self._blobs.keep_only(name for row in rows for name in row)
+
+    def held(self, run: str) -> Held | None:
+        """What is held of ``run``, or None.
+
+        Raises:
+            StateError: a blob is missing or changed.
+        """
+        row = self._db.execute("SELECT layout, version, state, residual FROM run WHERE run=?", (run,)).fetchone()
+        if row is None:
+            return None
+        layout = Layout.from_json(row[0])
+        return Held(layout, row[1], *(from_bytes(self._blobs.get(name), layout) for name in row[2:]))
+
+    def receive(self, run: str, layout: Layout, bundle: bytes) -> Held:
+        """Advance the published state along the envelopes of a downlink.
+
+        Starts at the last envelope that fits: one that begins at the state held, or a
+        snapshot. A downlink that ends where the site already is changes nothing.
+
+        Raises:
+            WireError: malformed bytes.
+            MismatchError: no envelope fits, or the digest reached is not the sender's.
+        """
+        held = self.held(run)
+        if held is not None and held.layout != layout:
+            raise MismatchError("layout-mismatch", f"run {run}: has begun with another layout: use a new run name")
+        limits = Limits.for_numel(layout.numel)
+        pieces = split_bundle(bundle, limits)
+        headers = [unpack(piece, limits).header for piece in pieces]
+        for header in headers:
+            check_layout(header, layout)
+        here = held.digest if held is not None else b""
+        if held is not None and (not headers or headers[-1].result_digest == here):
+            return held
+        fits = [i for i, h in enumerate(headers) if h.kind is Kind.SNAPSHOT or (here and h.base_digest == here)]
+        if not fits:
+            have = f"version {held.version}" if held is not None else "nothing"
+            raise MismatchError("base-digest", f"downlink: this site holds {have}: no envelope starts there")
+        state = held.state if held is not None else None
+        for piece in pieces[fits[-1] :]:
+            _, state = decode_state(piece, layout, state, limits)
+        assert state is not None
+        residual = held.residual if held is not None else zeros(layout)
+        self._save(run, layout, headers[-1].version, state, residual)
+        return Held(layout, headers[-1].version, state, residual)
+
+    def settle(self, run: str, round_: int, base_digest: bytes, merged: Sequence[str]) -> int:
+        """Close the outbox but for a reply to this very request; unmerged updates return to the residual.
+
+        Args:
+            run: run name.
+            round_: the round asked for now.
+            base_digest: the published state that it starts from.
+            merged: hex digests; this site's last merged update is among them.
+
+        Returns:
+            How many updates were returned.
+        """
+        held = self.held(run)
+        rows = self._db.execute(
+            "SELECT round, digest, blob FROM outbox WHERE run=? AND status='open'"
+            " AND NOT (round=? AND base_digest=?) ORDER BY round",
+            (run, round_, base_digest.hex()),
+        ).fetchall()
+        if held is None or not rows:
+            return 0
+        residual, returned = held.residual, 0
+        for _, digest, blob in rows:
+            if digest not in merged:
+                _, update = decode_update(self._blobs.get(blob), held.layout)
+                residual = Feedback().give_back(residual, update)
+                returned += 1
+        with self._transaction():
+            for number, digest, _ in rows:
+                status = "merged" if digest in merged else "returned"
+                self._db.execute("UPDATE outbox SET status=? WHERE run=? AND round=?", (status, run, number))
+            name = self._blobs.put(to_bytes(residual))
+            self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
+        return returned
+
+    def replay(self, run: str, round_: int, base_digest: bytes) -> bytes | None:
+        """The reply to a round that was already done from the same state, or None."""
+        row = self._db.execute(
+            "SELECT blob FROM outbox WHERE run=? AND round=? AND base_digest=? AND status='open'",
+            (run, round_, base_digest.hex()),
+        ).fetchone()
+        return self._blobs.get(row[0]) if row is not None else None
+
+    def commit(self, run: str, round_: int, base_digest: bytes, envelope: bytes, residual: Tensors) -> None:
+        """Store a reply and the residual that goes with it, atomically."""
+        blob, rest = self._blobs.put(envelope), self._blobs.put(to_bytes(residual))
+        with self._transaction():
+            self._db.execute("DELETE FROM outbox WHERE run=? AND status!='open' AND round<?", (run, round_ - 8))
+            self._db.execute(
+                "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?, 'open')",
+                (run, round_, base_digest.hex(), digest_of(envelope).hex(), blob),
+            )
+            self._db.execute("UPDATE run SET residual=? WHERE run=?", (rest, run))
+
+    def _save(self, run: str, layout: Layout, version: int, state: Tensors, residual: Tensors) -> None:
+        names = self._blobs.put(to_bytes(state)), self._blobs.put(to_bytes(residual))
+        with self._transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?)", (run, layout.to_json(), version, *names)
+            )

@@ -1,0 +1,59 @@
+"""``fedcompress demo``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="demo")(demo)
+
+
+def demo(
+    rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 5,
+    sites: Annotated[int, typer.Option(help="Sites, each a hospital with its own questions (1 to 8).")] = 3,
+    codec: Annotated[str, typer.Option(help="Codec spec or preset, see `fedcompress codecs`.")] = "lora-ternary",
+    downlink_codec: Annotated[str, typer.Option(help="Codec towards the sites; default: the same.")] = "",
+    rule: Annotated[str, typer.Option(help="Merge rule, see `fedcompress rules`.")] = "lora-ridge",
+    steps: Annotated[int, typer.Option(help="Optimizer steps a site makes in a round.")] = 20,
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    task: Annotated[str, typer.Option(help="What is learnt.")] = "medmcqa-department",
+    port: Annotated[int, typer.Option(help="Port of the SuperLink; 0 takes a free one.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for result.json, accuracy.png and adapter/.")] = Path("demo-out"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print result.json on stdout, progress on stderr.")] = False,
+) -> None:
+    """Fine-tune across sites on this machine: real SuperLink, SuperNodes, ZeRO ranks and weights.
+
+    Examples:
+
+      fedcompress demo
+
+      fedcompress demo --codec none --out demo-plain
+
+      fedcompress demo --rounds 10 --codec "topk(density=0.05)|ternary; head: int(bits=4)" --json
+    """
+    from fedcompress.demo.run import DemoOptions, run_demo
+    from fedcompress.demo.view import DemoView
+
+    options = DemoOptions(
+        out=out,
+        task=task,
+        rounds=rounds,
+        sites=sites,
+        codec=codec,
+        downlink_codec=downlink_codec,
+        rule=rule,
+        steps=steps,
+        seed=seed,
+        port=port,
+    )
+    with DemoView(options) as view:
+        result: dict[str, Any] = run_demo(options, view.on_event)
+    if as_json:
+        print(json.dumps(result))
+    view.summary(result)

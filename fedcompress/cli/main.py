@@ -1,0 +1,45 @@
+"""``fedcompress``: the root command, and how errors are shown."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from fedcompress.cli import demo, experiment, files, tables, worker
+from fedcompress.errors import ConfigError, FedCompressError, LockedError, MissingPackageError
+
+app = typer.Typer(
+    name="fedcompress",
+    help="Compressed federated fine-tuning for Flower, PEFT and DeepSpeed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+demo.register(app)
+experiment.register(app)
+files.register(app)
+tables.register(app)
+worker.register(app)
+
+DEBUG = "--debug"
+
+
+def main() -> None:
+    """Run a command: exit 0 on success, 2 on bad input, 1 on other failures, 130 on Ctrl-C."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    debug = DEBUG in sys.argv
+    args = [a for a in sys.argv[1:] if a != DEBUG]
+    try:
+        app(args=args, standalone_mode=True)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        raise SystemExit(130) from None
+    except FedCompressError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        bad_input = isinstance(error, ConfigError | LockedError | MissingPackageError)
+        raise SystemExit(2 if bad_input else 1) from None

@@ -1,0 +1,85 @@
+"""``fedcompress codecs``, ``rules``, ``optimizers``, ``adapters``: the literal tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(name="codecs")(codecs)
+    app.command(name="rules")(rules)
+    app.command(name="optimizers")(optimizers)
+    app.command(name="adapters")(adapters)
+
+
+def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    out = []
+    for name, row in table.items():
+        entry: dict[str, Any] = {"name": name}
+        for field in fields(row):
+            value = getattr(row, field.name)
+            if field.name == "config":
+                known = fields(value) if value is not None and is_dataclass(value) else ()
+                entry["parameters"] = {f.name: "required" if f.default is _missing() else f.default for f in known}
+            elif value != "":
+                entry[field.name] = value
+        out.append(entry)
+    return out
+
+
+def _missing() -> object:
+    from dataclasses import MISSING
+
+    return MISSING
+
+
+def _show(table: Mapping[str, Any], as_json: bool) -> None:
+    rows = _rows(table)
+    if as_json:
+        print(json.dumps(rows))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for row in rows:
+        console.print(f"[bold]{row.pop('name')}[/bold]", highlight=False)
+        for key, value in row.items():
+            text = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+            if text != "":
+                console.print(f"  {key:<12} {text}", markup=False, highlight=False)
+
+
+def codecs(as_json: Json = False) -> None:
+    """Codec stages and presets: parameters, law, paper."""
+    from fedcompress.codecs import CODECS
+
+    _show(CODECS, as_json)
+
+
+def rules(as_json: Json = False) -> None:
+    """Merge rules: parameters, law, memory, identity, paper."""
+    from fedcompress.merging import RULES
+
+    _show(RULES, as_json)
+
+
+def optimizers(as_json: Json = False) -> None:
+    """Local optimizers: state bytes per parameter, placement, paper."""
+    from fedcompress.optim import OPTIMIZERS
+
+    _show(OPTIMIZERS, as_json)
+
+
+def adapters(as_json: Json = False) -> None:
+    """PEFT types and the merge rule that fits them."""
+    from fedcompress.adapters.groups import ADAPTERS
+
+    _show(ADAPTERS, as_json)

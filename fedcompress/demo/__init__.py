@@ -1,0 +1,1 @@
+"""The whole system on loopback, from one command."""

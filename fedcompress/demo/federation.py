@@ -1,0 +1,147 @@
+"""A SuperLink, SuperNodes and warm workers on loopback, and one run on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedcompress.demo.processes import ProcessGroup, free_port, listening, script, wait_until
+from fedcompress.errors import ProcessError
+
+START_TIMEOUT = 120.0  # seconds
+
+
+def app_folder() -> Path:
+    """The Flower app: the folder with clients/, server/ and pyproject.toml.
+
+    Raises:
+        ProcessError: fedcompress is installed without its sources.
+    """
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / "clients" / "app.py").is_file() or not (folder / "pyproject.toml").is_file():
+        raise ProcessError(f"app: {folder}: must hold clients/ and server/: run this from a checkout of fedcompress")
+    return folder
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Variables for all processes: no telemetry, no update check, no installs, one thread each."""
+    scripts = str(Path(sys.executable).parent)
+    return {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu"),
+        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
+    }
+
+
+@dataclass
+class Federation:
+    """Everything that runs on this machine for one run.
+
+    Args:
+        folder: for Flower's files and all logs.
+        sites: site name to its site.toml.
+        port: of the SuperLink; 0 takes a free one.
+        via: maps the SuperLink's address to the one that SuperNodes are given; a test puts
+            a counting proxy between.
+    """
+
+    folder: Path
+    sites: Mapping[str, Path]
+    port: int = 0
+    via: Callable[[str], str] = lambda address: address
+    warm: bool = True
+    group: ProcessGroup = field(init=False)
+
+    def __post_init__(self) -> None:
+        home = self.folder / "flower"
+        home.mkdir(parents=True, exist_ok=True)
+        self.port = self.port or free_port()
+        self.group = ProcessGroup(self.folder / "logs", environment(home))
+        config = f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+        (home / "config.toml").write_text(config)
+
+    def __enter__(self) -> Federation:
+        self.group.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.group.__exit__(*error)
+
+    def start(self) -> None:
+        """Start SuperLink, workers and SuperNodes.
+
+        Raises:
+            ProcessError: one of them did not come up.
+        """
+        address = f"127.0.0.1:{self.port}"
+        command = [script("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(self.port)]
+        self.group.start("superlink", command, cwd=self.folder)
+        for name in self.sites if self.warm else ():
+            self.start_worker(name)
+        wait_until(
+            lambda: listening(self.port), timeout=START_TIMEOUT, what="superlink", alive=lambda: self.group.check("superlink")
+        )
+        for name in self.sites:
+            self.start_node(name, self.via(address))
+
+    def start_worker(self, name: str) -> None:
+        """Start a site's warm worker by hand, so that it loads while Flower starts."""
+        command = [sys.executable, "-m", "clients.worker.main", "--site", self.sites[name], "--owner", str(os.getpid())]
+        self.group.start(f"worker-{name}", command, cwd=app_folder())
+
+    def start_node(self, name: str, address: str) -> None:
+        """Start a site's SuperNode."""
+        command: list[str | Path] = [script("flower-supernode"), "--insecure", "--superlink", address]
+        command += ["--port", str(free_port()), "--node-config", f'site-config="{self.sites[name]}"']
+        self.group.start(f"supernode-{name}", command, cwd=self.folder)
+
+    def submit(self, run_config: Mapping[str, Any]) -> None:
+        """Start ``flwr run`` with these overrides of the app's run config."""
+        path = self.folder / "run-config.toml"
+        path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in run_config.items()))
+        command = [script("flwr"), "run", app_folder(), "local", "--stream", "--run-config", path]
+        self.group.start("run", command, cwd=self.folder)
+
+    def events(self, path: Path, *, timeout: float) -> Iterator[dict[str, Any]]:
+        """Events of the coordinator as they come, up to ``finished`` or ``failed``.
+
+        Raises:
+            ProcessError: a process ended early, or nothing finished in time.
+        """
+        deadline, at = time.monotonic() + timeout, 0
+        while True:
+            data = path.read_bytes() if path.exists() else b""
+            end = data.rfind(b"\n") + 1
+            for line in data[at:end].splitlines():
+                event = json.loads(line)
+                yield event
+                if event["event"] in ("finished", "failed"):
+                    return
+            at = end
+            self.group.check("superlink", *(f"supernode-{name}" for name in self.sites))
+            if time.monotonic() > deadline:
+                raise ProcessError(f"run: not finished after {timeout:.0f} s (see {self.folder / 'logs'})")
+            self._check_submission(at)
+            time.sleep(0.2)
+
+    def _check_submission(self, seen: int) -> None:
+        """``flwr run`` may end when the run does, but not before the coordinator has spoken."""
+        if not seen:
+            try:
+                self.group.check("run")
+            except ProcessError as error:
+                raise ProcessError(f"flwr run: {error}") from error

@@ -1,0 +1,91 @@
+"""A grid of demo runs from a TOML file, resumable: cells that have a result are kept.
+
+    [fixed]
+    rounds = 5
+
+    [grid]
+    codec = ["none", "lora-ternary"]
+    seed = [0, 1, 2]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fedcompress.demo.run import DemoOptions, run_demo
+from fedcompress.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Options that are fixed, and options with a list of values."""
+
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = {f.name for f in fields(DemoOptions)} - {"out", "port"}
+        for name in (*self.fixed, *self.grid):
+            if name not in known:
+                raise ConfigError(f"grid.{name}", name, f"unknown option: must be one of {sorted(known)}")
+        for name, values in self.grid.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"grid.{name}", values, "must be a list with at least one value")
+
+    @classmethod
+    def load(cls, path: Path) -> Grid:
+        """Read a grid file.
+
+        Raises:
+            ConfigError: unreadable, an unknown section or option.
+        """
+        try:
+            raw = tomllib.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError("GRID", path, f"must be a readable TOML file: {error}") from error
+        if unknown := sorted(set(raw) - {"fixed", "grid"}):
+            raise ConfigError("GRID", unknown, "unknown section: must be [fixed] or [grid]")
+        return cls(**raw)
+
+    def cells(self) -> list[dict[str, Any]]:
+        """All combinations, the last option varying fastest."""
+        names = list(self.grid)
+        return [
+            {**self.fixed, **dict(zip(names, values, strict=True))}
+            for values in itertools.product(*(self.grid[n] for n in names))
+        ]
+
+
+def cell_name(cell: Mapping[str, Any]) -> str:
+    """A folder name that depends on nothing but the cell's options."""
+    text = json.dumps(cell, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def run_grid(grid: Grid, out: Path, on_cell: Callable[[int, int, dict[str, Any]], None]) -> list[dict[str, Any]]:
+    """Run every cell that has no result yet, one after the other; write ``results.json``.
+
+    Args:
+        grid: what to run.
+        out: one folder for each cell, and ``results.json``.
+        on_cell: called with number, count and result after each cell.
+    """
+    cells, results = grid.cells(), []
+    for number, cell in enumerate(cells, start=1):
+        folder = out / cell_name(cell)
+        done = folder / "result.json"
+        if done.is_file():
+            result = json.loads(done.read_text())
+        else:
+            result = run_demo(DemoOptions(out=folder, **cell), lambda event: None)
+        results.append({"options": cell, **result})
+        on_cell(number, len(cells), results[-1])
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results

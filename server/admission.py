@@ -1,0 +1,82 @@
+"""What the coordinator refuses, and why. Every refusal has a reason code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedcompress.codecs import CodecSpec
+from fedcompress.errors import AdmissionError, MismatchError, WireError
+from fedcompress.pipeline import decode_update
+from fedcompress.types import Layout, Tensors
+from fedcompress.wire import Envelope, Header, Kind, Limits, unpack
+
+REASONS: dict[str, str] = {
+    "malformed": "the bytes are not a valid envelope",
+    "kind": "not the kind of message that was asked for",
+    "run": "made for another run",
+    "round": "made for another round",
+    "base-digest": "trained from another published state",
+    "layout-mismatch": "made for another layout",
+    "base-model": "trained on another base model",
+    "adapter": "trained with another adapter config",
+    "codec": "coded otherwise than was asked",
+    "examples": "claims no training examples",
+    "duplicate-site": "another node has already answered for this site in this round",
+    "no-site": "does not say which site it is from",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a reply of this round must say."""
+
+    run: str
+    round: int
+    base_digest: bytes
+    layout: Layout
+    adapter_digest: bytes
+    base_fingerprint: bytes  # empty: not known yet, any is taken
+    codec: str
+
+
+def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str]) -> None:
+    """Raise ``AdmissionError`` unless the header is what was asked for."""
+    codec = str(CodecSpec.parse(expected.codec))
+    for code, found, wanted in (
+        ("kind", header.kind.name, kind.name),
+        ("run", header.run, expected.run),
+        ("round", header.round, expected.round),
+        ("layout-mismatch", header.layout_digest.hex(), expected.layout.digest.hex()),
+        ("base-digest", header.base_digest.hex(), expected.base_digest.hex()),
+        ("adapter", header.adapter_digest.hex(), expected.adapter_digest.hex()),
+        ("codec", header.codec if kind is Kind.UPDATE else codec, codec),
+    ):
+        if found != wanted:
+            raise AdmissionError(code, f"{code}: {found}: must be {wanted}: {REASONS[code]}")
+    if expected.base_fingerprint and header.base_fingerprint != expected.base_fingerprint:
+        found, wanted = header.base_fingerprint.hex()[:16], expected.base_fingerprint.hex()[:16]
+        raise AdmissionError("base-model", f"base_fingerprint: {found}: must be {wanted}: {REASONS['base-model']}")
+    if not header.site:
+        raise AdmissionError("no-site", f"site: '': {REASONS['no-site']}")
+    if header.site in seen:
+        raise AdmissionError("duplicate-site", f"site: {header.site}: {REASONS['duplicate-site']}")
+    if kind is Kind.UPDATE and not header.examples:
+        raise AdmissionError("examples", f"examples: 0: {REASONS['examples']}")
+
+
+def admit(data: bytes, expected: Expected, kind: Kind, seen: set[str]) -> tuple[Envelope, Tensors]:
+    """Check a reply in full; the tensors are empty for a REPORT.
+
+    Raises:
+        AdmissionError: with a code of ``REASONS``.
+    """
+    try:
+        envelope = unpack(data, Limits.for_numel(expected.layout.numel))
+        check_header(envelope.header, expected, kind, seen)
+        if kind is Kind.REPORT:
+            return envelope, {}
+        return decode_update(data, expected.layout)
+    except WireError as error:
+        raise AdmissionError("malformed", f"{type(error).__name__}: {error}") from error
+    except MismatchError as error:
+        raise AdmissionError(error.code, str(error)) from error

@@ -1,0 +1,92 @@
+"""The ServerApp: parse the run config, bind Flower's grid, run the coordinator."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
+
+from fedcompress.config import TrainTask, parse_run_config
+from fedcompress.errors import FedCompressError
+from fedcompress.flower import from_records, require_version, to_records
+from server import LIBRARY
+from server.coordinator import Coordinator, Incoming
+
+LOG = logging.getLogger("flwr")
+POLL = 0.1  # seconds between two looks for replies
+app = ServerApp()
+
+
+class GridTransport:
+    """The coordinator's transport over Flower's grid, by push and pull."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._open: dict[str, int] = {}  # message id -> node
+
+    def nodes(self) -> list[int]:
+        """Ids of the connected nodes."""
+        return list(self._grid.get_node_ids())
+
+    def send(self, node: int, task: TrainTask, payload: bytes) -> None:
+        """Push one message."""
+        content = to_records({"task": task.to_json()}, payload)
+        message = Message(content, dst_node_id=node, message_type="train", group_id=str(task.round))
+        (message_id,) = self._grid.push_messages([message])
+        self._open[message_id] = node
+
+    def receive(self, timeout: float) -> Iterable[Incoming]:
+        """Pull until something came or the time is over."""
+        deadline = time.monotonic() + timeout
+        while True:
+            replies = list(self._grid.pull_messages(list(self._open))) if self._open else []
+            if replies or time.monotonic() > deadline:
+                return [self._incoming(reply) for reply in replies]
+            time.sleep(POLL)
+
+    def _incoming(self, reply: Message) -> Incoming:
+        node = self._open.pop(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+        if reply.has_error():
+            return Incoming(node, {}, b"", error=f"{reply.error.code}: {reply.error.reason}")
+        try:
+            status, payload = from_records(reply.content)
+        except FedCompressError as error:
+            return Incoming(node, {}, b"", error=str(error))
+        return Incoming(node, status, payload)
+
+    def forget(self) -> None:
+        """Drop open messages."""
+        self._open.clear()
+
+
+class EventLog:
+    """Appends events to ``events.jsonl`` in the state directory, and logs them."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "events.jsonl"
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """One event, one line."""
+        LOG.info("%s", json.dumps(event))
+        with self._path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"at": time.time(), **event}) + "\n")
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run or resume a run."""
+    require_version(LIBRARY)
+    config = parse_run_config(dict(context.run_config))
+    emit = EventLog(config.state_path)
+    try:
+        Coordinator(config, GridTransport(grid), emit).run()
+    except Exception as error:
+        emit({"event": "failed", "message": f"{type(error).__name__}: {error}"})
+        raise

@@ -1,0 +1,28 @@
+"""Pooling what the sites measured on their held-out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Accuracy and mean loss over the held-out rows of all sites that reported."""
+
+    accuracy: float
+    loss: float
+    examples: int
+
+
+def pool(metrics: Iterable[Mapping[str, float]]) -> Quality | None:
+    """Pooled quality: sums of sites over the sum of their rows; None if nobody reported."""
+    rows = [m for m in metrics if m.get("eval_examples", 0) > 0]
+    count = sum(m["eval_examples"] for m in rows)
+    if not count:
+        return None
+    return Quality(
+        accuracy=sum(m["eval_correct"] for m in rows) / count,
+        loss=sum(m["eval_loss_sum"] for m in rows) / count,
+        examples=int(count),
+    )
