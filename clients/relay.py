@@ -21,6 +21,7 @@ from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
 CHUNK = 1 << 20  # bytes
 START_TIMEOUT = 60.0  # seconds until a new worker answers
+STARTED: list[subprocess.Popen[bytes]] = []  # workers outlive their handles on purpose
 
 
 def start_worker(site_file: Path, site: SiteConfig, owner: int) -> subprocess.Popen[bytes]:
@@ -31,7 +32,7 @@ def start_worker(site_file: Path, site: SiteConfig, owner: int) -> subprocess.Po
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     command = [sys.executable, "-m", "clients.worker.main", "--site", str(site_file), "--owner", str(owner)]
     with (logs / "worker.log").open("ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -39,6 +40,8 @@ def start_worker(site_file: Path, site: SiteConfig, owner: int) -> subprocess.Po
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
         )
+    STARTED.append(process)
+    return process
 
 
 def owner_pid() -> int:

@@ -1,26 +1,26 @@
 """site.toml: what a site team writes, and nothing else configures a site.
 
-    [site]
-    name = "hospital-north"      # unique in the federation
-    state_dir = "state"          # relative to this file; residuals and outbox live here
+[site]
+name = "hospital-north"      # unique in the federation
+state_dir = "state"          # relative to this file; residuals and outbox live here
 
-    [model]
-    path = "models/minilm"       # frozen base model, safetensors
+[model]
+path = "models/minilm"       # frozen base model, safetensors
 
-    [data]
-    train = "train.jsonl"        # one JSON object a line
-    heldout = "heldout.jsonl"
-    text = "text"                # key of the text
-    label = "label"              # key of the class name
+[data]
+train = "train.jsonl"        # one JSON object a line
+heldout = "heldout.jsonl"
+text = "text"                # key of the text
+label = "label"              # key of the class name
 
-    [engine]
-    ranks = 1                    # training processes
-    zero_stage = 2               # DeepSpeed ZeRO 0 to 3
-    micro_batch = 16             # examples a rank handles at once
-    threads = 1                  # CPU threads a rank
+[engine]
+ranks = 1                    # training processes
+zero_stage = 2               # DeepSpeed ZeRO 0 to 3
+micro_batch = 16             # examples a rank handles at once
+threads = 1                  # CPU threads a rank
 
-    [privacy]
-    max_update_norm = 0.0        # 0: do not clip
+[privacy]
+max_update_norm = 0.0        # 0: do not clip
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ class SiteConfig:
         _check_keys(raw, known)
         site, data = raw.get("site", {}), raw.get("data", {})
         base = path.resolve().parent
-        for section, key in (("site", "name"), ("site", "state_dir"), ("model", "path"), ("data", "train"), ("data", "heldout")):
+        for name in ("site.name", "site.state_dir", "model.path", "data.train", "data.heldout"):
+            section, _, key = name.partition(".")
             if key not in raw.get(section, {}):
                 raise ConfigError(f"{section}.{key}", "nothing", "must be set in site.toml")
         paths = {k: base / data[k] for k in ("train", "heldout")}

@@ -119,7 +119,16 @@ class RunConfig:
         for name in ("state_dir", "initial_adapter", "labels"):
             if not getattr(self, name):
                 raise ConfigError(name.replace("_", "-"), "''", "must be set in the run config")
-        for name in ("rounds", "min_sites", "quorum", "round_timeout", "join_timeout", "batch_size", "lr", "max_length"):
+        for name in (
+            "rounds",
+            "min_sites",
+            "quorum",
+            "round_timeout",
+            "join_timeout",
+            "batch_size",
+            "lr",
+            "max_length",
+        ):
             _positive(name.replace("_", "-"), getattr(self, name))
         for name in ("steps", "sites_per_round", "server_lr", "seed"):
             _positive(name.replace("_", "-"), getattr(self, name), zero=True)

@@ -102,7 +102,9 @@ class Coordinator:
             TrainingError: no site came, or none could train.
         """
         first = self.ledger.rounds_done + 1
-        self._emit({"event": "start", "first_round": first, "rounds": self._config.rounds, "parameters": self.layout.numel})
+        self._emit(
+            {"event": "start", "first_round": first, "rounds": self._config.rounds, "parameters": self.layout.numel}
+        )
         for round_ in range(first, self._config.rounds + 1):
             self._round(round_)
         self._ask(self._config.rounds + 1, steps=0)
@@ -114,7 +116,6 @@ class Coordinator:
         started = self._clock()
         asked, admitted = self._ask(round_, steps=self._config.steps)
         if len(admitted) < self._config.quorum:
-            self._emit({"event": "no-quorum", "round": round_, "admitted": len(admitted), "quorum": self._config.quorum})
             raise TrainingError(
                 "no-quorum", f"round {round_}: {len(admitted)} updates admitted: the quorum is {self._config.quorum}"
             )
@@ -147,7 +148,9 @@ class Coordinator:
         downlinks = Downlinks(self.ledger, self.layout, self._published)
         for node in nodes:
             self._send(node, round_, steps, downlinks)
-        self._emit({"event": "asked", "round": round_, "sites": len(nodes), "until_seconds": self._config.round_timeout})
+        self._emit(
+            {"event": "asked", "round": round_, "sites": len(nodes), "until_seconds": self._config.round_timeout}
+        )
         admitted: list[Admitted] = []
         waiting, resent = set(nodes), set()
         deadline = self._clock() + self._config.round_timeout

@@ -103,8 +103,12 @@ class Ledger:
         if row is None:
             values = (self.run, layout.to_json(), adapter_config, base_fingerprint)
             self._db.execute("INSERT INTO run VALUES (?, ?, ?, ?)", values)
-        elif row[:2] != (layout.to_json(), adapter_config) or (base_fingerprint and row[2] not in ("", base_fingerprint)):
-            raise MismatchError("run-exists", f"run: {self.run}: was begun with another adapter or base: choose a new name")
+        elif row[:2] != (layout.to_json(), adapter_config) or (
+            base_fingerprint and row[2] not in ("", base_fingerprint)
+        ):
+            raise MismatchError(
+                "run-exists", f"run: {self.run}: was begun with another adapter or base: choose a new name"
+            )
 
     @property
     def base_fingerprint(self) -> str:
@@ -131,7 +135,8 @@ class Ledger:
             StateError: a blob is missing or changed.
         """
         row = self._db.execute(
-            "SELECT version, digest, state, residual FROM version WHERE run=? ORDER BY version DESC LIMIT 1", (self.run,)
+            "SELECT version, digest, state, residual FROM version WHERE run=? ORDER BY version DESC LIMIT 1",
+            (self.run,),
         ).fetchone()
         if row is None:
             return None
@@ -146,7 +151,9 @@ class Ledger:
         ).fetchall()
         return [self.blobs.get(name) for (name,) in rows]
 
-    def end_round(self, round_: int, version: int, asked: int, merged: Sequence[tuple[str, str]], seconds: float) -> None:
+    def end_round(
+        self, round_: int, version: int, asked: int, merged: Sequence[tuple[str, str]], seconds: float
+    ) -> None:
         """Record a round and the updates it merged, as (site, digest). Call it in a transaction."""
         self._db.execute(
             "INSERT INTO round VALUES (?, ?, ?, ?, ?, ?, ?)",

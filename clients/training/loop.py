@@ -60,7 +60,9 @@ class Trainer:
             metrics["seconds_train"] = time.monotonic() - evaluated
             trained = warm.read()
             if self.rank == 0:
-                save_adapter(out, adapter.config, adapter.layout, {t.name: trained[t.name] for t in adapter.layout.tensors})
+                save_adapter(
+                    out, adapter.config, adapter.layout, {t.name: trained[t.name] for t in adapter.layout.tensors}
+                )
         return metrics
 
     def _prepare(self, task: TrainTask, config: Any, progress: OnProgress) -> WarmEngine:

@@ -38,7 +38,7 @@ class RankHub(worker_pb2_grpc.RanksServicer):
         with self._changed:
             return [pid for _, (pid, _) in sorted(self._attending.items())]
 
-    def Attend(self, request: worker_pb2.RankHello, context: Any) -> Iterator[worker_pb2.RankCommand]:  # noqa: N802
+    def Attend(self, request: worker_pb2.RankHello, context: Any) -> Iterator[worker_pb2.RankCommand]:
         """Stream of commands to one rank, for as long as both live."""
         commands: queue.Queue[str] = queue.Queue()
         with self._changed:
@@ -61,7 +61,7 @@ class RankHub(worker_pb2_grpc.RanksServicer):
                 self._reports.put(Report(rank=rank, id=self._job, error="rank-died: the rank's process ended"))
             self._changed.notify_all()
 
-    def Report(self, request: Report, context: Any) -> worker_pb2.RankAck:  # noqa: N802
+    def Report(self, request: Report, context: Any) -> worker_pb2.RankAck:
         """Progress, result or error of one rank."""
         with self._changed:
             if self._reports is not None and request.id == self._job:
@@ -76,7 +76,9 @@ class RankHub(worker_pb2_grpc.RanksServicer):
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self.ready == self.ranks, start_timeout):
-                raise TrainingError("ranks-not-ready", f"{self.ready} of {self.ranks} ranks after {start_timeout:.0f} s")
+                raise TrainingError(
+                    "ranks-not-ready", f"{self.ready} of {self.ranks} ranks after {start_timeout:.0f} s"
+                )
             self._job += 1
             reports = self._reports = queue.Queue()
             for _, commands in self._attending.values():

@@ -108,9 +108,7 @@ class RoundRunner:
         feedback = Feedback(decay=task.feedback)
         target = feedback.target(delta, held.residual)
         payload, decoded = encode_update(target, held.layout, CodecSpec.parse(task.codec), header)
-        self._session.commit(
-            task.run, task.round, header.base_digest, payload, feedback.residual(target, decoded)
-        )
+        self._session.commit(task.run, task.round, header.base_digest, payload, feedback.residual(target, decoded))
         seconds = time.monotonic() - started
         progress(phase="encode", text=f"{len(payload)} bytes in {seconds:.2f} s, committed to the outbox")
         return payload

@@ -55,7 +55,9 @@ class _Round(threading.Thread):
 
     def _progress(self, **fields: Any) -> None:
         note = worker_pb2.Progress(**fields)
-        LOG.info("round %d: %s %d/%d loss %.4f %s", self.task.round, note.phase, note.step, note.steps, note.loss, note.text)
+        LOG.info(
+            "round %d: %s %d/%d loss %.4f %s", self.task.round, note.phase, note.step, note.steps, note.loss, note.text
+        )
         with self._changed:
             self._events.append(Event(progress=note))
             self._changed.notify_all()
@@ -75,7 +77,8 @@ class _Round(threading.Thread):
         seen = 0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: len(self._events) > seen or self.reply or self.failure)
+                while len(self._events) == seen and self.reply is None and self.failure is None:
+                    self._changed.wait()
                 fresh, seen = self._events[seen:], len(self._events)
                 reply, failure = self.reply, self.failure
             yield from fresh
@@ -106,7 +109,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._lock = threading.Lock()
         self._current: _Round | None = None
 
-    def Train(self, request_iterator: Iterator[worker_pb2.TrainRequest], context: Any) -> Iterator[Event]:  # noqa: N802
+    def Train(self, request_iterator: Iterator[worker_pb2.TrainRequest], context: Any) -> Iterator[Event]:
         """Run the round, or attach to it if it is running already."""
         try:
             task, bundle = _read_request(request_iterator)
@@ -124,7 +127,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             return
         yield from current.follow()
 
-    def Status(self, request: worker_pb2.StatusRequest, context: Any) -> worker_pb2.StatusReply:  # noqa: N802
+    def Status(self, request: worker_pb2.StatusRequest, context: Any) -> worker_pb2.StatusReply:
         """What the worker is doing."""
         import psutil
 
@@ -142,7 +145,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             rss_bytes=psutil.Process().memory_info().rss,
         )
 
-    def Stop(self, request: worker_pb2.StopRequest, context: Any) -> worker_pb2.StopReply:  # noqa: N802
+    def Stop(self, request: worker_pb2.StopRequest, context: Any) -> worker_pb2.StopReply:
         """End the worker and its ranks."""
         context.add_callback(lambda: os.kill(os.getpid(), signal.SIGTERM))
         return worker_pb2.StopReply()

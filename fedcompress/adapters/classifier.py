@@ -1,7 +1,9 @@
 """Mean-pooled text classifier over a frozen encoder, and its PEFT adapter.
 
-The head is a linear layer on the normalised mean of the token vectors: sentence encoders
-are trained for that vector, and the stock head on the first token learns far more slowly.
+The head is a linear layer on the normalised mean of the token vectors, times 16: sentence
+encoders are trained for that vector, and the stock head on the first token learns far more
+slowly. The factor is an inverse temperature; on a vector of length 1 the head would need
+large weights, which Adam reaches only after hundreds of steps.
 A user loads the exported adapter with the snippet in ``USAGE``, without this package.
 """
 
@@ -18,7 +20,7 @@ from fedcompress.adapters.init import seeded_init
 from fedcompress.errors import LayoutError
 from fedcompress.types import DTYPES, Layout, TensorSpec
 
-USAGE = '''\
+USAGE = """\
 import torch
 from peft import PeftModel
 from transformers import AutoModel
@@ -34,11 +36,11 @@ class Classifier(torch.nn.Module):
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
         mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-        return self.classifier(torch.nn.functional.normalize(mean, dim=1))
+        return self.classifier(16 * torch.nn.functional.normalize(mean, dim=1))
 
 
 model = PeftModel.from_pretrained(Classifier(BASE, len(LABELS)), ADAPTER).eval()
-'''
+"""
 
 
 def build_classifier(model_dir: Path, labels: int, *, meta: bool = False) -> Any:
@@ -46,7 +48,7 @@ def build_classifier(model_dir: Path, labels: int, *, meta: bool = False) -> Any
     import torch
     from transformers import AutoConfig, AutoModel
 
-    class Classifier(torch.nn.Module):
+    class Classifier(torch.nn.Module):  # type: ignore[misc]  # torch is not imported when types are checked
         def __init__(self) -> None:
             super().__init__()
             if meta:
@@ -59,7 +61,7 @@ def build_classifier(model_dir: Path, labels: int, *, meta: bool = False) -> Any
             states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             mask = attention_mask.unsqueeze(-1).to(states.dtype)
             mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-            return self.classifier(torch.nn.functional.normalize(mean, dim=1))
+            return self.classifier(16 * torch.nn.functional.normalize(mean, dim=1))
 
     if meta:
         with torch.device("meta"):
@@ -106,7 +108,9 @@ def layout_of(model: Any) -> Layout:
     return Layout(tuple(specs))
 
 
-def write_template(folder: Path, model_dir: Path, labels: int, *, rank: int, targets: tuple[str, ...], seed: int) -> Adapter:
+def write_template(
+    folder: Path, model_dir: Path, labels: int, *, rank: int, targets: tuple[str, ...], seed: int
+) -> Adapter:
     """The seeded start of a run as a PEFT folder, made without reading the base's weights.
 
     Args:

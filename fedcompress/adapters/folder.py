@@ -54,7 +54,7 @@ def load_adapter(folder: Path) -> Adapter:
             raise ConfigError("adapter", folder / name, "must exist: a PEFT adapter folder")
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
-        entries = sorted(deserialize((folder / WEIGHTS_FILE).read_bytes()))
+        entries = sorted(deserialize((folder / WEIGHTS_FILE).read_bytes()))  # type: ignore[no-untyped-call]
     except (ValueError, SafetensorError) as error:
         raise StateError(f"adapter: {folder}: does not parse: {error}") from error
     specs, tensors = [], {}

@@ -23,7 +23,6 @@ def experiment(
     """Run every cell of a grid; cells that have a result are kept, so it can be stopped and resumed.
 
     Example:
-
       fedcompress experiment benchmarks/grids/small.toml -o small
     """
     from fedcompress.experiments import Grid, run_grid

@@ -21,7 +21,6 @@ def inspect(
     """Show header and sizes of an update, or the layout of an adapter.
 
     Examples:
-
       fedcompress inspect update.fcu
 
       fedcompress inspect demo-out/adapter --json

@@ -30,7 +30,6 @@ def worker(
     model earlier, and keeps it across restarts of the SuperNode.
 
     Example:
-
       fedcompress site worker site.toml
     """
     from fedcompress.demo.federation import app_folder

@@ -15,6 +15,7 @@ from fedcompress.demo.processes import ProcessGroup, free_port, listening, scrip
 from fedcompress.errors import ProcessError
 
 START_TIMEOUT = 120.0  # seconds
+Command = list[str | Path]
 
 
 def app_folder() -> Path:
@@ -71,8 +72,8 @@ class Federation:
         home.mkdir(parents=True, exist_ok=True)
         self.port = self.port or free_port()
         self.group = ProcessGroup(self.folder / "logs", environment(home))
-        config = f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
-        (home / "config.toml").write_text(config)
+        link = f'[superlink.local]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+        (home / "config.toml").write_text(f'[superlink]\ndefault = "local"\n\n{link}')
 
     def __enter__(self) -> Federation:
         self.group.__enter__()
@@ -88,24 +89,28 @@ class Federation:
             ProcessError: one of them did not come up.
         """
         address = f"127.0.0.1:{self.port}"
-        command = [script("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(self.port)]
+        command: Command = [script("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(self.port)]
         self.group.start("superlink", command, cwd=self.folder)
         for name in self.sites if self.warm else ():
             self.start_worker(name)
         wait_until(
-            lambda: listening(self.port), timeout=START_TIMEOUT, what="superlink", alive=lambda: self.group.check("superlink")
+            lambda: listening(self.port),
+            timeout=START_TIMEOUT,
+            what="superlink",
+            alive=lambda: self.group.check("superlink"),
         )
         for name in self.sites:
             self.start_node(name, self.via(address))
 
     def start_worker(self, name: str) -> None:
         """Start a site's warm worker by hand, so that it loads while Flower starts."""
-        command = [sys.executable, "-m", "clients.worker.main", "--site", self.sites[name], "--owner", str(os.getpid())]
+        command: Command = [sys.executable, "-m", "clients.worker.main"]
+        command += ["--site", self.sites[name], "--owner", str(os.getpid())]
         self.group.start(f"worker-{name}", command, cwd=app_folder())
 
     def start_node(self, name: str, address: str) -> None:
         """Start a site's SuperNode."""
-        command: list[str | Path] = [script("flower-supernode"), "--insecure", "--superlink", address]
+        command: Command = [script("flower-supernode"), "--insecure", "--superlink", address]
         command += ["--port", str(free_port()), "--node-config", f'site-config="{self.sites[name]}"']
         self.group.start(f"supernode-{name}", command, cwd=self.folder)
 
@@ -113,7 +118,7 @@ class Federation:
         """Start ``flwr run`` with these overrides of the app's run config."""
         path = self.folder / "run-config.toml"
         path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in run_config.items()))
-        command = [script("flwr"), "run", app_folder(), "local", "--stream", "--run-config", path]
+        command: Command = [script("flwr"), "run", app_folder(), "local", "--stream", "--run-config", path]
         self.group.start("run", command, cwd=self.folder)
 
     def events(self, path: Path, *, timeout: float) -> Iterator[dict[str, Any]]:

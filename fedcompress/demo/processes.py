@@ -96,6 +96,17 @@ class ProcessGroup:
             if code is not None:
                 raise ProcessError(f"{name}: ended with exit code {code}: {self.last_line(name)}")
 
+    def finished(self, name: str) -> bool:
+        """Whether a process has ended well.
+
+        Raises:
+            ProcessError: it has ended otherwise.
+        """
+        code = self._running[name].poll()
+        if code:
+            self.check(name)
+        return code == 0
+
     def last_line(self, name: str) -> str:
         """The last line that a process printed, and where the rest is."""
         path = self.logs / f"{name}.log"

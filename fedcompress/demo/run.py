@@ -21,12 +21,21 @@ from fedcompress.codecs import CodecSpec
 from fedcompress.config import RunConfig
 from fedcompress.demo import data as demo_data
 from fedcompress.demo.federation import Federation, app_folder
-from fedcompress.demo.processes import check_port
+from fedcompress.demo.processes import check_port, wait_until
 from fedcompress.errors import ConfigError, MissingPackageError, ProcessError
 from fedcompress.merging import rule_named
 
 NEEDS = ("flwr", "torch", "deepspeed", "peft", "transformers", "bitsandbytes", "grpc", "psutil", "matplotlib")
-VERSIONS = ("fedcompress", "torch", "deepspeed", "flwr", "peft", "bitsandbytes", "transformers", "constriction", "numpy")
+VERSIONS = (
+    "torch",
+    "deepspeed",
+    "flwr",
+    "peft",
+    "bitsandbytes",
+    "transformers",
+    "constriction",
+    "numpy",
+)
 MIN_MEMORY = 4 << 30  # bytes, for three sites
 RUN_TIMEOUT = 1800.0  # seconds
 OnEvent = Callable[[dict[str, Any]], None]
@@ -43,7 +52,7 @@ class DemoOptions:
     codec: str = "lora-ternary"
     downlink_codec: str = ""  # empty: the same as codec
     rule: str = "lora-ridge"
-    steps: int = 20
+    steps: int = 16
     seed: int = 0
     port: int = 0
 
@@ -162,20 +171,18 @@ def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
 
 
 def _template_command(options: DemoOptions, work: Path) -> list[str | Path]:
-    args = [work / "initial", demo_data.model_folder(), str(len(demo_data.LABELS)), str(options.seed)]
+    args: list[str | Path] = [work / "initial", demo_data.model_folder(), str(len(demo_data.LABELS)), str(options.seed)]
     return [sys.executable, "-m", "fedcompress.demo.template", *args]
 
 
 def _wait_for_template(federation: Federation, work: Path) -> None:
-    from fedcompress.demo.processes import wait_until
-
-    def alive() -> None:
-        process = federation.group._running["template"]
-        if process.poll() not in (None, 0):
-            federation.group.check("template")
-
     done = work / "initial" / "adapter_config.json"
-    wait_until(done.is_file, timeout=120, what="initial adapter", alive=alive)
+    wait_until(
+        lambda: federation.group.finished("template") and done.is_file(),
+        timeout=120,
+        what="initial adapter",
+        alive=lambda: federation.group.check("superlink"),
+    )
 
 
 def make_result(
@@ -215,11 +222,13 @@ def make_result(
         "accuracy_end": quality[len(rows)]["accuracy"],
         "payload_bytes": {way: t.payload for way, t in traffic.items()},
         "messages": {way: t.messages for way, t in traffic.items()},
-        "baseline_bytes": {dtype: {way: t.baseline(layout, dtype) for way, t in traffic.items()} for dtype in BASELINES},
+        "baseline_bytes": {
+            dtype: {way: t.baseline(layout, dtype) for way, t in traffic.items()} for dtype in BASELINES
+        },
         "ratio_vs_bf16": {way: round(t.ratio(layout, "bf16"), 3) for way, t in traffic.items()},
         "site_metrics": [{k: e[k] for k in ("round", "site", "metrics")} for e in events if e["event"] == "reply"],
         "adapter_dir": str(out / "adapter"),
-        "versions": {name: fedcompress.__version__ if name == "fedcompress" else metadata.version(name) for name in VERSIONS},
+        "versions": {"fedcompress": fedcompress.__version__, **{name: metadata.version(name) for name in VERSIONS}},
     }
 
 

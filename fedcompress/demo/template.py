@@ -1,6 +1,6 @@
 """Writes the demo's initial adapter in a process of its own, so that the demo stays light.
 
-    python -m fedcompress.demo.template FOLDER MODEL LABELS SEED
+python -m fedcompress.demo.template FOLDER MODEL LABELS SEED
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ class DemoView:
                 self._rows.append(event)
 
     def _render(self) -> Group:
-        table = Table(title=f"fedcompress demo: {self._options.task}, {self._options.sites} sites", title_justify="left")
+        table = Table(
+            title=f"fedcompress demo: {self._options.task}, {self._options.sites} sites", title_justify="left"
+        )
         for name in ("round", "accuracy", "loss", "bytes up", "bytes down", "seconds"):
             table.add_column(name, justify="right")
         table.add_row("start", *self._accuracy(0), "", "", "")

