@@ -23,7 +23,8 @@ def to_bfloat16(values: Array) -> NDArray[np.uint16]:
 def round_up(values: Array) -> NDArray[np.uint16]:
     """Smallest bfloat16 that is >= each nonnegative finite float32, at most the largest."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return np.minimum((bits + np.uint32(0xFFFF)) >> 16, MAX_BITS).astype(np.uint16)
+    rounded: NDArray[np.uint16] = np.minimum((bits + np.uint32(0xFFFF)) >> 16, MAX_BITS).astype(np.uint16)
+    return rounded
 
 
 def from_bfloat16(bits: NDArray[np.uint16]) -> Array:

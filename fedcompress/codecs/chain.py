@@ -120,7 +120,9 @@ def _parse_stage(text: str, field: str) -> Selector | Quantizer:
     for item in body.split(",") if body and body.strip() else []:
         key, equals, value = (s.strip() for s in item.partition("="))
         if not equals or key not in known or key in kwargs:
-            raise ConfigError(f"{field}.{name}", item.strip(), f"must be key=value, once each, key one of {list(known)}")
+            raise ConfigError(
+                f"{field}.{name}", item.strip(), f"must be key=value, once each, key one of {list(known)}"
+            )
         kwargs[key] = _convert(value, str(known[key].type), f"{field}.{name}.{key}")
     if "density" in known and "density" not in kwargs:
         raise ConfigError(f"{field}.{name}", text.strip(), "needs density, as topk(density=0.05)")

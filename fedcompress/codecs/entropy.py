@@ -13,6 +13,7 @@ decoding gives equal symbols on every machine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import constriction
 import numpy as np
@@ -26,11 +27,17 @@ Symbols = NDArray[np.int32]
 
 
 def pack_bits(symbols: NDArray[np.integer], bits: int) -> bytes:
+    """Nonnegative integers in ``bits`` bits each, most significant first, padded with 0 to a byte."""
     shifts = np.arange(bits - 1, -1, -1)
     return np.packbits((symbols[:, None] >> shifts & 1).astype(np.uint8).ravel()).tobytes()
 
 
 def unpack_bits(data: bytes, count: int, bits: int) -> Symbols:
+    """Inverse of ``pack_bits``.
+
+    Raises:
+        PayloadError: the size or the padding is wrong.
+    """
     if len(data) != (count * bits + 7) // 8:
         raise PayloadError(f"section: packed stream: {len(data)} bytes: {(count * bits + 7) // 8} needed")
     flat = np.unpackbits(np.frombuffer(data, np.uint8))
@@ -48,14 +55,13 @@ def _words(data: bytes) -> NDArray[np.uint32]:
 
 def write_masks(writer: Writer, masks: Sequence[Mask]) -> None:
     """Counts of each mask, then all positions in one stream."""
-
     counts = [int(m.sum()) for m in masks]
     for count in counts:
         writer.varint(count)
     open_masks = [(m, k) for m, k in zip(masks, counts, strict=True) if 0 < k < m.size]
     encoder = constriction.stream.queue.RangeEncoder()
     for mask, count in open_masks:
-        encoder.encode(mask.astype(np.int32), constriction.stream.model.Bernoulli(count / mask.size, perfect=False))
+        encoder.encode(mask.astype(np.int32), _bernoulli(count, mask.size))
     ranged = encoder.get_compressed().astype("<u4").tobytes()
     packed = np.packbits(np.concatenate([m for m, _ in open_masks])).tobytes() if open_masks else b""
     coder, data = min([(PACKED, packed), (RANGE, ranged)], key=lambda choice: len(choice[1]))
@@ -81,14 +87,14 @@ def read_masks(reader: Reader, sizes: Sequence[int]) -> list[Mask]:
         flat = unpack_bits(data, total, 1).astype(np.bool_)
     elif coder != RANGE:
         raise PayloadError(f"section: coder: {coder}: must be {PACKED} or {RANGE}")
-    decoder = _decoder(data) if coder == RANGE else None
+    decoder = constriction.stream.queue.RangeDecoder(_words(data)) if coder == RANGE else None
     masks, at = [], 0
     for size, count, opened in zip(sizes, counts, is_open, strict=True):
         if not opened:
             masks.append(np.full(size, count > 0, np.bool_))
             continue
         if decoder is not None:
-            mask = _decode_bernoulli(decoder, size, count)
+            mask = _decode(decoder, _bernoulli(count, size), size).astype(np.bool_)
         else:
             mask, at = flat[at : at + size], at + size
         if int(mask.sum()) != count:
@@ -97,28 +103,30 @@ def read_masks(reader: Reader, sizes: Sequence[int]) -> list[Mask]:
     return masks
 
 
-def _decoder(data: bytes):  # type: ignore[no-untyped-def]
+def _bernoulli(count: int, size: int) -> Any:
+    return constriction.stream.model.Bernoulli(count / size, perfect=False)
 
-    return constriction.stream.queue.RangeDecoder(_words(data))
+
+def _categorical(histogram: NDArray[Any], count: int) -> Any:
+    return constriction.stream.model.Categorical(histogram / count, perfect=False)
 
 
-def _decode_bernoulli(decoder, size: int, count: int) -> Mask:  # type: ignore[no-untyped-def]
-
+def _decode(decoder: Any, model: Any, count: int) -> Symbols:
+    """Next ``count`` symbols; garbage decodes to garbage or to an error, never to a crash."""
     try:
-        return np.asarray(decoder.decode(constriction.stream.model.Bernoulli(count / size, perfect=False), size)).astype(np.bool_)
+        return np.asarray(decoder.decode(model, count), dtype=np.int32)
     except (AssertionError, ValueError) as error:
         raise PayloadError(f"section: range stream: {error}") from error
 
 
 def write_symbols(writer: Writer, symbols: Symbols, alphabet: int) -> None:
     """Integers in ``[0, alphabet)``, ``alphabet >= 2``; the reader knows how many."""
-
     bits = (alphabet - 1).bit_length()
     packed = pack_bits(symbols, bits)
     histogram = np.bincount(symbols, minlength=alphabet)
     if symbols.size:
         encoder = constriction.stream.queue.RangeEncoder()
-        encoder.encode(symbols, constriction.stream.model.Categorical(histogram / symbols.size, perfect=False))
+        encoder.encode(symbols, _categorical(histogram, symbols.size))
         table = Writer()
         for count in histogram:
             table.varint(int(count))
@@ -137,7 +145,6 @@ def read_symbols(reader: Reader, count: int, alphabet: int) -> Symbols:
     Raises:
         PayloadError: the stream does not decode to ``count`` symbols of the alphabet.
     """
-
     coder, data = reader.u8(), reader.stream()
     if coder == PACKED:
         symbols = unpack_bits(data, count, (alphabet - 1).bit_length())
@@ -150,9 +157,5 @@ def read_symbols(reader: Reader, count: int, alphabet: int) -> Symbols:
     histogram = np.array([table.varint() for _ in range(alphabet)], dtype=np.float64)
     if histogram.sum() != count or not count:
         raise PayloadError(f"section: histogram: {histogram.sum():.0f} symbols: must be {count}")
-    words = _words(table.rest())
-    try:
-        out = constriction.stream.queue.RangeDecoder(words).decode(constriction.stream.model.Categorical(histogram / count, perfect=False), count)
-    except (AssertionError, ValueError) as error:
-        raise PayloadError(f"section: range stream: {error}") from error
-    return np.asarray(out, dtype=np.int32)
+    decoder = constriction.stream.queue.RangeDecoder(_words(table.rest()))
+    return _decode(decoder, _categorical(histogram, count), count)

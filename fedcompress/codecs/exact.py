@@ -42,6 +42,4 @@ class BFloat16:
 
     def read(self, reader: Reader, sizes: Sequence[int]) -> list[Array]:
         """The rounded values."""
-        return [
-            bfloat.from_bfloat16(np.frombuffer(reader.raw(2 * n), "<u2").astype(np.uint16)) for n in sizes
-        ]
+        return [bfloat.from_bfloat16(np.frombuffer(reader.raw(2 * n), "<u2").astype(np.uint16)) for n in sizes]

@@ -41,9 +41,7 @@ CODECS: dict[str, CodecRow] = {
         law="bounded error: |x - C(x)| <= 1.01 * absmax / (2^bits - 2), one bf16 scale per block",
         paper="uniform symmetric quantization with entropy-coded symbols",
     ),
-    "bf16": CodecRow(
-        kind="quantize", config=BFloat16, law="round to nearest even; relative error <= 2^-8", paper="-"
-    ),
+    "bf16": CodecRow(kind="quantize", config=BFloat16, law="round to nearest even; relative error <= 2^-8", paper="-"),
     "none": CodecRow(kind="quantize", config=Exact, law="exact", paper="-"),
     "int8": CodecRow(kind="preset", spec="int(bits=8)", law="as int", paper="-"),
     "int4": CodecRow(kind="preset", spec="int(bits=4)", law="as int", paper="-"),

@@ -140,7 +140,7 @@ def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
         FedCompressError: with one line that says what to do.
     """
     preflight(options)
-    started = time.monotonic()
+    started, began = time.monotonic(), time.time()
     out = options.out.resolve()
     work = out / "work"
     shutil.rmtree(work, ignore_errors=True)
@@ -165,9 +165,18 @@ def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
         raise ProcessError(f"run: {events[-1]['message']} (see {work / 'logs'})")
     result = make_result(options, config, events, load_adapter(work / "initial").layout, out)
     result["wall_seconds"] = round(time.monotonic() - started, 2)
+    result["phase_seconds"] = phases(events, began, time.time())
     result["peak_memory_bytes"] = max(peak.values(), default=0)
     _write(result, out, Path(events[-1]["adapter"]))
     return result
+
+
+def phases(events: list[dict[str, Any]], began: float, ended: float) -> dict[str, float]:
+    """Seconds from the command's start to the first message, of the rounds, of the last evaluation, and to the end."""
+    first = next(e["at"] for e in events if e["event"] == "asked")
+    last = max((e["at"] for e in events if e["event"] == "round"), default=first)
+    marks = {"start": first - began, "rounds": last - first, "evaluation": events[-1]["at"] - last}
+    return {name: round(value, 2) for name, value in {**marks, "stop": ended - events[-1]["at"]}.items()}
 
 
 def _template_command(options: DemoOptions, work: Path) -> list[str | Path]:

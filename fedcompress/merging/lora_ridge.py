@@ -19,7 +19,7 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class _State:
-    unit: Unit
+    names: tuple[str, str]  # of A and B
     a0: Matrix  # (r, n_in), published
     b0: Matrix  # (n_out, r), published
     factors: tuple[tuple[float, Matrix, Matrix], ...] = ()  # weight, A_i, B_i
@@ -51,22 +51,22 @@ class LoraRidge:
         """Published factors of the module, or zeros for a lone tensor."""
         if unit.a is None or unit.b is None:
             return Mean().init(unit, base)
-        return _State(unit, base[unit.a.name].astype(np.float64), base[unit.b.name].astype(np.float64))
+        names = unit.a.name, unit.b.name
+        return _State(names, base[unit.a.name].astype(np.float64), base[unit.b.name].astype(np.float64))
 
     def fold(self, state: _State | Sums, weight: float, delta: Mapping[str, Array]) -> _State | Sums:
         """Add one site's factors."""
         if not isinstance(state, _State):
             return Mean().fold(state, weight, delta)
-        assert state.unit.a is not None and state.unit.b is not None
-        a = state.a0 + delta[state.unit.a.name].astype(np.float64)
-        b = state.b0 + delta[state.unit.b.name].astype(np.float64)
+        name_a, name_b = state.names
+        a = state.a0 + delta[name_a].astype(np.float64)
+        b = state.b0 + delta[name_b].astype(np.float64)
         return replace(state, factors=(*state.factors, (weight, a, b)))
 
     def finish(self, state: _State | Sums) -> Tensors:
         """New factors minus the published ones, float32."""
         if not isinstance(state, _State):
             return Mean().finish(state)
-        assert state.unit.a is not None and state.unit.b is not None
         zero = np.zeros_like
         a_mean: Matrix = sum((w * a for w, a, _ in state.factors), zero(state.a0))
         b_mean: Matrix = sum((w * b for w, _, b in state.factors), zero(state.b0))
@@ -77,7 +77,8 @@ class LoraRidge:
         if lam > 0 and len(state.factors) > 1:
             target: Matrix = sum((w * (b @ (a @ a_mean.T)) for w, a, b in state.factors), zero(state.b0))
             b_new = np.linalg.solve(gram + lam * np.eye(rank), (target + lam * b_mean).T).T
+        name_a, name_b = state.names
         return {
-            state.unit.a.name: (a_mean - state.a0).astype(np.float32),
-            state.unit.b.name: (b_new - state.b0).astype(np.float32),
+            name_a: (a_mean - state.a0).astype(np.float32),
+            name_b: (b_new - state.b0).astype(np.float32),
         }

@@ -251,7 +251,8 @@ def split_bundle(data: bytes, limits: Limits, *, max_envelopes: int = 100_000) -
     Raises:
         WireError: a prefix is malformed, or the last envelope is incomplete.
     """
-    pieces, at, view = [], 0, memoryview(data)
+    pieces: list[bytes] = []
+    at, view = 0, memoryview(data)
     while at < len(data):
         if len(pieces) == max_envelopes:
             raise LimitError(f"bundle: more than {max_envelopes} envelopes")
