@@ -42,15 +42,21 @@ class Integer:
         step = self.block or max(size, 1)
         return [slice(at, min(at + step, size)) for at in range(0, size, step)]
 
+    def _scale(self, largest: Array) -> tuple[np.uint16, np.float32]:
+        """Bits and value of the scale for a largest magnitude of shape (1,); its multiples stay finite."""
+        bits = bfloat.round_up(largest / np.float32(self.top))
+        if float(bfloat.from_bfloat16(bits)[0]) * self.top > np.finfo(np.float32).max:
+            bits = bits - np.uint16(1)
+        return bits[0], bfloat.from_bfloat16(bits)[0]
+
     def write(self, writer: Writer, values: Sequence[Array]) -> None:
         """Scales of all blocks, then the symbols of all vectors in one stream."""
         scales, symbols = [], []
         for value in values:
             for block in self._blocks(value.size):
                 part = value[block]
-                bits = bfloat.round_up(np.abs(part).max(keepdims=True) / np.float32(self.top))
-                scale = bfloat.from_bfloat16(bits)[0]
-                scales.append(bits[0])
+                bits, scale = self._scale(np.abs(part).max(keepdims=True))
+                scales.append(bits)
                 ratio = part / scale if scale > 0 else np.zeros_like(part)
                 symbols.append(np.clip(np.rint(ratio), -self.top, self.top).astype(np.int32) + self.top)
         writer.raw(np.array(scales, dtype="<u2").tobytes())
@@ -65,8 +71,9 @@ class Integer:
         out, at = [], 0
         for size, parts in zip(sizes, blocks, strict=True):
             multiples = (symbols[at : at + size] - self.top).astype(np.float32)
-            for part in parts:
-                multiples[part] *= next(scales)
+            with np.errstate(over="ignore"):  # a scale that overflows is found by the caller's finite check
+                for part in parts:
+                    multiples[part] *= next(scales)
             out.append(multiples)
             at += size
         return out

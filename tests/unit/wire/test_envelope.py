@@ -1,0 +1,76 @@
+"""Bytes of the envelope; what a receiver refuses is in tests/hostile."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import pytest
+
+from fedcompress.errors import HeaderError, LimitError
+from fedcompress.wire import Header, Kind, Limits, digest_of, pack, split_bundle, unpack
+from tests.support import lora_layout, normal, update_header
+
+LAYOUT = lora_layout()
+HEADER = update_header(LAYOUT, normal(LAYOUT, 0), metrics={"eval_correct": 3.0, "a": 0.5})
+
+
+def test_round_trip_and_layout_of_the_bytes() -> None:
+    sections = (b"abc", b"", b"\x00" * 10)
+    data = pack(HEADER, sections)
+    magic, version, flags, head, body = struct.unpack("<4sHHIQ", data[:20])
+    assert (magic, version, flags, body) == (b"FCU\x01", 1, 0, 13)
+    assert data[20 + head : -32] == b"".join(sections)
+    assert data[-32:] == hashlib.sha256(data[:-32]).digest() == digest_of(data)
+    envelope = unpack(data, Limits(max_body=13))
+    assert (envelope.header, envelope.sections, envelope.digest) == (HEADER, sections, data[-32:])
+
+
+def test_equal_input_gives_equal_bytes() -> None:
+    other = update_header(LAYOUT, normal(LAYOUT, 0), metrics={"a": 0.5, "eval_correct": 3.0})
+    assert pack(HEADER, (b"x",)) == pack(other, (b"x",))
+
+
+def test_a_bundle_is_a_concatenation() -> None:
+    pieces = [pack(HEADER, (bytes([i]) * i,)) for i in range(5)]
+    assert split_bundle(b"".join(pieces), Limits(max_body=10)) == pieces
+    assert split_bundle(b"", Limits(max_body=10)) == []
+    with pytest.raises(LimitError, match="more than 4 envelopes"):
+        split_bundle(b"".join(pieces), Limits(max_body=10), max_envelopes=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"run": "a b"}, "header.run"),
+        ({"run": ""}, "header.run"),
+        ({"run": "x" * 65}, "header.run"),
+        ({"site": "../up"}, "header.site"),
+        ({"codec": "x" * 1025}, "header.codec"),
+        ({"round": -1}, "below 2"),
+        ({"base_digest": b""}, "header.base_digest"),
+        ({"layout_digest": b"x" * 31}, "header.layout_digest"),
+        ({"metrics": {"Bad": 1.0}}, "header.metrics"),
+        ({"metrics": {"nan": float("nan")}}, "finite"),
+        ({"metrics": {f"m{i}": 0.0 for i in range(65)}}, "at most 64"),
+    ],
+)
+def test_bad_headers_are_refused_by_field(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(HeaderError, match=words):
+        update_header(LAYOUT, normal(LAYOUT, 0), **changes)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_kinds_need_their_digests(kind: Kind) -> None:
+    needed = {Kind.SNAPSHOT: {"result_digest"}, Kind.DELTA: {"base_digest", "result_digest"}}.get(kind, {"base_digest"})
+    digests = {name: b"d" * 32 for name in ("base_digest", "result_digest")}
+    fields = {"kind": kind, "run": "r", "round": 0, "version": 0, "codec": "none", "layout_digest": b"l" * 32}
+    Header(**fields, **digests)  # type: ignore[arg-type]
+    for name in needed:
+        with pytest.raises(HeaderError, match=name):
+            Header(**fields, **{**digests, name: b""})  # type: ignore[arg-type]
+
+
+def test_too_many_sections() -> None:
+    with pytest.raises(LimitError, match="at most 64"):
+        pack(HEADER, (b"",) * 65)
