@@ -45,7 +45,7 @@ class Integer:
     def _scale(self, largest: Array) -> tuple[np.uint16, np.float32]:
         """Bits and value of the scale for a largest magnitude of shape (1,); its multiples stay finite."""
         bits = bfloat.round_up(largest / np.float32(self.top))
-        if float(bfloat.from_bfloat16(bits)[0]) * self.top > np.finfo(np.float32).max:
+        if float(bfloat.from_bfloat16(bits)[0]) * self.top > float(np.finfo(np.float32).max):
             bits = bits - np.uint16(1)
         return bits[0], bfloat.from_bfloat16(bits)[0]
 

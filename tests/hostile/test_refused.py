@@ -198,9 +198,7 @@ VALID = {spec: encode_sections(CodecSpec.parse(spec), LAYOUT, normal(LAYOUT, 2))
     cut=st.integers(0, 40),
     grow=st.binary(max_size=8),
 )
-def test_mutated_sections_decode_or_are_refused(
-    spec: str, edits: list[tuple[int, int]], cut: int, grow: bytes
-) -> None:
+def test_mutated_sections_decode_or_are_refused(spec: str, edits: list[tuple[int, int]], cut: int, grow: bytes) -> None:
     """Past the checksum: finite tensors of the layout, or PayloadError; nothing else."""
     sections = [bytearray(s) for s in VALID[spec]]
     for at, value in edits:

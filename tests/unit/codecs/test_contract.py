@@ -39,9 +39,7 @@ def strange() -> tuple[Layout, Tensors]:
         "plain": generator.standard_normal((64, 8)).astype(np.float32),
     }
     groups = ("lora_a", "lora_b", "head", "other")
-    specs = [
-        TensorSpec(name=n, shape=v.shape, group=groups[i % 4]) for i, (n, v) in enumerate(values.items())
-    ]
+    specs = [TensorSpec(name=n, shape=v.shape, group=groups[i % 4]) for i, (n, v) in enumerate(values.items())]
     return Layout(tuple(specs)), values
 
 
@@ -78,7 +76,7 @@ def test_law(name: str) -> None:
                     # half a step of the last of 8 bits; clamped at the end of the range, denormals by their step
                     assert (np.abs(x - y) <= np.maximum(np.abs(x) * 2.0**-8, 2.0**-133)).all()
                 case "int":
-                    steps = 2 ** clause.quantize.bits - 2  # type: ignore[attr-defined]
+                    steps = 2**clause.quantize.bits - 2  # type: ignore[attr-defined]
                     bound = 1.01 * np.abs(x).max(initial=0) / steps
                     assert (np.abs(x - y) <= bound + 1e-40).all()
                 case "ternary":
@@ -178,7 +176,7 @@ def test_non_finite_input_is_refused_by_name() -> None:
     for bad in (np.nan, np.inf, -np.inf):
         values = normal(layout, 0)
         values["m1.lora_B.weight"][3, 1] = bad
-        with pytest.raises(NonFiniteError, match="m1.lora_B.weight"):
+        with pytest.raises(NonFiniteError, match=r"m1\.lora_B\.weight"):
             encode_sections(CodecSpec.parse("none"), layout, values)
 
 
@@ -186,7 +184,7 @@ def test_wrong_tensors_are_refused() -> None:
     layout = lora_layout()
     values = normal(layout, 0)
     for change in ({"head.bias": np.zeros(4, np.float32)}, {"head.bias": np.zeros(3, np.float64)}):
-        with pytest.raises(LayoutError, match="head.bias"):
+        with pytest.raises(LayoutError, match=r"head\.bias"):
             encode_sections(CodecSpec.parse("none"), layout, {**values, **change})
     del values["head.bias"]
     with pytest.raises(LayoutError, match=r"missing \['head.bias'\]"):

@@ -1,0 +1,131 @@
+"""Every rule of RULES keeps its law; lora-ridge against a dense oracle; mean against peft."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedcompress.errors import ConfigError
+from fedcompress.merging import RULES, Merger, rule_named, units_of
+from fedcompress.types import Layout, Tensors, TensorSpec
+from tests.support import lora_layout, normal
+
+LAYOUT = lora_layout(modules=3)
+BASE = normal(LAYOUT, 0, 0.3)
+
+
+def merge(rule: str, weights: list[float], updates: list[Tensors], layout: Layout = LAYOUT) -> Tensors:
+    fetches = [lambda names, u=u: {n: u[n] for n in names} for u in updates]
+    return Merger(rule=rule_named(rule), layout=layout).merge(BASE, weights, fetches)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_one_update_with_weight_one_is_returned(rule: str) -> None:
+    assert RULES[rule].identity
+    update = normal(LAYOUT, 1, 0.1)
+    merged = merge(rule, [5.0], [update])
+    assert list(merged) == [t.name for t in LAYOUT.tensors]
+    for name, value in update.items():
+        assert np.allclose(merged[name], value, atol=1e-7), name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_order_and_scale_of_weights_do_not_matter(rule: str) -> None:
+    updates = [normal(LAYOUT, s, 0.1) for s in (1, 2, 3)]
+    before = [{n: v.copy() for n, v in u.items()} for u in updates]
+    one = merge(rule, [1.0, 2.0, 3.0], updates)
+    two = merge(rule, [30.0, 10.0, 20.0], [updates[2], updates[0], updates[1]])
+    for name in one:
+        assert np.allclose(one[name], two[name], atol=1e-6), name
+    for update, copy in zip(updates, before, strict=True):
+        assert all((update[n] == copy[n]).all() for n in update)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_equal_updates_merge_to_themselves(rule: str) -> None:
+    update = normal(LAYOUT, 4, 0.1)
+    merged = merge(rule, [1.0, 2.0], [update, update])
+    for name, value in update.items():
+        assert np.allclose(merged[name], value, atol=1e-5), name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_bad_weights(rule: str) -> None:
+    update = normal(LAYOUT, 1)
+    for weights, updates in (([], []), ([0.0], [update]), ([-1.0, 2.0], [update, update]), ([1.0], [update, update])):
+        with pytest.raises(ConfigError, match="weights"):
+            merge(rule, weights, updates)
+
+
+def test_mean_equals_peft() -> None:
+    """peft's task arithmetic with weights that add up to 1 is the weighted mean."""
+    import torch
+    from peft.utils.merge_utils import task_arithmetic
+
+    updates = [normal(LAYOUT, s) for s in (1, 2, 3)]
+    merged = merge("mean", [1.0, 2.0, 5.0], updates)
+    weights = torch.tensor([1.0, 2.0, 5.0]) / 8
+    for name in merged:
+        oracle = task_arithmetic([torch.from_numpy(u[name]) for u in updates], weights).numpy()
+        assert np.allclose(merged[name], oracle, atol=1e-6), name
+
+
+def products(tensors: Tensors, module: int) -> np.ndarray:
+    return tensors[f"m{module}.lora_B.weight"].astype(np.float64) @ tensors[f"m{module}.lora_A.weight"]
+
+
+def test_lora_ridge_equals_the_dense_least_squares() -> None:
+    """Stack the ridge as extra equations, form M, and let lstsq solve it."""
+    weights, updates, ridge = np.array([0.2, 0.3, 0.5]), [normal(LAYOUT, s, 0.2) for s in (1, 2, 3)], 1e-2
+    merged = merge(f"lora-ridge(ridge={ridge})", weights.tolist(), updates)
+    sites = [{n: BASE[n].astype(np.float64) + u[n] for n in u} for u in updates]
+    for module in range(3):
+        a_name, b_name = f"m{module}.lora_A.weight", f"m{module}.lora_B.weight"
+        target = sum(w * products(s, module) for w, s in zip(weights, sites, strict=True))
+        a = sum(w * s[a_name] for w, s in zip(weights, sites, strict=True))
+        b = sum(w * s[b_name] for w, s in zip(weights, sites, strict=True))
+        lam = ridge * np.trace(a @ a.T) / a.shape[0]
+        rows = np.vstack([a.T, np.sqrt(lam) * np.eye(a.shape[0])])
+        solved = np.linalg.lstsq(rows, np.vstack([target.T, np.sqrt(lam) * b.T]), rcond=None)[0].T
+        assert np.allclose(merged[a_name] + BASE[a_name], a, atol=1e-6)
+        assert np.allclose(merged[b_name] + BASE[b_name], solved, atol=1e-5)
+
+
+def test_lora_ridge_fits_the_mean_product_better_than_the_mean_of_factors() -> None:
+    updates = [normal(LAYOUT, s, 0.5) for s in (1, 2, 3, 4)]
+    sites = [{n: BASE[n] + u[n] for n in u} for u in updates]
+    error = {}
+    for rule in RULES:
+        merged = merge(rule, [1.0] * 4, updates)
+        state = {n: BASE[n] + merged[n] for n in merged}
+        error[rule] = sum(np.linalg.norm(products(state, m) - sum(products(s, m) for s in sites) / 4) for m in range(3))
+    assert error["lora-ridge"] < error["mean"]
+
+
+def test_units_pair_factors_also_of_embeddings() -> None:
+    specs = [
+        TensorSpec(name="x.lora_A.weight", shape=(2, 8), group="lora_a"),
+        TensorSpec(name="x.lora_B.weight", shape=(8, 2), group="lora_b"),
+        TensorSpec(name="e.lora_embedding_A", shape=(2, 9), group="lora_a"),
+        TensorSpec(name="e.lora_embedding_B", shape=(8, 2), group="lora_b"),
+        TensorSpec(name="alone.lora_A.weight", shape=(2, 8), group="lora_a"),
+        TensorSpec(name="head", shape=(3,), group="head"),
+    ]
+    units = units_of(Layout(tuple(specs)))
+    assert [len(u.tensors) for u in units] == [2, 2, 1, 1]
+    assert sorted(t.name for u in units for t in u.tensors) == sorted(s.name for s in specs)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ties", "must be one of"),
+        ("mean(x=1)", "x=1"),
+        ("lora-ridge(ridge=no)", "must be a number"),
+        ("lora-ridge(ridge=0)", "above 0"),
+        ("lora-ridge(ridge=1", "name\\(key"),
+    ],
+)
+def test_bad_rules(text: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        rule_named(text)
