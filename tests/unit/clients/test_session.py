@@ -1,0 +1,215 @@
+"""What a site must not lose, across lost replies, unmerged rounds and restarts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clients.worker.session import Session
+from fedcompress.codecs import CodecSpec
+from fedcompress.config import TrainTask
+from fedcompress.errors import MismatchError, StateError
+from fedcompress.pipeline import decode_update, encode_delta, encode_snapshot
+from fedcompress.types import Tensors, add, zeros
+from fedcompress.wire import Header, Kind, digest_of
+from tests.support import equal, lora_layout, normal
+from tests.unit.clients.site_support import FakeSite
+
+LAYOUT = lora_layout(modules=1)
+START = normal(LAYOUT, 0)
+SNAPSHOT = encode_snapshot(START, LAYOUT, run="run", version=0)
+
+
+def chain(count: int) -> tuple[list[bytes], list[Tensors]]:
+    """Deltas of versions 1..count, and all states."""
+    states, deltas = [START], []
+    for version in range(1, count + 1):
+        header = Header(
+            kind=Kind.DELTA,
+            run="run",
+            round=version,
+            version=version,
+            codec="",
+            layout_digest=LAYOUT.digest,
+            base_digest=b"0" * 32,
+            result_digest=b"0" * 32,
+        )
+        change = normal(LAYOUT, version, 0.1)
+        data, _, state = encode_delta(change, states[-1], LAYOUT, CodecSpec.parse("lora-ternary"), header)
+        deltas.append(data)
+        states.append(state)
+    return deltas, states
+
+
+DELTAS, STATES = chain(3)
+
+
+def task(round_: int, *merged: str, codec: str = "lora-ternary", steps: int = 1) -> TrainTask:
+    return TrainTask(
+        run="run",
+        round=round_,
+        version=0,
+        steps=steps,
+        batch_size=1,
+        lr=1.0,
+        optimizer="sgd",
+        codec=codec,
+        feedback=1.0,
+        max_length=8,
+        labels=("a", "b"),
+        head="mean-pool-linear",
+        seed=0,
+        adapter_config=json.dumps({}),
+        layout=LAYOUT.to_json(),
+        merged=merged,
+    )
+
+
+def test_receive_walks_the_chain_and_survives_a_restart(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    assert session.held("run") is None
+    assert equal(session.receive("run", LAYOUT, SNAPSHOT).state, START)
+    held = session.receive("run", LAYOUT, DELTAS[0] + DELTAS[1])
+    assert held.version == 2
+    session.close()
+    session = Session(tmp_path)
+    again = session.held("run")
+    assert again is not None
+    assert equal(again.state, STATES[2])
+    assert session.receive("run", LAYOUT, DELTAS[1]).version == 2, "what is held already changes nothing"
+    assert equal(session.receive("run", LAYOUT, SNAPSHOT + b"".join(DELTAS)).state, STATES[3])
+
+
+def test_a_downlink_that_does_not_fit(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    with pytest.raises(MismatchError, match="holds nothing") as caught:
+        session.receive("run", LAYOUT, DELTAS[0])
+    assert caught.value.code == "base-digest"
+    session.receive("run", LAYOUT, SNAPSHOT)
+    with pytest.raises(MismatchError, match="holds version 0"):
+        session.receive("run", LAYOUT, DELTAS[2])
+    with pytest.raises(MismatchError, match="layout"):
+        session.receive("run", lora_layout(modules=2), SNAPSHOT)
+    held = session.held("run")
+    assert held is not None
+    assert equal(held.state, START)
+
+
+def test_replay_until_the_next_round(tmp_path: Path) -> None:
+    site = FakeSite(tmp_path, "north")
+    first = site.answer(task(1), SNAPSHOT)
+    site.reopen()
+    assert site.answer(task(1), SNAPSHOT) == first
+    assert site.trained == 1
+    second = site.answer(task(2, digest_of(first).hex()), SNAPSHOT)
+    assert second != first
+    assert site.trained == 2
+
+
+def test_the_same_round_from_another_state_is_trained_again(tmp_path: Path) -> None:
+    """The coordinator went on from elsewhere: the old reply goes back into the residual."""
+    site = FakeSite(tmp_path, "north")
+    first = site.answer(task(1), SNAPSHOT)
+    second = site.answer(task(1), DELTAS[0])
+    assert site.trained == 2
+    assert first != second
+    check_invariant(site, [])
+
+
+def check_invariant(site: FakeSite, merged: list[bytes]) -> None:
+    """sum(merged) + open update + residual == sum(delta)."""
+    held = site.session.held("run")
+    assert held is not None
+    total = held.residual
+    rows = site.session._db.execute("SELECT digest, blob FROM outbox WHERE status='open'").fetchall()
+    done = {digest_of(m).hex() for m in merged}
+    payloads = [*merged, *(site.session._blobs.get(blob) for digest, blob in rows if digest not in done)]
+    for payload in payloads:
+        total = add(total, decode_update(payload, LAYOUT)[1])
+    for name, value in site.deltas.items():
+        assert np.allclose(total[name], value, atol=1e-5), name
+
+
+@settings(max_examples=40, deadline=None)
+@given(fates=st.lists(st.sampled_from(["merged", "unmerged", "lost", "restart", "repeat"]), min_size=1, max_size=12))
+def test_nothing_is_lost_or_counted_twice(fates: list[str]) -> None:
+    with TemporaryDirectory() as folder:
+        site = FakeSite(Path(folder), "north")
+        merged: list[bytes] = []
+        round_ = 1
+        for fate in fates:
+            last = (digest_of(merged[-1]).hex(),) if merged else ()
+            request = task(round_, *last)
+            payload = site.answer(request, SNAPSHOT)
+            match fate:
+                case "merged":
+                    merged.append(payload)
+                case "restart":
+                    site.reopen()
+                    assert site.answer(request, SNAPSHOT) == payload
+                    merged.append(payload)
+                case "repeat":
+                    assert site.answer(request, SNAPSHOT) == payload
+            round_ += 1
+            check_invariant(site, merged)
+        site.session.close()
+
+
+def test_a_crash_before_the_commit_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = FakeSite(tmp_path, "north")
+    first = site.answer(task(1), SNAPSHOT)
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "commit", crash)
+        with pytest.raises(KeyboardInterrupt):
+            site.answer(task(2, digest_of(first).hex()), SNAPSHOT)
+    site.deltas = {n: v for n, v in decode_total(site, [first]).items()}
+    site.reopen()
+    held = site.session.held("run")
+    assert held is not None
+    second = site.answer(task(2, digest_of(first).hex()), SNAPSHOT)
+    check_invariant(site, [first, second])
+
+
+def decode_total(site: FakeSite, merged: list[bytes]) -> Tensors:
+    """What the site's books say: merged plus residual."""
+    held = site.session.held("run")
+    assert held is not None
+    total = held.residual
+    for payload in merged:
+        total = add(total, decode_update(payload, LAYOUT)[1])
+    return total
+
+
+def test_a_changed_blob_is_found(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    session.receive("run", LAYOUT, SNAPSHOT)
+    (name,) = session._db.execute("SELECT state FROM run").fetchone()
+    path = tmp_path / "blobs" / name
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StateError, match="SHA-256 does not match"):
+        session.held("run")
+    path.unlink()
+    with pytest.raises(StateError, match="cannot be read"):
+        session.held("run")
+
+
+def test_garbage_is_collected(tmp_path: Path) -> None:
+    site = FakeSite(tmp_path, "north")
+    last: tuple[str, ...] = ()
+    for round_ in range(1, 25):
+        payload = site.answer(task(round_, *last), SNAPSHOT)
+        last = (digest_of(payload).hex(),)
+    assert len(list((tmp_path / "north" / "blobs").iterdir())) < 16
+    assert zeros(LAYOUT).keys() == site.deltas.keys()

@@ -1,0 +1,118 @@
+"""site.toml: each mistake is one line with field, value and rule."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clients.site import SiteConfig
+from clients.worker.main import lease
+from clients.worker.paths import socket_path
+from fedcompress.errors import ConfigError, LockedError
+
+GOOD = """
+[site]
+name = "north"
+state_dir = "state"
+[model]
+path = "model"
+[data]
+train = "train.jsonl"
+heldout = "heldout.jsonl"
+[engine]
+ranks = 1
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    for name in ("train", "heldout"):
+        (tmp_path / f"{name}.jsonl").write_text("")
+    return tmp_path
+
+
+def load(folder: Path, text: str) -> SiteConfig:
+    (folder / "site.toml").write_text(text)
+    return SiteConfig.load(folder / "site.toml")
+
+
+def test_a_good_file(folder: Path) -> None:
+    site = load(folder, GOOD)
+    assert (site.name, site.state_dir, site.model) == ("north", folder / "state", folder / "model")
+    assert (site.engine.zero_stage, site.max_update_norm, site.data.text) == (2, 0.0, "text")
+
+
+def test_the_example_in_deploy_has_only_known_keys(folder: Path) -> None:
+    example = (Path(__file__).parents[3] / "deploy" / "site.example.toml").read_text()
+    for old, new in (("models/all-MiniLM-L6-v2", "model"), ("data/train", "train"), ("data/heldout", "heldout")):
+        example = example.replace(old, new)
+    assert load(folder, example).name == "hospital-north"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[engine]", "[motor]", ["motor", "unknown section", "engine"]),
+        ("ranks = 1", "rank = 1", ["engine.rank", "unknown key", "ranks"]),
+        ("ranks = 1", "ranks = '1'", ["engine.ranks", "'1'", "type int"]),
+        ("ranks = 1", "ranks = true", ["engine.ranks", "True", "type int"]),
+        ("ranks = 1", "ranks = 0", ["engine.ranks: 0", "from 1 to"]),
+        ("ranks = 1", "ranks = 4096", ["engine.ranks: 4096", "cores of this machine"]),
+        ("ranks = 1", "zero_stage = 4", ["engine.zero_stage: 4", "0, 1, 2 or 3"]),
+        ("ranks = 1", "micro_batch = 0", ["engine.micro_batch: 0", "at least 1"]),
+        ("train.jsonl", "absent.jsonl", ["data.train", "absent.jsonl", "existing file"]),
+        ('path = "model"', 'path = "nowhere"', ["model.path", "nowhere", "config.json"]),
+        ('"north"', '"a b"', ["site.name", "'a b'", "must match"]),
+        ('name = "north"', "", ["site.name", "must be set"]),
+        ('heldout = "heldout.jsonl"', "", ["data.heldout", "must be set"]),
+        ("[site]", "[site", ["site.toml", "readable TOML"]),
+        ("[engine]", "[privacy]\nmax_update_norm = -1\n[engine]", ["privacy.max_update_norm: -1", ">= 0"]),
+    ],
+)
+def test_mistakes(folder: Path, old: str, new: str, words: list[str]) -> None:
+    assert old in GOOD
+    with pytest.raises(ConfigError) as caught:
+        load(folder, GOOD.replace(old, new))
+    assert "\n" not in str(caught.value).replace("\n", "", 0) or "TOML" in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"site.toml: .*absent.toml"):
+        SiteConfig.load(tmp_path / "absent.toml")
+
+
+def test_the_lease_is_exclusive_and_ends_with_its_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from clients.worker.main import lease\n"
+        "with lease(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdin is not None
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(LockedError, match=rf"held by the worker with pid {holder.pid}"), lease(tmp_path):
+        pass
+    holder.kill()
+    holder.communicate()
+    with lease(tmp_path):
+        assert (tmp_path / "worker.lock").read_text() == str(os.getpid())
+
+
+def test_socket_paths_fit(tmp_path: Path) -> None:
+    assert socket_path(tmp_path) == tmp_path.resolve() / "worker.sock" or len(str(tmp_path)) > 80
+    deep = tmp_path / ("d" * 120)
+    path = socket_path(deep)
+    assert len(os.fsencode(path)) < 107
+    assert path == socket_path(deep)
+    assert path != socket_path(deep / "x")
+    assert path.parent.stat().st_mode & 0o077 == 0
