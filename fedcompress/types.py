@@ -93,6 +93,8 @@ class Layout:
         """
         try:
             rows = json.loads(text)
+            if not isinstance(rows, list):
+                raise TypeError(type(rows).__name__)
             return cls(
                 tuple(
                     TensorSpec(name=str(n), shape=tuple(int(d) for d in s), dtype=str(t), group=str(g))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+import click
 import typer
 
 from fedcompress.cli import demo, experiment, files, tables, worker
@@ -24,6 +25,7 @@ tables.register(app)
 worker.register(app)
 
 DEBUG = "--debug"
+STOPPED = 130  # typer returns it after Ctrl-C
 
 
 def main() -> None:
@@ -33,10 +35,13 @@ def main() -> None:
     debug = DEBUG in sys.argv
     args = [a for a in sys.argv[1:] if a != DEBUG]
     try:
-        app(args=args, standalone_mode=True)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
+        code = app(args=args, standalone_mode=False) or 0
+        if code == STOPPED:
+            print("\nstopped", file=sys.stderr)
+        raise SystemExit(code)
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from None
     except FedCompressError as error:
         if debug:
             raise

@@ -1,0 +1,201 @@
+"""Data, processes, options and result of the demo, without running it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fedcompress.demo import data
+from fedcompress.demo.processes import ProcessGroup, check_port, free_port, listening, wait_until
+from fedcompress.demo.run import DemoOptions, make_result, phases
+from fedcompress.errors import ConfigError, MissingPackageError, ProcessError
+from fedcompress.experiments import Grid
+from fedcompress.report import plot_accuracy_against_bytes
+from tests.support import lora_layout
+
+
+def test_every_row_lies_at_one_site_and_the_files_repeat(tmp_path: Path) -> None:
+    sites = data.write_sites(tmp_path / "one", 3)
+    again = data.write_sites(tmp_path / "two", 3)
+    seen: set[str] = set()
+    for site, twin in zip(sites, again, strict=True):
+        for kind in ("train", "heldout"):
+            path = getattr(site, kind)
+            assert path.read_bytes() == getattr(twin, kind).read_bytes()
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            texts = {row["text"] for row in rows}
+            assert len(texts) == len(rows)
+            assert not texts & seen
+            seen |= texts
+            assert {row["label"] for row in rows} == set(data.LABELS), "every hospital sees some of everything"
+        assert site.rows[0] > 400
+        assert site.rows[1] > 100
+    assert 2000 < len(seen) <= data.ROWS_PER_LABEL * len(data.LABELS)
+
+
+def test_an_absent_package_is_named_with_the_remedy() -> None:
+    with pytest.raises(MissingPackageError, match=r"no_such_package: is absent: pip install x"):
+        data.package_folder("no_such_package", "pip install x")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rounds": 0}, "--rounds: 0"),
+        ({"sites": 9}, "--sites: 9"),
+        ({"steps": 0}, "--steps: 0"),
+        ({"seed": -1}, "--seed: -1"),
+        ({"task": "x"}, "--task: x"),
+        ({"codec": "zip"}, "--codec: zip"),
+        ({"downlink_codec": "zip"}, "--downlink-codec: zip"),
+        ({"rule": "ties"}, "--rule: ties"),
+    ],
+)
+def test_bad_options(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        DemoOptions(out=Path("x"), **changes)
+
+
+def test_a_busy_port_is_refused_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        assert listening(port)
+        with pytest.raises(ConfigError) as caught:
+            check_port("--port", port)
+    assert str(caught.value).startswith(f"--port: {port}: ")
+    assert "choose another port" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    check_port("--port", free_port())
+
+
+STUBBORN = (
+    "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+)
+PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {STUBBORN!r}])"
+
+
+def test_a_group_ends_whole_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedcompress.demo.processes.GRACE", 0.5)
+    with ProcessGroup(tmp_path, {"X": "1"}) as group:
+        parent = group.start("parent", [sys.executable, "-c", PARENT], cwd=tmp_path)
+        log = tmp_path / "parent.log"
+        wait_until(lambda: "up" in log.read_text(), timeout=20, what="child", alive=lambda: group.check("parent"))
+        tree = psutil.Process(parent.pid).children(recursive=True)
+        assert tree
+        assert len(group.memory()) == 2
+    assert parent.poll() is not None
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in tree)
+
+
+def test_a_process_that_ends_is_reported_with_its_last_line(tmp_path: Path) -> None:
+    with ProcessGroup(tmp_path, {}) as group:
+        process = group.start("dies", [sys.executable, "-c", "print('why'); raise SystemExit(3)"], cwd=tmp_path)
+        process.wait()
+        with pytest.raises(ProcessError, match=r"dies: ended with exit code 3: why \(see .*dies.log\)"):
+            group.check()
+        with pytest.raises(ProcessError, match="not ready after 0 s"):
+            wait_until(lambda: False, timeout=0, what="x", alive=lambda: None)
+
+
+LAYOUT = lora_layout()
+
+
+def events() -> list[dict[str, Any]]:
+    """Two rounds of two sites."""
+    out: list[dict[str, Any]] = [{"event": "start", "at": 100.0}, {"event": "asked", "at": 105.0, "round": 1}]
+    for version in range(3):
+        for site in ("a", "b"):
+            reply = {"event": "reply", "at": 110.0, "round": version + 1, "site": site, "bytes": 50}
+            out.append({**reply, "metrics": {"seconds_load": 0.0}})
+        out.append({"event": "quality", "at": 110.0, "version": version, "accuracy": 0.2 * version, "loss": 1.0})
+        if version < 2:
+            row = {"event": "round", "at": 110.0 + 5 * version, "round": version + 1, "version": version + 1}
+            out.append({**row, "uplink_bytes": 100, "downlink_bytes": 60, "seconds": 5.0})
+    end = {"event": "finished", "at": 120.0, "adapter": "x"}
+    return [*out, {**end, "up": {"payload_bytes": 300, "messages": 6}, "down": {"payload_bytes": 180, "messages": 6}}]
+
+
+def result(tmp_path: Path) -> dict[str, Any]:
+    options = DemoOptions(out=tmp_path, rounds=2, sites=2)
+    config = {"codec": "lora-ternary", "downlink-codec": "none"}
+    return make_result(options, config, events(), LAYOUT, tmp_path)
+
+
+def test_the_result_counts_messages_as_documented(tmp_path: Path) -> None:
+    made = result(tmp_path)
+    size = LAYOUT.numel
+    assert made["messages"] == {"up": 4, "down": 6}
+    assert made["baseline_bytes"] == {
+        "bf16": {"up": 8 * size, "down": 12 * size},
+        "fp32": {"up": 16 * size, "down": 24 * size},
+    }
+    assert made["payload_bytes"] == {"up": 300, "down": 180}
+    assert made["ratio_vs_bf16"] == {"up": round(8 * size / 300, 3), "down": round(12 * size / 180, 3)}
+    assert (made["accuracy_start"], made["accuracy_end"]) == (0.0, 0.4)
+    assert [r["accuracy"] for r in made["rounds"]] == [0.2, 0.4]
+    assert made["codec"] == "topk(density=0.1)|ternary; head: int(bits=4)"
+    documented = (Path(__file__).parents[3] / "docs" / "result.md").read_text()
+    for key in (*made, "wall_seconds", "phase_seconds", "peak_memory_bytes"):
+        assert f"`{key}`" in documented, key
+
+
+def test_phases_add_up() -> None:
+    assert phases(events(), 98.0, 123.0) == {"start": 7.0, "rounds": 10.0, "evaluation": 5.0, "stop": 3.0}
+
+
+def test_the_picture_is_a_png(tmp_path: Path) -> None:
+    plot_accuracy_against_bytes(result(tmp_path), tmp_path / "a.png")
+    data_ = (tmp_path / "a.png").read_bytes()
+    assert data_.startswith(b"\x89PNG")
+    assert len(data_) > 10_000
+
+
+def test_grids(tmp_path: Path) -> None:
+    path = tmp_path / "g.toml"
+    path.write_text('[fixed]\nrounds = 2\n[grid]\ncodec = ["none", "int8"]\nseed = [0, 1]\n')
+    cells = Grid.load(path).cells()
+    assert cells[0] == {"rounds": 2, "codec": "none", "seed": 0}
+    assert len(cells) == 4
+    for text, words in (
+        ("[fixed]\nx = 1", r"grid\.x"),
+        ("[grid]\nseed = 1", "must be a list"),
+        ("[other]", "unknown section"),
+        ("[", "readable TOML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            Grid.load(path)
+
+
+def test_the_shipped_grid_is_valid() -> None:
+    assert len(Grid.load(Path(__file__).parents[3] / "benchmarks" / "grids" / "small.toml").cells()) == 6
+
+
+def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:
+    """SIGINT while the demo prepares: exit code 130, one word, no traceback."""
+    script = Path(sys.executable).parent / "fedcompress"
+    process = subprocess.Popen([script, "demo", "--out", tmp_path / "out"], stderr=subprocess.PIPE, text=True)
+    logs = tmp_path / "out" / "work" / "logs"
+    wait_until((logs / "superlink.log").exists, timeout=30, what="superlink", alive=lambda: None)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "stopped" in errors
+    mine = [p for p in psutil.process_iter() if _mentions(p, str(tmp_path))]
+    assert mine == []
+
+
+def _mentions(process: psutil.Process, text: str) -> bool:
+    try:
+        return any(text in part for part in process.cmdline())
+    except psutil.Error:
+        return False

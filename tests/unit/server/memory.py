@@ -1,0 +1,103 @@
+"""A transport in memory: real coordinator, ledger and site sessions; only Flower and training are stand-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from fedcompress.adapters import adapter_digest, load_adapter, save_adapter, seeded_init
+from fedcompress.config import RunConfig, TrainTask
+from fedcompress.errors import MismatchError
+from server.coordinator import Coordinator, Incoming
+from tests.support import lora_layout
+from tests.unit.clients.site_support import FakeSite
+
+CONFIG = {"peft_type": "LORA", "r": 4}
+
+
+class Killed(BaseException):
+    """The coordinator's process is gone."""
+
+
+class MemoryTransport:
+    """Delivers at once. ``fate(event, node, round)`` may raise ``Killed`` or return False to lose a message."""
+
+    def __init__(self, sites: dict[int, FakeSite], fate: Callable[[str, int, int], bool] | None = None) -> None:
+        self.sites = sites
+        self.fate = fate or (lambda event, node, round_: True)
+        self.inbox: list[Incoming] = []
+        self.carried = {"up": 0, "down": 0}
+        self.now = 0.0
+
+    def clock(self) -> float:
+        """Seconds; they pass only while the coordinator waits."""
+        return self.now
+
+    def nodes(self) -> list[int]:
+        return list(self.sites)
+
+    def send(self, node: int, task: TrainTask, payload: bytes) -> None:
+        self.carried["down"] += len(payload)
+        if not self.fate("send", node, task.round):
+            return
+        site = self.sites[node]
+        try:
+            status, reply = {"status": "ok", "site": site.name}, site.answer(task, payload)
+        except MismatchError as error:
+            status = {"status": "failed", "site": site.name, "code": error.code, "message": str(error)}
+            reply = b""
+        if self.fate("reply", node, task.round):
+            self.carried["up"] += len(reply)
+            self.inbox.append(Incoming(node, status, reply))
+
+    def receive(self, timeout: float) -> Iterable[Incoming]:
+        if not self.inbox:
+            self.now += timeout
+        while self.inbox:
+            reply = self.inbox.pop()  # the last comes first: order of arrival must not matter
+            self.fate("receive", reply.node, 0)
+            yield reply
+
+    def forget(self) -> None:
+        self.inbox.clear()
+
+
+class World:
+    """Folders of a coordinator and its sites."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...] = ("north", "south", "west")) -> None:
+        self.folder = folder
+        initial = folder / "initial"
+        if not initial.exists():
+            save_adapter(initial, CONFIG, lora_layout(), seeded_init(lora_layout(), 3))
+        adapter = load_adapter(initial)
+        self.layout = adapter.layout
+        digest = adapter_digest(adapter.config)
+        self.sites = {(1 << 63) + i: FakeSite(folder / "sites", n, digest) for i, n in enumerate(names)}
+        self.events: list[dict[str, Any]] = []
+
+    def config(self, **changes: Any) -> RunConfig:
+        fields: dict[str, Any] = {
+            "run": "run",
+            "state_dir": str(self.folder / "coordinator"),
+            "initial_adapter": str(self.folder / "initial"),
+            "labels": "a|b",
+            "rounds": 4,
+            "min_sites": len(self.sites),
+            "seed": 3,
+        }
+        return RunConfig(**{**fields, **changes})
+
+    def run(self, fate: Callable[[str, int, int], bool] | None = None, **changes: Any) -> MemoryTransport:
+        """One process of the coordinator, until it ends or is killed."""
+        transport = MemoryTransport(self.sites, fate)
+        coordinator = Coordinator(self.config(**changes), transport, self.events.append, transport.clock)
+        try:
+            coordinator.run()
+        finally:
+            coordinator.ledger.close()
+        return transport
+
+    def result(self) -> bytes:
+        return (self.folder / "coordinator" / "adapter" / "adapter_model.safetensors").read_bytes()

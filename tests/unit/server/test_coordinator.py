@@ -1,0 +1,185 @@
+"""The round loop under kills, losses and restarts."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedcompress.adapters import load_adapter, seeded_init
+from fedcompress.errors import MismatchError, TrainingError
+from fedcompress.pipeline import decode_update
+from fedcompress.types import add
+from server.ledger import Ledger
+from tests.support import normal
+from tests.unit.server.memory import Killed, World
+
+
+def rows(world: World, query: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(world.folder / "coordinator" / "ledger.db") as db:
+        return db.execute(query).fetchall()
+
+
+def test_uncompressed_mean_is_plain_federated_averaging(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run(codec="none", downlink_codec="none", rule="mean")
+    state = seeded_init(world.layout, 3)
+    names = [s.name for s in world.sites.values()]
+    weights = np.array([10 + len(n) for n in names], np.float64)
+    for round_ in range(1, 5):
+        deltas = [normal(world.layout, sum(n.encode()) + 1000 * round_, 0.1) for n in names]
+        for key in state:
+            mean = sum(w * d[key].astype(np.float64) for w, d in zip(weights / weights.sum(), deltas, strict=True))
+            state[key] = (state[key] + mean).astype(np.float32)
+    found = load_adapter(tmp_path / "coordinator" / "adapter").tensors
+    for key, value in state.items():
+        assert np.allclose(found[key], value, atol=1e-6), key
+
+
+def test_all_sites_and_the_export_hold_the_same_state(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run()
+    final = load_adapter(tmp_path / "coordinator" / "adapter").tensors
+    for site in world.sites.values():
+        held = site.session.held("run")
+        assert held is not None
+        assert held.version == 4
+        assert all((held.state[n] == final[n]).all() for n in final)
+    assert [e["version"] for e in world.events if e["event"] == "quality"] == [0, 1, 2, 3, 4]
+
+
+def test_the_ledger_counts_what_was_carried(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    transport = world.run()
+    for way in ("up", "down"):
+        ((total, count),) = rows(world, f"SELECT SUM(payload), COUNT(*) FROM message WHERE direction='{way}'")
+        assert (total, count) == (transport.carried[way], 15)
+    end = world.events[-1]
+    assert end["up"] == {"payload_bytes": transport.carried["up"], "messages": 15}
+
+
+KILLS = [(event, node, round_) for event in ("send", "reply") for node in (0, 2) for round_ in (1, 3, 5)]
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=lambda k: "-".join(map(str, k)))
+def test_killed_in_a_round_and_started_again(tmp_path: Path, kill: tuple[str, int, int]) -> None:
+    """Before a message leaves, or after the site has done its round: the same bytes, nothing trained twice."""
+    plain = World(tmp_path / "plain")
+    plain.run()
+    world = World(tmp_path / "killed")
+    event, index, round_ = kill
+
+    def fate(what: str, node: int, number: int) -> bool:
+        if (what, node - (1 << 63), number) == (event, index, round_):
+            raise Killed
+        return True
+
+    with pytest.raises(Killed):
+        world.run(fate)
+    world.run()
+    assert world.result() == plain.result()
+    assert [s.trained for s in world.sites.values()] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("method", ["publish", "end_round", "collect_garbage"])
+def test_killed_around_the_commit(tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = World(tmp_path / "plain")
+    plain.run()
+    world = World(tmp_path / "killed")
+    original, calls = getattr(Ledger, method), []
+
+    def crash(self: Ledger, *args: object, **kwargs: object) -> object:
+        calls.append(method)
+        if len(calls) == 3:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, method, crash)
+        with pytest.raises(Killed):
+            world.run()
+    world.run()
+    assert world.result() == plain.result()
+
+
+def test_new_node_ids_do_not_count_an_update_twice(tmp_path: Path) -> None:
+    """Every SuperNode gets a new id after each round; merged updates are not given back."""
+    plain = World(tmp_path / "plain")
+    plain.run()
+    world = World(tmp_path / "moved")
+    for rounds in range(1, 5):
+        world.run(rounds=rounds)
+        world.sites = {node + 1000: site for node, site in world.sites.items()}
+    assert world.result() == plain.result()
+
+
+def test_a_lost_update_returns_to_the_residual(tmp_path: Path) -> None:
+    """A site's reply of round 2 is lost; the round closes at its deadline, and nothing of the site is lost."""
+    world = World(tmp_path)
+    south = (1 << 63) + 1
+    world.run(lambda what, node, number: (what, node, number) != ("reply", south, 2), quorum=2, round_timeout=30.0)
+    assert [e["merged"] for e in world.events if e["event"] == "round"] == [3, 2, 3, 3]
+    assert rows(world, "SELECT round, code FROM refusal") == [(2, "deadline")]
+    site = world.sites[south]
+    held = site.session.held("run")
+    assert held is not None
+    total = held.residual
+    merged = [r[0] for r in site.session._db.execute("SELECT blob FROM outbox WHERE status!='returned' ORDER BY round")]
+    assert len(merged) == 3
+    for blob in merged:
+        total = add(total, decode_update(site.session._blobs.get(blob), world.layout)[1])
+    for name, value in site.deltas.items():
+        assert np.allclose(total[name], value, atol=1e-5), name
+
+
+def test_a_site_that_lost_its_disk_is_brought_up_to_date_in_the_same_round(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run(rounds=2)
+    site = world.sites[(1 << 63) + 1]
+    site.session.close()
+    shutil.rmtree(site.folder)
+    site.reopen()
+    world.events.clear()
+    world.run(rounds=3)
+    assert [e["merged"] for e in world.events if e["event"] == "round"] == [3]
+    assert rows(world, "SELECT site, code FROM refusal") == [("south", "base-digest")]
+
+
+def test_too_few_updates(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    with pytest.raises(TrainingError, match="round 1: 0 updates admitted: the quorum is 1"):
+        world.run(lambda what, node, number: False, round_timeout=5.0)
+
+
+def test_too_few_sites(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    with pytest.raises(TrainingError, match="min-sites: 3 connected: 9 needed"):
+        world.run(min_sites=9, join_timeout=5.0)
+    waiting = [e for e in world.events if e["event"] == "waiting"]
+    assert waiting == [{"event": "waiting", "sites": 3, "needed": 9}]
+
+
+def test_sampling_asks_some(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run(sites_per_round=2)
+    assert [e["asked"] for e in world.events if e["event"] == "round"] == [2, 2, 2, 2]
+
+
+def test_a_run_name_cannot_be_reused_for_something_else(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run(rounds=1)
+    (tmp_path / "initial" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 99}')
+    with pytest.raises(MismatchError, match="was begun with another adapter"):
+        world.run(rounds=2)
+
+
+def test_finished_runs_can_be_submitted_again(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run()
+    first = world.result()
+    world.run()
+    assert world.result() == first
+    assert [s.trained for s in world.sites.values()] == [4, 4, 4]
