@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fedcompress.errors import ConfigError, ProcessError
+
+if TYPE_CHECKING:
+    import psutil
 
 GRACE = 8.0  # seconds between SIGTERM and SIGKILL
 
@@ -55,6 +62,22 @@ def listening(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+@contextlib.contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Put Ctrl-C off to the end of the block: a process must not be started and not be known."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt
+
+
 @dataclass
 class ProcessGroup:
     """Processes that live and die together. Use it as a context manager."""
@@ -72,7 +95,7 @@ class ProcessGroup:
 
     def start(self, name: str, command: Sequence[str | Path], *, cwd: Path) -> subprocess.Popen[bytes]:
         """Start a command, with its output in ``logs/name.log``."""
-        with (self.logs / f"{name}.log").open("ab") as log:
+        with _no_interrupt(), (self.logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [str(part) for part in command],
                 cwd=cwd,
@@ -82,7 +105,7 @@ class ProcessGroup:
                 stderr=log,
                 start_new_session=True,
             )
-        self._running[name] = process
+            self._running[name] = process
         return process
 
     def check(self, *names: str) -> None:
@@ -113,25 +136,31 @@ class ProcessGroup:
         lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
         return f"{lines[-1].strip() if lines else 'no output'} (see {path})"
 
-    def stop(self) -> None:
-        """End all processes and their descendants: SIGTERM, then SIGKILL."""
+    def _members(self) -> dict[int, psutil.Process]:
+        """Processes of the group: all in a session of ours, and their descendants."""
         import psutil
 
-        victims: dict[int, psutil.Process] = {}
-        for process in self._running.values():
-            try:
-                root = psutil.Process(process.pid)
-                victims |= {p.pid: p for p in [root, *root.children(recursive=True)]}
-            except psutil.NoSuchProcess:
-                continue
-        for victim in victims.values():
-            _quietly(victim.terminate)
-        _, left = psutil.wait_procs(list(victims.values()), timeout=GRACE)
-        for victim in left:
-            _quietly(victim.kill)
-        psutil.wait_procs(left, timeout=GRACE)
-        for process in self._running.values():
-            process.wait()
+        sessions = {process.pid for process in self._running.values()}
+        out: dict[int, psutil.Process] = {}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if os.getsid(process.pid) in sessions:
+                    out |= {p.pid: p for p in [process, *process.children(recursive=True)]}
+        return out
+
+    def stop(self) -> None:
+        """End all processes and their descendants: SIGTERM, then SIGKILL until none is left."""
+        import psutil
+
+        deadline = time.monotonic() + GRACE
+        while members := self._members():
+            over = time.monotonic() > deadline
+            for member in members.values():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill() if over else member.terminate()
+            psutil.wait_procs(list(members.values()), timeout=max(0.2, deadline - time.monotonic()))
+            for process in self._running.values():
+                process.poll()
         self._running.clear()
 
     def memory(self) -> dict[str, int]:
@@ -139,29 +168,16 @@ class ProcessGroup:
         import psutil
 
         out: dict[str, int] = {}
-        for process in self._running.values():
-            try:
-                root = psutil.Process(process.pid)
-                for member in [root, *root.children(recursive=True)]:
-                    out[f"{member.pid} {_title(member)}"] = member.memory_info().rss
-            except psutil.Error:
-                continue
+        for member in self._members().values():
+            with contextlib.suppress(psutil.Error):
+                out[f"{member.pid} {_title(member)}"] = member.memory_info().rss
         return out
 
 
-def _title(process: object) -> str:
-    parts = process.cmdline()  # type: ignore[attr-defined]
+def _title(process: psutil.Process) -> str:
+    parts = process.cmdline()
     words = [Path(p).name for p in parts if not p.startswith("-")]
     return next((w for w in words if not w.startswith("python")), "python")
-
-
-def _quietly(action: Callable[[], None]) -> None:
-    import psutil
-
-    try:
-        action()
-    except psutil.NoSuchProcess:
-        return
 
 
 def script(name: str) -> Path:
