@@ -1,0 +1,81 @@
+"""A decoder written from protos/README.md alone, in plain Python: what another language would do."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+
+PRECISION = 24
+TOTAL = 1 << PRECISION
+MASK = (1 << 64) - 1
+
+
+def bernoulli(count: int, size: int) -> list[int]:
+    """Cumulative frequencies of {0, 1} when ``count`` of ``size`` symbols are 1."""
+    return [0, math.floor((1 - count / size) * (TOTAL - 2)) + 1, TOTAL]
+
+
+def categorical(histogram: Sequence[int]) -> list[int]:
+    """Cumulative frequencies of an alphabet from the counts of its symbols."""
+    count = sum(histogram)
+    probabilities = [c / count for c in histogram]
+    norm = 0.0
+    for probability in probabilities:
+        norm += probability
+    scale = (TOTAL - len(histogram)) / norm
+    out, so_far = [0], 0.0
+    for number, probability in enumerate(probabilities, start=1):
+        so_far += probability
+        out.append(math.floor(so_far * scale) + number)
+    out[-1] = TOTAL
+    return out
+
+
+class RangeDecoder:
+    """64-bit state, 32-bit words, 24-bit frequencies."""
+
+    def __init__(self, data: bytes) -> None:
+        self._words = iter(int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4))
+        self._lower, self._range, self._point = 0, MASK, 0
+        for _ in range(2):
+            self._point = self._point << 32 | next(self._words, 0)
+
+    def symbols(self, cumulative: Sequence[int], count: int) -> Iterator[int]:
+        """The next symbols."""
+        for _ in range(count):
+            step = self._range >> PRECISION
+            place = ((self._point - self._lower) & MASK) // step
+            symbol = next(s for s in range(len(cumulative) - 1) if cumulative[s] <= place < cumulative[s + 1])
+            self._lower = (self._lower + step * cumulative[symbol]) & MASK
+            self._range = step * (cumulative[symbol + 1] - cumulative[symbol])
+            if self._range < 1 << 32:
+                self._lower = self._lower << 32 & MASK
+                self._range = self._range << 32 & MASK
+                self._point = (self._point << 32 | next(self._words, 0)) & MASK
+            yield symbol
+
+
+def philox(key: int, count: int) -> list[int]:
+    """The first 64-bit words of Philox4x64-10 with counters 1, 2, 3, ..."""
+    out: list[int] = []
+    counter = 0
+    while len(out) < count:
+        counter += 1
+        x = [counter >> 64 * i & MASK for i in range(4)]
+        k = [key & MASK, key >> 64]
+        for _ in range(10):
+            p0, p1 = 0xD2E7470EE14C6C93 * x[0], 0xCA5A826395121157 * x[2]
+            x = [p1 >> 64 ^ x[1] ^ k[0], p1 & MASK, p0 >> 64 ^ x[3] ^ k[1], p0 & MASK]
+            k = [(k[0] + 0x9E3779B97F4A7C15) & MASK, (k[1] + 0xBB67AE8584CAA73B) & MASK]
+        out += x
+    return out[:count]
+
+
+def seeded_start(seed: int, name: str, count: int, columns: int) -> list[float]:
+    """Values of a factor A before rounding to float32; each is an exact product of an integer and the bound."""
+    import struct
+
+    key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "little")
+    (bound,) = struct.unpack("<f", struct.pack("<f", 1 / math.sqrt(columns) / (1 << 24)))
+    return [((word >> 40) * 2 - ((1 << 24) - 1)) * bound for word in philox(key, count)]
