@@ -43,7 +43,6 @@ def environment(home: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
-        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu"),
         "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
     }
 

@@ -43,7 +43,11 @@ class CountingProxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.create_connection(self._target)
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:  # the server has ended; so does this connection
+                client.close()
+                continue
             with self._lock:
                 self._open += [client, server]
             for source, sink, name in ((client, server, "up"), (server, client, "down")):

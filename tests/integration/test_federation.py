@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -16,10 +13,9 @@ import psutil
 import pytest
 
 from fedcompress.adapters import load_adapter
-from fedcompress.demo.federation import Federation
 from fedcompress.types import state_digest
 from tests.integration.proxy import CountingProxy
-from tests.integration.support import LABELS, run_federation
+from tests.site_support import LABELS, run_federation
 
 
 def ledger(folder: Path, query: str) -> list[tuple[Any, ...]]:
@@ -96,41 +92,6 @@ def test_equal_seeds_give_equal_adapter_bytes(tmp_path: Path, template: Path) ->
         run_federation(tmp_path / name, template, rounds=2)
         files.append((tmp_path / name / "coordinator" / "adapter" / "adapter_model.safetensors").read_bytes())
     assert files[0] == files[1]
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_killed_worker_and_resumed_coordinator_end_with_the_same_bytes(tmp_path: Path, template: Path) -> None:
-    """kill -9 of a worker in round 1; then the run is cut after round 1, and submitted again for two rounds."""
-    run_federation(tmp_path / "plain", template, rounds=2)
-    killed = []
-
-    def kill_once(federation: Federation, event: dict[str, Any]) -> None:
-        if event["event"] == "asked" and not killed:
-            lock = federation.folder / "sites" / "site-0" / "worker.lock"
-            killed.append(int(lock.read_text()))
-            os.kill(killed[0], signal.SIGKILL)
-
-    folder = tmp_path / "killed"
-    run_federation(folder, template, rounds=1, on_event=kill_once)
-    assert killed
-    (folder / "coordinator" / "events.jsonl").unlink()
-    events = run_federation(folder, template, rounds=2)
-    assert events[0] == {**events[0], "event": "start", "first_round": 2}
-    name = "coordinator/adapter/adapter_model.safetensors"
-    assert (folder / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(400)
-def test_site_that_lost_its_state_is_brought_up_to_date(tmp_path: Path, template: Path) -> None:
-    """Its state directory is deleted between two submissions; it takes part in the next round."""
-    run_federation(tmp_path, template, rounds=1)
-    (tmp_path / "coordinator" / "events.jsonl").unlink()
-    shutil.rmtree(tmp_path / "sites" / "site-1")
-    events = run_federation(tmp_path, template, rounds=2)
-    merged = [e["merged"] for e in events if e["event"] == "round"]
-    assert merged == [2]
 
 
 USER = """

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import threading
+from pathlib import Path
 
-import psutil
 import pytest
 
-from clients.worker.paths import socket_path
 from fedcompress.adapters import load_adapter
-from fedcompress.demo.processes import wait_until
 from fedcompress.errors import TrainingError
 from fedcompress.pipeline import decode_update
-from fedcompress.types import state_digest
+from fedcompress.types import l2_norm, state_digest, subtract
 from fedcompress.wire import Kind, Limits, unpack
-from tests.integration.support import WorkerSite, write_site
-
-
-def metrics_of(payload: bytes) -> dict[str, float]:
-    return dict(unpack(payload, Limits(max_body=1 << 30)).header.metrics)
-
-
-def nobody() -> None:
-    """Nothing that we wait for can end."""
+from tests.site_support import WorkerSite, metrics_of, write_site
 
 
 @pytest.mark.timeout(180)
@@ -61,30 +48,6 @@ def test_rounds_are_warm_replayed_and_reported(worker_site: WorkerSite) -> None:
     assert worker_site.status().phase == "idle"
 
 
-@pytest.mark.timeout(180)
-def test_killed_in_the_middle_of_a_round(worker_site: WorkerSite) -> None:
-    """kill -9 while training: the relay starts a new worker, the round completes, no rank is left."""
-    killed: list[psutil.Process] = []
-
-    def kill_when_training() -> None:
-        wait_until(lambda: any("train 1" in line for line in worker_site.log), timeout=90, what="step", alive=nobody)
-        killed.extend(worker_site.descendants())
-        os.kill(worker_site.pid, signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_when_training)
-    killer.start()
-    payload, replayed = worker_site.train(worker_site.task(1, steps=24))
-    killer.join()
-    assert not replayed
-    assert killed
-    _, alive = psutil.wait_procs(killed, timeout=10)
-    assert not alive, "a rank outlived its worker"
-    assert any("attempt 1" in line for line in worker_site.log)
-    header = unpack(payload, Limits(max_body=1 << 30)).header
-    assert header.round == 1
-    assert metrics_of(payload)["model_loads"] == 1
-
-
 @pytest.mark.timeout(120)
 def test_second_worker_is_refused(worker_site: WorkerSite) -> None:
     worker_site.spawn()
@@ -95,38 +58,21 @@ def test_second_worker_is_refused(worker_site: WorkerSite) -> None:
     assert f"is held by the worker with pid {worker_site.pid}" in line
 
 
-@pytest.mark.timeout(120)
-def test_worker_ends_with_its_owner(worker_site: WorkerSite) -> None:
-    """The owner is killed with -9; worker and ranks end by themselves."""
-    owner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    command = [sys.executable, "-m", "clients.worker.main", "--site", str(worker_site.file), "--owner", str(owner.pid)]
-    worker = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    address = socket_path(worker_site.config.state_dir)
-    wait_until(address.exists, timeout=60, what="worker", alive=nobody)
-    wait_until(lambda: worker_site.status().ranks_ready == 1, timeout=60, what="ranks", alive=nobody)
-    ranks = worker_site.descendants()
-    owner.kill()
-    owner.wait()
-    assert worker.wait(timeout=30) == 0
-    _, left = psutil.wait_procs(ranks, timeout=10)
-    assert not left
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_zero_stages_train_alike(tmp_path: object, template: object, optimizer: str) -> None:
-    """Two ranks at ZeRO 0, 1, 2 and 3 give the same trained tensors, up to rounding."""
-    import numpy as np
-
-    results = {}
+@pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 1.0), ("adamw", 1e-3)])
+def test_zero_stages_train_alike(tmp_path: Path, template: Path, optimizer: str, lr: float) -> None:
+    """Two ranks at ZeRO 0, 1, 2 and 3 give the same update, up to the order of float32 sums."""
+    trained = {}
     for stage in (0, 1, 2, 3):
-        site = WorkerSite(write_site(tmp_path / f"zero{stage}", "north", rows=48, ranks=2, stage=stage), template)  # type: ignore[operator, arg-type]
+        site = WorkerSite(write_site(tmp_path / f"zero{stage}", "north", rows=48, ranks=2, stage=stage), template)
         try:
-            site.train(site.task(1, steps=4, optimizer=optimizer, lr=1e-3))
-            results[stage] = load_adapter(site.config.state_dir / "work" / "trained").tensors
+            site.train(site.task(1, steps=4, optimizer=optimizer, lr=lr))
+            trained[stage] = load_adapter(site.config.state_dir / "work" / "trained").tensors
         finally:
             site.stop()
+    start = load_adapter(template).tensors
+    update = l2_norm(subtract(trained[0], start).values())
+    assert update > 0.01
     for stage in (1, 2, 3):
-        for name, value in results[0].items():
-            assert np.allclose(results[stage][name], value, atol=2e-6), (stage, name)
+        assert l2_norm(subtract(trained[stage], trained[0]).values()) < 1e-4 * update, stage

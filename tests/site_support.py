@@ -1,4 +1,4 @@
-"""Helpers of the integration and fault tests."""
+"""Real sites and deployments on small data, for the integration, fault and GPU tests."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from fedcompress.demo.federation import Federation
 from fedcompress.demo.processes import wait_until
 from fedcompress.pipeline import encode_snapshot
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
+from fedcompress.wire import Limits, unpack
 
 LABELS = demo_data.LABELS[:3]
 
@@ -53,6 +54,11 @@ def write_site(folder: Path, name: str, *, rows: int, ranks: int = 1, stage: int
         f"[engine]\nranks = {ranks}\nzero_stage = {stage}\n"
     )
     return path
+
+
+def metrics_of(payload: bytes) -> dict[str, float]:
+    """Metrics in the header of an envelope."""
+    return dict(unpack(payload, Limits(max_body=1 << 30)).header.metrics)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Real parts on loopback: MiniLM, DeepSpeed ranks, SuperLink, SuperNodes. Small data only."""
+"""Fixtures of the tests that run real sites: MiniLM, DeepSpeed ranks, small data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.support import WorkerSite, make_template, write_site
+from tests.site_support import WorkerSite, make_template, write_site
 
 
 @pytest.fixture(scope="session")
