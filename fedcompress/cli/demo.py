@@ -20,7 +20,7 @@ def demo(
     codec: Annotated[str, typer.Option(help="Codec spec or preset, see `fedcompress codecs`.")] = "lora-ternary",
     downlink_codec: Annotated[str, typer.Option(help="Codec towards the sites; default: the same.")] = "",
     rule: Annotated[str, typer.Option(help="Merge rule, see `fedcompress rules`.")] = "lora-ridge",
-    steps: Annotated[int, typer.Option(help="Optimizer steps a site makes in a round.")] = 16,
+    steps: Annotated[int, typer.Option(help="Optimizer steps a site makes in a round.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     task: Annotated[str, typer.Option(help="What is learnt.")] = "medmcqa-department",
     port: Annotated[int, typer.Option(help="Port of the SuperLink; 0 takes a free one.")] = 0,

@@ -164,14 +164,23 @@ class ProcessGroup:
         self._running.clear()
 
     def memory(self) -> dict[str, int]:
-        """Resident bytes now of every process of the group, by ``pid command``."""
+        """Largest resident bytes so far of every living process of the group, by ``pid command``."""
         import psutil
 
         out: dict[str, int] = {}
         for member in self._members().values():
             with contextlib.suppress(psutil.Error):
-                out[f"{member.pid} {_title(member)}"] = member.memory_info().rss
+                out[f"{member.pid} {_title(member)}"] = _peak_memory(member)
         return out
+
+
+def _peak_memory(process: psutil.Process) -> int:
+    """Linux keeps the high-water mark; elsewhere what is resident now."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return int(process.memory_info().rss)
 
 
 def _title(process: psutil.Process) -> str:

@@ -52,7 +52,7 @@ class DemoOptions:
     codec: str = "lora-ternary"
     downlink_codec: str = ""  # empty: the same as codec
     rule: str = "lora-ridge"
-    steps: int = 16
+    steps: int = 12
     seed: int = 0
     port: int = 0
 

@@ -31,6 +31,8 @@ class DemoView:
 
     def __exit__(self, *error: Any) -> None:
         self._live.__exit__(*error)
+        if not self._console.is_terminal:
+            self._console.print()
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Take in one event of the demo or the coordinator."""

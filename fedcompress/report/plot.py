@@ -34,9 +34,9 @@ def plot_accuracy_against_bytes(result: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7, 4.5), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot(xs, ys, marker="o", color="#1f77b4", label=f"measured: {result['codec']}")
+    axes.plot(xs, ys, marker="o", color="#1f77b4", label=f"measured, by round: {result['codec']}")
     for x, y, row in zip(xs, ys, rounds, strict=True):
-        axes.annotate(f"round {row['round']}", (x, y), textcoords="offset points", xytext=(6, -12), fontsize=7)
+        axes.annotate(str(row["round"]), (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
     axes.axhline(result["accuracy_start"], color="#999999", linewidth=0.8, linestyle=":", label="before training")
     for dtype, marker, color in (("bf16", "s", "#d62728"), ("fp32", "^", "#9467bd")):
         total = sum(result["baseline_bytes"][dtype].values())
