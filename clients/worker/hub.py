@@ -6,8 +6,12 @@ without a timeout, and it sees the stream break when the worker dies.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +24,9 @@ Report = worker_pb2.RankReport
 class RankHub(worker_pb2_grpc.RanksServicer):
     """Hands one job at a time to all ranks, and collects what they report."""
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, settle_timeout: float = 15.0) -> None:
         self.ranks = ranks
+        self.settle_timeout = settle_timeout  # seconds
         self._changed = threading.Condition()
         self._attending: dict[int, tuple[int, queue.Queue[str]]] = {}  # rank -> pid, commands
         self._job = 0
@@ -87,13 +92,30 @@ class RankHub(worker_pb2_grpc.RanksServicer):
         try:
             while waiting:
                 report = reports.get()
+                if report.error or report.result_json:
+                    waiting.discard(report.rank)
                 if report.error:
+                    self._settle(reports, waiting)
                     code, _, message = report.error.partition(": ")
                     raise TrainingError(code, f"rank {report.rank}: {message}")
-                if report.result_json:
-                    waiting.discard(report.rank)
                 if report.result_json or report.rank == 0:
                     yield report
         finally:
             with self._changed:
                 self._reports = None
+
+    def _settle(self, reports: queue.Queue[Report], waiting: set[int]) -> None:
+        """After one rank's error: the others report too, or hang in a collective and are killed.
+
+        The elastic agent starts a group afresh when a rank of it dies.
+        """
+        deadline = time.monotonic() + self.settle_timeout
+        while waiting and (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(queue.Empty):
+                report = reports.get(timeout=left)
+                if report.error or report.result_json:
+                    waiting.discard(report.rank)
+        if waiting:
+            for pid in self.pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)

@@ -14,6 +14,7 @@ from clients.worker.session import Held, Session
 from fedcompress.adapters import adapter_digest, base_fingerprint, load_adapter, save_adapter
 from fedcompress.codecs import CodecSpec, Feedback
 from fedcompress.config import TrainTask
+from fedcompress.errors import MismatchError
 from fedcompress.pipeline import encode_update
 from fedcompress.privacy import clip_update
 from fedcompress.types import Layout, subtract
@@ -53,6 +54,8 @@ class RoundRunner:
         """
         layout = Layout.from_json(task.layout)
         held = self._session.receive(task.run, layout, bundle)
+        if held.version != task.version:
+            raise MismatchError("base-digest", f"version: {held.version} is held: the task needs {task.version}")
         base = held.digest
         returned = self._session.settle(task.run, task.round, base, task.merged)
         if returned:

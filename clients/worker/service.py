@@ -33,7 +33,6 @@ class _Round(threading.Thread):
     def __init__(self, runner: RoundRunner, task: TrainTask, bundle: bytes) -> None:
         super().__init__(name=f"round-{task.round}", daemon=True)
         self.task = task
-        self.model_load = False
         self._runner = runner
         self._bundle = bundle
         self._changed = threading.Condition()
@@ -66,6 +65,12 @@ class _Round(threading.Thread):
         with self._changed:
             self.reply, self.failure = reply, failure
             self._changed.notify_all()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a reply or a failure."""
+        with self._changed:
+            return self.reply is not None or self.failure is not None
 
     @property
     def phase(self) -> str:
@@ -118,7 +123,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             return
         with self._lock:
             current = self._current
-            if current is None or not current.is_alive():
+            if current is None or current.finished:
                 current = self._current = _Round(self._runner, task, bundle)
                 current.start()
         if current.task != task:
@@ -132,11 +137,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         import psutil
 
         current = self._current
-        alive = current is not None and current.is_alive()
+        busy = current is not None and not current.finished
         return worker_pb2.StatusReply(
             site=self._site.name,
             pid=os.getpid(),
-            phase=current.phase if alive and current else "idle",
+            phase=current.phase if busy and current else "idle",
             run=current.task.run if current else "",
             round=current.task.round if current else 0,
             ranks_ready=self._hub.ready,

@@ -7,6 +7,7 @@ killed after, the reply is answered from the outbox.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,11 +16,12 @@ from pathlib import Path
 
 from fedcompress.blobs import BlobStore
 from fedcompress.codecs import Feedback
-from fedcompress.errors import MismatchError
+from fedcompress.errors import MismatchError, StateError
 from fedcompress.pipeline import check_layout, decode_state, decode_update
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest, to_bytes, zeros
 from fedcompress.wire import Kind, Limits, digest_of, split_bundle, unpack
 
+LOG = logging.getLogger("fedcompress.worker")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS run (
   run TEXT PRIMARY KEY, layout TEXT NOT NULL, version INTEGER NOT NULL,
@@ -89,20 +91,29 @@ class Session:
         """Advance the published state along the envelopes of a downlink.
 
         Starts at the last envelope that fits: one that begins at the state held, or a
-        snapshot. A downlink that ends where the site already is changes nothing.
+        snapshot. A downlink that ends where the site already is changes nothing. If what
+        is held is corrupt, a downlink with a snapshot starts anew; the residual is lost.
 
         Raises:
             WireError: malformed bytes.
             MismatchError: no envelope fits, or the digest reached is not the sender's.
+            StateError: what is held is corrupt, and there is no snapshot.
         """
-        held = self.held(run)
-        if held is not None and held.layout != layout:
-            raise MismatchError("layout-mismatch", f"run {run}: has begun with another layout: use a new run name")
         limits = Limits.for_numel(layout.numel)
         pieces = split_bundle(bundle, limits)
         headers = [unpack(piece, limits).header for piece in pieces]
         for header in headers:
             check_layout(header, layout)
+        try:
+            held = self.held(run)
+        except StateError as error:
+            if not any(h.kind is Kind.SNAPSHOT for h in headers):
+                raise
+            LOG.error("run %s: residual and outbox are lost, starting anew: %s", run, error)
+            self._forget(run)
+            held = None
+        if held is not None and held.layout != layout:
+            raise MismatchError("layout-mismatch", f"run {run}: has begun with another layout: use a new run name")
         here = held.digest if held is not None else b""
         if held is not None and (not headers or headers[-1].result_digest == here):
             return held
@@ -170,6 +181,11 @@ class Session:
                 (run, round_, base_digest.hex(), digest_of(envelope).hex(), blob),
             )
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (rest, run))
+
+    def _forget(self, run: str) -> None:
+        with self._transaction():
+            for table in ("run", "outbox"):
+                self._db.execute(f"DELETE FROM {table} WHERE run=?", (run,))
 
     def _save(self, run: str, layout: Layout, version: int, state: Tensors, residual: Tensors) -> None:
         names = self._blobs.put(to_bytes(state)), self._blobs.put(to_bytes(residual))

@@ -41,9 +41,8 @@ def plot_accuracy_against_bytes(result: Mapping[str, Any], path: Path) -> None:
     for dtype, marker, color in (("bf16", "s", "#d62728"), ("fp32", "^", "#9467bd")):
         total = sum(result["baseline_bytes"][dtype].values())
         ratio = total / max(sum(result["payload_bytes"].values()), 1)
-        axes.plot(
-            [total / 1e6], [result["accuracy_end"]], marker, color=color, label=f"{dtype} FedAvg: {ratio:.0f} x bytes"
-        )
+        label = f"{dtype} FedAvg: exact bytes ({ratio:.0f} x), this run's accuracy"
+        axes.plot([total / 1e6], [result["accuracy_end"]], marker, color=color, label=label)
     axes.set_xscale("log")
     axes.set_xlabel("payload over all sites, both ways, MB (10^6 bytes)")
     axes.set_ylabel("held-out accuracy")

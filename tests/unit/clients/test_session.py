@@ -202,7 +202,8 @@ def test_a_changed_blob_is_found(tmp_path: Path) -> None:
         session.held("run")
     path.unlink()
     with pytest.raises(StateError, match="cannot be read"):
-        session.held("run")
+        session.receive("run", LAYOUT, DELTAS[0])
+    assert equal(session.receive("run", LAYOUT, SNAPSHOT + DELTAS[0]).state, STATES[1])
 
 
 def test_garbage_is_collected(tmp_path: Path) -> None:
