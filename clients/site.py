@@ -18,6 +18,7 @@ ranks = 1                    # training processes
 zero_stage = 2               # DeepSpeed ZeRO 0 to 3
 micro_batch = 16             # examples a rank handles at once
 threads = 1                  # CPU threads a rank
+collective_timeout = 3600    # seconds that a rank waits for the others within a step
 
 [privacy]
 max_update_norm = 0.0        # 0: do not clip
@@ -43,6 +44,7 @@ class Engine:
     zero_stage: int = 2
     micro_batch: int = 16
     threads: int = 1
+    collective_timeout: int = 3600  # seconds
 
     def __post_init__(self) -> None:
         cores = len(os.sched_getaffinity(0))
@@ -50,7 +52,7 @@ class Engine:
             raise ConfigError("engine.ranks", self.ranks, f"must be from 1 to {cores}, the cores of this machine")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigError("engine.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
-        for name in ("micro_batch", "threads"):
+        for name in ("micro_batch", "threads", "collective_timeout"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"engine.{name}", getattr(self, name), "must be at least 1")
 

@@ -35,7 +35,9 @@ def make_template(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "fedcompress.demo.template", *args], check=True, capture_output=True)
 
 
-def write_site(folder: Path, name: str, *, rows: int, ranks: int = 1, stage: int = 2, skip: int = 0) -> Path:
+def write_site(
+    folder: Path, name: str, *, rows: int, ranks: int = 1, stage: int = 2, skip: int = 0, timeout: int = 600
+) -> Path:
     """site.toml and data of one site: ``rows`` training rows and a third as many held out."""
     source = demo_data.source_folder() / "MedMCQA-Test"
     lines = []
@@ -51,7 +53,7 @@ def write_site(folder: Path, name: str, *, rows: int, ranks: int = 1, stage: int
         f'[site]\nname = "{name}"\nstate_dir = "{name}"\n\n'
         f"[model]\npath = {json.dumps(str(demo_data.model_folder()))}\n\n"
         f'[data]\ntrain = "{name}-train.jsonl"\nheldout = "{name}-heldout.jsonl"\n\n'
-        f"[engine]\nranks = {ranks}\nzero_stage = {stage}\n"
+        f"[engine]\nranks = {ranks}\nzero_stage = {stage}\ncollective_timeout = {timeout}\n"
     )
     return path
 

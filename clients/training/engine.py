@@ -22,8 +22,11 @@ from fedcompress.types import Tensors
 CLIP = 1.0  # global gradient norm
 
 
-def init_distributed() -> tuple[int, int]:
+def init_distributed(timeout: int) -> tuple[int, int]:
     """Join the process group; returns rank and world size.
+
+    ``timeout``, in seconds, is for collectives only: an idle rank waits for its worker, not
+    in a collective, so it may idle for ever.
 
     On a CPU DeepSpeed compiles a shared-memory all-reduce at every start, which needs a
     compiler and half a minute; gloo does the same for the small messages of adapters.
@@ -36,7 +39,7 @@ def init_distributed() -> tuple[int, int]:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if backend == "gloo":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(hours=1), verbose=False)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(seconds=timeout), verbose=False)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 

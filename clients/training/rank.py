@@ -40,7 +40,7 @@ def main() -> int:
     from clients.training.engine import init_distributed
     from clients.training.loop import Trainer
 
-    rank, world = init_distributed()
+    rank, world = init_distributed(site.engine.collective_timeout)
     trainer = Trainer(site, rank, world)
     with grpc.insecure_channel(f"unix:{os.environ['FEDCOMPRESS_WORKER_SOCKET']}") as channel:
         stub = worker_pb2_grpc.RanksStub(channel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,22 @@ def test_second_worker_is_refused(worker_site: WorkerSite) -> None:
     assert second.returncode == 2
     (line,) = [text for text in second.stderr.splitlines() if text.startswith("error:")]
     assert f"is held by the worker with pid {worker_site.pid}" in line
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_idle_ranks_outlast_the_collective_timeout(tmp_path: Path, template: Path) -> None:
+    """Two ranks idle for twice the timeout of a collective, and train again in the same processes."""
+    site = WorkerSite(write_site(tmp_path, "north", rows=48, ranks=2, timeout=8), template)
+    try:
+        site.train(site.task(1))
+        pids = [p.pid for p in site.descendants()]
+        time.sleep(16)  # the idle time is what is tested
+        payload, _ = site.train(site.task(2))
+        assert [p.pid for p in site.descendants()] == pids
+        assert metrics_of(payload)["model_loads"] == 1
+    finally:
+        site.stop()
 
 
 @pytest.mark.slow
