@@ -7,14 +7,14 @@ answer from their outboxes; killed after it, the next round begins.
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedcompress.blobs import BlobStore
+from fedcompress.database import open_database, transaction
 from fedcompress.errors import MismatchError
 from fedcompress.types import Layout, Tensors, from_bytes, to_bytes
 
@@ -71,25 +71,15 @@ class Ledger:
         folder.mkdir(parents=True, exist_ok=True)
         self.run = run
         self.blobs = BlobStore(folder / "blobs")
-        self._db = sqlite3.connect(folder / "ledger.db", isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_SCHEMA)
+        self._db = open_database(folder / "ledger.db", _SCHEMA)
 
     def close(self) -> None:
         """Close the database."""
         self._db.close()
 
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self) -> AbstractContextManager[None]:
         """All or nothing."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+        return transaction(self._db)
 
     def begin(self, layout: Layout, adapter_config: str, base_fingerprint: str) -> None:
         """Register the run, or check that it is the same run as before.

@@ -8,7 +8,6 @@ killed after, the reply is answered from the outbox.
 from __future__ import annotations
 
 import logging
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from fedcompress.blobs import BlobStore
 from fedcompress.codecs import Feedback
+from fedcompress.database import open_database, transaction
 from fedcompress.errors import MismatchError, StateError
 from fedcompress.pipeline import check_layout, decode_state, decode_update
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest, to_bytes, zeros
@@ -54,10 +54,7 @@ class Session:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._blobs = BlobStore(folder / "blobs")
-        self._db = sqlite3.connect(folder / "session.db", isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_SCHEMA)
+        self._db = open_database(folder / "session.db", _SCHEMA, any_thread=True)
 
     def close(self) -> None:
         """Close the database."""
@@ -65,13 +62,8 @@ class Session:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(self._db):
             yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
         rows = self._db.execute("SELECT state, residual FROM run UNION ALL SELECT blob, blob FROM outbox")
         self._blobs.keep_only(name for row in rows for name in row)
 
