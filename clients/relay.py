@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clients.site import SiteConfig
-from clients.worker.paths import log_dir, socket_path
+from clients.worker.paths import lock_path, log_dir, socket_path
 from fedcompress.config import TrainTask
 from fedcompress.errors import ProcessError, TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
@@ -64,6 +64,15 @@ def _ready(channel: Any, timeout: float) -> bool:
     return True
 
 
+def _has_holder(site: SiteConfig) -> bool:
+    """Whether a worker holds the state directory; it may have been started by hand, and still be loading."""
+    try:
+        os.kill(int(lock_path(site.state_dir).read_text()), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _connect(site_file: Path, site: SiteConfig) -> Any:
     """A ready channel to the worker, which is started if nobody answers.
 
@@ -84,7 +93,7 @@ def _connect(site_file: Path, site: SiteConfig) -> Any:
         if _ready(channel, 1.0):
             return channel
         channel.close()
-        if process.poll() is not None and not socket_path(site.state_dir).exists():
+        if process.poll() is not None and not _has_holder(site):
             break
     log = log_dir(site.state_dir) / "worker.log"
     raise ProcessError(f"worker: site {site.name}: did not start (exit {process.poll()}): see {log}")

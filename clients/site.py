@@ -88,7 +88,7 @@ class SiteConfig:
             raise ConfigError("site.name", repr(self.name), f"must match {NAME.pattern}")
         if not (self.model / "config.json").is_file():
             raise ConfigError("model.path", self.model, "must be a folder with config.json and weights")
-        if self.max_update_norm < 0:
+        if not self.max_update_norm >= 0:  # NaN is refused too
             raise ConfigError("privacy.max_update_norm", self.max_update_norm, "must be >= 0 (0: do not clip)")
 
     @classmethod
@@ -99,7 +99,7 @@ class SiteConfig:
             ConfigError: the file is absent or not TOML; an unknown key; a value out of range.
         """
         try:
-            raw = tomllib.loads(path.read_text())
+            raw = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError("site.toml", path, f"must be a readable TOML file: {error}") from error
         known = {

@@ -19,6 +19,7 @@ from fedcompress.errors import TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
 Report = worker_pb2.RankReport
+Command = worker_pb2.RankCommand
 
 
 class RankHub(worker_pb2_grpc.RanksServicer):
@@ -28,7 +29,7 @@ class RankHub(worker_pb2_grpc.RanksServicer):
         self.ranks = ranks
         self.settle_timeout = settle_timeout  # seconds
         self._changed = threading.Condition()
-        self._attending: dict[int, tuple[int, queue.Queue[str]]] = {}  # rank -> pid, commands
+        self._attending: dict[int, tuple[int, queue.Queue[Command]]] = {}  # rank -> pid, commands
         self._job = 0
         self._reports: queue.Queue[Report] | None = None
 
@@ -43,21 +44,20 @@ class RankHub(worker_pb2_grpc.RanksServicer):
         with self._changed:
             return [pid for _, (pid, _) in sorted(self._attending.items())]
 
-    def Attend(self, request: worker_pb2.RankHello, context: Any) -> Iterator[worker_pb2.RankCommand]:
+    def Attend(self, request: worker_pb2.RankHello, context: Any) -> Iterator[Command]:
         """Stream of commands to one rank, for as long as both live."""
-        commands: queue.Queue[str] = queue.Queue()
+        commands: queue.Queue[Command] = queue.Queue()
         with self._changed:
             self._attending[request.rank] = (request.pid, commands)
             self._changed.notify_all()
         context.add_callback(lambda: self._leave(request.rank, commands))
         while context.is_active():
             try:
-                job = commands.get(timeout=1.0)
+                yield commands.get(timeout=1.0)
             except queue.Empty:
                 continue
-            yield worker_pb2.RankCommand(id=self._job, job_json=job)
 
-    def _leave(self, rank: int, commands: queue.Queue[str]) -> None:
+    def _leave(self, rank: int, commands: queue.Queue[Command]) -> None:
         with self._changed:
             if self._attending.get(rank, (0, None))[1] is not commands:
                 return
@@ -87,7 +87,7 @@ class RankHub(worker_pb2_grpc.RanksServicer):
             self._job += 1
             reports = self._reports = queue.Queue()
             for _, commands in self._attending.values():
-                commands.put(job_json)
+                commands.put(Command(id=self._job, job_json=job_json))
         waiting = set(range(self.ranks))
         try:
             while waiting:
@@ -107,7 +107,8 @@ class RankHub(worker_pb2_grpc.RanksServicer):
     def _settle(self, reports: queue.Queue[Report], waiting: set[int]) -> None:
         """After one rank's error: the others report too, or hang in a collective and are killed.
 
-        The elastic agent starts a group afresh when a rank of it dies.
+        The elastic agent starts a group afresh when a rank of it dies. Killed ranks are
+        forgotten at once: the next job must wait for the new group.
         """
         deadline = time.monotonic() + self.settle_timeout
         while waiting and (left := deadline - time.monotonic()) > 0:
@@ -115,7 +116,11 @@ class RankHub(worker_pb2_grpc.RanksServicer):
                 report = reports.get(timeout=left)
                 if report.error or report.result_json:
                     waiting.discard(report.rank)
-        if waiting:
-            for pid in self.pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+        if not waiting:
+            return
+        with self._changed:
+            pids = [pid for pid, _ in self._attending.values()]
+            self._attending.clear()
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

@@ -24,7 +24,7 @@ from typing import Any
 
 from clients.site import SiteConfig
 from clients.worker.hub import RankHub
-from clients.worker.paths import log_dir, socket_path
+from clients.worker.paths import lock_path, log_dir, socket_path
 from clients.worker.service import WorkerService
 from clients.worker.session import Session
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, TrainingError
@@ -43,8 +43,7 @@ def lease(state_dir: Path) -> Iterator[None]:
         LockedError: another worker holds it.
     """
     state_dir.mkdir(parents=True, exist_ok=True)
-    path = state_dir / "worker.lock"
-    with path.open("a+") as handle:
+    with lock_path(state_dir).open("a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tempfile
 from pathlib import Path
+
+from fedcompress.errors import StateError
 
 _MAX_SOCKET_PATH = 100  # bytes; Linux allows 107
 
 
 def socket_path(state_dir: Path) -> Path:
-    """The worker's Unix socket; in a private folder of the temporary directory if the path is too long."""
+    """The worker's Unix socket; in a private folder of the temporary directory if the path is too long.
+
+    Raises:
+        StateError: that folder is somebody else's, or others may write to it.
+    """
     near = state_dir.resolve() / "worker.sock"
     if len(os.fsencode(near)) <= _MAX_SOCKET_PATH:
         return near
     folder = Path(tempfile.gettempdir()) / f"fedcompress-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+        raise StateError(f"site.state_dir: {state_dir}: is too long for a socket, and {folder} is not private: remove it")
     return folder / (hashlib.sha256(os.fsencode(near)).hexdigest()[:24] + ".sock")
+
+
+def lock_path(state_dir: Path) -> Path:
+    """The file that a running worker holds locked; its text is the worker's process id."""
+    return state_dir / "worker.lock"
 
 
 def log_dir(state_dir: Path) -> Path:

@@ -10,7 +10,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from clients.site import SiteConfig
@@ -77,13 +78,18 @@ class _Round(threading.Thread):
         """Phase of the last progress note."""
         return self._events[-1].progress.phase if self._events else "receive"
 
-    def follow(self) -> Iterator[Event]:
-        """All progress so far and to come, then the reply in chunks, or the failure."""
+    def follow(self, active: Callable[[], bool]) -> Iterator[Event]:
+        """All progress so far and to come, then the reply in chunks, or the failure.
+
+        Ends when the caller is no longer ``active``: it would hold one of the server's threads.
+        """
         seen = 0
         while True:
             with self._changed:
                 while len(self._events) == seen and self.reply is None and self.failure is None:
-                    self._changed.wait()
+                    if not active():
+                        return
+                    self._changed.wait(timeout=1.0)
                 fresh, seen = self._events[seen:], len(self._events)
                 reply, failure = self.reply, self.failure
             yield from fresh
@@ -126,11 +132,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             if current is None or current.finished:
                 current = self._current = _Round(self._runner, task, bundle)
                 current.start()
-        if current.task != task:
+        if replace(current.task, merged=()) != replace(task, merged=()):  # a moved node is told more digests
             message = f"round {current.task.round} of run {current.task.run} is still running"
             yield Event(failure=worker_pb2.Failure(code="busy", message=message))
             return
-        yield from current.follow()
+        yield from current.follow(context.is_active)
 
     def Status(self, request: worker_pb2.StatusRequest, context: Any) -> worker_pb2.StatusReply:
         """What the worker is doing."""

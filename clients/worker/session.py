@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedcompress.blobs import BlobStore
@@ -83,8 +83,8 @@ class Session:
         """Advance the published state along the envelopes of a downlink.
 
         Starts at the last envelope that fits: one that begins at the state held, or a
-        snapshot. A downlink that ends where the site already is changes nothing. If what
-        is held is corrupt, a downlink with a snapshot starts anew; the residual is lost.
+        snapshot. A downlink that ends where the site already is changes no tensor. If what
+        is held is corrupt, a downlink with a snapshot starts anew; residual and outbox are lost.
 
         Raises:
             WireError: malformed bytes.
@@ -98,6 +98,7 @@ class Session:
             check_layout(header, layout)
         try:
             held = self.held(run)
+            self._check_outbox(run)
         except StateError as error:
             if not any(h.kind is Kind.SNAPSHOT for h in headers):
                 raise
@@ -107,8 +108,11 @@ class Session:
         if held is not None and held.layout != layout:
             raise MismatchError("layout-mismatch", f"run {run}: has begun with another layout: use a new run name")
         here = held.digest if held is not None else b""
-        if held is not None and (not headers or headers[-1].result_digest == here):
+        if held is not None and (not headers or (headers[-1].result_digest, headers[-1].version) == (here, held.version)):
             return held
+        if held is not None and headers[-1].result_digest == here:  # a version that changed nothing
+            self._save(run, layout, headers[-1].version, held.state, held.residual)
+            return replace(held, version=headers[-1].version)
         fits = [i for i, h in enumerate(headers) if h.kind is Kind.SNAPSHOT or (here and h.base_digest == here)]
         if not fits:
             have = f"version {held.version}" if held is not None else "nothing"
@@ -173,6 +177,12 @@ class Session:
                 (run, round_, base_digest.hex(), digest_of(envelope).hex(), blob),
             )
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (rest, run))
+
+    def _check_outbox(self, run: str) -> None:
+        """Raise ``StateError`` if a reply that may have to be replayed or given back is corrupt."""
+        rows = self._db.execute("SELECT blob FROM outbox WHERE run=? AND status='open'", (run,)).fetchall()
+        for (blob,) in rows:
+            self._blobs.get(blob)
 
     def _forget(self, run: str) -> None:
         with self._transaction():
