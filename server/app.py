@@ -29,6 +29,7 @@ class GridTransport:
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._open: dict[str, int] = {}  # message id -> node
+        self._unsent: list[Incoming] = []
 
     def nodes(self) -> list[int]:
         """Ids of the connected nodes."""
@@ -38,11 +39,17 @@ class GridTransport:
         """Push one message."""
         content = to_records({"task": task.to_json()}, payload)
         message = Message(content, dst_node_id=node, message_type="train", group_id=str(task.round))
-        (message_id,) = self._grid.push_messages([message])
-        self._open[message_id] = node
+        message_id = next(iter(self._grid.push_messages([message])), "")
+        if message_id:
+            self._open[message_id] = node
+        else:  # the node has just left, or the message is too large for the SuperLink
+            self._unsent.append(Incoming(node, {}, b"", error="the SuperLink did not take the message"))
 
     def receive(self, timeout: float) -> Iterable[Incoming]:
         """Pull until something came or the time is over."""
+        if self._unsent:
+            unsent, self._unsent = self._unsent, []
+            return unsent
         deadline = time.monotonic() + timeout
         while True:
             replies = list(self._grid.pull_messages(list(self._open))) if self._open else []
@@ -63,6 +70,7 @@ class GridTransport:
     def forget(self) -> None:
         """Drop open messages."""
         self._open.clear()
+        self._unsent.clear()
 
 
 class EventLog:

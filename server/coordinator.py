@@ -250,7 +250,7 @@ class Coordinator:
         header = envelope.header
         if not self.ledger.base_fingerprint:
             self.ledger.base_fingerprint = header.base_fingerprint.hex()
-        self.ledger.acknowledge(header.site, reply.node, header.version)
+        self.ledger.acknowledge(header.site, reply.node, self._published.version)  # its digest was compared
         self.ledger.record_metrics(round_, header.site, dict(header.metrics))
         self._emit(
             {

@@ -99,6 +99,8 @@ class Ledger:
             raise MismatchError(
                 "run-exists", f"run: {self.run}: was begun with another adapter or base: choose a new name"
             )
+        elif base_fingerprint:
+            self.base_fingerprint = base_fingerprint
 
     @property
     def base_fingerprint(self) -> str:

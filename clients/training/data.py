@@ -28,24 +28,29 @@ class Rows:
 def load_rows(path: Path, data: Data, labels: tuple[str, ...], tokenizer: Any, max_length: int) -> Rows:
     """Read a JSONL file.
 
+    Errors travel to the coordinator, so they name file and line but never hold what is in it.
+
     Raises:
         ConfigError: a bad row, with file and line; or no rows.
     """
     index = {name: i for i, name in enumerate(labels)}
     texts, classes = [], []
-    with path.open(encoding="utf-8") as stream:
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
             where = f"{path.name}:{number}"
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
                 text, label = row[data.text], row[data.label]
             except (ValueError, KeyError, TypeError) as error:
-                rule = f"must be a JSON object with keys {data.text!r} and {data.label!r}"
-                raise ConfigError(where, line.strip()[:60], f"{rule}: {type(error).__name__}: {error}") from error
-            if not isinstance(text, str) or label not in index:
-                raise ConfigError(f"{where}.{data.label}", repr(label), f"text must be a string, label one of {labels}")
+                rule = f"must be a JSON object in UTF-8 with keys {data.text!r} and {data.label!r}"
+                raise ConfigError(where, f"{len(line)} bytes", f"{rule}: {type(error).__name__}") from None
+            if not isinstance(text, str):
+                raise ConfigError(f"{where}.{data.text}", type(text).__name__, "must be a string")
+            if not isinstance(label, str) or label not in index:
+                found = "another string" if isinstance(label, str) else type(label).__name__
+                raise ConfigError(f"{where}.{data.label}", found, f"must be one of {labels}")
             texts.append(text)
             classes.append(index[label])
     if not texts:

@@ -26,7 +26,7 @@ def socket_path(state_dir: Path) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
     facts = folder.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
-        raise StateError(f"site.state_dir: {state_dir}: is too long for a socket, and {folder} is not private: remove it")
+        raise StateError(f"site.state_dir: {state_dir}: too long for a socket, and {folder} is not private: remove it")
     return folder / (hashlib.sha256(os.fsencode(near)).hexdigest()[:24] + ".sock")
 
 

@@ -108,11 +108,11 @@ class Session:
         if held is not None and held.layout != layout:
             raise MismatchError("layout-mismatch", f"run {run}: has begun with another layout: use a new run name")
         here = held.digest if held is not None else b""
-        if held is not None and (not headers or (headers[-1].result_digest, headers[-1].version) == (here, held.version)):
-            return held
-        if held is not None and headers[-1].result_digest == here:  # a version that changed nothing
-            self._save(run, layout, headers[-1].version, held.state, held.residual)
-            return replace(held, version=headers[-1].version)
+        if held is not None and (not headers or headers[-1].result_digest == here):
+            version = headers[-1].version if headers else held.version
+            if version != held.version:  # the step to it was zero
+                self._save(run, layout, version, held.state, held.residual)
+            return replace(held, version=version)
         fits = [i for i, h in enumerate(headers) if h.kind is Kind.SNAPSHOT or (here and h.base_digest == here)]
         if not fits:
             have = f"version {held.version}" if held is not None else "nothing"

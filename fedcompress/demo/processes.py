@@ -137,7 +137,10 @@ class ProcessGroup:
         return f"{lines[-1].strip() if lines else 'no output'} (see {path})"
 
     def _members(self) -> dict[int, psutil.Process]:
-        """Processes of the group: all in a session of ours, and their descendants."""
+        """Living processes of the group: all in a session of ours, and their descendants.
+
+        Zombies are left out: whoever is to reap an orphan need not ever do so.
+        """
         import psutil
 
         sessions = {process.pid for process in self._running.values()}
@@ -146,7 +149,7 @@ class ProcessGroup:
             with contextlib.suppress(psutil.Error, OSError):
                 if os.getsid(process.pid) in sessions:
                     out |= {p.pid: p for p in [process, *process.children(recursive=True)]}
-        return out
+        return {pid: process for pid, process in out.items() if _alive(process)}
 
     def stop(self) -> None:
         """End all processes and their descendants: SIGTERM, then SIGKILL until none is left."""
@@ -159,8 +162,8 @@ class ProcessGroup:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill() if over else member.terminate()
             psutil.wait_procs(list(members.values()), timeout=max(0.2, deadline - time.monotonic()))
-            for process in self._running.values():
-                process.poll()
+        for process in self._running.values():
+            process.poll()
         self._running.clear()
 
     def memory(self) -> dict[str, int]:
@@ -172,6 +175,14 @@ class ProcessGroup:
             with contextlib.suppress(psutil.Error):
                 out[f"{member.pid} {_title(member)}"] = _peak_memory(member)
         return out
+
+
+def _alive(process: psutil.Process) -> bool:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _peak_memory(process: psutil.Process) -> int:

@@ -143,8 +143,11 @@ def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
     started, began = time.monotonic(), time.time()
     out = options.out.resolve()
     work = out / "work"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError("--out", options.out, f"must be a folder that can be written: {error.strerror}") from error
     config = run_config(options, work)
     RunConfig(**{key.replace("-", "_"): value for key, value in config.items()})
     on_event({"event": "phase", "text": "writing data, starting SuperLink, SuperNodes and workers"})
@@ -194,11 +197,20 @@ def _wait_for_template(federation: Federation, work: Path) -> None:
     )
 
 
+def _quality(events: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Version to its quality event; every version must have one."""
+    quality = {e["version"]: e for e in events if e["event"] == "quality"}
+    versions = [0, *(e["version"] for e in events if e["event"] == "round")]
+    if missing := [v for v in versions if v not in quality]:
+        raise ProcessError(f"run: versions {missing}: no site has evaluated them: see the logs of the sites")
+    return quality
+
+
 def make_result(
     options: DemoOptions, config: dict[str, Any], events: list[dict[str, Any]], layout: Any, out: Path
 ) -> dict[str, Any]:
     """``result.json`` from the coordinator's events; its fields are documented in docs/result.md."""
-    quality = {e["version"]: e for e in events if e["event"] == "quality"}
+    quality = _quality(events)
     rows = [
         {
             "round": e["round"],

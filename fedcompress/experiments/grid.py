@@ -25,19 +25,27 @@ from fedcompress.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Options that are fixed, and options with a list of values."""
+    """Options that are fixed, and options with a list of values; every combination is checked at once."""
 
     fixed: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = {f.name for f in fields(DemoOptions)} - {"out", "port"}
-        for name in (*self.fixed, *self.grid):
-            if name not in known:
-                raise ConfigError(f"grid.{name}", name, f"unknown option: must be one of {sorted(known)}")
+        kinds = {f.name: type(f.default) for f in fields(DemoOptions) if f.name not in ("out", "port")}
+        for section in ("fixed", "grid"):
+            if not isinstance(getattr(self, section), Mapping):
+                raise ConfigError(section, getattr(self, section), "must be a table")
+            for name in getattr(self, section):
+                if name not in kinds:
+                    raise ConfigError(f"{section}.{name}", name, f"unknown option: must be one of {sorted(kinds)}")
         for name, values in self.grid.items():
             if not isinstance(values, list) or not values:
                 raise ConfigError(f"grid.{name}", values, "must be a list with at least one value")
+        for cell in self.cells():
+            for name, value in cell.items():
+                if type(value) is not kinds[name]:
+                    raise ConfigError(name, repr(value), f"must be of type {kinds[name].__name__}")
+            DemoOptions(out=Path(), **cell)
 
     @classmethod
     def load(cls, path: Path) -> Grid:

@@ -33,18 +33,29 @@ def test_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", ["rows.jsonl:2", "JSON object"]),
-        ('{"text": "x"}', ["rows.jsonl:2", "'label'"]),
-        ("[1]", ["rows.jsonl:2", "JSON object"]),
-        ('{"text": "x", "label": "c"}', ["rows.jsonl:2.label", "'c'", "one of"]),
-        ('{"text": 5, "label": "a"}', ["rows.jsonl:2", "text must be a string"]),
+        ('{"SECRET', ["rows.jsonl:2: 8 bytes", "JSON object"]),
+        ('{"text": "SECRET"}', ["rows.jsonl:2: 18 bytes", "'label'"]),
+        ('["SECRET"]', ["rows.jsonl:2: 10 bytes", "JSON object"]),
+        ('{"text": "x", "label": "SECRET"}', ["rows.jsonl:2.label: another string", "one of ('a', 'b')"]),
+        ('{"text": "x", "label": ["SECRET"]}', ["rows.jsonl:2.label: list", "one of ('a', 'b')"]),
+        ('{"text": ["SECRET"], "label": "a"}', ["rows.jsonl:2.text: list: must be a string"]),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, words: list[str]) -> None:
+    """And nothing of the row is in the message, which travels to the coordinator."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, ['{"text": "fine", "label": "a"}', line])
     for word in words:
         assert word in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_another_encoding_is_a_bad_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "fine", "label": "a"}\n{"text": "caf\xe9", "label": "a"}\n')
+    with pytest.raises(ConfigError, match=r"rows.jsonl:2: 31 bytes: .*UTF-8"):
+        load_rows(path, Data(train=path, heldout=path), ("a", "b"), tokenizer, 4)
 
 
 def test_no_rows(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from safetensors.numpy import save_file
 from clients import relay
 from clients.site import SiteConfig
 from clients.worker.hub import RankHub
+from clients.worker.main import lease
 from clients.worker.paths import socket_path
 from clients.worker.service import WorkerService
 from clients.worker.session import Session
 from fedcompress.adapters import load_adapter, save_adapter
 from fedcompress.config import TrainTask
-from fedcompress.errors import TrainingError
+from fedcompress.errors import ProcessError, TrainingError
 from fedcompress.pipeline import encode_snapshot
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 from fedcompress.wire import Kind, Limits, unpack
@@ -88,7 +90,7 @@ class FakeRank(threading.Thread):
 class Worker:
     """A served worker with fake ranks."""
 
-    def __init__(self, folder: Path, ranks: int) -> None:
+    def __init__(self, folder: Path, ranks: int, threads: int = 16) -> None:
         (folder / "model").mkdir()
         (folder / "model" / "config.json").write_text("{}")
         save_file({"w": np.ones(2, np.float32)}, folder / "model" / "model.safetensors")
@@ -101,7 +103,7 @@ class Worker:
         self.site = SiteConfig.load(self.file)
         self.session = Session(self.site.state_dir / "session")
         self.hub = RankHub(ranks, settle_timeout=1.0)
-        self.server = grpc.server(ThreadPoolExecutor(max_workers=16))
+        self.server = grpc.server(ThreadPoolExecutor(max_workers=threads))
         worker_pb2_grpc.add_RanksServicer_to_server(self.hub, self.server)
         worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(self.site, self.session, self.hub), self.server)
         self.address = f"unix:{socket_path(self.site.state_dir)}"
@@ -236,6 +238,80 @@ def test_another_round_is_refused_while_one_runs_and_the_same_one_attaches(worke
     assert unpack(payload, Limits.for_numel(LAYOUT.numel)).header.round == 1
     assert worker.train(task(1)) == (payload, True)
     rank.die()
+
+
+def test_callers_that_went_away_hold_no_threads(tmp_path: Path) -> None:
+    """More callers follow a round and are killed than the server has threads; the ranks can still report."""
+    worker = Worker(tmp_path, 1, threads=4)
+    release = threading.Event()
+
+    def slow(rank: FakeRank, job: dict[str, Any]) -> dict[str, float]:
+        rank.progress(phase="train", step=1, steps=2, loss=0.5)
+        release.wait(timeout=60)
+        return train(rank, job)
+
+    rank = worker.rank(behave=slow)
+    for _ in range(6):
+        channel, stub = worker.stub()
+        call = stub.Train(relay._requests(task(1), START), timeout=30)
+        assert next(call).progress.steps == 2, "this caller follows the round"
+        call.cancel()
+        channel.close()
+    release.set()
+    payload, _ = worker.train(task(1))
+    assert unpack(payload, Limits.for_numel(LAYOUT.numel)).header.round == 1
+    assert rank.jobs == 1
+    rank.die()
+    worker.server.stop(0).wait()
+    worker.session.close()
+
+
+def test_a_coordinator_that_was_restarted_finds_the_running_round(worker: Worker) -> None:
+    """The SuperNode has a new id by now, so the task lists the merged digests of all sites."""
+    entered, release = threading.Event(), threading.Event()
+
+    def slow(rank: FakeRank, job: dict[str, Any]) -> dict[str, float]:
+        entered.set()
+        release.wait(timeout=60)
+        return train(rank, job)
+
+    rank = worker.rank(behave=slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(worker.train, task(1))
+        assert entered.wait(timeout=20)
+        channel, stub = worker.stub()
+        call = stub.Train(relay._requests(replace(task(1), merged=("ab" * 32,)), START), timeout=30)
+        release.set()
+        events = list(call)
+        channel.close()
+    assert rank.jobs == 1
+    assert b"".join(e.chunk for e in events) == first.result()[0]
+    rank.die()
+
+
+def test_a_worker_that_is_still_starting_is_waited_for(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody has started it by hand: the relay's own one ends at once, because the lease is held."""
+    site = worker.site
+    looks: list[float] = []
+
+    def refused(*_: object) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"])
+        process.wait()
+        return process
+
+    def ready(channel: grpc.Channel, timeout: float) -> bool:
+        looks.append(timeout)
+        return len(looks) > 3
+
+    monkeypatch.setattr(relay, "start_worker", refused)
+    monkeypatch.setattr(relay, "_ready", ready)
+    with pytest.raises(ProcessError, match="did not start"):
+        relay._connect(worker.file, site)
+    assert len(looks) == 2, "nobody holds the lease, so nobody will come"
+    looks.clear()
+    with lease(site.state_dir):
+        relay._connect(worker.file, site).close()
+    assert len(looks) == 4
 
 
 def test_a_downlink_that_does_not_fit(worker: Worker) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clients.worker import session as session_module
 from clients.worker.session import Session
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import TrainTask
@@ -204,6 +208,89 @@ def test_a_changed_blob_is_found(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="cannot be read"):
         session.receive("run", LAYOUT, DELTAS[0])
     assert equal(session.receive("run", LAYOUT, SNAPSHOT + DELTAS[0]).state, STATES[1])
+
+
+def test_a_changed_reply_is_found_and_healed_by_a_snapshot(tmp_path: Path) -> None:
+    """It can be neither replayed nor given back: without a snapshot the site says so, with one it starts anew."""
+    site = FakeSite(tmp_path, "north")
+    site.answer(task(1), SNAPSHOT)
+    ((blob,),) = site.session._db.execute("SELECT blob FROM outbox").fetchall()
+    path = tmp_path / "north" / "blobs" / blob
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StateError, match="SHA-256 does not match"):
+        site.session.receive("run", LAYOUT, DELTAS[0])
+    held = site.session.receive("run", LAYOUT, SNAPSHOT + DELTAS[0])
+    assert (held.version, equal(held.state, STATES[1])) == (1, True)
+    assert equal(held.residual, zeros(LAYOUT))
+    site.answer(task(2), DELTAS[0])
+    assert site.trained == 2
+
+
+def test_a_version_that_changed_nothing_is_a_version(tmp_path: Path) -> None:
+    """The coordinator's step was zero: two versions with one digest."""
+    session = Session(tmp_path)
+    session.receive("run", LAYOUT, SNAPSHOT)
+    header = Header(
+        kind=Kind.DELTA,
+        run="run",
+        round=1,
+        version=1,
+        codec="",
+        layout_digest=LAYOUT.digest,
+        base_digest=b"0" * 32,
+        result_digest=b"0" * 32,
+    )
+    delta, _, _ = encode_delta(zeros(LAYOUT), START, LAYOUT, CodecSpec.parse("none"), header)
+    assert session.receive("run", LAYOUT, delta).version == 1
+    session.close()
+    held = Session(tmp_path).held("run")
+    assert held is not None
+    assert (held.version, equal(held.state, START)) == (1, True)
+
+
+class Killed(BaseException):
+    """The worker's process is gone."""
+
+
+def history(site: FakeSite) -> list[bytes]:
+    """Four rounds: one merged, two lost, one merged; the state moves on in between. Every request comes again if it
+    fails."""
+    payloads: list[bytes] = []
+    for round_, bundle, merged in ((1, SNAPSHOT, ()), (2, DELTAS[0], (0,)), (3, DELTAS[0], (0,)), (4, DELTAS[1], (0,))):
+        request = task(round_, *(digest_of(payloads[i]).hex() for i in merged))
+        try:
+            payloads.append(site.answer(request, bundle))
+        except Killed:
+            site.reopen()
+            payloads.append(site.answer(request, bundle))
+    return payloads
+
+
+@pytest.mark.parametrize("number", range(1, 11))
+def test_killed_at_any_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """All blobs are written, the transaction is not committed: asked again, the site ends with the same bytes."""
+    plain = FakeSite(tmp_path / "plain", "north")
+    expected, expected_held = history(plain), plain.session.held("run")
+    original, count = session_module.transaction, 0
+
+    @contextmanager
+    def torn(database: sqlite3.Connection) -> Iterator[None]:
+        nonlocal count
+        count += 1
+        with original(database):
+            yield
+            if count == number:
+                raise Killed
+
+    monkeypatch.setattr(session_module, "transaction", torn)
+    site = FakeSite(tmp_path / "killed", "north")
+    assert history(site) == expected
+    held = site.session.held("run")
+    assert held is not None
+    assert expected_held is not None
+    assert count > 10, "the history has as many transactions as the test has cases, and one more for the second try"
+    assert equal(held.residual, expected_held.residual)
+    assert equal(held.state, expected_held.state)
 
 
 def test_garbage_is_collected(tmp_path: Path) -> None:

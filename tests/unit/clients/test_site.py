@@ -12,7 +12,7 @@ import pytest
 from clients.site import SiteConfig
 from clients.worker.main import lease
 from clients.worker.paths import socket_path
-from fedcompress.errors import ConfigError, LockedError
+from fedcompress.errors import ConfigError, LockedError, StateError
 
 GOOD = """
 [site]
@@ -73,6 +73,7 @@ def test_the_example_in_deploy_has_only_known_keys(folder: Path) -> None:
         ('heldout = "heldout.jsonl"', "", ["data.heldout", "must be set"]),
         ("[site]", "[site", ["site.toml", "readable TOML"]),
         ("[engine]", "[privacy]\nmax_update_norm = -1\n[engine]", ["privacy.max_update_norm: -1", ">= 0"]),
+        ("[engine]", "[privacy]\nmax_update_norm = nan\n[engine]", ["privacy.max_update_norm: nan", ">= 0"]),
     ],
 )
 def test_mistakes(folder: Path, old: str, new: str, words: list[str]) -> None:
@@ -116,3 +117,21 @@ def test_socket_paths_fit(tmp_path: Path) -> None:
     assert path == socket_path(deep)
     assert path != socket_path(deep / "x")
     assert path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_socket_is_never_put_where_others_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else made the folder in the shared temporary directory first."""
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    squatted = tmp_path / f"fedcompress-{os.getuid()}"
+    squatted.mkdir()
+    squatted.chmod(0o777)
+    deep = tmp_path / ("d" * 120)
+    with pytest.raises(StateError, match="not private"):
+        socket_path(deep)
+    squatted.rmdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    squatted.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StateError, match="not private"):
+        socket_path(deep)
+    squatted.unlink()
+    assert socket_path(deep).parent == squatted
