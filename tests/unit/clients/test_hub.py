@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -15,34 +16,35 @@ from fedcompress.proto.v1 import worker_pb2
 
 
 class Stream:
-    """A rank's stream as gRPC would hold it; breaks when told to."""
+    """A rank's stream as gRPC would hold it: pulled when the rank is ready, broken when told to."""
 
     def __init__(self, hub: RankHub, rank: int, pid: int = 0) -> None:
-        self.active = True
+        self._active = True
         self._ended: list[Callable[[], None]] = []
+        self._registered = threading.Event()
         self._commands = hub.Attend(worker_pb2.RankHello(rank=rank, pid=pid), self)
         self._thread = ThreadPoolExecutor(1)
-        self._next = self._thread.submit(next, self._commands)
-        while not self._ended:  # the generator has registered itself
-            pass
+        self._pull: Future[Command] | None = self._thread.submit(next, self._commands)
+        assert self._registered.wait(timeout=20)
 
     def add_callback(self, callback: Callable[[], None]) -> None:
         self._ended.append(callback)
+        self._registered.set()
 
     def is_active(self) -> bool:
-        return self.active
+        return self._active
 
     def take(self) -> Command:
         """The next command."""
-        command = self._next.result(timeout=20)
-        self._next = self._thread.submit(next, self._commands)
-        return command
+        pull = self._pull or self._thread.submit(next, self._commands)
+        self._pull = None
+        return pull.result(timeout=20)
 
     def end(self) -> None:
-        self.active = False
+        self._active = False
         for callback in self._ended:
             callback()
-        self._thread.shutdown(wait=False)
+        self._thread.shutdown()
 
 
 def report(hub: RankHub, rank: int, job: int, **fields: str) -> None:
@@ -71,17 +73,19 @@ def test_results_of_all_ranks(pool: ThreadPoolExecutor) -> None:
 
 
 def test_a_command_keeps_the_number_of_its_job(pool: ThreadPoolExecutor) -> None:
-    """A job was given up before the rank looked: its late report must not answer the next one."""
+    """A job was over before the rank looked: what it reports of it must not answer the next one."""
     hub = RankHub(1)
-    first = hub.run("one", start_timeout=5)
     stream = Stream(hub, 0)
-    stream.active = False  # the rank does not look yet
-    stream._next.cancel()
-    given_up = pool.submit(next, first)
-    del given_up
-    second_command = Command(id=1, job_json="one")
-    taken = stream.take()
-    assert (taken.id, taken.job_json) == (second_command.id, second_command.job_json)
+    for job in ("one", "two"):
+        over = pool.submit(lambda job=job: list(hub.run(job, start_timeout=5)))
+        while not over.done():
+            report(hub, 0, 1 if job == "one" else 2, error="given-up: x")
+    after = pool.submit(lambda: list(hub.run("three", start_timeout=5)))
+    taken = [stream.take() for _ in range(3)]
+    assert [(c.id, c.job_json) for c in taken] == [(1, "one"), (2, "two"), (3, "three")]
+    report(hub, 0, 2, result_json='"stale"')
+    report(hub, 0, 3, result_json='"fresh"')
+    assert [r.result_json for r in after.result(timeout=20)] == ['"fresh"']
     stream.end()
 
 

@@ -165,7 +165,7 @@ def test_grids(tmp_path: Path) -> None:
     assert cells[0] == {"rounds": 2, "codec": "none", "seed": 0}
     assert len(cells) == 4
     for text, words in (
-        ("[fixed]\nx = 1", r"grid\.x"),
+        ("[fixed]\nx = 1", r"fixed\.x"),
         ("[grid]\nseed = 1", "must be a list"),
         ("[other]", "unknown section"),
         ("[", "readable TOML"),
