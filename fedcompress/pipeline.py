@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
 from fedcompress.adapters.init import seeded_init
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
 from fedcompress.errors import ConfigError, HeaderError, MismatchError, PayloadError
@@ -53,11 +55,13 @@ def encode_delta(
         The envelope, the decoded change, and the state that every receiver reaches.
 
     Raises:
-        LayoutError, NonFiniteError: as ``encode_update``.
+        LayoutError: ``change`` does not have the layout.
+        NonFiniteError: a value of ``change``, or of the state reached, is NaN or infinite.
     """
     sections = encode_sections(codec, layout, change)
     decoded = decode_sections(codec, layout, sections)
     reached = add(base, decoded)
+    layout.check(reached, what="encode_delta: state reached")
     full = replace(
         header,
         kind=Kind.DELTA,
@@ -77,6 +81,8 @@ def decode_update(data: bytes, layout: Layout, limits: Limits | None = None) -> 
         MismatchError: the envelope was made for another layout.
     """
     envelope = unpack(data, limits or Limits.for_numel(layout.numel))
+    if envelope.header.kind not in (Kind.UPDATE, Kind.DELTA):
+        raise HeaderError(f"header.kind: {envelope.header.kind.name}: must be UPDATE or DELTA here")
     check_layout(envelope.header, layout)
     return envelope, decode_sections(_codec_of(envelope.header), layout, envelope.sections)
 
@@ -154,6 +160,9 @@ def decode_state(
                     f"the state before version {header.version}",
                 )
             state = add(base, decode_sections(_codec_of(header), layout, envelope.sections))
+            for name, value in state.items():
+                if not np.isfinite(value).all():
+                    raise PayloadError(f"delta: {name}: overflows the state: all values must be finite")
         case Kind.UPDATE | Kind.REPORT:
             raise HeaderError(f"header.kind: {header.kind.name}: must be SNAPSHOT or DELTA here")
     reached = state_digest(layout, state)

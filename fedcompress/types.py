@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,8 +41,8 @@ class TensorSpec:
     group: str = "other"
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError("layout.name", repr(self.name), "must not be empty")
+        if not self.name or any("\ud800" <= c <= "\udfff" for c in self.name):
+            raise ConfigError("layout.name", repr(self.name[:80]), "must be text that is not empty")
         if self.dtype not in DTYPES:
             raise ConfigError(f"layout.{self.name}.dtype", self.dtype, f"one of {list(DTYPES)}")
         if self.group not in GROUPS:
@@ -63,11 +64,11 @@ class Layout:
 
     def __post_init__(self) -> None:
         names = [t.name for t in self.tensors]
-        if len(set(names)) != len(names):
-            twice = sorted({n for n in names if names.count(n) > 1})
-            raise LayoutError(f"layout: tensor named twice: {twice[:3]}")
         if len(names) > MAX_TENSORS:
             raise LayoutError(f"layout: {len(names)} tensors: at most {MAX_TENSORS}")
+        if len(set(names)) != len(names):
+            twice = sorted(n for n, count in Counter(names).items() if count > 1)
+            raise LayoutError(f"layout: tensor named twice: {twice[:3]}")
 
     @cached_property
     def by_name(self) -> Mapping[str, TensorSpec]:
@@ -95,13 +96,8 @@ class Layout:
             rows = json.loads(text)
             if not isinstance(rows, list):
                 raise TypeError(type(rows).__name__)
-            return cls(
-                tuple(
-                    TensorSpec(name=str(n), shape=tuple(int(d) for d in s), dtype=str(t), group=str(g))
-                    for n, s, t, g in rows
-                )
-            )
-        except (ValueError, TypeError, ConfigError) as error:
+            return cls(tuple(_spec_from(*row) for row in rows))
+        except (ValueError, TypeError, RecursionError, ConfigError) as error:
             raise LayoutError(f"layout: not a list of [name, shape, dtype, group]: {error}") from error
 
     @cached_property
@@ -134,14 +130,23 @@ class Layout:
                 raise NonFiniteError(f"{what}: {spec.name}: contains NaN or infinity: all values must be finite")
 
 
+def _spec_from(name: object, shape: object, dtype: object, group: object) -> TensorSpec:
+    if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(group, str) and isinstance(shape, list)):
+        raise TypeError("must be a name, a list of dimensions, a dtype and a group")
+    if not all(type(d) is int for d in shape):
+        raise TypeError(f"{name}: dimensions must be integers")
+    return TensorSpec(name=name, shape=tuple(shape), dtype=dtype, group=group)
+
+
 def zeros(layout: Layout) -> Tensors:
     """All-zero tensors of a layout."""
     return {t.name: np.zeros(t.shape, np.float32) for t in layout.tensors}
 
 
 def add(left: Mapping[str, Array], right: Mapping[str, Array]) -> Tensors:
-    """Elementwise float32 sum; the result has the order of ``left``."""
-    return {name: left[name] + right[name] for name in left}
+    """Elementwise float32 sum; the result has the order of ``left``. Overflow gives infinity, without a warning."""
+    with np.errstate(over="ignore"):
+        return {name: left[name] + right[name] for name in left}
 
 
 def subtract(left: Mapping[str, Array], right: Mapping[str, Array]) -> Tensors:

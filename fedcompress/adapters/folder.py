@@ -53,9 +53,11 @@ def load_adapter(folder: Path) -> Adapter:
         if not (folder / name).is_file():
             raise ConfigError("adapter", folder / name, "must exist: a PEFT adapter folder")
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError(f"{CONFIG_FILE}: a {type(config).__name__}: must be a JSON object")
         entries = sorted(deserialize((folder / WEIGHTS_FILE).read_bytes()))  # type: ignore[no-untyped-call]
-    except (ValueError, SafetensorError) as error:
+    except (ValueError, RecursionError, SafetensorError) as error:
         raise StateError(f"adapter: {folder}: does not parse: {error}") from error
     specs, tensors = [], {}
     for name, entry in entries:
@@ -70,6 +72,8 @@ def load_adapter(folder: Path) -> Adapter:
 
 def save_adapter(folder: Path, config: Mapping[str, Any], layout: Layout, tensors: Mapping[str, Array]) -> None:
     """Write a stock PEFT folder; equal input gives equal bytes, each file replaced whole.
+
+    Values beyond the range of a dtype of two bytes become its ends.
 
     Raises:
         LayoutError: ``tensors`` does not have the layout.
@@ -115,6 +119,7 @@ def _from_float32(values: Array, dtype: str) -> NDArray[Any]:
         case "bfloat16":
             return np.ascontiguousarray(bfloat.to_bfloat16(values), "<u2")
         case "float16":
-            return np.ascontiguousarray(values, "<f2")
+            top = np.finfo(np.float16).max
+            return np.ascontiguousarray(np.clip(values, -top, top), "<f2")
         case _:
             return np.ascontiguousarray(values, "<f4")

@@ -31,5 +31,6 @@ def _uniform(name: str, shape: tuple[int, ...], seed: int) -> Array:
     key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "little")
     bits = np.random.Philox(key=key).random_raw(math.prod(shape))
     centred = (bits >> np.uint64(40)).astype(np.int64) * 2 - ((1 << 24) - 1)  # odd, |.| < 2^24
-    bound = np.float32(1 / math.sqrt(max(shape[-1], 1)) / (1 << 24))
+    columns = shape[-1] if shape else 1
+    bound = np.float32(1 / math.sqrt(max(columns, 1)) / (1 << 24))
     return (centred.astype(np.float32) * bound).reshape(shape)

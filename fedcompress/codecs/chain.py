@@ -11,12 +11,12 @@ import numpy as np
 from fedcompress.codecs.base import Quantizer, Reader, Selector, Writer
 from fedcompress.codecs.entropy import read_masks, write_masks
 from fedcompress.codecs.table import CODECS
-from fedcompress.errors import ConfigError, LayoutError, PayloadError
+from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.types import GROUPS, Array, Layout, Tensors, TensorSpec
 
 SECTION_VERSION = 1
 ALIASES: dict[str, tuple[str, ...]] = {"lora": ("lora_a", "lora_b")}
-_STAGE = re.compile(r"\s*([a-z][a-z0-9-]*)\s*(?:\(([^()]*)\))?\s*")
+_STAGE = re.compile(r"([a-z][a-z0-9-]*)\s*(?:\(([^()]*)\))?")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _parse_clause(part: str, field: str) -> list[Clause]:
 
 
 def _parse_stage(text: str, field: str) -> Selector | Quantizer:
-    match = _STAGE.fullmatch(text)
+    match = _STAGE.fullmatch(text.strip())
     choices = [n for n, r in CODECS.items() if r.config is not None]
     if match is None:
         raise ConfigError(field, repr(text.strip()), f"must be name or name(key=value,...), name one of {choices}")
@@ -172,8 +172,12 @@ def decode_sections(spec: CodecSpec, layout: Layout, sections: Sequence[bytes]) 
     """
     if len(sections) != len(spec.clauses):
         raise PayloadError(f"sections: {len(sections)}: the codec {spec} has {len(spec.clauses)}")
+    try:
+        assigned = spec.assign(layout)
+    except ConfigError as error:
+        raise PayloadError(f"sections: the codec does not fit the layout: {error}") from error
     out: Tensors = {}
-    for clause, members, section in zip(spec.clauses, spec.assign(layout), sections, strict=True):
+    for clause, members, section in zip(spec.clauses, assigned, sections, strict=True):
         reader = Reader(section)
         version = reader.u8()
         if version != SECTION_VERSION:
@@ -183,10 +187,7 @@ def decode_sections(spec: CodecSpec, layout: Layout, sections: Sequence[bytes]) 
     for name, value in out.items():
         if not np.isfinite(value).all():
             raise PayloadError(f"section: {name}: contains NaN or infinity: all values must be finite")
-    try:
-        return {t.name: out[t.name] for t in layout.tensors}
-    except KeyError as error:
-        raise LayoutError(f"decode: tensor {error} has no clause") from error
+    return {t.name: out[t.name] for t in layout.tensors}
 
 
 def _decode_clause(clause: Clause, members: Sequence[TensorSpec], reader: Reader) -> Tensors:

@@ -23,13 +23,15 @@ from fedcompress.codecs.base import Mask, Reader, Writer
 from fedcompress.errors import PayloadError
 
 PACKED, RANGE = 0, 1
+CHUNK = 1 << 16  # symbols that are spread into bits at a time; a multiple of 8, so that chunks end with a byte
 Symbols = NDArray[np.int32]
 
 
 def pack_bits(symbols: NDArray[np.integer], bits: int) -> bytes:
     """Nonnegative integers in ``bits`` bits each, most significant first, padded with 0 to a byte."""
     shifts = np.arange(bits - 1, -1, -1)
-    return np.packbits((symbols[:, None] >> shifts & 1).astype(np.uint8).ravel()).tobytes()
+    pieces = (symbols[at : at + CHUNK, None] for at in range(0, symbols.size, CHUNK))
+    return b"".join(np.packbits((piece >> shifts & 1).astype(np.uint8).ravel()).tobytes() for piece in pieces)
 
 
 def unpack_bits(data: bytes, count: int, bits: int) -> Symbols:
@@ -40,11 +42,16 @@ def unpack_bits(data: bytes, count: int, bits: int) -> Symbols:
     """
     if len(data) != (count * bits + 7) // 8:
         raise PayloadError(f"section: packed stream: {len(data)} bytes: {(count * bits + 7) // 8} needed")
-    flat = np.unpackbits(np.frombuffer(data, np.uint8))
-    if flat[count * bits :].any():
+    raw = np.frombuffer(data, np.uint8)
+    if count * bits % 8 and raw[-1] & (0xFF >> count * bits % 8):
         raise PayloadError("section: packed stream: padding bits must be 0")
     weights = (1 << np.arange(bits - 1, -1, -1)).astype(np.int32)
-    return (flat[: count * bits].reshape(count, bits).astype(np.int32) @ weights).astype(np.int32)
+    symbols = np.empty(count, np.int32)
+    for at in range(0, count, CHUNK):
+        size = min(CHUNK, count - at)
+        flat = np.unpackbits(raw[at * bits // 8 : (at + CHUNK) * bits // 8], count=size * bits)
+        symbols[at : at + size] = flat.reshape(size, bits).astype(np.int32) @ weights
+    return symbols
 
 
 def _words(data: bytes) -> NDArray[np.uint32]:
@@ -73,7 +80,7 @@ def read_masks(reader: Reader, sizes: Sequence[int]) -> list[Mask]:
     """Inverse of ``write_masks`` for tensors of the given sizes.
 
     Raises:
-        PayloadError: a count exceeds its size, or positions do not match the counts.
+        PayloadError: a count exceeds its size, positions do not match the counts, or bytes are left over.
     """
     counts = []
     for size in sizes:
@@ -100,6 +107,8 @@ def read_masks(reader: Reader, sizes: Sequence[int]) -> list[Mask]:
         if int(mask.sum()) != count:
             raise PayloadError(f"section: positions: {int(mask.sum())}: the count says {count}")
         masks.append(mask)
+    if decoder is not None:
+        _finish(decoder)
     return masks
 
 
@@ -119,10 +128,14 @@ def _decode(decoder: Any, model: Any, count: int) -> Symbols:
         raise PayloadError(f"section: range stream: {error}") from error
 
 
+def _finish(decoder: Any) -> None:
+    if not decoder.maybe_exhausted():
+        raise PayloadError("section: range stream: goes on after the last symbol")
+
+
 def write_symbols(writer: Writer, symbols: Symbols, alphabet: int) -> None:
     """Integers in ``[0, alphabet)``, ``alphabet >= 2``; the reader knows how many."""
     bits = (alphabet - 1).bit_length()
-    packed = pack_bits(symbols, bits)
     histogram = np.bincount(symbols, minlength=alphabet)
     if symbols.size:
         encoder = constriction.stream.queue.RangeEncoder()
@@ -131,19 +144,20 @@ def write_symbols(writer: Writer, symbols: Symbols, alphabet: int) -> None:
         for count in histogram:
             table.varint(int(count))
         ranged = table.getvalue() + encoder.get_compressed().astype("<u4").tobytes()
-        if len(ranged) < len(packed):
+        if len(ranged) < (symbols.size * bits + 7) // 8:
             writer.u8(RANGE)
             writer.stream(ranged)
             return
     writer.u8(PACKED)
-    writer.stream(packed)
+    writer.stream(pack_bits(symbols, bits))
 
 
 def read_symbols(reader: Reader, count: int, alphabet: int) -> Symbols:
     """Inverse of ``write_symbols``.
 
     Raises:
-        PayloadError: the stream does not decode to ``count`` symbols of the alphabet.
+        PayloadError: the stream does not decode to ``count`` symbols of the alphabet, to other ones than
+            its histogram says, or goes on after them.
     """
     coder, data = reader.u8(), reader.stream()
     if coder == PACKED:
@@ -158,4 +172,8 @@ def read_symbols(reader: Reader, count: int, alphabet: int) -> Symbols:
     if histogram.sum() != count or not count:
         raise PayloadError(f"section: histogram: {histogram.sum():.0f} symbols: must be {count}")
     decoder = constriction.stream.queue.RangeDecoder(_words(table.rest()))
-    return _decode(decoder, _categorical(histogram, count), count)
+    symbols = _decode(decoder, _categorical(histogram, count), count)
+    if (np.bincount(symbols, minlength=alphabet) != histogram).any():
+        raise PayloadError("section: histogram: is not that of the symbols")
+    _finish(decoder)
+    return symbols

@@ -29,9 +29,10 @@ class Feedback:
             raise ConfigError("feedback.decay", self.decay, "must be from 0 to 1 (0: no feedback)")
 
     def target(self, delta: Mapping[str, Array], residual: Mapping[str, Array]) -> Tensors:
-        """What to encode, float32."""
+        """What to encode, float32. Overflow gives infinity, which encoding refuses."""
         decay = np.float32(self.decay)
-        return {name: delta[name] + decay * residual[name] for name in delta}
+        with np.errstate(over="ignore"):
+            return {name: delta[name] + decay * residual[name] for name in delta}
 
     def residual(self, target: Mapping[str, Array], decoded: Mapping[str, Array]) -> Tensors:
         """What the code left out of ``target``."""

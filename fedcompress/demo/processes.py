@@ -161,7 +161,9 @@ class ProcessGroup:
             for member in members.values():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill() if over else member.terminate()
-            psutil.wait_procs(list(members.values()), timeout=max(0.2, deadline - time.monotonic()))
+            patience = max(deadline, time.monotonic() + 0.2)
+            while any(_alive(member) for member in members.values()) and time.monotonic() < patience:
+                time.sleep(0.05)
         for process in self._running.values():
             process.poll()
         self._running.clear()

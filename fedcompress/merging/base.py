@@ -47,8 +47,12 @@ class Rule(Protocol):
         ...
 
 
+def _multiply(left: tuple[int, ...], right: tuple[int, ...]) -> bool:
+    return len(left) == len(right) == 2 and left[1] == right[0]
+
+
 def units_of(layout: Layout) -> list[Unit]:
-    """Pairs the two factors of each LoRA module; all other tensors stand alone."""
+    """Pairs the two factors of each LoRA module, if they are matrices that multiply; all other tensors stand alone."""
     factors: dict[str, dict[str, TensorSpec]] = {}
     for spec in layout.tensors:
         if spec.group in ("lora_a", "lora_b"):
@@ -56,7 +60,7 @@ def units_of(layout: Layout) -> list[Unit]:
     units = []
     for spec in layout.tensors:
         pair = factors.get(_FACTOR.sub("", spec.name), {}) if spec.group in ("lora_a", "lora_b") else {}
-        if len(pair) == 2 and len(spec.shape) == 2:
+        if len(pair) == 2 and _multiply(pair["lora_b"].shape, pair["lora_a"].shape):
             if spec.group == "lora_a":
                 units.append(Unit((pair["lora_a"], pair["lora_b"]), a=pair["lora_a"], b=pair["lora_b"]))
         else:

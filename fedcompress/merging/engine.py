@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
@@ -30,8 +31,9 @@ def rule_named(text: str, *, field: str = "rule") -> Rule:
     kwargs = {}
     for item in body.removesuffix(")").split(",") if body.removesuffix(")").strip() else []:
         key, equals, value = (s.strip() for s in item.partition("="))
-        if not equals or key not in known:
-            raise ConfigError(f"{field}.{name}", item.strip(), f"must be key=value, key one of {sorted(known)}")
+        if not equals or key not in known or key in kwargs:
+            rule = f"must be key=value, once each, key one of {sorted(known)}"
+            raise ConfigError(f"{field}.{name}", item.strip(), rule)
         try:
             kwargs[key] = float(value)
         except ValueError as error:
@@ -51,7 +53,7 @@ class Merger:
 
         Args:
             base: the published state that all updates start from.
-            weights: nonnegative, one for each update; normalised here to add up to 1.
+            weights: finite, nonnegative, one for each update; normalised here to add up to 1.
             updates: one fetch function for each site, in a fixed order of sites, because
                 floating-point sums depend on it.
 
@@ -59,8 +61,10 @@ class Merger:
             ConfigError: no update, or weights that do not have a positive sum.
         """
         total = float(sum(weights))
-        if not updates or len(weights) != len(updates) or min(weights) < 0 or total <= 0:
-            raise ConfigError("weights", list(weights), f"must be {len(updates)} numbers >= 0 with a sum above 0")
+        if not updates or len(weights) != len(updates) or not min(weights) >= 0 or not 0 < total < math.inf:
+            raise ConfigError(
+                "weights", list(weights), f"must be {len(updates)} finite numbers >= 0 with a sum above 0"
+            )
         out: Tensors = {}
         for unit in units_of(self.layout):
             names = [t.name for t in unit.tensors]

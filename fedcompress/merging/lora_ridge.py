@@ -44,8 +44,8 @@ class LoraRidge:
     ridge: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not 0 < self.ridge <= 1e6:
-            raise ConfigError("rule.lora-ridge.ridge", self.ridge, "must be above 0 and at most 1e6")
+        if not 1e-9 <= self.ridge <= 1e6:  # less does not regularise in float64 when A' lacks rank
+            raise ConfigError("rule.lora-ridge.ridge", self.ridge, "must be from 1e-9 to 1e6")
 
     def init(self, unit: Unit, base: Mapping[str, Array]) -> _State | Sums:
         """Published factors of the module, or zeros for a lone tensor."""

@@ -102,6 +102,8 @@ class Header:
             raise HeaderError(f"header.codec: {len(self.codec)} characters: at most {MAX_CODEC_SPEC}")
         if not (0 <= self.round < 1 << 32 and 0 <= self.version < 1 << 32):
             raise HeaderError(f"header.round, version: {self.round}, {self.version}: must be below 2^32")
+        if not (0 <= self.examples < 1 << 64 and 0 <= (self.init_seed or 0) < 1 << 64):
+            raise HeaderError(f"header.examples, init_seed: {self.examples}, {self.init_seed}: must be below 2^64")
         self._check_digests()
         if len(self.metrics) > MAX_METRICS:
             raise HeaderError(f"header.metrics: {len(self.metrics)} entries: at most {MAX_METRICS}")
@@ -212,6 +214,8 @@ def unpack(data: bytes, limits: Limits) -> Envelope:
         raise LimitError(f"sections: {len(sizes)}: at most {MAX_SECTIONS}")
     if sum(sizes) != total - DIGEST_SIZE - head_end:
         raise HeaderError(f"sections: sizes add up to {sum(sizes)}: body has {total - DIGEST_SIZE - head_end}")
+    if header.kind is Kind.REPORT and sizes:
+        raise HeaderError(f"sections: {len(sizes)}: a REPORT has none")
     sections, at = [], head_end
     for size in sizes:
         sections.append(data[at : at + size])

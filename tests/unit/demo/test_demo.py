@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from fedcompress.demo import data
+from fedcompress.demo import data, run
 from fedcompress.demo.processes import ProcessGroup, check_port, free_port, listening, wait_until
 from fedcompress.demo.run import DemoOptions, make_result, phases
 from fedcompress.errors import ConfigError, MissingPackageError, ProcessError
@@ -95,6 +95,33 @@ def test_a_group_ends_whole_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in tree)
 
 
+ORPHANS = """
+import pathlib, signal, sys
+from fedcompress.demo.processes import ProcessGroup, wait_until
+signal.alarm(40)  # whatever happens, this process ends
+folder = pathlib.Path(sys.argv[1])
+with ProcessGroup(folder, {}) as group:
+    group.start("x", ["sh", "-c", "sleep 600 & echo up; wait"], cwd=folder)
+    log = folder / "x.log"
+    wait_until(lambda: "up" in log.read_text(), timeout=20, what="child", alive=lambda: None)
+print("stopped")
+"""
+HEEDLESS = """
+import ctypes, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans come to this process, which reaps none of them
+raise SystemExit(subprocess.run([sys.executable, "-c", *sys.argv[1:]]).returncode)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's child subreaper")
+def test_a_group_ends_where_nobody_reaps_orphans(tmp_path: Path) -> None:
+    """As in a container whose first process reaps nothing: zombies stay for ever, and are not waited for."""
+    done = subprocess.run(
+        [sys.executable, "-c", HEEDLESS, ORPHANS, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "stopped\n"
+
+
 def test_a_process_that_ends_is_reported_with_its_last_line(tmp_path: Path) -> None:
     with ProcessGroup(tmp_path, {}) as group:
         process = group.start("dies", [sys.executable, "-c", "print('why'); raise SystemExit(3)"], cwd=tmp_path)
@@ -145,6 +172,26 @@ def test_the_result_counts_messages_as_documented(tmp_path: Path) -> None:
     documented = (Path(__file__).parents[3] / "docs" / "result.md").read_text()
     for key in (*made, "wall_seconds", "phase_seconds", "peak_memory_bytes"):
         assert f"`{key}`" in documented, key
+
+
+def test_a_version_that_nobody_evaluated_is_an_error(tmp_path: Path) -> None:
+    left = [e for e in events() if (e["event"], e.get("version")) != ("quality", 2)]
+    with pytest.raises(ProcessError, match=r"versions \[2\]: no site has evaluated them"):
+        make_result(
+            DemoOptions(out=tmp_path, rounds=2, sites=2),
+            {"codec": "none", "downlink-codec": "none"},
+            left,
+            LAYOUT,
+            tmp_path,
+        )
+
+
+def test_an_out_that_is_no_folder_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "preflight", lambda options: None)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=r"--out: .*file: must be a folder that can be written: Not a directory"):
+        run.run_demo(DemoOptions(out=tmp_path / "file"), lambda event: None)
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_phases_add_up() -> None:

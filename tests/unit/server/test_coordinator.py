@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedcompress.adapters import load_adapter, seeded_init
 from fedcompress.errors import MismatchError, TrainingError
-from fedcompress.pipeline import decode_update
+from fedcompress.pipeline import decode_update, encode_update
 from fedcompress.types import add
 from server.ledger import Ledger
+from server.strategy import Admitted, next_version
 from tests.support import normal
+from tests.unit.clients.site_support import FakeSite
 from tests.unit.server.memory import Killed, World
 
 
@@ -146,6 +153,111 @@ def test_a_site_that_lost_its_disk_is_brought_up_to_date_in_the_same_round(tmp_p
     world.run(rounds=3)
     assert [e["merged"] for e in world.events if e["event"] == "round"] == [3]
     assert rows(world, "SELECT site, code FROM refusal") == [("south", "base-digest")]
+
+
+def test_steps_of_zero_are_versions_too(tmp_path: Path) -> None:
+    """Two versions with one digest: the sites follow, and nobody has to be sent a whole state."""
+    world = World(tmp_path)
+    world.run(server_lr=0.0, rounds=2)
+    assert rows(world, "SELECT COUNT(*) FROM refusal") == [(0,)]
+    for site in world.sites.values():
+        held = site.session.held("run")
+        assert held is not None
+        assert held.version == 2
+
+
+def test_a_site_cannot_say_that_it_holds_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest of the state decides, not the number in the header."""
+
+    def lie(*args: Any) -> Any:
+        return encode_update(*args[:3], replace(args[3], version=4_000_000_000))
+
+    monkeypatch.setattr("tests.unit.clients.site_support.encode_update", lie)
+    world = World(tmp_path)
+    with pytest.raises(Killed):
+        world.run(lambda what, node, number: stop_at(what, number, 3))
+    assert rows(world, "SELECT DISTINCT acked FROM site") == [(1,)]
+
+
+def stop_at(what: str, number: int, round_: int) -> bool:
+    if (what, number) == ("send", round_):
+        raise Killed
+    return True
+
+
+Fates = dict[tuple[str, int, int], str]
+FATES = st.dictionaries(
+    st.tuples(st.sampled_from(["send", "reply"]), st.integers(0, 1), st.integers(1, 4)),
+    st.sampled_from(["lost", "killed", "killed and moved"]),
+    max_size=5,
+)
+
+
+@settings(max_examples=12, deadline=None)
+@given(fates=FATES)
+def test_whatever_happens_every_delta_is_merged_once_or_still_at_its_site(fates: Fates) -> None:
+    """Lost messages, kills of the coordinator, SuperNodes with new ids: sum(merged) + open + residual == sum(delta)."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        world, merged = World(Path(folder), ("north", "south")), record_merges(patch)
+        left = dict(fates)
+
+        def fate(what: str, node: int, number: int) -> bool:
+            key = (what, node % 2, number)
+            match left.pop(key, ""):
+                case "lost":
+                    return False
+                case "killed":
+                    raise Killed
+                case "killed and moved":
+                    raise Moved
+            return True
+
+        for _ in range(len(fates) + 1):
+            try:
+                world.run(fate, rounds=3, round_timeout=5.0)
+                break
+            except Moved:
+                world.sites = {node + 1000: site for node, site in world.sites.items()}
+            except (Killed, TrainingError):
+                pass
+        else:
+            raise AssertionError("each start uses up one fate at least")
+        for site in world.sites.values():
+            check_books(
+                world, site, [update for round_ in merged.values() for update in round_ if update.site == site.name]
+            )
+            site.session.close()
+
+
+class Moved(BaseException):
+    """The coordinator is killed, and the SuperNodes start anew."""
+
+
+def record_merges(patch: pytest.MonkeyPatch) -> dict[int, list[Admitted]]:
+    """Round to what its last try merged; a try that is not committed is done again."""
+    merged: dict[int, list[Admitted]] = {}
+
+    def recorded(config: Any, layout: Any, published: Any, admitted: list[Admitted], round_: int) -> Any:
+        merged[round_] = list(admitted)
+        return next_version(config, layout, published, admitted, round_)
+
+    patch.setattr("server.coordinator.next_version", recorded)
+    return merged
+
+
+def check_books(world: World, site: FakeSite, merged: list[Admitted]) -> None:
+    held = site.session.held("run")
+    if held is None:  # no message has reached it
+        assert not merged
+        return
+    total, done = held.residual, {a.envelope.digest.hex() for a in merged}
+    for update in merged:
+        total = add(total, update.tensors)
+    for digest, blob in site.session._db.execute("SELECT digest, blob FROM outbox WHERE status='open'"):
+        if digest not in done:
+            total = add(total, decode_update(site.session._blobs.get(blob), world.layout)[1])
+    for name, value in site.deltas.items():
+        assert np.allclose(total[name], value, atol=1e-4), (site.name, name)
 
 
 def test_too_few_updates(tmp_path: Path) -> None:

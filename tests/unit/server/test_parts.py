@@ -213,6 +213,27 @@ def test_pool_weighs_by_rows() -> None:
     assert pool([{}]) is None
 
 
+def test_pool_leaves_out_a_site_that_does_not_report_all() -> None:
+    whole = {"eval_examples": 10.0, "eval_correct": 5.0, "eval_loss_sum": 1.0}
+    for name in ("eval_correct", "eval_loss_sum"):
+        quality = pool([whole, {k: v for k, v in whole.items() if k != name}])
+        assert quality is not None
+        assert (quality.examples, quality.accuracy) == (10, 0.5)
+
+
+def test_a_fingerprint_that_is_given_later_counts(tmp_path: Path) -> None:
+    """The run was begun without one, and no site has answered yet."""
+    ledger = Ledger(tmp_path, "run")
+    ledger.begin(LAYOUT, "{}", "")
+    assert ledger.base_fingerprint == ""
+    ledger.begin(LAYOUT, "{}", "ab")
+    assert ledger.base_fingerprint == "ab"
+    ledger.begin(LAYOUT, "{}", "")
+    assert ledger.base_fingerprint == "ab"
+    with pytest.raises(MismatchError, match="another adapter or base"):
+        ledger.begin(LAYOUT, "{}", "cd")
+
+
 def test_choose() -> None:
     nodes = [5, 3, 9, 1 << 63]
     assert choose(nodes, 0, 1, 1) == choose(nodes, 9, 1, 1) == sorted(nodes)
