@@ -7,6 +7,7 @@ with each round, as canonical JSON.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,7 +23,24 @@ PROTOCOL = 1
 HEADS = ("mean-pool-linear",)
 
 
+# How the fields of a task are written in JSON.
+_JSON_TYPES: dict[str, type | tuple[type, ...]] = {
+    "int": int,
+    "float": (int, float),
+    "str": str,
+    "tuple[str, ...]": list,
+}
+
+
+def _is_written_as(value: object, kind: str) -> bool:
+    items = value if isinstance(value, list) else []
+    fits = isinstance(value, _JSON_TYPES[kind]) and not isinstance(value, bool)
+    return fits and all(isinstance(item, str) for item in items)
+
+
 def _positive(field: str, value: float, *, zero: bool = False) -> None:
+    if value == math.inf:
+        raise ConfigError(field, value, "must be finite")
     if not (value >= 0 if zero else value > 0):
         raise ConfigError(field, value, "must be >= 0" if zero else "must be above 0")
 
@@ -56,7 +74,8 @@ class TrainTask:
             raise ConfigError("task.run", repr(self.run), f"must match {NAME.pattern}")
         for name in ("batch_size", "lr", "max_length", "round"):
             _positive(f"task.{name}", getattr(self, name))
-        _positive("task.steps", self.steps, zero=True)
+        for name in ("steps", "version"):
+            _positive(f"task.{name}", getattr(self, name), zero=True)
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError("task.optimizer", self.optimizer, f"must be one of {list(OPTIMIZERS)}")
         if self.head not in HEADS:
@@ -79,9 +98,14 @@ class TrainTask:
         """
         try:
             raw = json.loads(text)
-            raw |= {name: tuple(raw[name]) for name in ("labels", "merged")}
-            return cls(**raw)
-        except (ValueError, TypeError, KeyError) as error:
+            if not isinstance(raw, dict):
+                raise TypeError(f"a {type(raw).__name__}")
+            for field in fields(cls):
+                if field.name in raw and not _is_written_as(raw[field.name], str(field.type)):
+                    raise TypeError(f"{field.name}: must be of type {field.type}")
+            kwargs: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in raw.items()}
+            return cls(**kwargs)
+        except (ValueError, TypeError, RecursionError) as error:
             raise ConfigError("task", text[:80], f"must be a task of protocol {PROTOCOL}: {error}") from error
 
 
@@ -132,6 +156,8 @@ class RunConfig:
             _positive(name.replace("_", "-"), getattr(self, name))
         for name in ("steps", "sites_per_round", "server_lr", "seed"):
             _positive(name.replace("_", "-"), getattr(self, name), zero=True)
+        if self.seed >= 1 << 64:
+            raise ConfigError("seed", self.seed, "must be below 2^64")
         for name in ("codec", "downlink_codec"):
             CodecSpec.parse(getattr(self, name), field=name.replace("_", "-"))
         rule_named(self.rule)

@@ -165,7 +165,7 @@ class ProcessGroup:
             while any(_alive(member) for member in members.values()) and time.monotonic() < patience:
                 time.sleep(0.05)
         for process in self._running.values():
-            process.poll()
+            process.wait(timeout=GRACE)  # reap it
         self._running.clear()
 
     def memory(self) -> dict[str, int]:

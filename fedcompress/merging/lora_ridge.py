@@ -78,7 +78,8 @@ class LoraRidge:
             target: Matrix = sum((w * (b @ (a @ a_mean.T)) for w, a, b in state.factors), zero(state.b0))
             b_new = np.linalg.solve(gram + lam * np.eye(rank), (target + lam * b_mean).T).T
         name_a, name_b = state.names
-        return {
-            name_a: (a_mean - state.a0).astype(np.float32),
-            name_b: (b_new - state.b0).astype(np.float32),
-        }
+        with np.errstate(over="ignore"):  # infinity is refused when the step is encoded
+            return {
+                name_a: (a_mean - state.a0).astype(np.float32),
+                name_b: (b_new - state.b0).astype(np.float32),
+            }

@@ -214,8 +214,6 @@ def unpack(data: bytes, limits: Limits) -> Envelope:
         raise LimitError(f"sections: {len(sizes)}: at most {MAX_SECTIONS}")
     if sum(sizes) != total - DIGEST_SIZE - head_end:
         raise HeaderError(f"sections: sizes add up to {sum(sizes)}: body has {total - DIGEST_SIZE - head_end}")
-    if header.kind is Kind.REPORT and sizes:
-        raise HeaderError(f"sections: {len(sizes)}: a REPORT has none")
     sections, at = [], head_end
     for size in sizes:
         sections.append(data[at : at + size])

@@ -122,7 +122,9 @@ def test_units_pair_factors_also_of_embeddings() -> None:
         ("ties", "must be one of"),
         ("mean(x=1)", "x=1"),
         ("lora-ridge(ridge=no)", "must be a number"),
-        ("lora-ridge(ridge=0)", "above 0"),
+        ("lora-ridge(ridge=0)", "from 1e-9 to 1e6"),
+        ("lora-ridge(ridge=nan)", "from 1e-9 to 1e6"),
+        ("lora-ridge(ridge=1,ridge=2)", "once each"),
         ("lora-ridge(ridge=1", "name\\(key"),
     ],
 )
