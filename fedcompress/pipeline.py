@@ -81,9 +81,9 @@ def decode_update(data: bytes, layout: Layout, limits: Limits | None = None) -> 
         MismatchError: the envelope was made for another layout.
     """
     envelope = unpack(data, limits or Limits.for_numel(layout.numel))
+    check_layout(envelope.header, layout)
     if envelope.header.kind not in (Kind.UPDATE, Kind.DELTA):
         raise HeaderError(f"header.kind: {envelope.header.kind.name}: must be UPDATE or DELTA here")
-    check_layout(envelope.header, layout)
     return envelope, decode_sections(_codec_of(envelope.header), layout, envelope.sections)
 
 

@@ -94,6 +94,8 @@ def read_masks(reader: Reader, sizes: Sequence[int]) -> list[Mask]:
         flat = unpack_bits(data, total, 1).astype(np.bool_)
     elif coder != RANGE:
         raise PayloadError(f"section: coder: {coder}: must be {PACKED} or {RANGE}")
+    elif not any(is_open):
+        raise PayloadError(f"section: coder: {coder}: must be {PACKED} where there are no positions")
     decoder = constriction.stream.queue.RangeDecoder(_words(data)) if coder == RANGE else None
     masks, at = [], 0
     for size, count, opened in zip(sizes, counts, is_open, strict=True):

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from fedcompress.adapters import seeded_init
 from fedcompress.pipeline import decode_update
 from fedcompress.types import state_digest
-from tests.golden.cases import LAYOUT, SEEDED, cases
+from tests.golden.cases import SEEDED, cases, layout_of
 
 HERE = Path(__file__).parent
 
@@ -23,12 +23,13 @@ def main() -> None:
         if not path.exists():
             path.write_bytes(data)
             print(f"wrote {name}: {len(data)} bytes")
-    digests = {p.name: "" for p in HERE.glob("*.fcu") if not p.name.startswith("snapshot")}
-    for name in digests:
-        digests[name] = state_digest(LAYOUT, decode_update((HERE / name).read_bytes(), LAYOUT)[1]).hex()
-    known = HERE / "decoded.json"
-    if not known.exists() or set(json.loads(known.read_text())) < set(digests):
-        known.write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n")
+    path = HERE / "decoded.json"
+    digests = json.loads(path.read_text()) if path.exists() else {}
+    for file in HERE.glob("*.fcu"):
+        if file.name not in digests and not file.name.startswith("snapshot"):
+            layout = layout_of(file.name)
+            digests[file.name] = state_digest(layout, decode_update(file.read_bytes(), layout)[1]).hex()
+    path.write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n")
     seeded = HERE / "seeded_init.json"
     if not seeded.exists():
         start = seeded_init(SEEDED, 7)["m.lora_A.weight"]

@@ -71,6 +71,33 @@ def test_bad_folders(tmp_path: Path) -> None:
         load_adapter(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[1]", "3", "null", "{", "[" * 100_000])
+def test_config_is_an_object(tmp_path: Path, text: str) -> None:
+    save_adapter(tmp_path, CONFIG, lora_layout(), normal(lora_layout(), 0))
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(StateError, match="does not parse"):
+        load_adapter(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_values_beyond_a_narrow_dtype_become_its_ends(tmp_path: Path, dtype: str) -> None:
+    layout = Layout((TensorSpec(name="w", shape=(4,), dtype=dtype, group="head"),))
+    largest = float(np.finfo(np.float32).max)
+    save_adapter(tmp_path, {}, layout, {"w": np.array([largest, -largest, 1.5, -0.0], np.float32)})
+    loaded = load_adapter(tmp_path).tensors["w"]
+    end = {"float16": 65504.0, "bfloat16": 255 * 2.0**120}[dtype]
+    assert loaded.tolist() == [end, -end, 1.5, 0.0]
+
+
+def test_an_odd_layout_has_a_seeded_start() -> None:
+    shapes: list[tuple[int, ...]] = [(), (0, 3), (3, 0), (5,), (2, 2, 2)]
+    specs = [TensorSpec(name=f"\u00e4{i}.lora_A", shape=s, group="lora_a") for i, s in enumerate(shapes)]
+    layout = Layout(tuple(specs))
+    start = seeded_init(layout, (1 << 64) - 1)
+    layout.check(start, what="start")
+    assert abs(float(start["\u00e40.lora_A"])) <= 1
+
+
 def test_digest_of_the_config_is_about_the_maths() -> None:
     moved = {**CONFIG, "base_model_name_or_path": "elsewhere", "inference_mode": True}
     assert adapter_digest(CONFIG) == adapter_digest(dict(reversed(moved.items())))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
@@ -46,7 +47,9 @@ class RangeDecoder:
         for _ in range(count):
             step = self._range >> PRECISION
             place = ((self._point - self._lower) & MASK) // step
-            symbol = next(s for s in range(len(cumulative) - 1) if cumulative[s] <= place < cumulative[s + 1])
+            symbol = bisect.bisect_right(cumulative, place) - 1
+            if symbol >= len(cumulative) - 1:
+                raise ValueError("no such symbol")
             self._lower = (self._lower + step * cumulative[symbol]) & MASK
             self._range = step * (cumulative[symbol + 1] - cumulative[symbol])
             if self._range < 1 << 32:
@@ -54,6 +57,10 @@ class RangeDecoder:
                 self._range = self._range << 32 & MASK
                 self._point = (self._point << 32 | next(self._words, 0)) & MASK
             yield symbol
+
+    def at_end(self) -> bool:
+        """Whether the stream may end here."""
+        return next(self._words, None) is None and (self._point - self._lower) & MASK < (1 << 33) - 1
 
 
 def philox(key: int, count: int) -> list[int]:

@@ -104,6 +104,25 @@ def test_bf16_equals_the_reference() -> None:
         assert decoded[name].ravel().tobytes() == expected.tobytes(), name
 
 
+@pytest.mark.parametrize(("bits", "block"), [(2, 0), (3, 7), (4, 0), (5, 1), (8, 0), (8, 64)])
+def test_int_equals_the_reference(bits: int, block: int) -> None:
+    layout, values = strange()
+    codec = CodecSpec.parse(f"int(bits={bits},block={block})")
+    decoded = decode_sections(codec, layout, encode_sections(codec, layout, values))
+    for name, value in values.items():
+        expected = np.array(reference.integer([float(v) for v in value.ravel()], bits, block), np.float32)
+        assert (decoded[name].ravel() == expected).all(), name
+
+
+@pytest.mark.parametrize("quantizer", [name for name, row in CODECS.items() if row.kind == "quantize"])
+def test_a_clause_without_tensors_has_a_section(quantizer: str) -> None:
+    layout = Layout((TensorSpec(name="w", shape=(3,), group="other"),))
+    values = {"w": np.ones(3, np.float32)}
+    for clause in (quantizer, f"topk(density=0.5)|{quantizer}", f"topk(density=0.5,scope=global)|{quantizer}"):
+        codec = CodecSpec.parse(f"head: {clause}; none")
+        assert equal(decode_sections(codec, layout, encode_sections(codec, layout, values)), values)
+
+
 @pytest.mark.parametrize("density", [0.01, 0.05, 0.1, 0.2, 0.5])
 def test_ternary_reaches_the_entropy_bound(density: float) -> None:
     """H(p) + p bits an entry, within 1 %."""

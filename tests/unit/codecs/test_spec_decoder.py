@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import constriction
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedcompress.adapters import seeded_init
 from fedcompress.codecs.base import Reader, Writer
@@ -29,6 +32,7 @@ def test_masks(seed: int) -> None:
     for mask, size, count in zip(masks, sizes, counts, strict=True):
         if 0 < count < size:
             assert list(decoder.symbols(reference.bernoulli(count, size), size)) == mask.astype(int).tolist()
+    assert decoder.at_end()
 
 
 @pytest.mark.parametrize("alphabet", [3, 7, 15, 127, 255])
@@ -46,6 +50,40 @@ def test_symbols(alphabet: int, seed: int) -> None:
     histogram = [table.varint() for _ in range(alphabet)]
     decoder = reference.RangeDecoder(table.rest())
     assert list(decoder.symbols(reference.categorical(histogram), symbols.size)) == symbols.tolist()
+    assert decoder.at_end()
+
+
+def outcome(words: np.ndarray, model: object, cumulative: list[int], count: int) -> tuple[object, object]:
+    """What constriction and the specification make of a stream: symbols and end, or None where it is refused."""
+    decoder = constriction.stream.queue.RangeDecoder(words)
+    try:
+        theirs: object = (np.asarray(decoder.decode(model, count)).tolist(), decoder.maybe_exhausted())
+    except AssertionError:
+        theirs = None
+    twin = reference.RangeDecoder(words.astype("<u4").tobytes())
+    try:
+        ours: object = (list(twin.symbols(cumulative, count)), twin.at_end())
+    except ValueError:
+        ours = None
+    return theirs, ours
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    words=st.lists(st.sampled_from([0, 1, 0xFFFFFFFF]) | st.integers(0, 0xFFFFFFFF), max_size=8),
+    size=st.integers(2, 1 << 40),
+    share=st.floats(0, 1),
+    histogram=st.lists(st.integers(0, 1000), min_size=3, max_size=20),
+)
+def test_garbage_is_the_same_garbage(words: list[int], size: int, share: float, histogram: list[int]) -> None:
+    stream, count = np.array(words, np.uint32), min(max(int(share * size), 1), size - 1)
+    bernoulli = constriction.stream.model.Bernoulli(count / size, perfect=False)
+    theirs, ours = outcome(stream, bernoulli, reference.bernoulli(count, size), 60)
+    assert theirs == ours
+    histogram[0] += 1
+    categorical = constriction.stream.model.Categorical(np.array(histogram) / sum(histogram), perfect=False)
+    theirs, ours = outcome(stream, categorical, reference.categorical(histogram), 60)
+    assert theirs == ours
 
 
 def test_seeded_start() -> None:

@@ -131,3 +131,47 @@ def test_units_pair_factors_also_of_embeddings() -> None:
 def test_bad_rules(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         rule_named(text)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("weights", [[float("nan"), 1.0], [1.0, float("nan")], [float("inf"), 1.0], [1e308, 1e308]])
+def test_weights_must_be_finite(rule: str, weights: list[float]) -> None:
+    update = normal(LAYOUT, 1)
+    with pytest.raises(ConfigError, match="finite"):
+        merge(rule, weights, [update, update])
+
+
+@pytest.mark.parametrize(
+    ("shape_a", "shape_b"),
+    [((2, 8), (8,)), ((8,), (8, 2)), ((2, 8), (8, 3)), ((2, 8, 1, 1), (8, 2, 1, 1)), ((), ())],
+)
+def test_factors_that_do_not_multiply_are_merged_alone(shape_a: tuple[int, ...], shape_b: tuple[int, ...]) -> None:
+    layout = Layout(
+        (
+            TensorSpec(name="x.lora_A.weight", shape=shape_a, group="lora_a"),
+            TensorSpec(name="x.lora_B.weight", shape=shape_b, group="lora_b"),
+        )
+    )
+    updates = [normal(layout, s) for s in (1, 2)]
+    fetches = [lambda names, u=u: {n: u[n] for n in names} for u in updates]
+    base = normal(layout, 0)
+    results = [Merger(rule=rule_named(rule), layout=layout).merge(base, [1.0, 1.0], fetches) for rule in RULES]
+    for name in results[0]:
+        assert all((r[name] == results[0][name]).all() for r in results)
+        assert np.allclose(results[0][name], (updates[0][name] + updates[1][name]) / 2)
+
+
+@pytest.mark.parametrize("ridge", ["1e-9", "1e-3", "1e6"])
+@pytest.mark.parametrize("shape", ["tall", "dead", "zero", "rank0"])
+def test_lora_ridge_survives_factors_without_full_rank(ridge: str, shape: str) -> None:
+    rank, width = {"tall": (12, 4), "dead": (4, 12), "zero": (4, 12), "rank0": (0, 12)}[shape]
+    layout = lora_layout(modules=1, rank=rank, width=width)
+    updates = [normal(layout, s) for s in (1, 2)]
+    for update in updates:
+        update["m0.lora_A.weight"][2:] = 0
+        if shape == "zero":
+            update["m0.lora_A.weight"][:] = 0
+    fetches = [lambda names, u=u: {n: u[n] for n in names} for u in updates]
+    base = {n: np.zeros_like(v) for n, v in updates[0].items()}
+    merger = Merger(rule=rule_named(f"lora-ridge(ridge={ridge})"), layout=layout)
+    layout.check(merger.merge(base, [1.0, 1.0], fetches), what="merged")

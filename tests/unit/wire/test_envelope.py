@@ -48,6 +48,11 @@ def test_a_bundle_is_a_concatenation() -> None:
         ({"site": "../up"}, "header.site"),
         ({"codec": "x" * 1025}, "header.codec"),
         ({"round": -1}, "below 2"),
+        ({"version": 1 << 32}, r"below 2\^32"),
+        ({"examples": -1}, "header.examples"),
+        ({"examples": 1 << 64}, "header.examples"),
+        ({"init_seed": -1}, "init_seed"),
+        ({"init_seed": 1 << 64}, "init_seed"),
         ({"base_digest": b""}, "header.base_digest"),
         ({"layout_digest": b"x" * 31}, "header.layout_digest"),
         ({"metrics": {"Bad": 1.0}}, "header.metrics"),
@@ -74,3 +79,17 @@ def test_kinds_need_their_digests(kind: Kind) -> None:
 def test_too_many_sections() -> None:
     with pytest.raises(LimitError, match="at most 64"):
         pack(HEADER, (b"",) * 65)
+
+
+def test_the_ends_of_the_integers_travel() -> None:
+    header = update_header(
+        LAYOUT,
+        normal(LAYOUT, 0),
+        round=(1 << 32) - 1,
+        version=(1 << 32) - 1,
+        examples=(1 << 64) - 1,
+        init_seed=(1 << 64) - 1,
+    )
+    assert unpack(pack(header, ()), Limits(max_body=0)).header == header
+    zero = update_header(LAYOUT, normal(LAYOUT, 0), init_seed=0)
+    assert unpack(pack(zero, ()), Limits(max_body=0)).header.init_seed == 0

@@ -1,0 +1,69 @@
+"""Tasks from the wire with fields of a wrong type; numbers out of range."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from fedcompress.config import TrainTask, parse_run_config
+from fedcompress.errors import ConfigError
+from tests.unit.test_core import FLAT, TASK
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"codec": 5},
+        {"run": 5},
+        {"optimizer": []},
+        {"layout": 3},
+        {"adapter_config": {}},
+        {"batch_size": 2.5},
+        {"version": 1.5},
+        {"version": -1},
+        {"round": True},
+        {"seed": "x"},
+        {"lr": "0.1"},
+        {"lr": float("inf")},
+        {"lr": float("nan")},
+        {"feedback": None},
+        {"labels": "ab"},
+        {"labels": ["a", 1]},
+        {"merged": [1]},
+        {"merged": {"a": 1}},
+        {"protocol": "1"},
+    ],
+    ids=str,
+)
+def test_wrong_types_are_config_errors(changes: dict[str, Any]) -> None:
+    raw = json.loads(TASK.to_json()) | changes
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        TrainTask.from_json(json.dumps(raw))
+
+
+def test_integers_are_numbers() -> None:
+    raw = json.loads(TASK.to_json()) | {"lr": 1, "feedback": 0}
+    assert TrainTask.from_json(json.dumps(raw)).lr == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "null", '"a"', "3", "[[]]"])
+def test_not_an_object(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^task: "):
+        TrainTask.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 1 << 64}, r"seed: .*: must be below 2\^64"),
+        ({"seed": -1}, "seed: -1: must be >= 0"),
+        ({"lr": float("inf")}, "lr: inf: must be finite"),
+        ({"lr": float("nan")}, "lr: nan: must be above 0"),
+        ({"server-lr": float("inf")}, "server-lr: inf: must be finite"),
+    ],
+)
+def test_numbers_out_of_range(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_run_config({**FLAT, **changes})

@@ -1,0 +1,62 @@
+"""Layouts that are nearly right; sums at the end of float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedcompress.codecs import Feedback
+from fedcompress.errors import ConfigError, LayoutError, NonFiniteError
+from fedcompress.types import Layout, TensorSpec, add, l2_norm
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[["a",[1e999],"float32","head"]]',
+        '[["a",[NaN],"float32","head"]]',
+        '[["a",[2.5],"float32","head"]]',
+        '[["a",[2.0],"float32","head"]]',
+        '[["a",[true],"float32","head"]]',
+        '[["a","12","float32","head"]]',
+        '[["a",{"2":1},"float32","head"]]',
+        '[[1,[2],"float32","head"]]',
+        '[["a",[2],1,"head"]]',
+        '[["a",[2],"float32",null]]',
+        '[["a",[2],"float32","head",1]]',
+        '[["\\ud800",[2],"float32","lora_a"]]',
+        "[" * 100_000,
+        "null",
+        '"a"',
+    ],
+)
+def test_layouts_are_read_strictly(text: str) -> None:
+    with pytest.raises(LayoutError):
+        Layout.from_json(text)
+
+
+def test_names_are_text() -> None:
+    assert Layout.from_json('[["\\u00e4\\ud83d\\ude00",[],"float32","head"]]').tensors[0].name == "\u00e4\U0001f600"
+    with pytest.raises(ConfigError, match=r"layout.name"):
+        TensorSpec(name="\udfff", shape=())
+
+
+def test_many_equal_names_are_named_quickly() -> None:
+    twins = (TensorSpec(name="x", shape=()),) * 100_000
+    with pytest.raises(LayoutError, match=r"named twice: \['x'\]$"):
+        Layout(twins)
+
+
+def test_overflow_gives_infinity_without_a_warning() -> None:
+    """Warnings are errors here; the next check refuses the infinity and names the tensor."""
+    layout = Layout((TensorSpec(name="w", shape=(2,)),))
+    huge = {"w": np.full(2, 3e38, np.float32)}
+    for total in (add(huge, huge), Feedback().target(huge, huge)):
+        assert np.isinf(total["w"]).all()
+        with pytest.raises(NonFiniteError, match="w: contains NaN or infinity"):
+            layout.check(total, what="sum")
+
+
+def test_norm_of_huge_values_is_finite() -> None:
+    assert l2_norm([np.full(4, 3e38, np.float32)]) == pytest.approx(6e38, rel=1e-6)
+    assert l2_norm([]) == 0
