@@ -12,8 +12,9 @@ the rest. A clause is an optional selection stage and a quantization stage, join
 ``CODECS`` is the one table of stages and presets.
 """
 
-from fedcompress.codecs.chain import Clause, CodecSpec, decode_sections, encode_sections
 from fedcompress.codecs.feedback import Feedback
+from fedcompress.codecs.sections import decode_sections, encode_sections
+from fedcompress.codecs.spec import Clause, CodecSpec
 from fedcompress.codecs.table import CODECS, CodecRow
 
 __all__ = [

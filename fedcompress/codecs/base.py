@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.errors import PayloadError
-from fedcompress.types import Array
+from fedcompress.types import Array, TensorSpec
 
-Mask = NDArray[np.bool_]
+Positions = NDArray[np.int64]
+VERSION = 2  # of the sections that are written
 
 
 class Writer:
@@ -48,11 +51,12 @@ class Writer:
 
 
 class Reader:
-    """Reads what ``Writer`` wrote; every overrun is a ``PayloadError``."""
+    """Reads what ``Writer`` wrote; every overrun is a ``PayloadError``. ``version`` is the section's."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, version: int = VERSION) -> None:
         self._data = data
         self._at = 0
+        self.version = version
 
     def raw(self, size: int) -> bytes:
         """The next ``size`` bytes."""
@@ -94,6 +98,24 @@ class Reader:
             raise PayloadError(f"section: {len(self._data) - self._at} bytes left over: must be 0")
 
 
+@dataclass(frozen=True)
+class Places:
+    """The entries of a tensor that are sent: sorted flat positions, or None for all of them."""
+
+    shape: tuple[int, ...]
+    positions: Positions | None = None
+
+    @property
+    def numel(self) -> int:
+        """Entries of the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def count(self) -> int:
+        """Entries that are sent."""
+        return self.numel if self.positions is None else self.positions.size
+
+
 class Selector(Protocol):
     """Chooses the entries of each tensor that are sent; the others decode to 0."""
 
@@ -101,8 +123,20 @@ class Selector(Protocol):
 
     def __init__(self, **kwargs: Any) -> None: ...
 
-    def select(self, values: Sequence[Array]) -> list[Mask]:
-        """One boolean mask for each flat tensor."""
+    def select(self, values: Sequence[Array], seed: int) -> list[Positions]:
+        """Sorted positions for each flat tensor."""
+        ...
+
+    def write(self, writer: Writer, places: Sequence[Places], seed: int) -> None:
+        """Append what the reader needs to know the positions."""
+        ...
+
+    def read(self, reader: Reader, shapes: Sequence[tuple[int, ...]]) -> list[Places]:
+        """Inverse of ``write``.
+
+        Raises:
+            PayloadError: the bytes do not decode.
+        """
         ...
 
 
@@ -113,12 +147,30 @@ class Quantizer(Protocol):
 
     def __init__(self, **kwargs: Any) -> None: ...
 
-    def write(self, writer: Writer, values: Sequence[Array]) -> None:
-        """Append the vectors; their lengths are known to the reader."""
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int) -> None:
+        """Append the values at the given places."""
         ...
 
-    def read(self, reader: Reader, sizes: Sequence[int]) -> list[Array]:
-        """Decode vectors of the given lengths.
+    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
+        """Decode the values at the given places, all finite.
+
+        Raises:
+            PayloadError: the bytes do not decode.
+        """
+        ...
+
+
+class Code(Protocol):
+    """Codes the tensors of a clause as a whole."""
+
+    name: ClassVar[str]
+
+    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], seed: int) -> bytes:
+        """A section's body from finite float32 tensors; equal input gives equal bytes."""
+        ...
+
+    def decode(self, members: Sequence[TensorSpec], reader: Reader) -> list[Array]:
+        """Finite float32 tensors of the members' shapes, equal on every machine.
 
         Raises:
             PayloadError: the bytes do not decode.

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress import bfloat
-from fedcompress.codecs.base import Reader, Writer
+from fedcompress.codecs.base import Places, Reader, Writer
 from fedcompress.types import Array
 
 
@@ -19,14 +19,14 @@ class Exact:
 
     name: ClassVar[str] = "none"
 
-    def write(self, writer: Writer, values: Sequence[Array]) -> None:
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
         """The values, without gaps."""
         for value in values:
             writer.raw(value.astype("<f4").tobytes())
 
-    def read(self, reader: Reader, sizes: Sequence[int]) -> list[Array]:
+    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
         """The values."""
-        return [np.frombuffer(reader.raw(4 * size), "<f4").astype(np.float32) for size in sizes]
+        return [np.frombuffer(reader.raw(4 * size), "<f4").astype(np.float32) for size in (p.count for p in places)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class BFloat16:
 
     name: ClassVar[str] = "bf16"
 
-    def write(self, writer: Writer, values: Sequence[Array]) -> None:
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
         """The rounded values, without gaps."""
         for value in values:
             writer.raw(bfloat.to_bfloat16(value).astype("<u2").tobytes())
 
-    def read(self, reader: Reader, sizes: Sequence[int]) -> list[Array]:
+    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
         """The rounded values."""
-        return [bfloat.from_bfloat16(np.frombuffer(reader.raw(2 * n), "<u2").astype(np.uint16)) for n in sizes]
+        return [bfloat.from_bfloat16(np.frombuffer(reader.raw(2 * p.count), "<u2").astype(np.uint16)) for p in places]

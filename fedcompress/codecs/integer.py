@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress import bfloat
-from fedcompress.codecs.base import Reader, Writer
+from fedcompress.codecs.base import Places, Reader, Writer
 from fedcompress.codecs.entropy import read_symbols, write_symbols
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
@@ -49,7 +49,7 @@ class Integer:
             bits = bits - np.uint16(1)
         return bits[0], bfloat.from_bfloat16(bits)[0]
 
-    def write(self, writer: Writer, values: Sequence[Array]) -> None:
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
         """Scales of all blocks, then the symbols of all vectors in one stream."""
         scales, symbols = [], []
         for value in values:
@@ -63,8 +63,9 @@ class Integer:
         flat = np.concatenate(symbols) if symbols else np.zeros(0, np.int32)
         write_symbols(writer, flat, 2 * self.top + 1)
 
-    def read(self, reader: Reader, sizes: Sequence[int]) -> list[Array]:
+    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
         """Multiples of the scales."""
+        sizes = [p.count for p in places]
         blocks = [self._blocks(size) for size in sizes]
         scales = iter(bfloat.scales_from(reader.raw(2 * sum(map(len, blocks)))))
         symbols = read_symbols(reader, sum(sizes), 2 * self.top + 1)

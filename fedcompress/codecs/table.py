@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedcompress.codecs.base import Quantizer, Selector
+from fedcompress.codecs.base import Code, Quantizer, Selector
 from fedcompress.codecs.exact import BFloat16, Exact
 from fedcompress.codecs.integer import Integer
 from fedcompress.codecs.ternary import Ternary
 from fedcompress.codecs.topk import TopK
+from fedcompress.codecs.transform import Transform
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodecRow:
     """One row of the table: a stage (``config``) or a preset (``spec``)."""
 
-    kind: str  # "select", "quantize" or "preset"
+    kind: str  # "select", "quantize", "code" (a clause by itself) or "preset"
     law: str
     paper: str
-    config: type[Selector] | type[Quantizer] | None = None
+    config: type[Selector] | type[Quantizer] | type[Code] | None = None
     spec: str = ""
 
 
@@ -43,6 +44,12 @@ CODECS: dict[str, CodecRow] = {
     ),
     "bf16": CodecRow(kind="quantize", config=BFloat16, law="round to nearest even; relative error <= 2^-8", paper="-"),
     "none": CodecRow(kind="quantize", config=Exact, law="exact", paper="-"),
+    "transform": CodecRow(
+        kind="code",
+        config=Transform,
+        law="squared error at most the squared norm, up to rounding; at most budget",
+        paper="reverse water-filling over singular components, trellis-coded; our own (see its file)",
+    ),
     "int8": CodecRow(kind="preset", spec="int(bits=8)", law="as int", paper="-"),
     "int4": CodecRow(kind="preset", spec="int(bits=4)", law="as int", paper="-"),
     "stc": CodecRow(

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress import bfloat
-from fedcompress.codecs.base import Reader, Writer
-from fedcompress.codecs.entropy import pack_bits, unpack_bits
+from fedcompress.codecs.base import Places, Reader, Writer
+from fedcompress.codecs.signs import read_signs, write_signs
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
 
@@ -34,22 +34,18 @@ class Ternary:
         if self.scale not in SCALES:
             raise ConfigError("codec.ternary.scale", self.scale, f"one of {list(SCALES)}")
 
-    def write(self, writer: Writer, values: Sequence[Array]) -> None:
-        """Scales of the nonempty vectors, then the sign bits of all (1 is negative)."""
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
+        """Scales of the nonempty vectors, then the signs of all."""
         kept = [v for v in values if v.size]
-        means = np.array([np.abs(v, dtype=np.float64).mean() for v in kept], dtype=np.float32)
+        means = np.array([np.abs(v).mean(dtype=np.float64) for v in kept], dtype=np.float32)
         writer.raw(bfloat.to_bfloat16(means).astype("<u2").tobytes())
-        signs = np.concatenate([np.signbit(v) for v in kept]) if kept else np.zeros(0, np.bool_)
-        writer.raw(pack_bits(signs.astype(np.int32), 1))
+        write_signs(writer, [np.signbit(v) for v in values], places)
 
-    def read(self, reader: Reader, sizes: Sequence[int]) -> list[Array]:
+    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
         """``scale`` or ``-scale`` for each entry."""
-        scales = iter(bfloat.scales_from(reader.raw(2 * sum(n > 0 for n in sizes))))
-        total = sum(sizes)
-        negative = unpack_bits(reader.raw((total + 7) // 8), total, 1).astype(np.bool_)
-        out, at = [], 0
-        for size in sizes:
-            scale = next(scales) if size else np.float32(0)
-            out.append(np.where(negative[at : at + size], -scale, scale).astype(np.float32))
-            at += size
+        scales = iter(bfloat.scales_from(reader.raw(2 * sum(p.count > 0 for p in places))))
+        out = []
+        for negative in read_signs(reader, places):
+            scale = next(scales) if negative.size else np.float32(0)
+            out.append(np.array([scale, -scale], np.float32)[negative.view(np.uint8)])
         return out

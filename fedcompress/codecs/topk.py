@@ -9,15 +9,18 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Mask
+from fedcompress.codecs.base import Positions
+from fedcompress.codecs.masks import CodedPlaces
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
 
 SCOPES = ("tensor", "global")
+CHUNK = 1 << 18  # entries that are looked at together, so that they stay in the cache
+SAMPLE = 1 << 16  # entries that a first threshold is guessed from
 
 
 @dataclass(frozen=True, kw_only=True)
-class TopK:
+class TopK(CodedPlaces):
     """Keep the ``ceil(density * n)`` entries of largest magnitude, exactly.
 
     ``scope="tensor"`` counts in each tensor (so that a tiny one keeps at least an entry),
@@ -36,24 +39,62 @@ class TopK:
         if self.scope not in SCOPES:
             raise ConfigError("codec.topk.scope", self.scope, f"one of {list(SCOPES)}")
 
-    def select(self, values: Sequence[Array]) -> list[Mask]:
-        """Masks of flat float32 vectors."""
-        if self.scope == "tensor":
-            return [largest(np.abs(v), math.ceil(self.density * v.size)) for v in values]
-        flat = np.concatenate([np.abs(v) for v in values]) if values else np.zeros(0, np.float32)
-        mask = largest(flat, math.ceil(self.density * flat.size))
-        ends = np.cumsum([v.size for v in values])[:-1]
-        return list(np.split(mask, ends)) if values else []
+    def select(self, values: Sequence[Array], seed: int = 0) -> list[Positions]:
+        """Positions in flat float32 vectors."""
+        if self.scope == "global":
+            return largest(values, kept_of(self.density, sum(v.size for v in values)))
+        return [largest([v], kept_of(self.density, v.size))[0] for v in values]
 
 
-def largest(magnitudes: Array, count: int) -> Mask:
-    """Mask of exactly ``min(count, n)`` largest entries; on ties the lower index wins."""
-    if count >= magnitudes.size:
-        return np.ones(magnitudes.size, np.bool_)
+def kept_of(density: float, size: int) -> int:
+    """``ceil(density * size)``, at least 1 of a tensor that is not empty.
+
+    Rounded before, since 0.07 * 100 is a little more than 7 in floating point.
+    """
+    return max(math.ceil(round(density * size, 6)), min(size, 1))
+
+
+def largest(values: Sequence[Array], count: int) -> list[Positions]:
+    """Positions of exactly ``min(count, n)`` largest magnitudes over all vectors; on ties the first one wins."""
+    total = sum(v.size for v in values)
+    if count >= total:
+        return [np.arange(v.size) for v in values]
     if count <= 0:
-        return np.zeros(magnitudes.size, np.bool_)
-    threshold = np.partition(magnitudes, magnitudes.size - count)[magnitudes.size - count]
-    mask: Mask = magnitudes > threshold
-    ties = np.flatnonzero(magnitudes == threshold)
-    mask[ties[: count - int(mask.sum())]] = True
-    return mask
+        return [np.zeros(0, np.int64) for _ in values]
+    floor = _guess(values, count, total)
+    found, magnitudes = _at_least(values, floor)
+    if sum(m.size for m in magnitudes) < count:
+        found, magnitudes = _at_least(values, np.float32(0))
+    flat = np.concatenate(magnitudes)
+    threshold = np.partition(flat, flat.size - count)[flat.size - count]
+    keep = flat > threshold
+    ties = np.flatnonzero(flat == threshold)
+    keep[ties[: count - int(np.count_nonzero(keep))]] = True
+    ends = np.cumsum([m.size for m in magnitudes])[:-1]
+    return [p[k] for p, k in zip(found, np.split(keep, ends), strict=True)]
+
+
+def _guess(values: Sequence[Array], count: int, total: int) -> np.float32:
+    """A magnitude that a little more than ``count`` entries reach, most likely; from every so many-th entry."""
+    stride = total // SAMPLE
+    if stride < 8:
+        return np.float32(0)
+    sample = np.abs(np.concatenate([v[::stride] for v in values]))
+    wanted = int(1.02 * count / total * sample.size + 4 * math.sqrt(count / total * sample.size) + 8)
+    if wanted >= sample.size:
+        return np.float32(0)
+    return np.float32(np.partition(sample, sample.size - wanted)[sample.size - wanted])
+
+
+def _at_least(values: Sequence[Array], floor: np.float32) -> tuple[list[Positions], list[Array]]:
+    """Positions and magnitudes of the entries that are not below ``floor``."""
+    found, magnitudes = [], []
+    buffer = np.empty(CHUNK, np.float32)
+    for value in values:
+        places = []
+        for at in range(0, value.size, CHUNK):
+            part = np.abs(value[at : at + CHUNK], out=buffer[: min(CHUNK, value.size - at)])
+            places.append(np.flatnonzero(part >= floor) + at)
+        found.append(np.concatenate(places) if places else np.zeros(0, np.int64))
+        magnitudes.append(np.abs(value[found[-1]]))
+    return found, magnitudes

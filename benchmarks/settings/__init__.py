@@ -1,0 +1,1 @@
+"""Real fine-tuning tasks, small enough to federate in one process."""

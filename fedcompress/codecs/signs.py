@@ -1,0 +1,104 @@
+"""Signs of the entries that are sent: the smaller of two coders.
+
+    0  packed: one bit each
+    1  agreement: by the signs above in the same column, one more bit a row that turns it
+
+An update of rank one has the signs of an outer product, so that a row repeats the signs of the
+rows before, or all of their opposites. On real LoRA updates signs then take 0.45 to 1 bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedcompress.codecs.base import Places, Positions, Reader, Writer
+from fedcompress.codecs.entropy import pack_bits, unpack_bits
+from fedcompress.codecs.rangecoder import RangeReader, RangeWriter
+from fedcompress.codecs.rows import Agreement
+from fedcompress.errors import PayloadError
+
+PACKED, AGREEMENT = 0, 1
+MAX_AGREEMENT = 1 << 22  # signs up to which coder 1 is tried
+Bits = NDArray[np.bool_]
+_HALF = np.full(1, 0.5)
+
+
+def write_signs(writer: Writer, negative: Sequence[Bits], places: Sequence[Places]) -> None:
+    """Append the signs at the given places, True for minus."""
+    flat = np.concatenate([*negative, np.zeros(0, np.bool_)])
+    packed, agreed = pack_bits(flat.astype(np.uint8), 1), b""
+    if 64 < flat.size <= MAX_AGREEMENT:
+        agreed = _write_agreement(negative, places)
+    if agreed and len(agreed) < len(packed):
+        writer.u8(AGREEMENT)
+        writer.stream(agreed)
+    else:
+        writer.u8(PACKED)
+        writer.raw(packed)
+
+
+def read_signs(reader: Reader, places: Sequence[Places]) -> list[Bits]:
+    """Inverse of ``write_signs``.
+
+    Raises:
+        PayloadError: the bytes do not decode.
+    """
+    coder = reader.u8() if reader.version > 1 else PACKED
+    if coder == AGREEMENT:
+        return _read_agreement(reader.stream(), places)
+    if coder != PACKED:
+        raise PayloadError(f"section: coder: {coder}: must be {PACKED} or {AGREEMENT}")
+    counts = [p.count for p in places]
+    flat = unpack_bits(reader.raw((sum(counts) + 7) // 8), sum(counts), 1).astype(np.bool_)
+    return list(np.split(flat, np.cumsum(counts)[:-1])) if counts else []
+
+
+def _rows(place: Places) -> tuple[int, Iterator[tuple[Positions, Positions]]]:
+    """Number of columns; then, by row of the matrix: which signs are in it, and their columns."""
+    rows = place.shape[0] if len(place.shape) > 1 and place.numel else 1
+    columns = place.numel // rows
+    positions = np.arange(place.numel) if place.positions is None else place.positions
+    row, column = np.divmod(positions, max(columns, 1))
+    if rows > columns:
+        row, column, rows, columns = column, row, columns, rows
+    order = np.argsort(row, kind="stable")
+    ends = np.searchsorted(row[order], np.arange(1, rows))
+    return columns, ((part, column[part]) for part in np.split(order, ends) if part.size)
+
+
+def _write_agreement(negative: Sequence[Bits], places: Sequence[Places]) -> bytes:
+    coder, model = RangeWriter(), Agreement()
+    for signs, place in zip(negative, places, strict=True):
+        columns, rows = _rows(place)
+        model.start(columns)
+        for part, where in rows:
+            contexts, plus = model.contexts(where), ~signs[part]
+            if contexts.any():
+                turned = np.array([int(np.where(plus, 1, -1) @ model.above(where)) < 0])
+                coder.put_bits(turned, _HALF)
+                plus = plus ^ turned
+            agrees = plus == (model.above(where) >= 0)
+            coder.put_bits(agrees, model.odds(contexts))
+            model.learn(where, contexts, agrees, plus)
+    return coder.getvalue()
+
+
+def _read_agreement(data: bytes, places: Sequence[Places]) -> list[Bits]:
+    coder, model, out = RangeReader(data), Agreement(), []
+    for place in places:
+        columns, rows = _rows(place)
+        model.start(columns)
+        signs = np.zeros(place.count, np.bool_)
+        for part, where in rows:
+            contexts = model.contexts(where)
+            turned = coder.get_bits(_HALF) if contexts.any() else np.zeros(1, np.bool_)
+            agrees = coder.get_bits(model.odds(contexts))
+            plus = agrees == (model.above(where) >= 0)
+            signs[part] = ~(plus ^ turned)
+            model.learn(where, contexts, agrees, plus)
+        out.append(signs)
+    coder.finish()
+    return out

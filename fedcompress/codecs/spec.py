@@ -1,0 +1,159 @@
+"""Spec strings. Grammar in ``codecs/__init__``."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import MISSING, dataclass, fields
+
+from fedcompress.codecs.base import Code, Quantizer, Selector
+from fedcompress.codecs.chain import Chain
+from fedcompress.codecs.table import CODECS
+from fedcompress.errors import ConfigError
+from fedcompress.types import GROUPS, Layout, TensorSpec
+
+ALIASES: dict[str, tuple[str, ...]] = {"lora": ("lora_a", "lora_b")}
+_STAGE = re.compile(r"([a-z][a-z0-9-]*)\s*(?:\(([^()]*)\))?")
+
+
+@dataclass(frozen=True)
+class Clause:
+    """A code for some tensor groups; no groups means all that no other clause names."""
+
+    groups: tuple[str, ...]
+    code: Code
+
+    def __str__(self) -> str:
+        match self.code:
+            case Chain(select=None, quantize=quantize):
+                text = _stage_text(quantize)
+            case Chain(select=select, quantize=quantize):
+                text = f"{_stage_text(select)}|{_stage_text(quantize)}"
+            case code:
+                text = _stage_text(code)
+        return f"{','.join(self.groups)}: {text}" if self.groups else text
+
+
+@dataclass(frozen=True)
+class CodecSpec:
+    """A parsed spec. ``str()`` is canonical: equal codecs have equal text."""
+
+    clauses: tuple[Clause, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.clauses))
+
+    @classmethod
+    def parse(cls, text: str, *, field: str = "codec") -> CodecSpec:
+        """Parse a spec or the name of a preset.
+
+        Raises:
+            ConfigError: unknown name or key, or a value out of range; lists the choices.
+        """
+        row = CODECS.get(text.strip())
+        if row is not None and row.spec:
+            text = row.spec
+        clauses: list[Clause] = []
+        for part in text.split(";"):
+            clauses += _parse_clause(part, field)
+        named = [g for c in clauses for g in c.groups]
+        for group in named:
+            if named.count(group) > 1:
+                raise ConfigError(field, text, f"group {group!r} is in more than one clause")
+        if sum(not c.groups for c in clauses) > 1:
+            raise ConfigError(field, text, "at most one clause may be without groups")
+        return cls(tuple(clauses))
+
+    def assign(self, layout: Layout) -> list[list[TensorSpec]]:
+        """The tensors of each clause, in layout order.
+
+        Raises:
+            ConfigError: a tensor's group has no clause.
+        """
+        rest = next((i for i, c in enumerate(self.clauses) if not c.groups), None)
+        index = {group: i for i, c in enumerate(self.clauses) for group in c.groups}
+        out: list[list[TensorSpec]] = [[] for _ in self.clauses]
+        for spec in layout.tensors:
+            place = index.get(spec.group, rest)
+            if place is None:
+                raise ConfigError("codec", str(self), f"needs a clause for group {spec.group!r} ({spec.name})")
+            out[place].append(spec)
+        return out
+
+
+def _key(name: str) -> str:
+    """A field's name in a spec: ``lambda_`` is written ``lambda``."""
+    return name.rstrip("_")
+
+
+def _stage_text(stage: object) -> str:
+    args = [f"{_key(f.name)}={getattr(stage, f.name)}" for f in fields(stage) if getattr(stage, f.name) != f.default]  # type: ignore[arg-type]
+    return f"{stage.name}({','.join(args)})" if args else stage.name  # type: ignore[attr-defined]
+
+
+def _parse_clause(part: str, field: str) -> list[Clause]:
+    head, colon, chain = part.rpartition(":")
+    groups: list[str] = []
+    for name in head.split(",") if colon else []:
+        group = name.strip()
+        if group not in GROUPS and group not in ALIASES:
+            raise ConfigError(field, repr(group), f"group must be one of {[*GROUPS, *ALIASES]}")
+        groups += ALIASES.get(group, (group,))
+    row = CODECS.get(chain.strip())
+    if row is not None and row.spec:
+        if ";" in row.spec:
+            raise ConfigError(field, chain.strip(), "a preset of several clauses must stand alone")
+        chain = row.spec
+    stages = [_parse_stage(text, field) for text in chain.split("|")]
+    code: Code
+    match [CODECS[s.name].kind for s in stages]:
+        case ["code"]:
+            code = stages[0]  # type: ignore[assignment]
+        case ["quantize"]:
+            code = Chain(None, stages[0])  # type: ignore[arg-type]
+        case ["select", "quantize"]:
+            code = Chain(*stages)  # type: ignore[arg-type]
+        case _:
+            rule = "must be a code, or [selection |] quantization, as topk(density=0.05)|ternary"
+            raise ConfigError(field, chain.strip(), rule)
+    return [Clause(tuple(groups), code)]
+
+
+def _parse_stage(text: str, field: str) -> Selector | Quantizer | Code:
+    match = _STAGE.fullmatch(text.strip())
+    choices = [n for n, r in CODECS.items() if r.config is not None]
+    if match is None:
+        raise ConfigError(field, repr(text.strip()), f"must be name or name(key=value,...), name one of {choices}")
+    name, body = match.group(1), match.group(2)
+    row = CODECS.get(name)
+    if row is None or row.config is None:
+        raise ConfigError(field, name, f"must be one of {choices}")
+    known = {_key(f.name): f for f in fields(row.config)}  # type: ignore[arg-type]
+    kwargs: dict[str, object] = {}
+    for item in body.split(",") if body and body.strip() else []:
+        key, equals, value = (s.strip() for s in item.partition("="))
+        if not equals or key not in known or key in kwargs:
+            raise ConfigError(
+                f"{field}.{name}", item.strip(), f"must be key=value, once each, key one of {list(known)}"
+            )
+        kwargs[known[key].name] = _convert(value, str(known[key].type), f"{field}.{name}.{key}")
+    for key, known_field in known.items():
+        if known_field.default is MISSING and known_field.name not in kwargs:
+            raise ConfigError(f"{field}.{name}", text.strip(), f"needs {key}, as {name}({key}=...)")
+    return row.config(**kwargs)
+
+
+def _convert(value: str, kind: str, field: str) -> object:
+    try:
+        match kind:
+            case "int":
+                return int(value)
+            case "float":
+                number = float(value)
+                if not math.isfinite(number):
+                    raise ValueError(value)
+                return number
+            case _:
+                return value
+    except ValueError as error:
+        raise ConfigError(field, repr(value), f"must be a number of type {kind}") from error
