@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -30,6 +30,10 @@ class Writer:
     def u8(self, value: int) -> None:
         """Append one byte."""
         self._parts.append(bytes([value]))
+
+    def i8(self, value: int) -> None:
+        """Append a signed byte."""
+        self._parts.append(value.to_bytes(1, "little", signed=True))
 
     def varint(self, value: int) -> None:
         """Append an unsigned LEB128 integer below 2^63."""
@@ -70,6 +74,10 @@ class Reader:
         """The next byte."""
         return self.raw(1)[0]
 
+    def i8(self) -> int:
+        """The next signed byte."""
+        return int.from_bytes(self.raw(1), "little", signed=True)
+
     def varint(self) -> int:
         """The next unsigned LEB128 integer; only its shortest form is accepted."""
         value = shift = 0
@@ -96,6 +104,23 @@ class Reader:
         """Raise if bytes are left over."""
         if self._at != len(self._data):
             raise PayloadError(f"section: {len(self._data) - self._at} bytes left over: must be 0")
+
+
+def saturated(values: Array, exponent: int = 0) -> Array:
+    """Values times ``2^exponent``, rounded once; beyond the range of float32 they become its ends. NaN stays."""
+    top = np.finfo(np.float32).max
+    with np.errstate(over="ignore", under="ignore"):
+        scaled = values if exponent == 0 else np.ldexp(values, np.int32(exponent))
+        clipped: Array = np.clip(scaled, -top, top)
+    return clipped
+
+
+def exponent_of(values: Sequence[Array]) -> int:
+    """0 where products of float32 are safe, else what brings the largest magnitude near 1."""
+    largest = max((float(np.abs(v).max(initial=0)) for v in values), default=0.0)
+    if largest == 0 or 1e-12 <= largest <= 1e12:
+        return 0
+    return min(max(math.frexp(largest)[1], -128), 127)
 
 
 @dataclass(frozen=True)
@@ -160,12 +185,31 @@ class Quantizer(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Hints:
+    """What an encoder may use beside the values; a decoder never needs it.
+
+    Args:
+        seed: of all randomness, from 0 to 2^63 - 1.
+        last: the update that this sender sent before, as it was decoded, to start from.
+        importance: by tensor name, how much the squared error of each entry of its first
+            dimension counts, as from a Fisher diagonal summed over rows.
+    """
+
+    seed: int = 0
+    last: Mapping[str, Array] | None = None
+    importance: Mapping[str, Array] | None = None
+
+
+NO_HINTS = Hints()
+
+
 class Code(Protocol):
     """Codes the tensors of a clause as a whole."""
 
     name: ClassVar[str]
 
-    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], seed: int) -> bytes:
+    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: Hints) -> bytes:
         """A section's body from finite float32 tensors; equal input gives equal bytes."""
         ...
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Places, Quantizer, Reader, Selector, Writer
+from fedcompress.codecs.base import NO_HINTS, Hints, Places, Quantizer, Reader, Selector, Writer, saturated
 from fedcompress.types import Array, TensorSpec
 
 
@@ -20,16 +20,20 @@ class Chain:
     select: Selector | None
     quantize: Quantizer
 
-    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], seed: int) -> bytes:
+    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: Hints = NO_HINTS) -> bytes:
         """Places, then values."""
         writer, flat = Writer(), [v.reshape(-1) for v in values]
         places = [Places(m.shape) for m in members]
         if self.select is not None:
-            chosen = self.select.select(flat, seed)
+            chosen = self.select.select(flat, hints.seed)
             places = [Places(m.shape, p) for m, p in zip(members, chosen, strict=True)]
-            self.select.write(writer, places, seed)
+            self.select.write(writer, places, hints.seed)
+            gain = np.float32(getattr(self.select, "gain", 1.0))
             flat = [v[p] for v, p in zip(flat, chosen, strict=True)]
-        self.quantize.write(writer, flat, places, seed)
+            if gain != 1:
+                with np.errstate(over="ignore"):
+                    flat = [saturated(v * gain) for v in flat]
+        self.quantize.write(writer, flat, places, hints.seed)
         return writer.getvalue()
 
     def decode(self, members: Sequence[TensorSpec], reader: Reader) -> list[Array]:

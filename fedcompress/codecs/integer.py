@@ -11,8 +11,11 @@ import numpy as np
 from fedcompress import bfloat
 from fedcompress.codecs.base import Places, Reader, Writer
 from fedcompress.codecs.entropy import read_symbols, write_symbols
+from fedcompress.codecs.philox import uniform
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
+
+ROUNDINGS = ("nearest", "stochastic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +23,23 @@ class Integer:
     """Nearest of ``2^bits - 1`` multiples of a scale; zero is one of them.
 
     ``block`` entries share a bfloat16 scale, the smallest that reaches the block's largest
-    magnitude; 0 is one block a tensor. Error at most half a scale.
+    magnitude; 0 is one block a tensor. Error at most half a scale. ``rounding="stochastic"``
+    rounds up or down by seeded chance, so that the expected value is the entry (Gupta et al.
+    2015, arXiv:1502.02551, section 3); then the error is below a scale.
     """
 
     name: ClassVar[str] = "int"
     bits: int = 8
     block: int = 0
+    rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise ConfigError("codec.int.bits", self.bits, "must be from 2 to 8")
         if self.block < 0:
             raise ConfigError("codec.int.block", self.block, "must be >= 0 (0: one block a tensor)")
+        if self.rounding not in ROUNDINGS:
+            raise ConfigError("codec.int.rounding", self.rounding, f"one of {list(ROUNDINGS)}")
 
     @property
     def top(self) -> int:
@@ -52,13 +60,15 @@ class Integer:
     def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
         """Scales of all blocks, then the symbols of all vectors in one stream."""
         scales, symbols = [], []
-        for value in values:
+        for number, value in enumerate(values):
+            chance = uniform(seed, f"int/{number}", value.size) if self.rounding == "stochastic" else None
             for block in self._blocks(value.size):
                 part = value[block]
                 bits, scale = self._scale(np.abs(part).max(keepdims=True))
                 scales.append(bits)
                 ratio = part / scale if scale > 0 else np.zeros_like(part)
-                symbols.append(np.clip(np.rint(ratio), -self.top, self.top).astype(np.int32) + self.top)
+                near = np.rint(ratio) if chance is None else np.floor(ratio + chance[block])
+                symbols.append(np.clip(near, -self.top, self.top).astype(np.int32) + self.top)
         writer.raw(np.array(scales, dtype="<u2").tobytes())
         flat = np.concatenate(symbols) if symbols else np.zeros(0, np.int32)
         write_symbols(writer, flat, 2 * self.top + 1)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedcompress.codecs.base import VERSION, Reader
+from fedcompress.codecs.base import VERSION, Hints, Reader
 from fedcompress.codecs.chain import Chain
 from fedcompress.codecs.spec import CodecSpec
 from fedcompress.errors import ConfigError, PayloadError
@@ -14,7 +14,13 @@ from fedcompress.types import Array, Layout, Tensors
 
 
 def encode_sections(
-    spec: CodecSpec, layout: Layout, tensors: Mapping[str, Array], *, seed: int = 0
+    spec: CodecSpec,
+    layout: Layout,
+    tensors: Mapping[str, Array],
+    *,
+    seed: int = 0,
+    last: Mapping[str, Array] | None = None,
+    importance: Mapping[str, Array] | None = None,
 ) -> tuple[bytes, ...]:
     """One section for each clause.
 
@@ -23,15 +29,17 @@ def encode_sections(
         layout: of ``tensors``.
         tensors: float32, finite.
         seed: of all randomness, from 0 to 2^63 - 1; equal seeds give equal bytes.
+        last: the sender's update before this one, as decoded; codes that iterate start from it.
+        importance: see ``Hints``.
 
     Raises:
         LayoutError: ``tensors`` does not have the layout.
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
     layout.check(tensors, what="encode")
-    sections = []
+    hints, sections = Hints(seed=seed, last=last, importance=importance), []
     for clause, members in zip(spec.clauses, spec.assign(layout), strict=True):
-        body = clause.code.encode(members, [tensors[m.name] for m in members], seed)
+        body = clause.code.encode(members, [tensors[m.name] for m in members], hints)
         sections.append(bytes([VERSION]) + body)
     return tuple(sections)
 

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedcompress.codecs.allocate import Allocate
 from fedcompress.codecs.base import Code, Quantizer, Selector
+from fedcompress.codecs.chunked import Chunked
+from fedcompress.codecs.compeft import ComPEFT
+from fedcompress.codecs.dct import DCT
 from fedcompress.codecs.exact import BFloat16, Exact
 from fedcompress.codecs.integer import Integer
+from fedcompress.codecs.nf4 import NormalFloat
+from fedcompress.codecs.nm import NM
+from fedcompress.codecs.power import Power
+from fedcompress.codecs.powersgd import PowerSGD
+from fedcompress.codecs.qsgd import QSGD
+from fedcompress.codecs.random import Random
+from fedcompress.codecs.seeds import Seeds
+from fedcompress.codecs.svd import SVD
 from fedcompress.codecs.ternary import Ternary
+from fedcompress.codecs.threshold import Threshold
 from fedcompress.codecs.topk import TopK
 from fedcompress.codecs.transform import Transform
+from fedcompress.codecs.twobit import TwoBit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +35,49 @@ class CodecRow:
     paper: str
     config: type[Selector] | type[Quantizer] | type[Code] | None = None
     spec: str = ""
+    example: str = ""  # parameters to show and to test with, where there is no default
 
 
 CODECS: dict[str, CodecRow] = {
     "topk": CodecRow(
         kind="select",
         config=TopK,
+        example="density=0.05",
         law="keeps exactly ceil(density * n) entries of largest magnitude; the rest become 0",
         paper="Strom 2015; Aji and Heafield 2017 (arXiv:1704.05021)",
+    ),
+    "allocate": CodecRow(
+        kind="select",
+        config=Allocate,
+        example="budget=0.3",
+        law="top-k with the density of each tensor that leaves least error for a budget of bits",
+        paper="Shoham and Gersho 1988, bit allocation for an arbitrary set of quantizers",
+    ),
+    "threshold": CodecRow(
+        kind="select",
+        config=Threshold,
+        example="at=0.001",
+        law="bounded error: what becomes 0 is below at",
+        paper="Strom 2015, scalable distributed DNN training, section 4",
+    ),
+    "chunk": CodecRow(
+        kind="select",
+        config=Chunked,
+        law="keeps exactly k of every chunk; the rest become 0",
+        paper="SparseLoCo (arXiv:2508.15706)",
+    ),
+    "nm": CodecRow(
+        kind="select",
+        config=NM,
+        law="keeps exactly n of every m entries; the rest become 0",
+        paper="Mishra et al. 2021 (arXiv:2104.08378)",
+    ),
+    "random": CodecRow(
+        kind="select",
+        config=Random,
+        example="density=0.1",
+        law="unbiased with q=0: each entry is kept with probability density and divided by it",
+        paper="DARE (arXiv:2311.03099); DAREx-q (arXiv:2410.09344)",
     ),
     "ternary": CodecRow(
         kind="quantize",
@@ -39,29 +88,120 @@ CODECS: dict[str, CodecRow] = {
     "int": CodecRow(
         kind="quantize",
         config=Integer,
-        law="bounded error: |x - C(x)| <= 1.01 * absmax / (2^bits - 2), one bf16 scale per block",
+        law="bounded error: at most half a step of 2.02 * absmax / (2^bits - 2); stochastic: unbiased, below a step",
         paper="uniform symmetric quantization with entropy-coded symbols",
+    ),
+    "nf4": CodecRow(
+        kind="quantize",
+        config=NormalFloat,
+        law="bounded error: at most 0.16 * absmax of the block",
+        paper="QLoRA (arXiv:2305.14314), appendix E",
+    ),
+    "twobit": CodecRow(
+        kind="quantize",
+        config=TwoBit,
+        law="each of four bins becomes the mean of its members: error at most the variance, up to rounding",
+        paper="SparseLoCo (arXiv:2508.15706)",
+    ),
+    "qsgd": CodecRow(
+        kind="quantize",
+        config=QSGD,
+        law="unbiased; error below 1.01 * norm / levels",
+        paper="Alistarh et al. 2017 (arXiv:1610.02132)",
+    ),
+    "power": CodecRow(
+        kind="quantize",
+        config=Power,
+        law="bounded error: at most 0.51 * root * absmax / (2^(bits-1) - 1), and finer near zero",
+        paper="NUPES (arXiv:2308.05600)",
     ),
     "bf16": CodecRow(kind="quantize", config=BFloat16, law="round to nearest even; relative error <= 2^-8", paper="-"),
     "none": CodecRow(kind="quantize", config=Exact, law="exact", paper="-"),
     "transform": CodecRow(
         kind="code",
         config=Transform,
+        example="budget=0.28",
         law="squared error at most the squared norm, up to rounding; at most budget",
         paper="reverse water-filling over singular components, trellis-coded; our own (see its file)",
     ),
+    "compeft": CodecRow(
+        kind="code",
+        config=ComPEFT,
+        law="sign * alpha * std for the largest entries of all tensors together; the rest become 0",
+        paper="ComPEFT (arXiv:2311.13171)",
+    ),
+    "svd": CodecRow(
+        kind="code",
+        config=SVD,
+        law="least squared error of its rank, up to bfloat16",
+        paper="Eckart and Young 1936; Fisher-weighted: Hsu et al. 2022 (arXiv:2207.00112)",
+    ),
+    "powersgd": CodecRow(
+        kind="code",
+        config=PowerSGD,
+        law="a projection: squared error at most the squared norm, up to bfloat16",
+        paper="Vogels et al. 2019 (arXiv:1905.13727)",
+    ),
+    "dct": CodecRow(
+        kind="code",
+        config=DCT,
+        law="squared error is the energy of the columns left out, up to bfloat16",
+        paper="Modoranu et al. 2025 (arXiv:2505.17967)",
+    ),
+    "seeds": CodecRow(
+        kind="code",
+        config=Seeds,
+        law="squared error at most the squared norm; exact for updates of a zeroth-order optimizer",
+        paper="MeZO (arXiv:2305.17333); FedKSeed (arXiv:2312.06353)",
+    ),
     "int8": CodecRow(kind="preset", spec="int(bits=8)", law="as int", paper="-"),
     "int4": CodecRow(kind="preset", spec="int(bits=4)", law="as int", paper="-"),
+    "sign": CodecRow(
+        kind="preset",
+        spec="ternary",
+        law="sign * mean magnitude of each tensor; meant for error feedback",
+        paper="EF-signSGD, Karimireddy et al. 2019 (arXiv:1901.09847)",
+    ),
+    "bitdelta": CodecRow(
+        kind="preset",
+        spec="ternary; head,other: bf16",
+        law="sign * mean magnitude of each factor; other tensors rounded",
+        paper="BitDelta, Liu et al. 2024 (arXiv:2402.10193), before its scales are distilled",
+    ),
     "stc": CodecRow(
         kind="preset",
         spec="topk(density=0.01)|ternary",
         law="as its stages; meant for error feedback",
         paper="Sattler et al. 2019 (arXiv:1903.02891)",
     ),
+    "sparseloco": CodecRow(
+        kind="preset",
+        spec="chunk(k=64,of=4096)|twobit",
+        law="as its stages; meant for error feedback with decay 0.95",
+        paper="SparseLoCo (arXiv:2508.15706)",
+    ),
+    "dare": CodecRow(
+        kind="preset",
+        spec="random(density=0.1)|none",
+        law="unbiased",
+        paper="DARE (arXiv:2311.03099)",
+    ),
+    "darex-q": CodecRow(
+        kind="preset",
+        spec="random(density=0.1,q=0.2)|none",
+        law="kept entries are divided by q; expected value is density / q times the entry",
+        paper="DAREx-q (arXiv:2410.09344)",
+    ),
     "lora-ternary": CodecRow(
         kind="preset",
         spec="topk(density=0.1)|ternary; head: int(bits=4)",
         law="as its stages; meant for error feedback",
         paper="factors as in stc; a head learnt from zero must not be pruned like a factor",
+    ),
+    "lora-transform": CodecRow(
+        kind="preset",
+        spec="transform(budget=0.25,head=30.0)",
+        law="as transform; meant for error feedback",
+        paper="as transform",
     ),
 }

@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import Reader, Writer
+from fedcompress.codecs.base import NO_HINTS, Hints, Reader, Writer, exponent_of, saturated
 from fedcompress.codecs.basis import Basis, read_bases, rotate, write_bases
 from fedcompress.codecs.lanes import read_rows, write_rows
 from fedcompress.codecs.trellis import LAMBDA
@@ -86,26 +86,28 @@ class Transform:
         """What the squared error of a tensor counts."""
         return self.head if member.group == "head" else 1.0
 
-    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], seed: int = 0) -> bytes:
+    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: Hints = NO_HINTS) -> bytes:
         """The section's body. Equal input gives equal bytes on one machine and thread count."""
+        exponent = exponent_of(values)
+        values = values if exponent == 0 else [saturated(v, -exponent) for v in values]
         spectra = [spectrum_of(v, self.weight(m)) for m, v in zip(members, values, strict=True)]
         parameters = sum(v.size for v in values)
         energy = sum(float(s.rows.sum()) * s.weight for s in spectra)
         if energy == 0:
-            return _written(spectra, values, [], 0.0)
+            return _written(spectra, values, [], 0.0, 0)
         plans = Budget(spectra, self.rank)
         if self.lambda_:
             step = math.sqrt(self.lambda_ * energy / parameters / LAMBDA)
-            return _written(spectra, values, plans.plans(step), step)
+            return _written(spectra, values, plans.plans(step), step, exponent)
         allowed = self.bits(parameters)
         goal = 0.99 * allowed
         for _ in range(TRIES):
             step = plans.step_for(goal)
-            body = _written(spectra, values, plans.plans(step), step)
+            body = _written(spectra, values, plans.plans(step), step, exponent)
             if 8 * len(body) <= allowed:
                 return body
             goal *= min(0.98 * allowed / (8 * len(body)), 0.98)
-        return _written(spectra, values, [], 0.0)
+        return _written(spectra, values, [], 0.0, 0)
 
     def decode(self, members: Sequence[TensorSpec], reader: Reader) -> list[Array]:
         """Tensors in the members' shapes; elementwise float32, in a fixed order.
@@ -118,6 +120,7 @@ class Transform:
             raise PayloadError(f"section: step: {step}: must be finite and >= 0")
         if step == 0:
             return [np.zeros(m.shape, np.float32) for m in members]
+        exponent = reader.i8()
         bases = read_bases(reader, members, self.rank)
         sizes = [b.columns for b in bases for _ in b.classes]
         rows = read_rows(reader, sizes, [c for b in bases for c in b.classes])
@@ -125,11 +128,14 @@ class Transform:
         for member, basis in zip(members, bases, strict=True):
             own = rows[at : at + len(basis.classes)]
             at += len(own)
-            out.append(_restore(member, basis, own, basis.steps(float(step), self.weight(member))))
+            steps = basis.steps(float(step), self.weight(member))
+            out.append(saturated(_restore(member, basis, own, steps), exponent))
         return out
 
 
-def _written(spectra: Sequence[Spectrum], values: Sequence[Array], plans: Sequence[Plan], step: float) -> bytes:
+def _written(
+    spectra: Sequence[Spectrum], values: Sequence[Array], plans: Sequence[Plan], step: float, exponent: int
+) -> bytes:
     """One encoding at a given step; 0 sends nothing."""
     writer, step32 = Writer(), np.float32(step)
     if not np.finfo(np.float32).tiny <= step32 < np.inf:
@@ -137,6 +143,7 @@ def _written(spectra: Sequence[Spectrum], values: Sequence[Array], plans: Sequen
     writer.raw(np.array(step32, "<f4").tobytes())
     if step32 == 0:
         return writer.getvalue()
+    writer.i8(exponent)
     bases: list[Basis] = []
     rows: list[NDArray[np.float64]] = []
     for spectrum, value, plan in zip(spectra, values, plans, strict=True):
