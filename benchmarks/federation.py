@@ -15,7 +15,7 @@ from fedcompress.codecs import CodecSpec, Feedback, decode_sections, encode_sect
 from fedcompress.merging import Merger, rule_named
 from fedcompress.types import Tensors, add, subtract, zeros
 
-ENVELOPE = 330  # bytes of prefix, header and digests of an update of these settings
+UP_ENVELOPE, DOWN_ENVELOPE = 431, 254  # bytes of prefix, header, metrics and digest in a federation
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Run:
 
 def _send(spec: CodecSpec, setting: Setting, target: Tensors, seed: int) -> tuple[Tensors, int]:
     sections = encode_sections(spec, setting.layout, target, seed=seed)
-    return decode_sections(spec, setting.layout, sections), ENVELOPE + sum(map(len, sections))
+    return decode_sections(spec, setting.layout, sections), sum(map(len, sections))
 
 
 def federate(
@@ -61,12 +61,12 @@ def federate(
             decoded, size = _send(up_spec, setting, target, 1000 * round_ + site)
             rests[site] = keep.residual(target, decoded)
             updates.append(decoded)
-            run.up_bytes += size
+            run.up_bytes += UP_ENVELOPE + size
         change = merger.merge(state, setting.examples, [lambda names, u=u: {n: u[n] for n in names} for u in updates])
         target = keep.target(change, published_rest)
         decoded, size = _send(down_spec, setting, target, 1000 * round_ + 999)
         published_rest = keep.residual(target, decoded)
-        run.down_bytes += size
+        run.down_bytes += DOWN_ENVELOPE + size
         state = add(state, decoded)
         if round_ % every == 0 or round_ == rounds:
             run.metrics.append(setting.evaluate(state))

@@ -19,7 +19,7 @@ from fedcompress.merging import rule_named
 from fedcompress.optim import OPTIMIZERS
 from fedcompress.wire.envelope import NAME
 
-PROTOCOL = 1
+PROTOCOL = 2
 HEADS = ("mean-pool-linear",)
 
 
@@ -58,6 +58,9 @@ class TrainTask:
     optimizer: str
     codec: str
     feedback: float  # decay of the residual
+    feedback_warmup: int = 0  # rounds
+    feedback_reset: int = 0  # rounds
+    residual_store: str = "none"
     max_length: int  # tokens
     labels: tuple[str, ...]
     head: str
@@ -83,7 +86,13 @@ class TrainTask:
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             raise ConfigError("task.labels", list(self.labels), "must be at least 2 distinct names")
         CodecSpec.parse(self.codec, field="task.codec")
-        Feedback(decay=self.feedback)
+        self.error_feedback  # noqa: B018  # checks its ranges
+
+    @property
+    def error_feedback(self) -> Feedback:
+        """How the site keeps what its codec leaves out."""
+        warmup, reset = self.feedback_warmup, self.feedback_reset
+        return Feedback(decay=self.feedback, warmup=warmup, reset=reset, store=self.residual_store)
 
     def to_json(self) -> str:
         """Canonical JSON."""
@@ -128,9 +137,12 @@ class RunConfig:
     batch_size: int = 16
     lr: float = 2e-3
     optimizer: str = "adamw8bit"
-    codec: str = "lora-ternary"
-    downlink_codec: str = "lora-ternary"
+    codec: str = "lora-transform"
+    downlink_codec: str = "lora-transform-down"
     feedback: float = 1.0
+    feedback_warmup: int = 0  # rounds over which feedback grows to its value
+    feedback_reset: int = 0  # every so many rounds residuals are dropped; 0: never
+    residual_store: str = "none"  # how sites keep residuals: none (float32), bf16, int8
     rule: str = "lora-ridge"
     server_lr: float = 1.0
     max_length: int = 64
@@ -161,9 +173,15 @@ class RunConfig:
         for name in ("codec", "downlink_codec"):
             CodecSpec.parse(getattr(self, name), field=name.replace("_", "-"))
         rule_named(self.rule)
-        Feedback(decay=self.feedback)
+        self.error_feedback  # noqa: B018  # checks its ranges
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError("optimizer", self.optimizer, f"must be one of {list(OPTIMIZERS)}")
+
+    @property
+    def error_feedback(self) -> Feedback:
+        """How both ends keep what their codecs leave out."""
+        warmup, reset = self.feedback_warmup, self.feedback_reset
+        return Feedback(decay=self.feedback, warmup=warmup, reset=reset, store=self.residual_store)
 
     @property
     def state_path(self) -> Path:

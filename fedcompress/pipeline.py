@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -28,28 +29,53 @@ from fedcompress.types import Array, Layout, Tensors, add, state_digest
 from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack
 
 
+def seed_of(header: Header) -> int:
+    """63 bits from run, site and round: a sender never draws the same randomness twice."""
+    text = f"{header.run}/{header.site}/{header.round}"
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
 def encode_update(
-    tensors: Mapping[str, Array], layout: Layout, codec: CodecSpec, header: Header
+    tensors: Mapping[str, Array],
+    layout: Layout,
+    codec: CodecSpec,
+    header: Header,
+    *,
+    last: Mapping[str, Array] | None = None,
 ) -> tuple[bytes, Tensors]:
     """Encode an update, and return with it what the receiver will decode.
 
-    ``header.codec`` and ``header.layout_digest`` are filled in.
+    ``header.codec`` and ``header.layout_digest`` are filled in. Randomness comes from run, site and
+    round in the header, so that doing it again gives the same bytes.
+
+    Args:
+        tensors: the update.
+        layout: its layout.
+        codec: how to encode it.
+        header: what else to say.
+        last: the update sent before, as decoded, for codecs that start from it (``codec.warm``).
 
     Raises:
         LayoutError: ``tensors`` does not have the layout.
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
-    sections = encode_sections(codec, layout, tensors)
+    sections = encode_sections(codec, layout, tensors, seed=seed_of(header), last=last)
     full = replace(header, codec=str(codec), layout_digest=layout.digest)
     return pack(full, sections), decode_sections(codec, layout, sections)
 
 
 def encode_delta(
-    change: Mapping[str, Array], base: Mapping[str, Array], layout: Layout, codec: CodecSpec, header: Header
+    change: Mapping[str, Array],
+    base: Mapping[str, Array],
+    layout: Layout,
+    codec: CodecSpec,
+    header: Header,
+    *,
+    last: Mapping[str, Array] | None = None,
 ) -> tuple[bytes, Tensors, Tensors]:
     """A DELTA envelope from ``base`` towards ``base + change``.
 
-    Digests and codec in the header are filled in.
+    Digests and codec in the header are filled in; ``last`` is as in ``encode_update``.
 
     Returns:
         The envelope, the decoded change, and the state that every receiver reaches.
@@ -58,7 +84,7 @@ def encode_delta(
         LayoutError: ``change`` does not have the layout.
         NonFiniteError: a value of ``change``, or of the state reached, is NaN or infinite.
     """
-    sections = encode_sections(codec, layout, change)
+    sections = encode_sections(codec, layout, change, seed=seed_of(header), last=last)
     decoded = decode_sections(codec, layout, sections)
     reached = add(base, decoded)
     layout.check(reached, what="encode_delta: state reached")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedcompress.codecs import CodecSpec, Feedback
+from fedcompress.codecs import CodecSpec
 from fedcompress.config import RunConfig
 from fedcompress.merging import Merger, rule_named
 from fedcompress.pipeline import encode_delta
@@ -41,8 +41,8 @@ def next_version(
     fetches = [lambda names, t=a.tensors: {n: t[n] for n in names} for a in ordered]
     merged = merger.merge(published.state, [float(a.envelope.header.examples) for a in ordered], fetches)
     step = np.float32(config.server_lr)
-    feedback = Feedback(decay=config.feedback)
-    target = feedback.target({n: step * v for n, v in merged.items()}, published.residual)
+    feedback = config.error_feedback
+    target = feedback.target({n: step * v for n, v in merged.items()}, published.residual, round_)
     header = Header(
         kind=Kind.DELTA,
         run=config.run,

@@ -17,6 +17,7 @@ from fedcompress.errors import MissingPackageError
 
 SITES, LENGTH, EVAL_ROWS = 2, 128, 96
 CACHE = Path("runs/cache/smollm2-135m")
+CONFIG = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 32, "target_modules": TARGETS}
 
 
 def load_smollm2() -> tuple[Any, Any]:
@@ -38,51 +39,52 @@ def load_smollm2() -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(CACHE, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(CACHE)
 
 
-def gsm8k(*, steps: int = 30) -> Setting:
-    """Mean loss of the answer tokens of test questions."""
+Row = tuple[list[int], list[int]]  # tokens of a question and of its answer
+
+
+def _rows(tokenizer: Any, name: str) -> list[Row]:
+    path = data_folder("gsm8k") / f"{name}.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    asked = tokenizer([f"Question: {r['question']}\nAnswer: " for r in lines])["input_ids"]
+    said = tokenizer([r["answer"] + "\n" for r in lines])["input_ids"]
+    return list(zip(asked, said, strict=True))
+
+
+def _loss(model: Any, batch: Sequence[Row], reduction: str) -> Any:
+    """Cross entropy of the answers' tokens, cut to ``LENGTH``."""
     import torch
 
-    folder = data_folder("gsm8k")
-    model, tokenizer = load_smollm2()
-    model = add_adapter(
-        model, {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 32, "target_modules": TARGETS}
+    ids = torch.zeros((len(batch), LENGTH), dtype=torch.long)
+    target = torch.full((len(batch), LENGTH), -100)
+    for i, (asked, said) in enumerate(batch):
+        both = (asked + said)[:LENGTH]
+        ids[i, : len(both)] = torch.tensor(both)
+        target[i, len(asked) : len(both)] = ids[i, len(asked) : len(both)]
+    logits = model(input_ids=ids).logits[:, :-1].float()
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), target[:, 1:].flatten(), ignore_index=-100, reduction=reduction
     )
 
-    def rows(name: str) -> list[tuple[list[int], list[int]]]:
-        lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
-        asked = tokenizer([f"Question: {r['question']}\nAnswer: " for r in lines])["input_ids"]
-        said = tokenizer([r["answer"] + "\n" for r in lines])["input_ids"]
-        return list(zip(asked, said, strict=True))
 
-    train = sorted(rows("train"), key=lambda r: len(r[1]))
+def gsm8k(*, steps: int = 30) -> Setting:
+    """Mean loss of the answer tokens of test questions."""
+    model, tokenizer = load_smollm2()
+    model = add_adapter(model, CONFIG)
+    train = sorted(_rows(tokenizer, "train"), key=lambda r: len(r[1]))
     sites = [train[i * len(train) // SITES : (i + 1) * len(train) // SITES] for i in range(SITES)]
-    held = [rows("test")[i] for i in np.random.default_rng(0).permutation(1319)[:EVAL_ROWS]]
-
-    def batch_loss(batch: Sequence[tuple[list[int], list[int]]], reduction: str) -> Any:
-        ids = torch.zeros((len(batch), LENGTH), dtype=torch.long)
-        target = torch.full((len(batch), LENGTH), -100)
-        for i, (asked, said) in enumerate(batch):
-            both = (asked + said)[:LENGTH]
-            ids[i, : len(both)] = torch.tensor(both)
-            target[i, len(asked) : len(both)] = ids[i, len(asked) : len(both)]
-        logits = model(input_ids=ids).logits[:, :-1].float()
-        return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), target[:, 1:].flatten(), ignore_index=-100, reduction=reduction
-        )
+    test = _rows(tokenizer, "test")
+    picks = np.random.default_rng(0).permutation(len(test))[:EVAL_ROWS]
+    held = [test[i] for i in picks if len(test[i][0]) < LENGTH - 8]
 
     def evaluate() -> float:
-        total, count = 0.0, 0
-        for at in range(0, len(held), 16):
-            part = [r for r in held[at : at + 16] if len(r[0]) < LENGTH - 8]
-            total += float(batch_loss(part, "sum"))
-            count += sum(min(len(a) + len(s), LENGTH) - len(a) for a, s in part)
-        return total / count
+        total = sum(float(_loss(model, held[at : at + 16], "sum")) for at in range(0, len(held), 16))
+        return total / sum(min(len(a) + len(s), LENGTH) - len(a) for a, s in held)
 
     return Setting(
         name="S",
         model=model,
         examples=[len(s) for s in sites],
-        loss=lambda site, picks: batch_loss([sites[site][i] for i in picks], "mean"),
+        loss=lambda site, picks: _loss(model, [sites[site][i] for i in picks], "mean"),
         evaluate=evaluate,
         steps=steps,
         batch=4,

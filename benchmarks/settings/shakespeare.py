@@ -71,31 +71,23 @@ def load_stories(folder: Path) -> Any:
     norm2, gate = take(layers, dim), take(layers, hidden, dim)
     down, up, last = take(layers, dim, hidden), take(layers, hidden, dim), take(dim)
     state = {"model.embed_tokens.weight": embed, "model.norm.weight": last, "lm_head.weight": embed}
-    for i in range(layers):
-        state |= {
-            f"model.layers.{i}.{name}.weight": value
-            for name, value in {
-                "input_layernorm": norm1[i],
-                "post_attention_layernorm": norm2[i],
-                "self_attn.q_proj": halves(q[i], heads),
-                "self_attn.k_proj": halves(k[i], kv_heads),
-                "self_attn.v_proj": v[i],
-                "self_attn.o_proj": o[i],
-                "mlp.gate_proj": gate[i],
-                "mlp.down_proj": down[i],
-                "mlp.up_proj": up[i],
-            }.items()
-        }
+    per_layer = {
+        "input_layernorm": norm1,
+        "post_attention_layernorm": norm2,
+        "self_attn.q_proj": [halves(w, heads) for w in q],
+        "self_attn.k_proj": [halves(w, kv_heads) for w in k],
+        "self_attn.v_proj": v,
+        "self_attn.o_proj": o,
+        "mlp.gate_proj": gate,
+        "mlp.down_proj": down,
+        "mlp.up_proj": up,
+    }
+    for name, weights in per_layer.items():
+        state |= {f"model.layers.{i}.{name}.weight": weights[i] for i in range(layers)}
     config = LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=dim,
-        intermediate_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=length,
-        tie_word_embeddings=True,
-        rms_norm_eps=1e-5,
+        **dict(vocab_size=vocab, hidden_size=dim, intermediate_size=hidden, max_position_embeddings=length),
+        **dict(num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads),
+        **dict(tie_word_embeddings=True, rms_norm_eps=1e-5),
     )
     model = LlamaForCausalLM(config)
     model.load_state_dict(state)

@@ -12,7 +12,7 @@ from clients.site import SiteConfig
 from clients.worker.hub import RankHub
 from clients.worker.session import Held, Session
 from fedcompress.adapters import adapter_digest, base_fingerprint, load_adapter, save_adapter
-from fedcompress.codecs import CodecSpec, Feedback
+from fedcompress.codecs import CodecSpec
 from fedcompress.config import TrainTask
 from fedcompress.errors import MismatchError
 from fedcompress.pipeline import encode_update
@@ -108,10 +108,12 @@ class RoundRunner:
         delta = subtract({n: trained[n] for n in held.state}, held.state)
         if self._site.max_update_norm > 0:
             delta, _ = clip_update(delta, self._site.max_update_norm)
-        feedback = Feedback(decay=task.feedback)
-        target = feedback.target(delta, held.residual)
-        payload, decoded = encode_update(target, held.layout, CodecSpec.parse(task.codec), header)
-        self._session.commit(task.run, task.round, header.base_digest, payload, feedback.residual(target, decoded))
+        feedback, codec = task.error_feedback, CodecSpec.parse(task.codec)
+        target = feedback.target(delta, held.residual, task.round)
+        last = self._session.last_sent(task.run) if codec.warm else None
+        payload, decoded = encode_update(target, held.layout, codec, header, last=last)
+        rest = feedback.residual(target, decoded)
+        self._session.commit(task.run, task.round, header.base_digest, payload, rest, store=feedback.store)
         seconds = time.monotonic() - started
         progress(phase="encode", text=f"{len(payload)} bytes in {seconds:.2f} s, committed to the outbox")
         return payload

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedcompress.blobs import BlobStore
-from fedcompress.codecs import Feedback
+from fedcompress.codecs import Feedback, pack_residual, unpack_residual
 from fedcompress.database import open_database, transaction
 from fedcompress.errors import MismatchError, StateError
 from fedcompress.pipeline import check_layout, decode_state, decode_update
@@ -77,7 +77,8 @@ class Session:
         if row is None:
             return None
         layout = Layout.from_json(row[0])
-        return Held(layout, row[1], *(from_bytes(self._blobs.get(name), layout) for name in row[2:]))
+        state = from_bytes(self._blobs.get(row[2]), layout)
+        return Held(layout, row[1], state, unpack_residual(self._blobs.get(row[3]), layout))
 
     def receive(self, run: str, layout: Layout, bundle: bytes) -> Held:
         """Advance the published state along the envelopes of a downlink.
@@ -155,7 +156,7 @@ class Session:
             for number, digest, _ in rows:
                 status = "merged" if digest in merged else "returned"
                 self._db.execute("UPDATE outbox SET status=? WHERE run=? AND round=?", (status, run, number))
-            name = self._blobs.put(to_bytes(residual))
+            name = self._blobs.put(pack_residual(residual, held.layout))
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
         return returned
 
@@ -167,9 +168,21 @@ class Session:
         ).fetchone()
         return self._blobs.get(row[0]) if row is not None else None
 
-    def commit(self, run: str, round_: int, base_digest: bytes, envelope: bytes, residual: Tensors) -> None:
-        """Store a reply and the residual that goes with it, atomically."""
-        blob, rest = self._blobs.put(envelope), self._blobs.put(to_bytes(residual))
+    def last_sent(self, run: str) -> Tensors | None:
+        """The newest update in the outbox, as decoded; what encoders that iterate start from."""
+        held = self.held(run)
+        row = self._db.execute("SELECT blob FROM outbox WHERE run=? ORDER BY round DESC LIMIT 1", (run,)).fetchone()
+        if held is None or row is None:
+            return None
+        return decode_update(self._blobs.get(row[0]), held.layout)[1]
+
+    def commit(
+        self, run: str, round_: int, base_digest: bytes, envelope: bytes, residual: Tensors, *, store: str = "none"
+    ) -> None:
+        """Store a reply and the residual that goes with it, atomically; ``store`` is as in ``Feedback``."""
+        held = self.held(run)
+        assert held is not None
+        blob, rest = self._blobs.put(envelope), self._blobs.put(pack_residual(residual, held.layout, store))
         with self._transaction():
             self._db.execute("DELETE FROM outbox WHERE run=? AND status!='open' AND round<?", (run, round_ - 8))
             self._db.execute(
@@ -190,7 +203,7 @@ class Session:
                 self._db.execute(f"DELETE FROM {table} WHERE run=?", (run,))
 
     def _save(self, run: str, layout: Layout, version: int, state: Tensors, residual: Tensors) -> None:
-        names = self._blobs.put(to_bytes(state)), self._blobs.put(to_bytes(residual))
+        names = self._blobs.put(to_bytes(state)), self._blobs.put(pack_residual(residual, layout))
         with self._transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?)", (run, layout.to_json(), version, *names)

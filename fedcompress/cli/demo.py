@@ -17,8 +17,8 @@ def register(app: typer.Typer) -> None:
 def demo(
     rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 5,
     sites: Annotated[int, typer.Option(help="Sites, each a hospital with its own questions (1 to 8).")] = 3,
-    codec: Annotated[str, typer.Option(help="Codec spec or preset, see `fedcompress codecs`.")] = "lora-ternary",
-    downlink_codec: Annotated[str, typer.Option(help="Codec towards the sites; default: the same.")] = "",
+    codec: Annotated[str, typer.Option(help="Codec spec or preset, see `fedcompress codecs`.")] = "lora-transform",
+    downlink_codec: Annotated[str, typer.Option(help="Codec towards the sites; default: what goes with --codec.")] = "",
     rule: Annotated[str, typer.Option(help="Merge rule, see `fedcompress rules`.")] = "lora-ridge",
     steps: Annotated[int, typer.Option(help="Optimizer steps a site makes in a round.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,

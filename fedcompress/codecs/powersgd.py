@@ -26,6 +26,7 @@ class PowerSGD:
     """
 
     name: ClassVar[str] = "powersgd"
+    warm: ClassVar[bool] = True
     rank: int = 4
     sweeps: int = 1
 

@@ -64,6 +64,11 @@ class CodecSpec:
             raise ConfigError(field, text, "at most one clause may be without groups")
         return cls(tuple(clauses))
 
+    @property
+    def warm(self) -> bool:
+        """Whether a code starts from the update that was sent before."""
+        return any(getattr(c.code, "warm", False) for c in self.clauses)
+
     def assign(self, layout: Layout) -> list[list[TensorSpec]]:
         """The tensors of each clause, in layout order.
 

@@ -200,8 +200,21 @@ CODECS: dict[str, CodecRow] = {
     ),
     "lora-transform": CodecRow(
         kind="preset",
-        spec="transform(budget=0.25,head=30.0)",
+        spec="transform(budget=0.21,head=30.0)",
         law="as transform; meant for error feedback",
-        paper="as transform",
+        paper="as transform; a head learnt from zero must not be coded as coarsely as a factor",
+    ),
+    "lora-transform-down": CodecRow(
+        kind="preset",
+        spec="transform(budget=0.37,head=30.0)",
+        law="as transform; meant for error feedback",
+        paper="as transform; one message serves all sites, and its errors are in every site's start",
     ),
 }
+
+
+def sample_spec(name: str) -> str:
+    """A spec that uses a row of the table, for documentation and tests."""
+    row = CODECS[name]
+    stage = row.spec or (f"{name}({row.example})" if row.example else name)
+    return f"{stage}|none" if row.kind == "select" else stage

@@ -38,6 +38,7 @@ VERSIONS = (
 )
 MIN_MEMORY = 4 << 30  # bytes, for three sites
 RUN_TIMEOUT = 1800.0  # seconds
+DOWNLINKS = {"lora-transform": "lora-transform-down"}  # presets that come in pairs
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -49,8 +50,8 @@ class DemoOptions:
     task: str = demo_data.TASK
     rounds: int = 5
     sites: int = 3
-    codec: str = "lora-ternary"
-    downlink_codec: str = ""  # empty: the same as codec
+    codec: str = "lora-transform"
+    downlink_codec: str = ""  # empty: the one that goes with codec
     rule: str = "lora-ridge"
     steps: int = 12
     seed: int = 0
@@ -127,7 +128,7 @@ def run_config(options: DemoOptions, work: Path) -> dict[str, Any]:
         "batch-size": 16,
         "max-length": 48,
         "codec": options.codec,
-        "downlink-codec": options.downlink_codec or options.codec,
+        "downlink-codec": options.downlink_codec or DOWNLINKS.get(options.codec, options.codec),
         "rule": options.rule,
         "seed": options.seed,
     }

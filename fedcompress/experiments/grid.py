@@ -4,7 +4,7 @@
 rounds = 5
 
 [grid]
-codec = ["none", "lora-ternary"]
+codec = ["none", "lora-transform"]
 seed = [0, 1, 2]
 """
 

@@ -124,7 +124,7 @@ def test_tasks_round_trip() -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"protocol": 2}, "task.protocol: 2"),
+        ({"protocol": 1}, "task.protocol: 1"),
         ({"run": "../x"}, "task.run"),
         ({"batch_size": 0}, "task.batch_size: 0"),
         ({"lr": float("nan")}, "task.lr: nan"),
