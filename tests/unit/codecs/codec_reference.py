@@ -25,7 +25,7 @@ def f32(value: float) -> float:
 
 def topk(values: Sequence[float], density: float) -> list[bool]:
     """Mask of the largest magnitudes; on ties the lower index wins."""
-    count = math.ceil(density * len(values))
+    count = max(math.ceil(round(density * len(values), 6)), min(len(values), 1))
     ranked = sorted(range(len(values)), key=lambda i: (-abs(values[i]), i))
     kept = set(ranked[:count])
     return [i in kept for i in range(len(values))]

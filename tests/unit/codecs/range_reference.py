@@ -33,6 +33,72 @@ def categorical(histogram: Sequence[int]) -> list[int]:
     return out
 
 
+def weighted(probabilities: Sequence[float]) -> list[int]:
+    """Cumulative frequencies of an alphabet from probabilities that need not add up to 1."""
+    norm = 0.0
+    for probability in probabilities:
+        norm += probability
+    scale = (TOTAL - len(probabilities)) / norm
+    out, so_far = [0], 0.0
+    for number, probability in enumerate(probabilities, start=1):
+        so_far += probability
+        out.append(math.floor(so_far * scale) + number)
+    out[-1] = TOTAL
+    return out
+
+
+def odds(ones: int, total: int) -> list[int]:
+    """Cumulative frequencies of a bit that was 1 in ``ones`` of ``total`` cases."""
+    return [0, math.floor((1 - ones / total) * (TOTAL - 2)) + 1, TOTAL]
+
+
+def gap_positions(decoder: RangeDecoder, count: int, size: int) -> list[int]:
+    """Positions of ``count`` of ``size`` entries from geometric gaps."""
+    alphabet = 4
+    while alphabet < min(3 * size // count, 256):
+        alphabet *= 2
+    density, tail, probabilities = count / size, 1.0, []
+    for _ in range(alphabet - 1):
+        probabilities.append(tail * density)
+        tail *= 1.0 - density
+    model, place, out = weighted([*probabilities, tail]), -1, []
+    while len(out) < count:
+        (symbol,) = decoder.symbols(model, 1)
+        if symbol == alphabet - 1:
+            place += alphabet - 1
+        else:
+            place += symbol + 1
+            out.append(place)
+    return out
+
+
+class ColumnModel:
+    """Bits of matrices by fading counts of the bits above them."""
+
+    def __init__(self) -> None:
+        self._ones, self._totals = [1] * 12, [16] * 12
+
+    def matrix(self, decoder: RangeDecoder, rows: int, columns: int) -> list[list[int]]:
+        """The next matrix, row by row."""
+        above, out = [0] * columns, []
+        for _ in range(rows):
+            contexts = [min(a >> 2, 11) for a in above]
+            row = []
+            for context in contexts:
+                row += decoder.symbols(odds(self._ones[context], self._totals[context]), 1)
+            for context, bit in zip(contexts, row, strict=True):
+                self._ones[context] += bit
+                self._totals[context] += 1
+            for context in range(12):
+                while self._totals[context] > 4096:
+                    self._totals[context] >>= 1
+                    self._ones[context] >>= 1
+                self._ones[context] = min(max(self._ones[context], 1), self._totals[context] - 1)
+            above = [(13 * a >> 4) + 16 * bit for a, bit in zip(above, row, strict=True)]
+            out.append(row)
+        return out
+
+
 class RangeDecoder:
     """64-bit state, 32-bit words, 24-bit frequencies."""
 

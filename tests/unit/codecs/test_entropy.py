@@ -1,4 +1,4 @@
-"""Streams of bits, masks and symbols: round trips, choice of coder, what is refused, memory."""
+"""Streams of bits and symbols: round trips, choice of coder, what is refused, memory."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcompress.codecs import entropy
 from fedcompress.codecs.base import Reader, Writer
 from fedcompress.codecs.entropy import (
     CHUNK,
     PACKED,
     RANGE,
     pack_bits,
-    read_masks,
     read_symbols,
     unpack_bits,
-    write_masks,
     write_symbols,
 )
+from fedcompress.codecs.rangecoder import bernoulli
 from fedcompress.errors import PayloadError
 
 
@@ -90,20 +88,6 @@ def test_symbols_take_few_bytes_of_memory() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(seed=st.integers(0, 10_000), sizes=st.lists(st.integers(0, 400), max_size=6), density=st.floats(0, 1))
-def test_masks_round_trip(seed: int, sizes: list[int], density: float) -> None:
-    """Honest streams are never taken for ones that go on."""
-    generator = np.random.default_rng(seed)
-    masks = [generator.random(n) < density * generator.random() for n in sizes]
-    writer = Writer()
-    write_masks(writer, masks)
-    reader = Reader(writer.getvalue())
-    again = read_masks(reader, sizes)
-    reader.finish()
-    assert all((m == a).all() for m, a in zip(masks, again, strict=True))
-
-
-@settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(0, 600), alphabet=st.sampled_from([3, 7, 15, 255]))
 def test_symbols_round_trip(seed: int, count: int, alphabet: int) -> None:
     generator = np.random.default_rng(seed)
@@ -120,13 +104,8 @@ def test_symbols_round_trip(seed: int, count: int, alphabet: int) -> None:
 
 @pytest.mark.parametrize("share", [0, 1])
 def test_the_smaller_coder_is_taken(share: int) -> None:
-    """Sparse masks and skewed symbols are coded; even ones are packed."""
+    """Skewed symbols are coded; few, even ones are packed."""
     generator = np.random.default_rng(0)
-    writer = Writer()
-    write_masks(writer, [generator.random(2000) < (0.02, 0.5)[share]])
-    reader = Reader(writer.getvalue())
-    reader.varint()
-    assert reader.u8() == (RANGE, PACKED)[share]
     symbols = generator.choice(3, 2000, p=([0.98, 0.01, 0.01], [1 / 3] * 3)[share]).astype(np.int32)
     writer = Writer()
     write_symbols(writer, symbols if not share else symbols[:8], 3)
@@ -174,21 +153,6 @@ def test_symbol_streams_that_lie(histogram: list[int], words: bytes, message: st
         read_symbols(Reader(stream_of(histogram, words)), 500, 3)
 
 
-def test_masks_that_go_on_or_have_no_positions() -> None:
-    mask = np.random.default_rng(0).random(900) < 0.03
-    writer = Writer()
-    write_masks(writer, [mask])
-    reader = Reader(writer.getvalue())
-    count, coder, words = reader.varint(), reader.u8(), reader.stream()
-    assert coder == RANGE
-    longer = written("varint", count) + bytes([RANGE]) + written("stream", words + b"\0" * 8)
-    with pytest.raises(PayloadError, match="goes on"):
-        read_masks(Reader(longer), [900])
-    for nothing in (b"\0\x01\0", b"\0\x01\x04abcd"):
-        with pytest.raises(PayloadError, match="no positions"):
-            read_masks(Reader(nothing), [900])
-
-
 @settings(max_examples=300, deadline=None)
 @given(
     words=st.lists(st.sampled_from([0, 1, 0xFFFFFFFF]) | st.integers(0, 0xFFFFFFFF), max_size=8), k=st.integers(1, 99)
@@ -196,12 +160,6 @@ def test_masks_that_go_on_or_have_no_positions() -> None:
 def test_garbage_words_are_refused_or_decoded(words: list[int], k: int) -> None:
     """No panic of the coder passes: anything but PayloadError fails this test."""
     data = np.array(words, "<u4").tobytes()
-    try:
-        (mask,) = read_masks(Reader(written("varint", k) + bytes([RANGE]) + written("stream", data)), [100])
-    except PayloadError:
-        pass
-    else:
-        assert int(mask.sum()) == k
     try:
         symbols = read_symbols(Reader(stream_of([k, 100 - k, 0], data)), 100, 3)
     except PayloadError:
@@ -211,7 +169,7 @@ def test_garbage_words_are_refused_or_decoded(words: list[int], k: int) -> None:
 
 def test_models_take_the_rarest_symbol() -> None:
     """Below one in 2^24 the fixed-point model still has a place for it."""
-    assert entropy._bernoulli(1, 1 << 40) is not None
+    assert bernoulli(1, 1 << 40) is not None
     symbols = np.zeros(200_000, np.int32)
     symbols[77_777] = 2
     histogram, words = coded(symbols, 3)

@@ -9,21 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.adapters import seeded_init
-from fedcompress.codecs.base import Reader, Writer
-from fedcompress.codecs.entropy import RANGE, read_masks, read_symbols, write_masks, write_symbols
+from fedcompress.codecs.base import Places, Reader, Writer
+from fedcompress.codecs.entropy import RANGE, read_symbols, write_symbols
+from fedcompress.codecs.masks import _write_columns, _write_gaps, read_places
 from fedcompress.types import Layout, TensorSpec
 from tests.unit.codecs import range_reference as reference
+from tests.unit.codecs.version1 import write_masks
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_masks(seed: int) -> None:
+def test_masks_of_version_1(seed: int) -> None:
     generator = np.random.default_rng(seed)
     sizes = [int(n) for n in generator.integers(1, 900, 5)]
     masks = [generator.random(n) < generator.uniform(0, 0.3) for n in sizes]
     writer = Writer()
     write_masks(writer, masks)
-    again = read_masks(Reader(writer.getvalue()), sizes)
-    assert all((m == a).all() for m, a in zip(masks, again, strict=True))
+    again = read_places(Reader(writer.getvalue(), version=1), [(n,) for n in sizes])
+    assert all((np.flatnonzero(m) == a.positions).all() for m, a in zip(masks, again, strict=True))
     reader = Reader(writer.getvalue())
     counts = [reader.varint() for _ in sizes]
     if reader.u8() != RANGE:
@@ -32,6 +34,33 @@ def test_masks(seed: int) -> None:
     for mask, size, count in zip(masks, sizes, counts, strict=True):
         if 0 < count < size:
             assert list(decoder.symbols(reference.bernoulli(count, size), size)) == mask.astype(int).tolist()
+    assert decoder.at_end()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_gaps(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    sizes = [int(n) for n in generator.integers(1, 3000, 5)]
+    places = [np.flatnonzero(generator.random(n) < generator.uniform(0, 0.3)) for n in sizes]
+    reader = Reader(_write_gaps([Places((n,), p) for n, p in zip(sizes, places, strict=True)]))
+    counts = [reader.varint() for _ in sizes]
+    decoder = reference.RangeDecoder(reader.stream())
+    for size, count, expected in zip(sizes, counts, places, strict=True):
+        if 0 < count < size:
+            assert reference.gap_positions(decoder, count, size) == expected.tolist()
+    assert decoder.at_end()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (50,)])
+def test_columns(seed: int, shape: tuple[int, ...]) -> None:
+    generator = np.random.default_rng(seed)
+    masks = [generator.random(shape) < generator.random(shape[-1]) * 0.5 for _ in range(3)]
+    reader = Reader(_write_columns([Places(m.shape, np.flatnonzero(m)) for m in masks]))
+    decoder, model = reference.RangeDecoder(reader.stream()), reference.ColumnModel()
+    for mask in masks:
+        matrix = mask.reshape(1, -1) if mask.ndim == 1 else mask.T if mask.shape[0] > mask.shape[1] else mask
+        assert model.matrix(decoder, *matrix.shape) == matrix.astype(int).tolist()
     assert decoder.at_end()
 
 

@@ -1,0 +1,1 @@
+"""Size, speed, distortion and training quality of the codecs."""
