@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcompress.codecs import CodecSpec, encode_sections
+from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
 from fedcompress.errors import PayloadError
 from fedcompress.types import Layout, TensorSpec
 from tests.hostile.mutations import LAYOUT, payloads, refused_or_decoded, spoiled
@@ -85,11 +85,7 @@ def test_a_section_that_claims_everything() -> None:
     }.items():
         tracemalloc.start()
         with pytest.raises(PayloadError):
-            refused = CodecSpec.parse(text)
-            refused.clauses[0].code.decode  # noqa: B018
-            from fedcompress.codecs import decode_sections
-
-            decode_sections(refused, LAYOUT, (b"\x02" + body,))
+            decode_sections(CodecSpec.parse(text), LAYOUT, (b"\x02" + body,))
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 1 << 20
@@ -105,7 +101,5 @@ def test_decoding_ignores_threads() -> None:
         outs = []
         for threads in (1, 2):
             with threadpool_limits(limits=threads):
-                from fedcompress.codecs import decode_sections
-
                 outs.append({n: v.tobytes() for n, v in decode_sections(spec, LAYOUT, sections).items()})
         assert outs[0] == outs[1]

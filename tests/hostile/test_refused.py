@@ -140,7 +140,7 @@ BF16_ONE = b"\x80\x3f"
     ("spec", "data"),
     [
         ("none", b""),
-        ("none", b"\x02" + b"\0" * 64),
+        ("none", b"\x03" + b"\0" * 64),
         ("none", section(("raw", b"\0" * 63))),
         ("none", section(("raw", b"\0" * 65))),
         ("none", section(("raw", np.full(16, np.nan, "<f4").tobytes()))),
