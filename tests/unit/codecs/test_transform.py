@@ -96,7 +96,7 @@ def test_a_head_is_coded_more_finely() -> None:
         spec = CodecSpec.parse(f"transform(budget=3,head={head})")
         decoded = decode_sections(spec, LAYOUT, encode_sections(spec, LAYOUT, values))
         errors.append(float(np.square(values["t2"] - decoded["t2"]).sum()))
-    assert errors[1] < 0.25 * errors[0]
+    assert errors[1] < 0.35 * errors[0]
 
 
 def test_components_are_bounded_by_rank() -> None:
@@ -107,12 +107,9 @@ def test_components_are_bounded_by_rank() -> None:
     assert np.linalg.matrix_rank(decoded["w"], tol=1e-3) in (2, 8)
 
 
-def test_equal_on_equal_input_whatever_the_sign_of_the_eigenvectors() -> None:
-    values = low_rank(LAYOUT, 4)
-    spec = CodecSpec.parse("transform(budget=2)")
-    assert encode_sections(spec, LAYOUT, values) == encode_sections(
-        spec, LAYOUT, {n: v.copy() for n, v in values.items()}
-    )
+def test_equal_input_gives_equal_bytes_and_stays() -> None:
+    values, spec = low_rank(LAYOUT, 4), CodecSpec.parse("transform(budget=2)")
+    assert encode_sections(spec, LAYOUT, values) == encode_sections(spec, LAYOUT, low_rank(LAYOUT, 4))
     assert equal(values, low_rank(LAYOUT, 4))
 
 
@@ -130,11 +127,8 @@ def test_rows_round_trip(seed: int, rows: list[tuple[int, int]]) -> None:
     reader = Reader(writer.getvalue())
     decoded = read_rows(reader, [n for n, _ in rows], classes)
     reader.finish()
-    for value, got, c in zip(values, decoded, classes, strict=True):
-        assert (
-            np.abs(value - got).max()
-            <= 2.6 + 4 * 2 ** (max(c - CLASSES, 0) / LOG_STEP) * 1e-6 * 0 + np.abs(value).max() * 1e-6
-        )
+    for value, got in zip(values, decoded, strict=True):
+        assert np.abs(value - got).max() <= 2.6 + 1e-6 * np.abs(value).max()
 
 
 def test_the_search_finds_the_best_path() -> None:
