@@ -2,7 +2,7 @@
 
     offset  size  field
     0       4     magic "FCU\\x01"
-    4       2     wire version, u16 LE, 1
+    4       2     wire version, u16 LE, 2 (1 is read too)
     6       2     flags, u16 LE, 0 (bit 0 is reserved for a signature)
     8       4     header size H, u32 LE
     12      8     body size B, u64 LE
@@ -38,7 +38,8 @@ from fedcompress.errors import (
 from fedcompress.proto.v1 import update_pb2
 
 MAGIC = b"FCU\x01"
-WIRE_VERSION = 1
+WIRE_VERSION = 2
+OLDEST_VERSION = 1
 PREFIX = struct.Struct("<4sHHIQ")
 DIGEST_SIZE = 32
 MAX_HEADER = 64 * 1024
@@ -46,6 +47,17 @@ MAX_SECTIONS = 64
 MAX_METRICS = 64
 MAX_CODEC_SPEC = 1024
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Metrics that travel as a number and a float32, from wire version 2 on; only ever appended to.
+KNOWN_METRICS = (
+    "eval_correct",
+    "eval_loss_sum",
+    "eval_examples",
+    "train_loss",
+    "seconds_load",
+    "seconds_evaluate",
+    "seconds_train",
+)
+MAX_FLOAT = 3.4e38
 METRIC = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -146,6 +158,7 @@ def pack(header: Header, sections: tuple[bytes, ...]) -> bytes:
     """
     if len(sections) > MAX_SECTIONS:
         raise LimitError(f"sections: {len(sections)}: at most {MAX_SECTIONS}")
+    known = [n for n in KNOWN_METRICS if abs(header.metrics.get(n, math.inf)) < MAX_FLOAT]
     message = update_pb2.Header(
         kind=int(header.kind),  # type: ignore[arg-type]
         run=header.run,
@@ -159,7 +172,9 @@ def pack(header: Header, sections: tuple[bytes, ...]) -> bytes:
         adapter_digest=header.adapter_digest,
         codec=header.codec,
         examples=header.examples,
-        metrics=[update_pb2.Metric(name=n, value=header.metrics[n]) for n in sorted(header.metrics)],
+        metrics=[update_pb2.Metric(name=n, value=header.metrics[n]) for n in sorted(set(header.metrics) - set(known))],
+        metric_codes=[KNOWN_METRICS.index(n) for n in known],
+        metric_values=[header.metrics[n] for n in known],
         sections=[update_pb2.Section(size=len(s)) for s in sections],
         init_seed=header.init_seed,
     )
@@ -178,10 +193,10 @@ def _read_prefix(data: bytes | memoryview, limits: Limits) -> tuple[int, int]:
     magic, version, flags, head_size, body_size = PREFIX.unpack(data[: PREFIX.size])
     if magic != MAGIC:
         raise BadMagicError(f"envelope.magic: {bytes(magic).hex()}: must be {MAGIC.hex()}")
-    if version != WIRE_VERSION:
-        raise VersionError(f"envelope.version: {version}: this library reads {WIRE_VERSION}")
+    if not OLDEST_VERSION <= version <= WIRE_VERSION:
+        raise VersionError(f"envelope.version: {version}: this library reads {OLDEST_VERSION} to {WIRE_VERSION}")
     if flags:
-        raise VersionError(f"envelope.flags: {flags:#x}: must be 0 in version {WIRE_VERSION}")
+        raise VersionError(f"envelope.flags: {flags:#x}: must be 0 in version {version}")
     if head_size > MAX_HEADER:
         raise LimitError(f"envelope.header_size: {head_size}: at most {MAX_HEADER}")
     if body_size > limits.max_body:
@@ -226,9 +241,7 @@ def _header_from(message: update_pb2.Header) -> Header:
         kind = Kind(message.kind)
     except ValueError as error:
         raise HeaderError(f"header.kind: {message.kind}: one of {[int(k) for k in Kind]}") from error
-    metrics = {m.name: m.value for m in message.metrics}
-    if len(metrics) != len(message.metrics):
-        raise HeaderError("header.metrics: a name occurs twice")
+    metrics = _metrics_from(message)
     return Header(
         kind=kind,
         run=message.run,
@@ -245,6 +258,19 @@ def _header_from(message: update_pb2.Header) -> Header:
         metrics=metrics,
         init_seed=message.init_seed if message.HasField("init_seed") else None,
     )
+
+
+def _metrics_from(message: update_pb2.Header) -> dict[str, float]:
+    if len(message.metric_codes) != len(message.metric_values):
+        count = len(message.metric_values)
+        raise HeaderError(f"header.metric_codes: {len(message.metric_codes)}: as many as metric_values, {count}")
+    if any(code >= len(KNOWN_METRICS) for code in message.metric_codes):
+        raise HeaderError(f"header.metric_codes: {max(message.metric_codes)}: must be below {len(KNOWN_METRICS)}")
+    names = [KNOWN_METRICS[code] for code in message.metric_codes] + [m.name for m in message.metrics]
+    values = [*message.metric_values, *(m.value for m in message.metrics)]
+    if len(set(names)) != len(names):
+        raise HeaderError("header.metrics: a name occurs twice")
+    return dict(zip(names, values, strict=True))
 
 
 def split_bundle(data: bytes, limits: Limits, *, max_envelopes: int = 100_000) -> list[bytes]:

@@ -65,7 +65,7 @@ def layout_of(name: str) -> Layout:
 def cases() -> Iterator[tuple[str, bytes]]:
     """File name and bytes of all that is written today."""
     for name in CODECS:
-        header = update_header(LAYOUT, zeros(LAYOUT), metrics={"eval_examples": 2.0})
+        header = update_header(LAYOUT, zeros(LAYOUT), metrics={"eval_examples": 2.0, "other": 0.1})
         yield (
             f"{name}.v2.fcu",
             encode_update(values(), LAYOUT, CodecSpec.parse(RICHER.get(name) or sample_spec(name)), header)[0],
@@ -73,4 +73,4 @@ def cases() -> Iterator[tuple[str, bytes]]:
     for name, spec in CODED_SPECS.items():
         tensors = normal(LONG, 3) if "packed" in name else skewed() if "gaps" in name or "symbols" in name else alike()
         yield name, encode_update(tensors, LONG, CodecSpec.parse(spec), update_header(LONG, zeros(LONG)))[0]
-    yield "snapshot-seed.v1.fcu", encode_snapshot(seeded_init(SEEDED, 7), SEEDED, run="run", version=0, init_seed=7)
+    yield "snapshot-seed.v2.fcu", encode_snapshot(seeded_init(SEEDED, 7), SEEDED, run="run", version=0, init_seed=7)

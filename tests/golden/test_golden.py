@@ -61,7 +61,7 @@ def test_golden_bytes_decode_to_the_same_bits(name: str) -> None:
 
 
 def test_no_golden_file_is_without_a_test() -> None:
-    assert {p.name for p in HERE.glob("*.fcu")} == set(FRESH) | set(UPDATES)
+    assert {p.name for p in HERE.glob("*.fcu")} == {*FRESH, *UPDATES, "snapshot-seed.v1.fcu"}
 
 
 def test_every_coder_is_frozen_by_a_golden_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +81,7 @@ def test_every_coder_is_frozen_by_a_golden_file(monkeypatch: pytest.MonkeyPatch)
     assert seen >= masks | {("read_signs", c) for c in (0, 1)} | {("read_symbols", c) for c in (0, 1)}
 
 
-def test_golden_snapshot() -> None:
-    _, state = decode_state((HERE / "snapshot-seed.v1.fcu").read_bytes(), SEEDED, None)
+@pytest.mark.parametrize("version", [1, 2])
+def test_golden_snapshot(version: int) -> None:
+    _, state = decode_state((HERE / f"snapshot-seed.v{version}.fcu").read_bytes(), SEEDED, None)
     assert equal(state, seeded_init(SEEDED, 7))

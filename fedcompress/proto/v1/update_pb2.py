@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fedcompress/proto/v1/update.proto\x12\x0e\x66\x65\x64\x63ompress.v1\"\xf7\x02\n\x06Header\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.fedcompress.v1.Kind\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\x13\n\x0b\x62\x61se_digest\x18\x06 \x01(\x0c\x12\x15\n\rresult_digest\x18\x07 \x01(\x0c\x12\x15\n\rlayout_digest\x18\x08 \x01(\x0c\x12\x18\n\x10\x62\x61se_fingerprint\x18\t \x01(\x0c\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\n \x01(\x0c\x12\r\n\x05\x63odec\x18\x0b \x01(\t\x12\x10\n\x08\x65xamples\x18\x0c \x01(\x04\x12\'\n\x07metrics\x18\r \x03(\x0b\x32\x16.fedcompress.v1.Metric\x12)\n\x08sections\x18\x0e \x03(\x0b\x32\x17.fedcompress.v1.Section\x12\x16\n\tinit_seed\x18\x0f \x01(\x04H\x00\x88\x01\x01\x42\x0c\n\n_init_seed\"%\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"\x17\n\x07Section\x12\x0c\n\x04size\x18\x01 \x01(\x04*a\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_UPDATE\x10\x01\x12\x0e\n\nKIND_DELTA\x10\x02\x12\x11\n\rKIND_SNAPSHOT\x10\x03\x12\x0f\n\x0bKIND_REPORT\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fedcompress/proto/v1/update.proto\x12\x0e\x66\x65\x64\x63ompress.v1\"\xa4\x03\n\x06Header\x12\"\n\x04kind\x18\x01 \x01(\x0e\x32\x14.fedcompress.v1.Kind\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\x0c\n\x04site\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\x12\x0f\n\x07version\x18\x05 \x01(\r\x12\x13\n\x0b\x62\x61se_digest\x18\x06 \x01(\x0c\x12\x15\n\rresult_digest\x18\x07 \x01(\x0c\x12\x15\n\rlayout_digest\x18\x08 \x01(\x0c\x12\x18\n\x10\x62\x61se_fingerprint\x18\t \x01(\x0c\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\n \x01(\x0c\x12\r\n\x05\x63odec\x18\x0b \x01(\t\x12\x10\n\x08\x65xamples\x18\x0c \x01(\x04\x12\'\n\x07metrics\x18\r \x03(\x0b\x32\x16.fedcompress.v1.Metric\x12)\n\x08sections\x18\x0e \x03(\x0b\x32\x17.fedcompress.v1.Section\x12\x16\n\tinit_seed\x18\x0f \x01(\x04H\x00\x88\x01\x01\x12\x14\n\x0cmetric_codes\x18\x10 \x03(\r\x12\x15\n\rmetric_values\x18\x11 \x03(\x02\x42\x0c\n\n_init_seed\"%\n\x06Metric\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\"\x17\n\x07Section\x12\x0c\n\x04size\x18\x01 \x01(\x04*a\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0f\n\x0bKIND_UPDATE\x10\x01\x12\x0e\n\nKIND_DELTA\x10\x02\x12\x11\n\rKIND_SNAPSHOT\x10\x03\x12\x0f\n\x0bKIND_REPORT\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedcompress.proto.v1.update_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KIND']._serialized_start=495
-  _globals['_KIND']._serialized_end=592
+  _globals['_KIND']._serialized_start=540
+  _globals['_KIND']._serialized_end=637
   _globals['_HEADER']._serialized_start=54
-  _globals['_HEADER']._serialized_end=429
-  _globals['_METRIC']._serialized_start=431
-  _globals['_METRIC']._serialized_end=468
-  _globals['_SECTION']._serialized_start=470
-  _globals['_SECTION']._serialized_end=493
+  _globals['_HEADER']._serialized_end=474
+  _globals['_METRIC']._serialized_start=476
+  _globals['_METRIC']._serialized_end=513
+  _globals['_SECTION']._serialized_start=515
+  _globals['_SECTION']._serialized_end=538
 # @@protoc_insertion_point(module_scope)

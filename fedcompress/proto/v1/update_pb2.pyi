@@ -21,7 +21,7 @@ KIND_SNAPSHOT: Kind
 KIND_REPORT: Kind
 
 class Header(_message.Message):
-    __slots__ = ("kind", "run", "site", "round", "version", "base_digest", "result_digest", "layout_digest", "base_fingerprint", "adapter_digest", "codec", "examples", "metrics", "sections", "init_seed")
+    __slots__ = ("kind", "run", "site", "round", "version", "base_digest", "result_digest", "layout_digest", "base_fingerprint", "adapter_digest", "codec", "examples", "metrics", "sections", "init_seed", "metric_codes", "metric_values")
     KIND_FIELD_NUMBER: _ClassVar[int]
     RUN_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,8 @@ class Header(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     SECTIONS_FIELD_NUMBER: _ClassVar[int]
     INIT_SEED_FIELD_NUMBER: _ClassVar[int]
+    METRIC_CODES_FIELD_NUMBER: _ClassVar[int]
+    METRIC_VALUES_FIELD_NUMBER: _ClassVar[int]
     kind: Kind
     run: str
     site: str
@@ -52,7 +54,9 @@ class Header(_message.Message):
     metrics: _containers.RepeatedCompositeFieldContainer[Metric]
     sections: _containers.RepeatedCompositeFieldContainer[Section]
     init_seed: int
-    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., run: _Optional[str] = ..., site: _Optional[str] = ..., round: _Optional[int] = ..., version: _Optional[int] = ..., base_digest: _Optional[bytes] = ..., result_digest: _Optional[bytes] = ..., layout_digest: _Optional[bytes] = ..., base_fingerprint: _Optional[bytes] = ..., adapter_digest: _Optional[bytes] = ..., codec: _Optional[str] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., sections: _Optional[_Iterable[_Union[Section, _Mapping]]] = ..., init_seed: _Optional[int] = ...) -> None: ...
+    metric_codes: _containers.RepeatedScalarFieldContainer[int]
+    metric_values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, kind: _Optional[_Union[Kind, str]] = ..., run: _Optional[str] = ..., site: _Optional[str] = ..., round: _Optional[int] = ..., version: _Optional[int] = ..., base_digest: _Optional[bytes] = ..., result_digest: _Optional[bytes] = ..., layout_digest: _Optional[bytes] = ..., base_fingerprint: _Optional[bytes] = ..., adapter_digest: _Optional[bytes] = ..., codec: _Optional[str] = ..., examples: _Optional[int] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ..., sections: _Optional[_Iterable[_Union[Section, _Mapping]]] = ..., init_seed: _Optional[int] = ..., metric_codes: _Optional[_Iterable[int]] = ..., metric_values: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Metric(_message.Message):
     __slots__ = ("name", "value")

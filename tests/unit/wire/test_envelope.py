@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from fedcompress.errors import HeaderError, LimitError
 from fedcompress.wire import Header, Kind, Limits, digest_of, pack, split_bundle, unpack
+from fedcompress.wire.envelope import KNOWN_METRICS
 from tests.support import lora_layout, normal, update_header
 
 LAYOUT = lora_layout()
@@ -19,11 +22,29 @@ def test_round_trip_and_layout_of_the_bytes() -> None:
     sections = (b"abc", b"", b"\x00" * 10)
     data = pack(HEADER, sections)
     magic, version, flags, head, body = struct.unpack("<4sHHIQ", data[:20])
-    assert (magic, version, flags, body) == (b"FCU\x01", 1, 0, 13)
+    assert (magic, version, flags, body) == (b"FCU\x01", 2, 0, 13)
     assert data[20 + head : -32] == b"".join(sections)
     assert data[-32:] == hashlib.sha256(data[:-32]).digest() == digest_of(data)
     envelope = unpack(data, Limits(max_body=13))
     assert (envelope.header, envelope.sections, envelope.digest) == (HEADER, sections, data[-32:])
+
+
+def test_metrics_with_a_number_take_nine_bytes_or_less() -> None:
+    """And travel as float32; what float32 does not hold travels by name."""
+    metrics = {name: 0.1 * i for i, name in enumerate(KNOWN_METRICS)} | {"train_loss": 1e39, "other": 0.1}
+    data = pack(replace(HEADER, metrics=metrics), ())
+    plain = pack(replace(HEADER, metrics={}), ())
+    got = unpack(data, Limits(max_body=0)).header.metrics
+    assert got == {n: v if n in ("train_loss", "other") else float(np.float32(v)) for n, v in metrics.items()}
+    named = sum(len(n) + 13 for n in ("train_loss", "other"))
+    assert len(data) - len(plain) <= 9 * len(KNOWN_METRICS) + named
+
+
+def test_version_1_is_still_read() -> None:
+    data = bytearray(pack(replace(HEADER, metrics={"a": 0.5}), (b"x",)))
+    data[4] = 1
+    old = bytes(data[:-32]) + hashlib.sha256(data[:-32]).digest()
+    assert unpack(old, Limits(max_body=1)).header.metrics == {"a": 0.5}
 
 
 def test_equal_input_gives_equal_bytes() -> None:
