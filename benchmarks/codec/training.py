@@ -12,7 +12,7 @@ from benchmarks.federation import DOWN_ENVELOPE, UP_ENVELOPE
 
 SEEDS = (0, 1, 2)
 TERNARY = ("topk(density=0.05)|ternary", "topk(density=0.1)|ternary")
-M_CODES = ("transform(budget=0.1155,head=30)", "transform(budget=0.2647,head=30)")
+M_CODES = ("transform(budget=0.129,head=30)", "transform(budget=0.269,head=30)")
 ROUNDS = {"M": 8, "L": 10, "S": 5}
 
 

@@ -21,7 +21,6 @@ TABLE = {
     "S, round 1": ((0.14, 0.65), (0.28, 0.78), (0.44, 0.84)),
 }
 LAYERS = (2, 15, 27)  # of S, where that table was measured
-FRAME = 431  # bytes around the sections of a small message are not part of that table's bits
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
