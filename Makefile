@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_NUM_THREADS ?= 1
 TESTS ?= tests fedcompress
 
-.PHONY: install demo test test-all lint protos golden bench docs clean
+.PHONY: install demo test test-all lint protos golden bench fuzz docs clean
 
 install: $(STAMP)
 
@@ -49,7 +49,14 @@ golden: install
 	$(BIN)/python tests/golden/write.py
 
 bench: install
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks.quality --json
+	$(BIN)/python -m benchmarks.codec --parts size,speed --json
+
+FUZZ_RUNS ?= 10000000
+fuzz: install
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	$(BIN)/python -m tests.fuzz.sections runs/fuzz -runs=$(FUZZ_RUNS) -print_final_stats=1
 
 docs: install
 	$(BIN)/python -m benchmarks.performance --json

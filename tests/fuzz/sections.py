@@ -1,0 +1,47 @@
+"""Coverage-guided fuzzing of the decoder: ``make fuzz``.
+
+    python -m tests.fuzz.sections CORPUS [-runs=10000000] [libFuzzer options]
+
+The first byte of an input names a codec, the rest is a section for it. Anything but
+``PayloadError``, and any tensor that is not finite, stops the run and leaves the input behind.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["fedcompress.codecs", "fedcompress.bfloat"]):
+    from tests.hostile.mutations import payloads, refused_or_decoded
+
+ONE_CLAUSE = {name: p for name, p in payloads().items() if len(p[1]) == 1}
+TABLE = list(ONE_CLAUSE.values())
+
+
+def one_input(data: bytes) -> None:
+    """Decode one section."""
+    if data:
+        spec, _ = TABLE[data[0] % len(TABLE)]
+        refused_or_decoded(spec, (data[1:],))
+
+
+def write_corpus(folder: Path) -> None:
+    """Honest payloads, so that the search begins behind the first checks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (name, (_, sections)) in enumerate(ONE_CLAUSE.items()):
+        (folder / name.replace("|", "-")).write_bytes(bytes([number]) + sections[0])
+
+
+def main() -> None:
+    """Entry point."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else "runs/fuzz")
+    write_corpus(folder)
+    options = [a for a in sys.argv[1:] if a.startswith("-")]
+    atheris.Setup([sys.argv[0], str(folder), "-max_len=512", "-rss_limit_mb=1024", "-timeout=20", *options], one_input)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
