@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from fedcompress.codecs.base import Positions
 from fedcompress.codecs.masks import CodedPlaces
+from fedcompress.codecs.rows import row_of
 from fedcompress.codecs.topk import largest
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
 
 POINTS = 40  # densities that are tried for each tensor
 SCALE_BITS = 24.0  # a bf16 scale and a count
+UNITS = ("tensor", "row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,21 +28,40 @@ class Allocate(CodedPlaces):
     Of n entries, the k largest as plus or minus their mean save ``(sum |x|)^2 / k`` of squared
     error, and cost ``n H(k/n) + k`` bits and a scale. Each tensor takes the k with the largest
     ``saved - lambda * bits`` on its own curve; one lambda for all, found by bisection, makes the
-    bits fit the budget (Shoham and Gersho 1988). Made for ``|ternary``; bits are counted for that.
+    bits fit the budget (Shoham and Gersho 1988). Made for ``|ternary``, and ``by="row"`` for
+    ``|ternary(by=row)``, where each row of a matrix has its own density; bits are counted for that.
     """
 
     name: ClassVar[str] = "allocate"
     budget: float
+    by: str = "tensor"
 
     def __post_init__(self) -> None:
         if not 0.001 <= self.budget <= 2:
             raise ConfigError("codec.allocate.budget", self.budget, "must be from 0.001 to 2 bits a parameter")
+        if self.by not in UNITS:
+            raise ConfigError("codec.allocate.by", self.by, f"one of {list(UNITS)}")
 
-    def select(self, values: Sequence[Array], seed: int = 0) -> list[Positions]:
-        """Positions in flat float32 vectors."""
-        curves = [curve(np.abs(v)) for v in values]
-        counts = allot(curves, self.budget * sum(v.size for v in values))
-        return [largest([v], k)[0] for v, k in zip(values, counts, strict=True)]
+    def select(
+        self, values: Sequence[Array], seed: int = 0, shapes: Sequence[tuple[int, ...]] | None = None
+    ) -> list[Positions]:
+        """Positions in flat float32 vectors; rows are known from ``shapes``."""
+        units: list[Positions] = []  # the positions of each unit in its tensor
+        owner: list[int] = []
+        for number, value in enumerate(values):
+            parts = [np.arange(value.size)]
+            if self.by == "row" and shapes is not None:
+                row = row_of(shapes[number], None)
+                order = np.argsort(row, kind="stable")
+                parts = np.split(order, np.flatnonzero(np.diff(row[order])) + 1)
+            units += parts
+            owner += [number] * len(parts)
+        pieces = [values[o][u] for o, u in zip(owner, units, strict=True)]
+        counts = allot([curve(np.abs(p)) for p in pieces], self.budget * sum(v.size for v in values))
+        chosen: list[list[Positions]] = [[] for _ in values]
+        for number, unit, piece, count in zip(owner, units, pieces, counts, strict=True):
+            chosen[number].append(unit[largest([piece], count)[0]])
+        return [np.sort(np.concatenate(c)) for c in chosen]
 
 
 @dataclass(frozen=True)

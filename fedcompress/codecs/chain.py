@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import NO_HINTS, Hints, Places, Quantizer, Reader, Selector, Writer, saturated
+from fedcompress.codecs.allocate import Allocate
+from fedcompress.codecs.base import NO_HINTS, Hints, Places, Positions, Quantizer, Reader, Selector, Writer, saturated
 from fedcompress.types import Array, TensorSpec
 
 
@@ -25,7 +26,7 @@ class Chain:
         writer, flat = Writer(), [v.reshape(-1) for v in values]
         places = [Places(m.shape) for m in members]
         if self.select is not None:
-            chosen = self.select.select(flat, hints.seed)
+            chosen = self._chosen(flat, [m.shape for m in members], hints.seed)
             places = [Places(m.shape, p) for m, p in zip(members, chosen, strict=True)]
             self.select.write(writer, places, hints.seed)
             gain = np.float32(getattr(self.select, "gain", 1.0))
@@ -35,6 +36,15 @@ class Chain:
                     flat = [saturated(v * gain) for v in flat]
         self.quantize.write(writer, flat, places, hints.seed)
         return writer.getvalue()
+
+    def _chosen(self, flat: Sequence[Array], shapes: Sequence[tuple[int, ...]], seed: int) -> list[Positions]:
+        match self.select:
+            case Allocate() as select:
+                return select.select(flat, seed, shapes)
+            case None:
+                raise AssertionError("nothing selects")
+            case select:
+                return select.select(flat, seed)
 
     def decode(self, members: Sequence[TensorSpec], reader: Reader) -> list[Array]:
         """Zeros but at the places."""

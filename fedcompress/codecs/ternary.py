@@ -7,45 +7,75 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedcompress import bfloat
 from fedcompress.codecs.base import Places, Reader, Writer
+from fedcompress.codecs.rows import row_of
 from fedcompress.codecs.signs import read_signs, write_signs
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
 
 SCALES = ("mse",)
+UNITS = ("tensor", "row")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ternary:
-    """Signs, one bit each, and one bfloat16 scale for each tensor with kept values.
+    """Signs, and one bfloat16 scale for each tensor, or matrix row, with kept values.
 
     ``scale="mse"`` is the mean magnitude of the kept values: for given signs it has the
     least squared error (sparse ternary compression, arXiv:1903.02891, algorithm 1).
     The code released with ComPEFT takes the signed mean in its STC baseline, which is
-    near zero for symmetric values; the paper's rule is followed here.
+    near zero for symmetric values; the paper's rule is followed here. ``gain`` multiplies it,
+    for a scale that was calibrated by what a model puts out (``codecs.calibrate``). With
+    ``by="row"`` the short side of each matrix has the scales: a LoRA factor's ranks differ.
     """
 
     name: ClassVar[str] = "ternary"
     scale: str = "mse"
+    gain: float = 1.0
+    by: str = "tensor"
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:
             raise ConfigError("codec.ternary.scale", self.scale, f"one of {list(SCALES)}")
+        if not 0.01 <= self.gain <= 100:
+            raise ConfigError("codec.ternary.gain", self.gain, "must be from 0.01 to 100")
+        if self.by not in UNITS:
+            raise ConfigError("codec.ternary.by", self.by, f"one of {list(UNITS)}")
+
+    def _units(self, place: Places) -> tuple[int, NDArray[np.int64]]:
+        """How many scales a tensor has, and which of them each entry takes."""
+        if self.by == "tensor":
+            return int(place.count > 0), np.zeros(place.count, np.int64)
+        rows, used = np.unique(row_of(place.shape, place.positions), return_inverse=True)
+        return rows.size, used
 
     def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
-        """Scales of the nonempty vectors, then the signs of all."""
-        kept = [v for v in values if v.size]
-        means = np.array([np.abs(v).mean(dtype=np.float64) for v in kept], dtype=np.float32)
-        writer.raw(bfloat.to_bfloat16(means).astype("<u2").tobytes())
+        """All scales, then all signs."""
+        means = [np.zeros(0)]
+        for value, place in zip(values, places, strict=True):
+            magnitude = np.abs(value)
+            if self.by == "tensor":
+                means.append(np.array([magnitude.mean(dtype=np.float64)] if value.size else []))
+            else:
+                count, unit = self._units(place)
+                means.append(np.bincount(unit, magnitude, count) / np.bincount(unit, minlength=count))
+        scales = np.minimum(self.gain * np.concatenate(means), np.finfo(np.float32).max).astype(np.float32)
+        writer.raw(bfloat.to_bfloat16(scales).astype("<u2").tobytes())
         write_signs(writer, [np.signbit(v) for v in values], places)
 
     def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
         """``scale`` or ``-scale`` for each entry."""
-        scales = iter(bfloat.scales_from(reader.raw(2 * sum(p.count > 0 for p in places))))
-        out = []
-        for negative in read_signs(reader, places):
-            scale = next(scales) if negative.size else np.float32(0)
-            out.append(np.array([scale, -scale], np.float32)[negative.view(np.uint8)])
+        units = [self._units(p) for p in places]
+        scales, at, out = bfloat.scales_from(reader.raw(2 * sum(n for n, _ in units))), 0, []
+        for (count, unit), negative in zip(units, read_signs(reader, places), strict=True):
+            own = scales[at : at + count]
+            at += count
+            if self.by == "tensor":
+                scale = own[0] if count else np.float32(0)
+                out.append(np.array([scale, -scale], np.float32)[negative.view(np.uint8)])
+            else:
+                out.append(np.where(negative, -own[unit], own[unit]).astype(np.float32))
         return out

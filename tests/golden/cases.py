@@ -21,6 +21,7 @@ CODED_SPECS = {
     "coded-columns.v2.fcu": "lora: topk(density=0.1)|ternary; head: transform(budget=1.5)",
     "coded-signs.v2.fcu": "lora: ternary; head: compeft",
     "coded-wide.v2.fcu": "transform(budget=9)",
+    "coded-rows.v2.fcu": "lora: topk(density=0.2)|ternary(by=row,gain=1.1); head: allocate(budget=0.5,by=row)|ternary",
     "coded-packed.v2.fcu": "topk(density=0.5)|ternary",
 }
 RICHER = {"transform": "transform(budget=6)"}  # the sample would send nothing of so small an update
@@ -57,6 +58,19 @@ def alike() -> Tensors:
     return out
 
 
+def uneven() -> Tensors:
+    """Values of ``LONG`` that look random, the rows of A growing."""
+    out = normal(LONG, 4)
+    for spec in LONG.tensors:
+        if spec.group == "lora_a":
+            out[spec.name] *= np.float32(8) ** np.arange(spec.shape[0], dtype=np.float32)[:, None]
+    return out
+
+
+# What the files of ``CODED_SPECS`` encode, if not ``alike``.
+TENSORS = {"packed": lambda: normal(LONG, 3), "gaps": skewed, "symbols": skewed, "rows": uneven}
+
+
 def layout_of(name: str) -> Layout:
     """Layout of a golden update."""
     return LONG if name.startswith(("coded-", "range-")) else LAYOUT
@@ -71,6 +85,6 @@ def cases() -> Iterator[tuple[str, bytes]]:
             encode_update(values(), LAYOUT, CodecSpec.parse(RICHER.get(name) or sample_spec(name)), header)[0],
         )
     for name, spec in CODED_SPECS.items():
-        tensors = normal(LONG, 3) if "packed" in name else skewed() if "gaps" in name or "symbols" in name else alike()
+        tensors = TENSORS.get(name.removeprefix("coded-").partition(".")[0], alike)()
         yield name, encode_update(tensors, LONG, CodecSpec.parse(spec), update_header(LONG, zeros(LONG)))[0]
     yield "snapshot-seed.v2.fcu", encode_snapshot(seeded_init(SEEDED, 7), SEEDED, run="run", version=0, init_seed=7)

@@ -12,7 +12,7 @@ import pytest
 from fedcompress.adapters import seeded_init
 from fedcompress.codecs import CODECS
 from fedcompress.codecs.base import Reader
-from fedcompress.codecs.masks import COLUMNS, GAPS, PACKED, RANGE
+from fedcompress.codecs.masks import COLUMNS, GAPS, PACKED, RANGE, ROWS
 from fedcompress.pipeline import decode_state, decode_update
 from fedcompress.types import state_digest
 from tests.golden.cases import OLD, SEEDED, cases, layout_of
@@ -77,7 +77,9 @@ def test_every_coder_is_frozen_by_a_golden_file(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Reader, "u8", u8)
     for name in UPDATES:
         decode_update((HERE / name).read_bytes(), layout_of(name))
-    masks = {("read_places", c) for c in (PACKED, GAPS, COLUMNS)} | {("_read_version_1", c) for c in (PACKED, RANGE)}
+    masks = {("read_places", c) for c in (PACKED, GAPS, COLUMNS, ROWS)} | {
+        ("_read_version_1", c) for c in (PACKED, RANGE)
+    }
     assert seen >= masks | {("read_signs", c) for c in (0, 1)} | {("read_symbols", c) for c in (0, 1)}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fedcompress.codecs import CodecSpec, encode_sections
 from fedcompress.codecs import masks as coders
 from fedcompress.codecs.base import Places, Reader, Writer
-from fedcompress.codecs.masks import COLUMNS, GAPS, PACKED, read_places, write_places
+from fedcompress.codecs.masks import COLUMNS, GAPS, PACKED, ROWS, read_places, write_places
 from fedcompress.codecs.signs import AGREEMENT, read_signs, write_signs
 from fedcompress.codecs.signs import PACKED as PACKED_SIGNS
 from fedcompress.errors import PayloadError
@@ -20,7 +20,13 @@ from fedcompress.types import Layout, TensorSpec
 from tests.unit.codecs.version1 import write_masks
 
 SHAPES = st.lists(st.sampled_from([(), (0, 3), (1,), (300,), (8, 50), (50, 8), (3, 4, 5)]), max_size=5)
-WRITERS = {GAPS: coders._write_gaps, PACKED: coders._write_packed, COLUMNS: coders._write_columns}
+
+
+def write_rows(places: list[Places]) -> bytes:
+    return coders._write_gaps([row for p in places for row in coders._split(p)])
+
+
+WRITERS = {GAPS: coders._write_gaps, PACKED: coders._write_packed, COLUMNS: coders._write_columns, ROWS: write_rows}
 
 
 def draw(shapes: list[tuple[int, ...]], seed: int, density: float) -> list[Places]:
@@ -49,7 +55,7 @@ def test_every_coder_round_trips(shapes: list[tuple[int, ...]], seed: int, densi
         reader.finish()
     writer = Writer()
     write_places(writer, places)
-    assert len(writer.getvalue()) <= 1 + min(sizes[GAPS], sizes[COLUMNS])
+    assert len(writer.getvalue()) <= 1 + min(sizes[GAPS], sizes[COLUMNS], sizes[ROWS])
     assert same(read_places(Reader(writer.getvalue()), shapes), places)
 
 
@@ -89,7 +95,8 @@ def test_signs_round_trip(shapes: list[tuple[int, ...]], seed: int, density: flo
 def test_coders_are_chosen_for_what_they_are_good_at() -> None:
     generator = np.random.default_rng(0)
     rows = generator.random((16, 400)) < np.where(np.arange(400) % 10 == 0, 0.9, 0.01)  # the same columns in all rows
-    for mask, coder in ((rows, COLUMNS), (generator.random((1, 6400)) < 0.02, GAPS)):
+    uneven = generator.random((16, 400)) < np.geomspace(0.001, 0.5, 16)[::-1, None]
+    for mask, coder in ((rows, COLUMNS), (generator.random((1, 6400)) < 0.02, GAPS), (uneven[::3], ROWS)):
         writer = Writer()
         write_places(writer, [Places(mask.shape, np.flatnonzero(mask))])
         assert writer.getvalue()[0] == coder
@@ -104,7 +111,7 @@ def test_coders_are_chosen_for_what_they_are_good_at() -> None:
     "data",
     [
         b"\x01\x05\x00",  # the coder of version 1
-        b"\x04\x05\x00",
+        b"\x05\x05\x00",
         b"\x02\x65\x00",  # 101 entries of 100
         b"\x02\x05\x03abc",
         b"\x00\x05\x0d" + b"\xff" * 12 + b"\xf0",  # 100 ones, 5 promised
@@ -126,7 +133,7 @@ def test_masks_that_lie(data: bytes) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(
-    coder=st.sampled_from([PACKED, GAPS, COLUMNS, 9]),
+    coder=st.sampled_from([PACKED, GAPS, COLUMNS, ROWS, 9]),
     count=st.integers(0, 130),
     words=st.lists(st.sampled_from([0, 1, 0xFFFFFFFF]) | st.integers(0, 0xFFFFFFFF), max_size=8),
 )
@@ -142,7 +149,7 @@ def test_garbage_is_refused_or_decodes(coder: int, count: int, words: list[int])
         return
     assert place.positions is not None
     assert (np.diff(place.positions) > 0).all()
-    assert place.count in (count, place.count if coder == COLUMNS else count)
+    assert place.count == count or coder in (COLUMNS, ROWS)
     assert not place.count or 0 <= place.positions[0] <= place.positions[-1] < 100
 
 
