@@ -97,7 +97,8 @@ class Transform:
             return _written(spectra, values, [], 0.0, 0)
         plans = Budget(spectra, self.rank)
         if self.lambda_:
-            step = math.sqrt(self.lambda_ * energy / parameters / LAMBDA)
+            finest = max(float(np.abs(v).max(initial=0)) for v in values) * 2.0**-20  # within MAX_K steps
+            step = max(math.sqrt(self.lambda_ * energy / parameters / LAMBDA), finest)
             return _written(spectra, values, plans.plans(step), step, exponent)
         allowed = self.bits(parameters)
         goal = 0.99 * allowed
@@ -137,9 +138,8 @@ def _written(
     spectra: Sequence[Spectrum], values: Sequence[Array], plans: Sequence[Plan], step: float, exponent: int
 ) -> bytes:
     """One encoding at a given step; 0 sends nothing."""
-    writer, step32 = Writer(), np.float32(step)
-    if not np.finfo(np.float32).tiny <= step32 < np.inf:
-        step32 = np.float32(0)
+    writer, ends = Writer(), np.finfo(np.float32)
+    step32 = np.float32(step if float(ends.tiny) <= step <= float(ends.max) else 0)
     writer.raw(np.array(step32, "<f4").tobytes())
     if step32 == 0:
         return writer.getvalue()

@@ -107,7 +107,7 @@ def _branches(
     for branch in range(4):
         quantizer, parity = divmod(branch, 2)
         below = 2 * np.floor(((values + quantizer) / 2 - parity) / 2).astype(np.int64) + parity
-        low = np.clip(below, parity, MAX_K - 3)
+        low = np.clip(below, parity, MAX_K - 3 + parity)  # MAX_K is odd
         options = [low, low + 2] if parity else [low, low + 2, np.zeros_like(low)]
         for number, k in enumerate(options):
             point = 2 * k - (quantizer & (k > 0))

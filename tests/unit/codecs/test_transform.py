@@ -56,6 +56,25 @@ def test_equals_the_slow_twin(code: str, scale: float) -> None:
         assert (ours.ravel() == np.array(matrix, np.float32).ravel()).all(), tensor.name
 
 
+@pytest.mark.parametrize("lam", ["1e-60", "1e-12", "1e-3", "1", "1e3", "1e90"])
+def test_any_lambda_decodes(lam: str) -> None:
+    values, spec = low_rank(LAYOUT, 6), CodecSpec.parse(f"transform(lambda={lam})")
+    values["t0"][0, 0] = 1e4
+    decoded = decode_sections(spec, LAYOUT, encode_sections(spec, LAYOUT, values))
+    error = sum(float(np.square(values[n] - decoded[n]).sum()) for n in values)
+    norm = sum(float(np.square(v).sum()) for v in values.values())
+    assert error <= (1e-8 if float(lam) < 1e-9 else 1.01) * norm
+
+
+def test_saturated_magnitudes_keep_their_parity() -> None:
+    """Beyond the largest k the search still takes what the state machine allows."""
+    writer = Writer()
+    write_rows(writer, [np.array([3e7, -2e7, 1.0, 9e6, 8.5e6])], [0])
+    (decoded,) = read_rows(Reader(writer.getvalue()), [5], [0])
+    assert np.abs(decoded[[0, 1, 3, 4]]).min() > 8e6
+    assert abs(decoded[2] - 1) <= 3
+
+
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 1000), budget=st.floats(0.05, 12))
 def test_budget_and_law(seed: int, budget: float) -> None:
