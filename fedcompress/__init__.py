@@ -15,7 +15,9 @@ _EXPORTS = {
     "FedCompressError": "fedcompress.errors",
     "Layout": "fedcompress.types",
     "TensorSpec": "fedcompress.types",
+    "decode_file": "fedcompress.files",
     "decode_update": "fedcompress.pipeline",
+    "encode_file": "fedcompress.files",
     "encode_update": "fedcompress.pipeline",
     "state_digest": "fedcompress.types",
 }

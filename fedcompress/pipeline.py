@@ -110,7 +110,7 @@ def decode_update(data: bytes, layout: Layout, limits: Limits | None = None) -> 
     check_layout(envelope.header, layout)
     if envelope.header.kind not in (Kind.UPDATE, Kind.DELTA):
         raise HeaderError(f"header.kind: {envelope.header.kind.name}: must be UPDATE or DELTA here")
-    return envelope, decode_sections(_codec_of(envelope.header), layout, envelope.sections)
+    return envelope, decode_sections(codec_of(envelope.header), layout, envelope.sections)
 
 
 def check_layout(header: Header, layout: Layout) -> None:
@@ -123,7 +123,12 @@ def check_layout(header: Header, layout: Layout) -> None:
         )
 
 
-def _codec_of(header: Header) -> CodecSpec:
+def codec_of(header: Header) -> CodecSpec:
+    """The codec that a header names.
+
+    Raises:
+        HeaderError: it does not parse.
+    """
     try:
         return CodecSpec.parse(header.codec, field="header.codec")
     except ConfigError as error:
@@ -176,7 +181,7 @@ def decode_state(
                 raise PayloadError("snapshot: has both a seed and sections: must have one of them")
             state = seeded_init(layout, header.init_seed)
         case Kind.SNAPSHOT:
-            state = decode_sections(_codec_of(header), layout, envelope.sections)
+            state = decode_sections(codec_of(header), layout, envelope.sections)
         case Kind.DELTA:
             held = state_digest(layout, base).hex() if base is not None else "nothing"
             if base is None or held != header.base_digest.hex():
@@ -185,11 +190,11 @@ def decode_state(
                     f"base_digest: {held[:16]}: must be {header.base_digest.hex()[:16]}, "
                     f"the state before version {header.version}",
                 )
-            state = add(base, decode_sections(_codec_of(header), layout, envelope.sections))
+            state = add(base, decode_sections(codec_of(header), layout, envelope.sections))
             for name, value in state.items():
                 if not np.isfinite(value).all():
                     raise PayloadError(f"delta: {name}: overflows the state: all values must be finite")
-        case Kind.UPDATE | Kind.REPORT:
+        case Kind.UPDATE | Kind.REPORT | Kind.FILE:
             raise HeaderError(f"header.kind: {header.kind.name}: must be SNAPSHOT or DELTA here")
     reached = state_digest(layout, state)
     if reached != header.result_digest:

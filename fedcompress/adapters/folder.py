@@ -20,7 +20,7 @@ from fedcompress.types import Array, Layout, Tensors, TensorSpec
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+STORED_AS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _MACHINE_KEYS = ("base_model_name_or_path", "revision", "inference_mode")
 
 
@@ -61,12 +61,12 @@ def load_adapter(folder: Path) -> Adapter:
         raise StateError(f"adapter: {folder}: does not parse: {error}") from error
     specs, tensors = [], {}
     for name, entry in entries:
-        dtype = _DTYPES.get(entry["dtype"])
+        dtype = STORED_AS.get(entry["dtype"])
         if dtype is None:
-            raise ConfigError(f"adapter.{name}.dtype", entry["dtype"], f"one of {list(_DTYPES)}")
+            raise ConfigError(f"adapter.{name}.dtype", entry["dtype"], f"one of {list(STORED_AS)}")
         shape = tuple(entry["shape"])
         specs.append(TensorSpec(name=name, shape=shape, dtype=dtype, group=group_of(name)))
-        tensors[name] = _to_float32(entry["data"], dtype).reshape(shape)
+        tensors[name] = to_float32(entry["data"], dtype).reshape(shape)
     return Adapter(config=config, layout=Layout(tuple(specs)), tensors=tensors)
 
 
@@ -82,7 +82,7 @@ def save_adapter(folder: Path, config: Mapping[str, Any], layout: Layout, tensor
     from safetensors import serialize
 
     layout.check(tensors, what="save_adapter")
-    stored = {t.name: _from_float32(tensors[t.name], t.dtype) for t in layout.tensors}  # alive until serialized
+    stored = {t.name: from_float32(tensors[t.name], t.dtype) for t in layout.tensors}  # alive until serialized
     entries = {
         t.name: Entry(
             dtype=t.dtype,
@@ -104,7 +104,8 @@ def _replace(path: Path, data: bytes) -> None:
     os.replace(part, path)
 
 
-def _to_float32(data: bytes, dtype: str) -> Array:
+def to_float32(data: bytes, dtype: str) -> Array:
+    """Stored little-endian values of a dtype, widened exactly."""
     match dtype:
         case "bfloat16":
             return bfloat.from_bfloat16(np.frombuffer(data, "<u2").astype(np.uint16))
@@ -114,7 +115,8 @@ def _to_float32(data: bytes, dtype: str) -> Array:
             return np.frombuffer(data, "<f4").astype(np.float32)
 
 
-def _from_float32(values: Array, dtype: str) -> NDArray[Any]:
+def from_float32(values: Array, dtype: str) -> NDArray[Any]:
+    """Values as they are stored; those beyond the range of a dtype of two bytes become its ends."""
     match dtype:
         case "bfloat16":
             return np.ascontiguousarray(bfloat.to_bfloat16(values), "<u2")

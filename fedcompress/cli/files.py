@@ -1,69 +1,156 @@
-"""``fedcompress inspect``: what is in an update file or an adapter folder."""
+"""``fedcompress encode``, ``decode`` and ``inspect``: updates on disk."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+Base = Annotated[Path | None, typer.Option(help="What the values are a difference from: a folder or .safetensors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
+    app.command(name="encode")(encode)
+    app.command(name="decode")(decode)
     app.command(name="inspect")(inspect)
 
 
-def inspect(
-    path: Annotated[Path, typer.Argument(help="An .fcu file, or a PEFT adapter folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+def encode(
+    path: Annotated[Path, typer.Argument(help="A PEFT adapter folder, or a .safetensors file.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .fcu file to write.")],
+    base: Base = None,
+    codec: Annotated[
+        str, typer.Option(help="Codec spec or preset, see `fedcompress codecs`. [default: transform(budget=0.28)]")
+    ] = "",
+    budget: Annotated[
+        str, typer.Option(help="Instead of a codec: at most 64KiB, 2MiB, 1000B, or bits a parameter (0.28).")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Seed of what is random in the codec.")] = 0,
+    as_json: Json = False,
 ) -> None:
-    """Show header and sizes of an update, or the layout of an adapter.
+    """Compress an adapter, or a checkpoint or full-model delta, into a self-contained .fcu file.
+
+    A budget is for the values; names, shapes and the adapter's config come on top, a few kilobytes.
+
+    Examples:
+      fedcompress encode my-adapter -o adapter.fcu
+
+      fedcompress encode round-7 -o update.fcu --base round-6 --budget 64KiB
+
+      fedcompress encode tuned.safetensors -o delta.fcu --base model.safetensors --codec "topk(density=0.05)|ternary"
+    """
+    from fedcompress.files import encode_file
+
+    with _progress("encoding") as progress:
+        facts = encode_file(path, out, base=base, codec=codec, budget=budget, seed=seed, progress=progress)
+    _show(facts, as_json)
+
+
+def decode(
+    path: Annotated[Path, typer.Argument(help="A file that `fedcompress encode` wrote.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; a .safetensors file if that was encoded.")],
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Restore a stock PEFT folder, or a .safetensors file, in its own dtypes.
+
+    Examples:
+      fedcompress decode adapter.fcu -o my-adapter
+
+      fedcompress decode update.fcu -o round-7 --base round-6
+
+      fedcompress decode delta.fcu -o tuned.safetensors --base model.safetensors
+    """
+    from fedcompress.files import decode_file
+
+    with _progress("decoding") as progress:
+        facts = decode_file(path, out, base=base, progress=progress)
+    _show(facts, as_json)
+
+
+def inspect(
+    path: Annotated[Path, typer.Argument(help="An .fcu file, a PEFT adapter folder, or a .safetensors file.")],
+    reference: Annotated[
+        Path | None, typer.Option(help="What was encoded: shows how much of it an .fcu file captures.")
+    ] = None,
+    base: Base = None,
+    as_json: Json = False,
+) -> None:
+    """Show header, sizes and distortion of an update, or what an adapter holds and what is worth dropping.
 
     Examples:
       fedcompress inspect update.fcu
 
+      fedcompress inspect update.fcu --reference round-7 --base round-6
+
       fedcompress inspect demo-out/adapter --json
     """
-    facts = _adapter(path) if path.is_dir() else _update(path)
+    from fedcompress.files import inspect_file
+
+    with _progress("reading") as progress:
+        facts = inspect_file(path, reference=reference, base=base, progress=progress)
+    _show(facts, as_json)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal's stderr, gone when the work is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _show(facts: dict[str, Any], as_json: bool) -> None:
+    """Facts as JSON, or as lines and tables."""
     if as_json:
         print(json.dumps(facts))
         return
+    tables: list[tuple[str, list[dict[str, Any]]]] = []
     for key, value in facts.items():
-        print(f"{key:<18} {value}")
+        match value:
+            case [{}, *_]:
+                tables.append((key, value))
+            case {} if value and all(isinstance(v, dict) for v in value.values()):
+                tables.append((key, [{"name": name, **row} for name, row in value.items()]))
+            case {}:
+                print(f"{key:<20} {', '.join(f'{k} {_text(v)}' for k, v in value.items())}")
+            case _:
+                print(f"{key:<20} {_text(value)}")
+    for title, rows in tables:
+        print(f"\n{title}")
+        _table(rows)
 
 
-def _update(path: Path) -> dict[str, Any]:
-    from fedcompress.errors import ConfigError
-    from fedcompress.wire import Limits, unpack
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
 
-    if not path.is_file():
-        raise ConfigError("PATH", path, "must be an .fcu file or an adapter folder")
-    data = path.read_bytes()
-    envelope = unpack(data, Limits(max_body=len(data)))
-    header = envelope.header
-    facts: dict[str, Any] = {"bytes": len(data), "digest": envelope.digest.hex(), "kind": header.kind.name}
-    for name in ("run", "site", "round", "version", "codec", "examples", "init_seed"):
-        facts[name] = getattr(header, name)
-    for name in ("base_digest", "result_digest", "layout_digest", "base_fingerprint", "adapter_digest"):
-        facts[name] = getattr(header, name).hex()
-    facts["section_bytes"] = [len(s) for s in envelope.sections]
-    facts["metrics"] = dict(header.metrics)
-    return facts
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for key in rows[0]:
+        table.add_column(key, justify="right" if isinstance(rows[0][key], int | float) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(v) for v in row.values()))
+    Console(markup=False, highlight=False).print(table)
 
 
-def _adapter(path: Path) -> dict[str, Any]:
-    from fedcompress.adapters import adapter_digest, load_adapter
-    from fedcompress.types import GROUPS, state_digest
-
-    adapter = load_adapter(path)
-    sizes = {g: sum(t.numel for t in adapter.layout.tensors if t.group == g) for g in GROUPS}
-    return {
-        "tensors": len(adapter.layout.tensors),
-        "parameters": adapter.layout.numel,
-        "parameters_by_group": {g: n for g, n in sizes.items() if n},
-        "bf16_bytes": adapter.layout.plain_bytes(2),
-        "layout_digest": adapter.layout.digest.hex(),
-        "adapter_digest": adapter_digest(adapter.config).hex(),
-        "state_digest": state_digest(adapter.layout, adapter.tensors).hex(),
-    }
+def _text(value: object) -> str:
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4g}"
+        case [*items]:
+            return ", ".join(map(str, items))
+        case _:
+            return str(value)

@@ -9,7 +9,7 @@ import click
 import typer
 
 from fedcompress.cli import demo, experiment, files, tables, worker
-from fedcompress.errors import ConfigError, FedCompressError, LockedError, MissingPackageError
+from fedcompress.errors import ConfigError, FedCompressError, LockedError, MismatchError, MissingPackageError
 
 app = typer.Typer(
     name="fedcompress",
@@ -46,5 +46,5 @@ def main() -> None:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        bad_input = isinstance(error, ConfigError | LockedError | MissingPackageError)
+        bad_input = isinstance(error, ConfigError | LockedError | MismatchError | MissingPackageError)
         raise SystemExit(2 if bad_input else 1) from None

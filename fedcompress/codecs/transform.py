@@ -31,7 +31,7 @@ from fedcompress.codecs.water import Budget, Plan, Spectrum, spectrum_of
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.types import Array, TensorSpec
 
-TRIES = 6
+TRIES, ENOUGH = 5, 0.96  # encodings for a budget, until this share of it is used
 _UNITS = {"b": 1, "kib": 1 << 10, "mib": 1 << 20}
 
 
@@ -101,14 +101,17 @@ class Transform:
             step = max(math.sqrt(self.lambda_ * energy / parameters / LAMBDA), finest)
             return _written(spectra, values, plans.plans(step), step, exponent)
         allowed = self.bits(parameters)
-        goal = 0.99 * allowed
+        goal, best = 0.99 * allowed, _written(spectra, values, [], 0.0, 0)
         for _ in range(TRIES):
             step = plans.step_for(goal)
             body = _written(spectra, values, plans.plans(step), step, exponent)
-            if 8 * len(body) <= allowed:
-                return body
-            goal *= min(0.98 * allowed / (8 * len(body)), 0.98)
-        return _written(spectra, values, [], 0.0, 0)
+            used = 8 * len(body) / allowed
+            if used <= 1:
+                best = max(best, body, key=len)
+            if ENOUGH <= used <= 1:
+                break
+            goal *= 0.985 / used
+        return best
 
     def decode(self, members: Sequence[TensorSpec], reader: Reader) -> list[Array]:
         """Tensors in the members' shapes; elementwise float32, in a fixed order.

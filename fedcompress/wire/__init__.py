@@ -7,8 +7,9 @@ from fedcompress.wire.envelope import (
     Limits,
     digest_of,
     pack,
+    size_of,
     split_bundle,
     unpack,
 )
 
-__all__ = ["Envelope", "Header", "Kind", "Limits", "digest_of", "pack", "split_bundle", "unpack"]
+__all__ = ["Envelope", "Header", "Kind", "Limits", "digest_of", "pack", "size_of", "split_bundle", "unpack"]

@@ -68,6 +68,7 @@ class Kind(IntEnum):
     DELTA = 2
     SNAPSHOT = 3
     REPORT = 4
+    FILE = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ class Header:
     init_seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.run):
+        if not NAME.fullmatch(self.run) and (self.run or self.kind is not Kind.FILE):
             raise HeaderError(f"header.run: {self.run[:80]!r}: must match {NAME.pattern}")
         if self.site and not NAME.fullmatch(self.site):
             raise HeaderError(f"header.site: {self.site[:80]!r}: must match {NAME.pattern}")
@@ -129,6 +130,7 @@ class Header:
             Kind.DELTA: ("base_digest", "result_digest", "layout_digest"),
             Kind.SNAPSHOT: ("result_digest", "layout_digest"),
             Kind.REPORT: ("base_digest", "layout_digest"),
+            Kind.FILE: ("result_digest", "layout_digest"),
         }[self.kind]
         for name in ("base_digest", "result_digest", "layout_digest", "base_fingerprint", "adapter_digest"):
             size = len(getattr(self, name))
@@ -184,6 +186,15 @@ def pack(header: Header, sections: tuple[bytes, ...]) -> bytes:
     body = b"".join(sections)
     data = PREFIX.pack(MAGIC, WIRE_VERSION, 0, len(head), len(body)) + head + body
     return data + hashlib.sha256(data).digest()
+
+
+def size_of(prefix: bytes, limits: Limits) -> int:
+    """Bytes of the whole envelope that begins with these 20 bytes or more.
+
+    Raises:
+        WireError: the prefix is malformed or beyond the limits.
+    """
+    return _read_prefix(prefix, limits)[1]
 
 
 def _read_prefix(data: bytes | memoryview, limits: Limits) -> tuple[int, int]:

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedcompress.errors import HeaderError, LimitError
-from fedcompress.wire import Header, Kind, Limits, digest_of, pack, split_bundle, unpack
+from fedcompress.errors import HeaderError, LimitError, TruncatedError
+from fedcompress.wire import Header, Kind, Limits, digest_of, pack, size_of, split_bundle, unpack
 from fedcompress.wire.envelope import KNOWN_METRICS
 from tests.support import lora_layout, normal, update_header
 
@@ -88,13 +88,38 @@ def test_bad_headers_are_refused_by_field(changes: dict[str, object], words: str
 
 @pytest.mark.parametrize("kind", list(Kind))
 def test_kinds_need_their_digests(kind: Kind) -> None:
-    needed = {Kind.SNAPSHOT: {"result_digest"}, Kind.DELTA: {"base_digest", "result_digest"}}.get(kind, {"base_digest"})
+    needed = {
+        Kind.SNAPSHOT: {"result_digest"},
+        Kind.DELTA: {"base_digest", "result_digest"},
+        Kind.FILE: {"result_digest"},
+    }.get(kind, {"base_digest"})
     digests = {name: b"d" * 32 for name in ("base_digest", "result_digest")}
     fields = {"kind": kind, "run": "r", "round": 0, "version": 0, "codec": "none", "layout_digest": b"l" * 32}
     Header(**fields, **digests)  # type: ignore[arg-type]
     for name in needed:
         with pytest.raises(HeaderError, match=name):
             Header(**fields, **{**digests, name: b""})  # type: ignore[arg-type]
+
+
+def test_only_a_file_may_be_without_a_run() -> None:
+    fields = {
+        "run": "",
+        "round": 0,
+        "version": 0,
+        "codec": "none",
+        "layout_digest": b"l" * 32,
+        "result_digest": b"r" * 32,
+    }
+    header = Header(kind=Kind.FILE, **fields)  # type: ignore[arg-type]
+    data = pack(header, (b"abc",))
+    assert unpack(data, Limits(max_body=3)).header == header
+    assert size_of(data[:20], Limits(max_body=3)) == len(data)
+    with pytest.raises(LimitError, match="body_size"):
+        size_of(data[:20], Limits(max_body=2))
+    with pytest.raises(TruncatedError):
+        size_of(data[:19], Limits(max_body=3))
+    with pytest.raises(HeaderError, match=r"header\.run"):
+        Header(kind=Kind.FILE, **{**fields, "run": "a b"})  # type: ignore[arg-type]
 
 
 def test_too_many_sections() -> None:

@@ -1,0 +1,6 @@
+"""``python -m fedcompress``."""
+
+from fedcompress.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+"""Updates on disk: adapter folders and safetensors files to self-contained .fcu files and back.
+
+Tensors are read, coded and written part by part, so that memory is bounded by a part and
+not by the file. The bytes are specified in protos/README.md, section 9.
+"""
+
+from fedcompress.files.convert import decode_file, encode_file
+from fedcompress.files.inspection import inspect_file
+
+__all__ = ["decode_file", "encode_file", "inspect_file"]

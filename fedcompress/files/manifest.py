@@ -1,0 +1,135 @@
+"""The first section of a FILE envelope: what one needs to decode it without a receiver's layout."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedcompress.errors import FedCompressError, LimitError, PayloadError
+from fedcompress.files.tensors import MAX_PART, PEFT, SAFETENSORS, Piece, layout_of
+from fedcompress.types import Layout
+
+VERSION = 1
+MAX_BYTES = 1 << 24  # of the JSON
+MAX_PARTS = 100_000
+_AFTER = re.compile(r"(?:[0-9a-f]{64})?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a part holds, and where it stands in its file; the fields are those of the JSON."""
+
+    format: str
+    pieces: list[Piece]
+    part: int
+    parts: int
+    after: str
+    codec: str = ""
+    adapter_config: Mapping[str, Any] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the part."""
+        return layout_of(self.pieces)
+
+    def to_section(self) -> bytes:
+        """Version and deflated JSON.
+
+        Raises:
+            LimitError: too long.
+        """
+        entries: dict[str, Any] = {
+            "format": self.format,
+            "layout": json.loads(self.layout.to_json()),
+            "part": self.part,
+            "parts": self.parts,
+            "after": self.after,
+        }
+        rows = {p.spec.name: [p.start, p.total] for p in self.pieces if p.total}
+        for key, value in (("rows", rows), ("codec", self.codec), ("metadata", dict(self.metadata))):
+            if value:
+                entries[key] = value
+        if self.adapter_config is not None:
+            entries["adapter_config"] = dict(self.adapter_config)
+        text = json.dumps(entries, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+        if len(text) > MAX_BYTES:
+            raise LimitError(f"manifest: {len(text)} bytes: at most {MAX_BYTES}")
+        return bytes([VERSION]) + zlib.compress(text, 9)
+
+
+def manifest_from(section: bytes) -> Manifest:
+    """Inverse of ``Manifest.to_section``.
+
+    Raises:
+        LimitError: it expands to too much, or promises too many entries.
+        PayloadError: it is malformed.
+    """
+    if section[:1] != bytes([VERSION]):
+        raise PayloadError(f"manifest.version: {section[:1].hex()}: this library reads {VERSION}")
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(section[1:], MAX_BYTES + 1)
+    except zlib.error as error:
+        raise PayloadError(f"manifest: not a zlib stream: {error}") from error
+    if len(text) > MAX_BYTES:
+        raise LimitError(f"manifest: more than {MAX_BYTES} bytes: at most these")
+    if not inflater.eof or inflater.unused_data:
+        raise PayloadError("manifest: the zlib stream does not end where the section ends")
+    try:
+        entries = json.loads(text)
+        manifest = _manifest_of(entries)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, FedCompressError) as error:
+        if isinstance(error, LimitError):
+            raise
+        raise PayloadError(f"manifest: malformed: {error}") from error
+    return manifest
+
+
+def _manifest_of(entries: dict[str, Any]) -> Manifest:
+    layout = Layout.from_json(json.dumps(entries["layout"]))
+    if layout.numel > MAX_PART:
+        raise LimitError(f"manifest.layout: {layout.numel} entries: at most {MAX_PART} in a part")
+    rows = entries.get("rows", {})
+    pieces = []
+    for spec in layout.tensors:
+        start, total = rows.pop(spec.name, (0, 0))
+        if type(start) is not int or type(total) is not int:
+            raise TypeError(f"rows.{spec.name}: must be integers")
+        if total and (not spec.shape or not 0 <= start <= start + spec.shape[0] <= total):
+            raise ValueError(f"rows.{spec.name}: {start} of {total}: must hold {list(spec.shape)}")
+        pieces.append(Piece(spec=spec, start=start, total=total))
+        _ = pieces[-1].whole  # checked as a spec
+    manifest = Manifest(
+        format=entries["format"],
+        pieces=pieces,
+        part=entries["part"],
+        parts=entries["parts"],
+        after=entries["after"],
+        codec=entries.get("codec", ""),
+        adapter_config=entries.get("adapter_config"),
+        metadata=entries.get("metadata", {}),
+    )
+    _check(manifest, rows)
+    return manifest
+
+
+def _check(manifest: Manifest, unknown_rows: Mapping[str, object]) -> None:
+    config, metadata = manifest.adapter_config, manifest.metadata
+    good = {
+        "format": manifest.format in (PEFT, SAFETENSORS),
+        "part": type(manifest.part) is int and type(manifest.parts) is int and 0 <= manifest.part < manifest.parts,
+        "parts": type(manifest.parts) is int and manifest.parts <= MAX_PARTS,
+        "after": isinstance(manifest.after, str) and bool(_AFTER.fullmatch(manifest.after)),
+        "rows": not unknown_rows and all(p.start >= 0 and (p.total or not p.start) for p in manifest.pieces),
+        "codec": isinstance(manifest.codec, str),
+        "adapter_config": config is None or isinstance(config, dict),
+        "metadata": isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()),
+    }
+    wrong = [name for name, is_good in good.items() if not is_good]
+    if wrong:
+        raise ValueError(f"{wrong[0]}: not as specified")
