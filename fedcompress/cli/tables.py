@@ -58,10 +58,39 @@ def _show(table: Mapping[str, Any], as_json: bool) -> None:
 
 
 def codecs(as_json: Json = False) -> None:
-    """Codec stages and presets: parameters, law, paper."""
+    """Codec stages and presets: parameters, law, paper.
+
+    Examples:
+      fedcompress codecs
+
+      fedcompress codecs --json
+    """
     from fedcompress.codecs import CODECS
 
-    _show(CODECS, as_json)
+    if as_json:
+        _show(CODECS, as_json)
+    else:
+        _table(_rows(CODECS))
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    """Codecs as a table as wide as the terminal; parameters without a default are written ``name=...``."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_lines=True)
+    longest = max(len(row["name"]) for row in rows)
+    table.add_column("name", min_width=longest, no_wrap=True, style="bold")
+    table.add_column("kind", no_wrap=True)
+    table.add_column("parameters", ratio=2, overflow="fold")
+    table.add_column("law", ratio=3)
+    table.add_column("paper", ratio=3)
+    for row in rows:
+        known = row.get("parameters", {}).items()
+        parameters = ", ".join(f"{k.rstrip('_')}={'...' if v == 'required' else v}" for k, v in known)
+        table.add_row(row["name"], row["kind"], row.get("spec", parameters), row["law"], row["paper"])
+    Console(markup=False, highlight=False).print(table)
 
 
 def rules(as_json: Json = False) -> None:
