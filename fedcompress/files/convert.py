@@ -145,6 +145,8 @@ def encode_file(
     """
     if not 0 <= seed < 1 << 63:
         raise ConfigError("--seed", seed, "must be from 0 to 2^63 - 1")
+    if out.is_dir():
+        raise ConfigError("-o", out, "must be a file, not a folder")
     job = _job(path, base, choose_codec(codec, budget), seed, part_entries)
     layout = job.source.layout
     distortion, size = _encode_parts(job, out, progress)

@@ -24,7 +24,7 @@ from fedcompress.files.manifest import MAX_BYTES, manifest_from
 from fedcompress.files.tensors import MAX_PART, cut, layout_of, open_source
 from fedcompress.pipeline import decode_state, decode_update, encode_update
 from fedcompress.types import Layout, Tensors, TensorSpec, state_digest
-from fedcompress.wire import Header, Kind, Limits, pack, split_bundle
+from fedcompress.wire import Header, Kind, Limits, pack, split_bundle, unpack
 from tests.support import equal, lora_layout, normal, update_header
 
 CONFIG = {"peft_type": "LORA", "r": 4, "modules_to_save": ["head"], "base_model_name_or_path": "/somewhere"}
@@ -299,6 +299,8 @@ def section(**changes: object) -> bytes:
         section(adapter_config=[]),
         section(metadata={"a": 1}),
         section(metadata=[]),
+        section(metadata={"a": "\ud800"}),
+        section(layout=[["__metadata__", [4], "float32", "other"]]),
     ],
 )
 def test_malformed_manifests(bad: bytes) -> None:
@@ -316,6 +318,24 @@ def test_manifests_are_bounded() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * MAX_BYTES
+
+
+def test_changed_bytes_with_a_right_checksum(tmp_path: Path) -> None:
+    source = folder(tmp_path / "a", 0)
+    encode_file(source, tmp_path / "a.fcu", codec="int(bits=4)")
+    envelope = unpack((tmp_path / "a.fcu").read_bytes(), limits())
+    text = bytearray(zlib.decompress(envelope.sections[0][1:]))
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        changed = bytearray(text)
+        changed[generator.integers(len(text))] = generator.integers(32, 127)
+        packed = b"\x01" + zlib.compress(bytes(changed))
+        (tmp_path / "x.fcu").write_bytes(pack(envelope.header, (packed, *envelope.sections[1:])))
+        try:
+            inspect_file(tmp_path / "x.fcu", reference=source)
+            decode_file(tmp_path / "x.fcu", tmp_path / "out")
+        except errors.FedCompressError:
+            pass
 
 
 def test_parts_that_contradict_themselves(tmp_path: Path) -> None:

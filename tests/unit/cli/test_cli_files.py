@@ -100,6 +100,8 @@ def test_a_checkpoint(call, work: Path) -> None:
         (["encode", "new", "-o", "x.fcu", "--seed", "-1"], "error: --seed: -1: must be from 0"),
         (["encode", "absent", "-o", "x.fcu"], "error: PATH: absent: must be a PEFT folder"),
         (["encode", "new", "-o", "x.fcu", "--base", "absent"], "error: --base: absent: must be a PEFT folder"),
+        (["encode", "new", "-o", "old"], "error: -o: old: must be a file"),
+        (["encode", "new", "-o", "good.fcu/x.fcu"], "error: file: good.fcu: "),
         (["decode", "absent.fcu", "-o", "out"], "error: PATH: absent.fcu: must be"),
         (["decode", "good.fcu", "-o", "out", "--base", "old"], "error: --base: old: must be left out"),
         (["decode", "good.fcu", "-o", "good.fcu"], "error: -o: good.fcu: must be a folder"),
