@@ -100,14 +100,19 @@ def inspect(
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal's stderr, gone when the work is done."""
+    """A bar on a terminal's stderr, gone when the work is done; errors of the file system become one line."""
     from rich.console import Console
     from rich.progress import Progress
 
+    from fedcompress.errors import ConfigError
+
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    except OSError as error:
+        raise ConfigError("file", error.filename, f"{error.strerror}: must be readable, or writable") from error
 
 
 def _show(facts: dict[str, Any], as_json: bool) -> None:

@@ -58,7 +58,13 @@ def _show(table: Mapping[str, Any], as_json: bool) -> None:
 
 
 def codecs(as_json: Json = False) -> None:
-    """Codec stages and presets: parameters, law, paper."""
+    """Codec stages and presets: parameters, law, paper.
+
+    Examples:
+      fedcompress codecs
+
+      fedcompress codecs --json
+    """
     from fedcompress.codecs import CODECS
 
     _show(CODECS, as_json)

@@ -92,7 +92,7 @@ def choose_codec(codec: str = "", budget: str = "") -> CodecSpec:
         raise ConfigError("--budget", budget, "must not be given together with --codec")
     if budget:
         try:
-            return CodecSpec.parse(f"transform(budget={budget})", field="--budget")
+            return CodecSpec((Clause((), Transform(budget=budget.strip())),))
         except ConfigError as error:
             raise ConfigError("--budget", budget, "must be a size (1000B, 64KiB, 2MiB) or bits a parameter") from error
     return CodecSpec.parse(codec or DEFAULT_CODEC, field="--codec")
@@ -143,17 +143,11 @@ def encode_file(
         StateError: a file does not parse.
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
-    spec = choose_codec(codec, budget)
     if not 0 <= seed < 1 << 63:
         raise ConfigError("--seed", seed, "must be from 0 to 2^63 - 1")
-    source = open_source(path)
-    held = open_source(base, "--base") if base is not None else None
-    if held is not None:
-        held.check_fits(source.layout, "--base")
-    spec.assign(source.layout)  # refused before anything is read
-    job = _Job(source=source, base=held, spec=spec, parts=cut(source.layout, part_entries), seed=seed)
-    if len(job.parts) > MAX_PARTS:
-        raise ConfigError("PATH", path, f"at most {MAX_PARTS} parts of {part_entries} entries")
+    if out.is_dir():
+        raise ConfigError("-o", out, "must be a file, not a folder")
+    job = _job(path, base, choose_codec(codec, budget), seed, part_entries)
     distortion, size = _encode_parts(job, out, progress)
     return {"path": str(out), **_facts(job, size), "captured": distortion.captured}
 
@@ -170,6 +164,19 @@ def _facts(job: _Job, size: int) -> dict[str, Any]:
         "parameters": layout.numel,
         **ratios(size, layout),
     }
+
+
+def _job(path: Path, base: Path | None, spec: CodecSpec, seed: int, part_entries: int) -> _Job:
+    """Headers read and compared, before any value is."""
+    source = open_source(path)
+    held = open_source(base, "--base") if base is not None else None
+    if held is not None:
+        held.check_fits(source.layout, "--base")
+    spec.assign(source.layout)
+    parts = cut(source.layout, part_entries)
+    if len(parts) > MAX_PARTS:
+        raise ConfigError("PATH", path, f"at most {MAX_PARTS} parts of {part_entries} entries")
+    return _Job(source=source, base=held, spec=spec, parts=parts, seed=seed)
 
 
 def _encode_parts(job: _Job, out: Path, progress: Progress) -> tuple[Distortion, int]:
@@ -224,12 +231,7 @@ def decode_file(path: Path, out: Path, *, base: Path | None = None, progress: Pr
         raise ConfigError("PATH", path, rule)
     held = base_for(container, base)
     layout, config = container.layout, container.config
-    is_folder = container.manifests[0].format == PEFT
-    target = out / WEIGHTS_FILE if is_folder else out
-    if is_folder and out.exists() and not out.is_dir():
-        raise ConfigError("-o", out, "must be a folder: there is an adapter in the file")
-    if not is_folder and (out.suffix != SUFFIX or out.is_dir()):
-        raise ConfigError("-o", out, f"must be a name that ends in {SUFFIX}: there is no adapter in the file")
+    target = _target(out, container.manifests[0].format)
     done = 0
     progress(0, layout.numel)
     with Sink(target, layout, container.manifests[0].metadata) as sink:
@@ -248,6 +250,17 @@ def decode_file(path: Path, out: Path, *, base: Path | None = None, progress: Pr
         "parameters": layout.numel,
         "bytes": target.stat().st_size,
     }
+
+
+def _target(out: Path, stored: str) -> Path:
+    """The safetensors file to write."""
+    if stored == PEFT:
+        if out.exists() and not out.is_dir():
+            raise ConfigError("-o", out, "must be a folder: there is an adapter in the file")
+        return out / WEIGHTS_FILE
+    if out.suffix != SUFFIX or out.is_dir():
+        raise ConfigError("-o", out, f"must be a name that ends in {SUFFIX}: there is no adapter in the file")
+    return out
 
 
 def base_for(container: Container, base: Path | None) -> Source | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedcompress.errors import FedCompressError, LimitError, PayloadError
-from fedcompress.files.tensors import MAX_PART, PEFT, SAFETENSORS, Piece, layout_of
+from fedcompress.files.tensors import MAX_PART, METADATA, PEFT, SAFETENSORS, Piece, layout_of
 from fedcompress.types import Layout
 
 VERSION = 1
@@ -120,12 +120,14 @@ def _manifest_of(entries: dict[str, Any]) -> Manifest:
 
 def _check(manifest: Manifest, unknown_rows: Mapping[str, object]) -> None:
     config, metadata = manifest.adapter_config, manifest.metadata
+    json.dumps(metadata, ensure_ascii=False).encode()  # refuses halves of characters
     good = {
         "format": manifest.format in (PEFT, SAFETENSORS),
         "part": type(manifest.part) is int and type(manifest.parts) is int and 0 <= manifest.part < manifest.parts,
         "parts": type(manifest.parts) is int and manifest.parts <= MAX_PARTS,
         "after": isinstance(manifest.after, str) and bool(_AFTER.fullmatch(manifest.after)),
         "rows": not unknown_rows and all(p.start >= 0 and (p.total or not p.start) for p in manifest.pieces),
+        "layout": all(p.spec.name != METADATA for p in manifest.pieces),
         "codec": isinstance(manifest.codec, str),
         "adapter_config": config is None or isinstance(config, dict),
         "metadata": isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()),

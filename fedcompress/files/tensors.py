@@ -21,6 +21,7 @@ from fedcompress.errors import ConfigError, StateError
 from fedcompress.types import DTYPES, Array, Layout, Tensors, TensorSpec
 
 PEFT, SAFETENSORS = "peft", "safetensors"
+METADATA = "__metadata__"  # the name in a header that is no tensor
 SUFFIX = ".safetensors"
 PART = 1 << 24  # entries of a part
 MAX_PART = 1 << 26  # entries that a reader allows
@@ -142,7 +143,7 @@ def open_source(path: Path, field: str = "PATH") -> Source:
         rule = f"must be a PEFT folder, with {CONFIG_FILE} and {WEIGHTS_FILE}, or a {SUFFIX} file"
         raise ConfigError(field, path, rule)
     header, start = _header(weights)
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop(METADATA, {})
     specs, offsets = [], {}
     peft = folder or any(group_of(name) != "head" for name in header)
     for name in sorted(header):
@@ -197,7 +198,7 @@ class Sink:
     def __init__(self, path: Path, layout: Layout, metadata: Mapping[str, str]) -> None:
         self._path, self._part = path, path.with_name(path.name + ".part")
         self._offsets: dict[str, int] = {}
-        header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+        header: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
         at = 0
         for spec in sorted(layout.tensors, key=lambda t: (-DTYPES[t.dtype], t.name)):  # as the library: aligned
             size = spec.numel * DTYPES[spec.dtype]
