@@ -54,7 +54,7 @@ def _show(table: Mapping[str, Any], as_json: bool) -> None:
         for key, value in row.items():
             text = ", ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
             if text != "":
-                console.print(f"  {key:<12} {text}", markup=False, highlight=False)
+                console.print(f"  {key:<12} {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def codecs(as_json: Json = False) -> None:

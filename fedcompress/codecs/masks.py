@@ -53,7 +53,7 @@ def write_places(writer: Writer, places: Sequence[Places]) -> None:
         choices.append((PACKED, _write_packed(places)))
     if total <= MAX_COLUMNS:
         choices.append((COLUMNS, _write_columns(places)))
-    if sum(side_of(p.shape) for p in places) <= MAX_ROWS:
+    if _rows_promise(places):
         choices.append((ROWS, _write_gaps([row for p in places for row in _split(p)])))
     coder, data = min(choices, key=lambda choice: len(choice[1]))
     writer.u8(coder)
@@ -178,6 +178,31 @@ def _gap_positions(coder: RangeReader, size: int, count: int) -> Positions:
     if positions[-1] >= size:
         raise PayloadError(f"section: positions: {int(positions[-1])}: beyond {size}, the tensor's size")
     return positions
+
+
+def _row_counts(place: Places) -> NDArray[np.int64]:
+    """How many entries of each matrix row are sent."""
+    side = side_of(place.shape)
+    assert place.positions is not None
+    if is_turned(place.shape):
+        return np.bincount(place.positions % side, minlength=side)
+    starts = np.arange(side + 1) * columns_of(place.shape)
+    return np.diff(np.searchsorted(place.positions, starts))
+
+
+def _bits(counts: NDArray[np.int64], size: int) -> float:
+    """Entropy of masks of one size."""
+    share = np.clip(counts / max(size, 1), 1e-12, 1 - 1e-12)
+    return float(-size * (share * np.log2(share) + (1 - share) * np.log2(1 - share)).sum())
+
+
+def _rows_promise(places: Sequence[Places]) -> bool:
+    """Whether rows of densities of their own would save more than their counts take."""
+    sides = [side_of(p.shape) for p in places]
+    if max(sides, default=1) == 1 or sum(sides) > MAX_ROWS:
+        return False
+    by_row = sum(_bits(_row_counts(p), columns_of(p.shape)) + 9 * s for p, s in zip(places, sides, strict=True))
+    return by_row < sum(_bits(np.array([p.count]), p.numel) + 9 for p in places)
 
 
 def _split(place: Places) -> list[Places]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,8 @@ from fedcompress.errors import ConfigError
 from fedcompress.types import Array
 
 SCOPES = ("tensor", "global")
-CHUNK = 1 << 18  # entries that are looked at together, so that they stay in the cache
+CHUNK = 1 << 16  # entries that are looked at together, so that they stay in the cache
+PIECE, THREADS = 1 << 21, 4  # entries that a thread takes at a time
 SAMPLE = 1 << 16  # entries that a first threshold is guessed from
 
 
@@ -88,13 +90,22 @@ def _guess(values: Sequence[Array], count: int, total: int) -> np.float32:
 
 def _at_least(values: Sequence[Array], floor: np.float32) -> tuple[list[Positions], list[Array]]:
     """Positions and magnitudes of the entries that are not below ``floor``."""
-    found, magnitudes = [], []
-    buffer = np.empty(CHUNK, np.float32)
-    for value in values:
-        places = []
-        for at in range(0, value.size, CHUNK):
-            part = np.abs(value[at : at + CHUNK], out=buffer[: min(CHUNK, value.size - at)])
-            places.append(np.flatnonzero(part >= floor) + at)
-        found.append(np.concatenate(places) if places else np.zeros(0, np.int64))
-        magnitudes.append(np.abs(value[found[-1]]))
-    return found, magnitudes
+    found = [_places(value, floor) for value in values]
+    return found, [np.abs(value[places]) for value, places in zip(values, found, strict=True)]
+
+
+def _places(value: Array, floor: np.float32) -> Positions:
+    """Positions in one vector; long ones are shared out among a few threads, in order."""
+    starts = range(0, value.size, PIECE)
+    if len(starts) < 2:
+        return _scan(value, 0, floor)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return np.concatenate(list(pool.map(lambda at: _scan(value[at : at + PIECE], at, floor), starts)))
+
+
+def _scan(value: Array, offset: int, floor: np.float32) -> Positions:
+    places, buffer = [np.zeros(0, np.int64)], np.empty(min(CHUNK, value.size), np.float32)
+    for at in range(0, value.size, CHUNK):
+        part = np.abs(value[at : at + CHUNK], out=buffer[: min(CHUNK, value.size - at)])
+        places.append(np.flatnonzero(part >= floor) + (offset + at))
+    return np.concatenate(places)
