@@ -152,8 +152,8 @@ def _read_rotated(
     coder: RangeReader, models: _Models, side: int, columns: int, rank: int, name: str
 ) -> tuple[list[int], Ints]:
     limit = min(side, rank)
-    if side > MAX_SIDE:
-        raise PayloadError(f"section: {name}: is rotated, with a small side of {side}: at most {MAX_SIDE}")
+    if not 1 < side <= MAX_SIDE:
+        raise PayloadError(f"section: {name}: is rotated, with a small side of {side}: must be from 2 to {MAX_SIDE}")
     classes = [int(models.first.get(coder, 1)[0])]
     while len(classes) < side:
         code = int(models.next.get(coder, 1)[0])

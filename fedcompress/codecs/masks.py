@@ -170,7 +170,7 @@ def _gap_positions(coder: RangeReader, size: int, count: int) -> Positions:
         pieces.append(coder.get(model, count - found))
         found += int(np.count_nonzero(pieces[-1] != alphabet - 1))
         read += pieces[-1].size
-        if read > count + size // (alphabet - 1):
+        if read > count + (size - count) // (alphabet - 1):
             raise PayloadError(f"section: positions: beyond {size}, the tensor's size")
     symbols = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     ends = symbols != alphabet - 1

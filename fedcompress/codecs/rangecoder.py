@@ -68,6 +68,7 @@ class RangeReader:
         if len(data) % 4:
             raise PayloadError(f"section: range stream: {len(data)} bytes: must be a multiple of 4")
         self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(data, "<u4").astype(np.uint32))
+        self._untouched = len(data) > 0
 
     def get(self, model: Any, count: int) -> Symbols:
         """The next ``count`` symbols of one model."""
@@ -83,13 +84,15 @@ class RangeReader:
 
     def _decode(self, *args: Any) -> Symbols:
         try:
-            return np.asarray(self._coder.decode(*args), dtype=np.int32)
+            symbols: Symbols = np.asarray(self._coder.decode(*args), dtype=np.int32)
         except (AssertionError, ValueError) as error:
             raise PayloadError(f"section: range stream: {error}") from error
+        self._untouched &= symbols.size == 0
+        return symbols
 
     def finish(self) -> None:
-        """Raise if the stream goes on."""
-        if not self._coder.maybe_exhausted():
+        """Raise if the stream goes on; one without symbols must be empty."""
+        if self._untouched or not self._coder.maybe_exhausted():
             raise PayloadError("section: range stream: goes on after the last symbol")
 
 
