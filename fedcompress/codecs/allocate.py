@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import Positions
+from fedcompress.codecs.base import Positions, Shape
+from fedcompress.codecs.grid import Grid
 from fedcompress.codecs.masks import CodedPlaces
-from fedcompress.codecs.rows import row_of
 from fedcompress.codecs.topk import largest
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
@@ -42,16 +42,14 @@ class Allocate(CodedPlaces):
         if self.by not in UNITS:
             raise ConfigError("codec.allocate.by", self.by, f"one of {list(UNITS)}")
 
-    def select(
-        self, values: Sequence[Array], seed: int = 0, shapes: Sequence[tuple[int, ...]] | None = None
-    ) -> list[Positions]:
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Positions]:
         """Positions in flat float32 vectors; rows are known from ``shapes``."""
         units: list[Positions] = []  # the positions of each unit in its tensor
         owner: list[int] = []
         for number, value in enumerate(values):
             parts = [np.arange(value.size)]
-            if self.by == "row" and shapes is not None:
-                row = row_of(shapes[number], None)
+            if self.by == "row":
+                row = Grid.of(shapes[number]).locate()[0]
                 order = np.argsort(row, kind="stable")
                 parts = np.split(order, np.flatnonzero(np.diff(row[order])) + 1)
             units += parts

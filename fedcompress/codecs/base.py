@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ from fedcompress.errors import PayloadError
 from fedcompress.types import Array, TensorSpec
 
 Positions = NDArray[np.int64]
+Shape = tuple[int, ...]
 VERSION = 2  # of the sections that are written
 
 
@@ -127,7 +128,7 @@ def exponent_of(values: Sequence[Array]) -> int:
 class Places:
     """The entries of a tensor that are sent: sorted flat positions, or None for all of them."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     positions: Positions | None = None
 
     @property
@@ -145,10 +146,16 @@ class Selector(Protocol):
     """Chooses the entries of each tensor that are sent; the others decode to 0."""
 
     name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __init__(self, **kwargs: Any) -> None: ...
 
-    def select(self, values: Sequence[Array], seed: int) -> list[Positions]:
+    @property
+    def gain(self) -> float:
+        """What the chosen entries are multiplied by."""
+        ...
+
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape], seed: int) -> list[Positions]:
         """Sorted positions for each flat tensor."""
         ...
 
@@ -156,7 +163,7 @@ class Selector(Protocol):
         """Append what the reader needs to know the positions."""
         ...
 
-    def read(self, reader: Reader, shapes: Sequence[tuple[int, ...]]) -> list[Places]:
+    def read(self, reader: Reader, shapes: Sequence[Shape]) -> list[Places]:
         """Inverse of ``write``.
 
         Raises:
@@ -169,6 +176,7 @@ class Quantizer(Protocol):
     """Writes flat float32 vectors, and reads back what the receiver will use."""
 
     name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __init__(self, **kwargs: Any) -> None: ...
 
@@ -208,6 +216,8 @@ class Code(Protocol):
     """Codes the tensors of a clause as a whole."""
 
     name: ClassVar[str]
+    warm: ClassVar[bool]  # whether it starts from the update that was sent before
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: Hints) -> bytes:
         """A section's body from finite float32 tensors; equal input gives equal bytes."""

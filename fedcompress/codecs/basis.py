@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.codecs.base import Reader, Writer
+from fedcompress.codecs.grid import Grid
 from fedcompress.codecs.rangecoder import Adaptive, RangeReader, RangeWriter
 from fedcompress.codecs.trellis import MAX_CLASS, Ints
-from fedcompress.codecs.water import MAX_SIDE, Plan, Spectrum, oriented, vector_bits
+from fedcompress.codecs.water import MAX_SIDE, Plan, Spectrum, vector_bits
 from fedcompress.errors import PayloadError
 from fedcompress.types import Array, TensorSpec
 
@@ -23,13 +24,11 @@ _STATES = MAX_CLASS + 2  # a class, or 0 for a row that is not sent
 class Basis:
     """How the rows that are sent make up a tensor.
 
-    ``vectors`` are integers of shape (side, rows sent); None where rows are sent as they are,
+    ``vectors`` are integers of shape (grid.rows, rows sent); None where rows are sent as they are,
     and then ``kept`` says which.
     """
 
-    side: int
-    columns: int
-    turned: bool
+    grid: Grid
     vectors: Ints | None
     kept: Ints
     classes: list[int]
@@ -43,27 +42,20 @@ class Basis:
         return steps
 
 
-def shape_of(member: TensorSpec) -> tuple[int, int, bool]:
-    """Side, columns, and whether the matrix is turned."""
-    rows = member.shape[0] if len(member.shape) > 1 and member.numel else 1
-    columns = member.numel // rows
-    return (columns, rows, True) if rows > columns else (rows, columns, False)
-
-
 def rotate(spectrum: Spectrum, value: Array, plan: Plan) -> tuple[Basis, NDArray[np.float64]]:
     """The rounded basis of a plan, and the rows to send: least squares in that basis."""
-    matrix = oriented(value)
-    side, columns = matrix.shape
-    turned = value.ndim > 1 and value.size > 0 and value.shape[0] > value.size // value.shape[0]
+    grid = Grid.of(value.shape)
+    side, columns, _ = grid
+    matrix = grid.matrix(value)
     if not plan.rotated:
         rows = matrix[plan.kept].astype(np.float64)
-        return Basis(side, columns, turned, None, plan.kept, plan.classes.tolist()), rows
+        return Basis(grid, None, plan.kept, plan.classes.tolist()), rows
     unit = spectrum.vectors[:, : plan.kept.size]
     # Signs are free; a positive sum makes the bytes independent of the eigensolver's choice.
     unit = unit * np.where(unit.sum(0) < 0, -1.0, 1.0)
     vectors = np.rint(unit * 2.0 ** vector_bits(columns.bit_length(), side.bit_length(), plan.classes)).astype(np.int64)
     rows = np.linalg.solve((vectors.T @ vectors).astype(np.float64), vectors.T @ matrix.astype(np.float64))
-    return Basis(side, columns, turned, vectors, plan.kept, plan.classes.tolist()), rows
+    return Basis(grid, vectors, plan.kept, plan.classes.tolist()), rows
 
 
 class _Models:
@@ -98,14 +90,14 @@ def write_bases(writer: Writer, bases: Sequence[Basis]) -> None:
     """Append all bases in one stream; the reader knows shapes."""
     coder, models = RangeWriter(), _Models()
     for basis in bases:
-        if basis.side * basis.columns == 0:
+        if basis.grid.rows * basis.grid.columns == 0:
             continue
         mode = EMPTY if not basis.classes else PLAIN if basis.vectors is None else ROTATED
         models.mode.put(coder, np.array([mode]))
         if mode == ROTATED:
             _write_rotated(coder, models, basis)
         elif mode == PLAIN:
-            states = np.zeros(basis.side, np.int64)
+            states = np.zeros(basis.grid.rows, np.int64)
             states[basis.kept] = np.array(basis.classes) + 1
             before = np.r_[0, states[:-1]]
             for state, last in zip(states.tolist(), before.tolist(), strict=True):
@@ -119,11 +111,12 @@ def _write_rotated(coder: RangeWriter, models: _Models, basis: Basis) -> None:
     for last, this in zip(basis.classes, [*basis.classes[1:], None], strict=True):
         if this is not None:
             models.next.put(coder, np.array([1 + _zigzag(last - this)]))
-        elif len(basis.classes) < basis.side:
+        elif len(basis.classes) < basis.grid.rows:
             models.next.put(coder, np.array([0]))
-    bits = vector_bits(basis.columns.bit_length(), basis.side.bit_length(), np.array(basis.classes))
+    side, columns, _ = basis.grid
+    bits = vector_bits(columns.bit_length(), side.bit_length(), np.array(basis.classes))
     for number, width in enumerate(bits.tolist()):
-        models.vector(width, basis.side).put(coder, basis.vectors[:, number] + (1 << width))
+        models.vector(width, side).put(coder, basis.vectors[:, number] + (1 << width))
 
 
 def read_bases(reader: Reader, members: Sequence[TensorSpec], rank: int) -> list[Basis]:
@@ -135,7 +128,8 @@ def read_bases(reader: Reader, members: Sequence[TensorSpec], rank: int) -> list
     coder, models = RangeReader(reader.stream()), _Models()
     out = []
     for member in members:
-        side, columns, turned = shape_of(member)
+        grid = Grid.of(member.shape)
+        side, columns, _ = grid
         kept, vectors = np.zeros(0, np.int64), None
         classes: list[int] = []
         mode = int(models.mode.get(coder, 1)[0]) if member.numel else EMPTY
@@ -143,7 +137,7 @@ def read_bases(reader: Reader, members: Sequence[TensorSpec], rank: int) -> list
             classes, vectors = _read_rotated(coder, models, side, columns, rank, member.name)
         elif mode == PLAIN:
             kept, classes = _read_plain(coder, models, side, member.name)
-        out.append(Basis(side, columns, turned, vectors, kept, classes))
+        out.append(Basis(grid, vectors, kept, classes))
     coder.finish()
     return out
 

@@ -8,8 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.allocate import Allocate
-from fedcompress.codecs.base import NO_HINTS, Hints, Places, Positions, Quantizer, Reader, Selector, Writer, saturated
+from fedcompress.codecs.base import NO_HINTS, Hints, Places, Quantizer, Reader, Selector, Writer, saturated
 from fedcompress.types import Array, TensorSpec
 
 
@@ -18,6 +17,7 @@ class Chain:
     """Sends what ``select`` chooses, or everything, as ``quantize`` writes it; the rest decodes to 0."""
 
     name: ClassVar[str] = "chain"
+    warm: ClassVar[bool] = False
     select: Selector | None
     quantize: Quantizer
 
@@ -26,25 +26,16 @@ class Chain:
         writer, flat = Writer(), [v.reshape(-1) for v in values]
         places = [Places(m.shape) for m in members]
         if self.select is not None:
-            chosen = self._chosen(flat, [m.shape for m in members], hints.seed)
+            chosen = self.select.select(flat, [m.shape for m in members], hints.seed)
             places = [Places(m.shape, p) for m, p in zip(members, chosen, strict=True)]
             self.select.write(writer, places, hints.seed)
-            gain = np.float32(getattr(self.select, "gain", 1.0))
+            gain = np.float32(self.select.gain)
             flat = [v[p] for v, p in zip(flat, chosen, strict=True)]
             if gain != 1:
                 with np.errstate(over="ignore"):
                     flat = [saturated(v * gain) for v in flat]
         self.quantize.write(writer, flat, places, hints.seed)
         return writer.getvalue()
-
-    def _chosen(self, flat: Sequence[Array], shapes: Sequence[tuple[int, ...]], seed: int) -> list[Positions]:
-        match self.select:
-            case Allocate() as select:
-                return select.select(flat, seed, shapes)
-            case None:
-                raise AssertionError("nothing selects")
-            case select:
-                return select.select(flat, seed)
 
     def decode(self, members: Sequence[TensorSpec], reader: Reader) -> list[Array]:
         """Zeros but at the places."""

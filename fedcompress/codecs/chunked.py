@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Positions
+from fedcompress.codecs.base import Positions, Shape
 from fedcompress.codecs.masks import CodedPlaces
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
@@ -32,7 +32,7 @@ class Chunked(CodedPlaces):
         if not 1 <= self.k <= self.of:
             raise ConfigError("codec.chunk.k", self.k, f"must be from 1 to {self.of}, the chunk")
 
-    def select(self, values: Sequence[Array], seed: int = 0) -> list[Positions]:
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Positions]:
         """Positions in flat float32 vectors."""
         return [self._of_one(v) for v in values]
 

@@ -28,6 +28,7 @@ class ComPEFT:
     """
 
     name: ClassVar[str] = "compeft"
+    warm: ClassVar[bool] = False
     density: float = 0.2
     alpha: float = 1.0
 

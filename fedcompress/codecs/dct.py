@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fedcompress import bfloat
 from fedcompress.codecs.base import NO_HINTS, Hints, Places, Reader, Writer, exponent_of, saturated
+from fedcompress.codecs.grid import Grid
 from fedcompress.codecs.masks import read_places, write_places
-from fedcompress.codecs.water import oriented
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.types import Array, TensorSpec
 
@@ -30,6 +30,7 @@ class DCT:
     """
 
     name: ClassVar[str] = "dct"
+    warm: ClassVar[bool] = False
     columns: int = 16
 
     def __post_init__(self) -> None:
@@ -41,7 +42,7 @@ class DCT:
         places, chosen, exponents = [], [], []
         for value in values:
             exponents.append(exponent_of([value]))
-            matrix = np.ldexp(oriented(value).astype(np.float64), -exponents[-1])
+            matrix = np.ldexp(Grid.of(value.shape).matrix(value).astype(np.float64), -exponents[-1])
             coefficients = _forward(matrix)
             energy = np.square(coefficients / max(np.abs(coefficients).max(initial=0), 1e-300)).sum(0)
             columns = np.sort(np.argsort(-energy, kind="stable")[: self.columns])
@@ -56,23 +57,21 @@ class DCT:
 
     def decode(self, members: Sequence[TensorSpec], reader: Reader) -> list[Array]:
         """Sums of coefficients times basis rows, each product and each sum rounded to float32."""
-        shapes = [oriented(np.broadcast_to(np.float32(0), m.shape)).shape for m in members]
-        places = read_places(reader, [(columns,) for _, columns in shapes])
+        grids = [Grid.of(m.shape) for m in members]
+        places = read_places(reader, [(g.columns,) for g in grids])
         out = []
-        for member, (side, columns), place in zip(members, shapes, places, strict=True):
+        for member, grid, place in zip(members, grids, places, strict=True):
             exponent = reader.i8()
-            raw = np.frombuffer(reader.raw(2 * side * place.count), "<u2").astype(np.uint16)
-            coefficients = bfloat.from_bfloat16(raw).reshape(side, place.count)
+            raw = np.frombuffer(reader.raw(2 * grid.rows * place.count), "<u2").astype(np.uint16)
+            coefficients = bfloat.from_bfloat16(raw).reshape(grid.rows, place.count)
             if not np.isfinite(coefficients).all():
                 raise PayloadError(f"section: {member.name}: a coefficient is NaN or infinite")
-            total = np.zeros((side, columns), np.float32)
+            total = np.zeros((grid.rows, grid.columns), np.float32)
             assert place.positions is not None
             with np.errstate(over="ignore", invalid="ignore"):
                 for k, frequency in enumerate(place.positions.tolist()):
-                    total += np.multiply.outer(coefficients[:, k], basis_row(columns, frequency))
-            turned = len(member.shape) > 1 and member.numel > 0 and member.shape[0] > columns * side // member.shape[0]
-            total = saturated(total, exponent)
-            out.append(np.ascontiguousarray(total.T if turned else total).reshape(member.shape))
+                    total += np.multiply.outer(coefficients[:, k], basis_row(grid.columns, frequency))
+            out.append(grid.tensor(saturated(total, exponent), member.shape))
         return out
 
 

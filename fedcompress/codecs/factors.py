@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fedcompress import bfloat
 from fedcompress.codecs.base import Reader, Writer, exponent_of, saturated
+from fedcompress.codecs.grid import flat_grid
 from fedcompress.errors import PayloadError
 from fedcompress.types import Array, TensorSpec
 
@@ -16,15 +17,9 @@ Floats = NDArray[np.float64]
 Factorize = Callable[[TensorSpec, Floats, int], tuple[Floats, Floats]]
 
 
-def matrix_shape(member: TensorSpec) -> tuple[int, int]:
-    """First dimension, and all others together."""
-    rows = member.shape[0] if len(member.shape) > 1 and member.numel else 1
-    return rows, member.numel // rows
-
-
 def rank_of(member: TensorSpec, rank: int) -> int:
     """The rank that is sent; 0 where the tensor itself is no larger."""
-    rows, columns = matrix_shape(member)
+    rows, columns = flat_grid(member.shape)
     used = min(rank, rows, columns)
     return used if used * (rows + columns) < rows * columns else 0
 
@@ -38,7 +33,7 @@ def write_factors(
         if used:
             exponent = exponent_of([value])
             writer.i8(exponent)
-            matrix = np.ldexp(value.reshape(matrix_shape(member)).astype(np.float64), -exponent)
+            matrix = np.ldexp(value.reshape(flat_grid(member.shape)).astype(np.float64), -exponent)
             pieces = [factor.astype(np.float32) for factor in factorize(member, matrix, used)]
         else:
             pieces = [value]
@@ -54,7 +49,7 @@ def read_factors(reader: Reader, members: Sequence[TensorSpec], rank: int) -> li
     """
     out = []
     for member in members:
-        rows, columns = matrix_shape(member)
+        rows, columns = flat_grid(member.shape)
         used = rank_of(member, rank)
         if not used:
             out.append(_read(reader, member, member.numel).reshape(member.shape))

@@ -16,25 +16,28 @@ selections that give each row a density of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import Places, Positions, Reader, Writer
+from fedcompress.codecs.base import Places, Positions, Reader, Shape, Writer
 from fedcompress.codecs.entropy import unpack_bits
+from fedcompress.codecs.grid import Grid
 from fedcompress.codecs.rangecoder import RangeReader, RangeWriter, bernoulli, weighted
-from fedcompress.codecs.rows import RowCounts, columns_of, is_turned, matrix_rows, side_of
+from fedcompress.codecs.rows import RowCounts
 from fedcompress.errors import PayloadError
 
 PACKED, RANGE, GAPS, COLUMNS, ROWS = 0, 1, 2, 3, 4
 MAX_COLUMNS = 1 << 23  # entries up to which coder 3 is tried
 MAX_ROWS = 1 << 16  # rows up to which coder 4 is tried
 MAX_ALPHABET = 256
-Shape = tuple[int, ...]
 
 
 class CodedPlaces:
     """Selectors whose positions are sent."""
+
+    gain: ClassVar[float] = 1.0
 
     def write(self, writer: Writer, places: Sequence[Places], seed: int) -> None:
         """Append the positions."""
@@ -182,12 +185,11 @@ def _gap_positions(coder: RangeReader, size: int, count: int) -> Positions:
 
 def _row_counts(place: Places) -> NDArray[np.int64]:
     """How many entries of each matrix row are sent."""
-    side = side_of(place.shape)
+    grid = Grid.of(place.shape)
     assert place.positions is not None
-    if is_turned(place.shape):
-        return np.bincount(place.positions % side, minlength=side)
-    starts = np.arange(side + 1) * columns_of(place.shape)
-    return np.diff(np.searchsorted(place.positions, starts))
+    if grid.turned:
+        return np.bincount(place.positions % grid.rows, minlength=grid.rows)
+    return np.diff(np.searchsorted(place.positions, np.arange(grid.rows + 1) * grid.columns))
 
 
 def _bits(counts: NDArray[np.int64], size: int) -> float:
@@ -198,33 +200,30 @@ def _bits(counts: NDArray[np.int64], size: int) -> float:
 
 def _rows_promise(places: Sequence[Places]) -> bool:
     """Whether rows of densities of their own would save more than their counts take."""
-    sides = [side_of(p.shape) for p in places]
-    if max(sides, default=1) == 1 or sum(sides) > MAX_ROWS:
+    grids = [Grid.of(p.shape) for p in places]
+    if max((g.rows for g in grids), default=1) == 1 or sum(g.rows for g in grids) > MAX_ROWS:
         return False
-    by_row = sum(_bits(_row_counts(p), columns_of(p.shape)) + 9 * s for p, s in zip(places, sides, strict=True))
+    by_row = sum(_bits(_row_counts(p), g.columns) + 9 * g.rows for p, g in zip(places, grids, strict=True))
     return by_row < sum(_bits(np.array([p.count]), p.numel) + 9 for p in places)
 
 
 def _split(place: Places) -> list[Places]:
     """A tensor's places by matrix row; each row is a tensor of its own."""
-    side, columns, turned = side_of(place.shape), columns_of(place.shape), is_turned(place.shape)
-    assert place.positions is not None
-    row, column = np.divmod(place.positions, side if turned else columns)
-    if turned:
-        row, column = column, row
+    grid = Grid.of(place.shape)
+    row, column = grid.locate(place.positions)
     order = np.argsort(row, kind="stable")
-    parts = np.split(column[order], np.searchsorted(row[order], np.arange(1, side)))
-    return [Places((columns,), part) for part in parts]
+    parts = np.split(column[order], np.searchsorted(row[order], np.arange(1, grid.rows)))
+    return [Places((grid.columns,), part) for part in parts]
 
 
 def _read_rows(reader: Reader, shapes: Sequence[Shape]) -> list[Positions]:
-    sizes = [columns_of(s) for s in shapes for _ in range(side_of(s))]
+    grids = [Grid.of(s) for s in shapes]
+    sizes = [g.columns for g in grids for _ in range(g.rows)]
     rows, at, out = _read_gaps(reader, sizes, _read_counts(reader, sizes)), 0, []
-    for shape in shapes:
-        side, columns = side_of(shape), columns_of(shape)
+    for side, columns, turned in grids:
         own = rows[at : at + side]
         at += side
-        if is_turned(shape):
+        if turned:
             out.append(np.sort(np.concatenate([row * side + i for i, row in enumerate(own)])))
         else:
             out.append(np.concatenate([row + i * columns for i, row in enumerate(own)]))
@@ -236,7 +235,7 @@ def _write_columns(places: Sequence[Places]) -> bytes:
     for p in places:
         mask = np.zeros(p.numel, np.bool_)
         mask[p.positions] = True
-        for row in matrix_rows(mask, p.shape):
+        for row in Grid.of(p.shape).matrix(mask):
             coder.put_bits(row, counts.next_row(row.size))
             counts.learn(row)
         counts.next_tensor()
@@ -248,7 +247,7 @@ def _read_columns(reader: Reader, shapes: Sequence[Shape]) -> list[Positions]:
     coder, counts, out = RangeReader(reader.stream()), RowCounts(), []
     for shape in shapes:
         mask = np.zeros(Places(shape).numel, np.bool_)
-        for row in matrix_rows(mask, shape):
+        for row in Grid.of(shape).matrix(mask):
             row[:] = coder.get_bits(counts.next_row(row.size))
             counts.learn(row)
         counts.next_tensor()

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import Places, Positions, Reader, Writer
+from fedcompress.codecs.base import Places, Positions, Reader, Shape, Writer
 from fedcompress.codecs.chunked import largest_in_rows
 from fedcompress.codecs.entropy import read_symbols, write_symbols
 from fedcompress.errors import ConfigError
@@ -27,6 +27,7 @@ class NM:
     """
 
     name: ClassVar[str] = "nm"
+    gain: ClassVar[float] = 1.0
     n: int = 2
     m: int = 4
 
@@ -36,7 +37,7 @@ class NM:
         if not 1 <= self.n < self.m:
             raise ConfigError("codec.nm.n", self.n, f"must be from 1 to {self.m - 1}")
 
-    def select(self, values: Sequence[Array], seed: int = 0) -> list[Positions]:
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Positions]:
         """Positions in flat float32 vectors."""
         out = []
         for value in values:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Places, Positions, Reader, Writer
+from fedcompress.codecs.base import Places, Positions, Reader, Shape, Writer
 from fedcompress.codecs.philox import read_seed, words, write_seed
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
@@ -45,7 +45,7 @@ class Random:
             return np.arange(size)
         return np.flatnonzero(words(seed, f"mask/{number}", size) < np.uint32(self.density * 2**32))
 
-    def select(self, values: Sequence[Array], seed: int = 0) -> list[Positions]:
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Positions]:
         """Positions in flat float32 vectors."""
         return [self._positions(seed, i, v.size) for i, v in enumerate(values)]
 

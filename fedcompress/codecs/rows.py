@@ -6,54 +6,12 @@ their signs agree, or disagree, along the whole row.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
 Bits = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 CONTEXTS, LIMIT = 12, 4096
-
-
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """First dimension and all others together, not turned; an empty tensor has one row."""
-    size = math.prod(shape)
-    rows = shape[0] if len(shape) > 1 and size else 1
-    return rows, size // rows
-
-
-def is_turned(shape: tuple[int, ...]) -> bool:
-    """Whether the matrix of a tensor is transposed, so that it has no more rows than columns."""
-    rows, columns = _matrix(shape)
-    return rows > max(columns, 1)
-
-
-def side_of(shape: tuple[int, ...]) -> int:
-    """Rows of that matrix."""
-    rows, columns = _matrix(shape)
-    return columns if is_turned(shape) else rows
-
-
-def columns_of(shape: tuple[int, ...]) -> int:
-    """Columns of that matrix."""
-    rows, columns = _matrix(shape)
-    return rows if is_turned(shape) else columns
-
-
-def matrix_rows(flat: NDArray[np.bool_], shape: tuple[int, ...]) -> Iterator[Bits]:
-    """Views of the rows of a flat tensor, the matrix turned so that it has fewer rows than columns."""
-    rows = shape[0] if len(shape) > 1 and flat.size else 1
-    matrix = flat.reshape(rows, -1)
-    yield from matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-
-
-def row_of(shape: tuple[int, ...], positions: Ints | None) -> Ints:
-    """The row of that matrix in which each flat position lies; None is all positions."""
-    flat = np.arange(math.prod(shape)) if positions is None else positions
-    row, column = np.divmod(flat, max(_matrix(shape)[1], 1))
-    return column if is_turned(shape) else row
 
 
 class Odds:

@@ -28,6 +28,7 @@ class Seeds:
     """
 
     name: ClassVar[str] = "seeds"
+    warm: ClassVar[bool] = False
     count: int = 256
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fedcompress.codecs.base import Places, Positions, Reader, Writer
 from fedcompress.codecs.entropy import pack_bits, unpack_bits
+from fedcompress.codecs.grid import Grid
 from fedcompress.codecs.rangecoder import RangeReader, RangeWriter
 from fedcompress.codecs.rows import Agreement
 from fedcompress.errors import PayloadError
@@ -61,12 +62,11 @@ def _promises(negative: Sequence[Bits], places: Sequence[Places]) -> bool:
     stride = -(-len(places) // SAMPLE_TENSORS)
     some_signs, some_places = [], []
     for signs, place in list(zip(negative, places, strict=True))[::stride] if stride else []:
-        columns = place.numel // place.shape[0] if len(place.shape) > 1 and place.numel else 0
-        if not columns or not place.count:
+        grid = Grid.of(place.shape)
+        if grid.rows == 1 or not place.count:
             continue
         positions = np.arange(place.numel) if place.positions is None else place.positions
-        turned = place.shape[0] > columns
-        early = positions % columns < SAMPLE_ROWS if turned else positions < SAMPLE_ROWS * columns
+        early = grid.locate(positions)[0] < SAMPLE_ROWS
         some_signs.append(signs[early])
         some_places.append(Places(place.shape, positions[early]))
     count = sum(p.count for p in some_places)
@@ -75,15 +75,11 @@ def _promises(negative: Sequence[Bits], places: Sequence[Places]) -> bool:
 
 def _rows(place: Places) -> tuple[int, Iterator[tuple[Positions, Positions]]]:
     """Number of columns; then, by row of the matrix: which signs are in it, and their columns."""
-    rows = place.shape[0] if len(place.shape) > 1 and place.numel else 1
-    columns = place.numel // rows
-    positions = np.arange(place.numel) if place.positions is None else place.positions
-    row, column = np.divmod(positions, max(columns, 1))
-    if rows > columns:
-        row, column, rows, columns = column, row, columns, rows
+    grid = Grid.of(place.shape)
+    row, column = grid.locate(place.positions)
     order = np.argsort(row, kind="stable")
-    ends = np.searchsorted(row[order], np.arange(1, rows))
-    return columns, ((part, column[part]) for part in np.split(order, ends) if part.size)
+    ends = np.searchsorted(row[order], np.arange(1, grid.rows))
+    return grid.columns, ((part, column[part]) for part in np.split(order, ends) if part.size)
 
 
 def _write_agreement(negative: Sequence[Bits], places: Sequence[Places]) -> bytes:

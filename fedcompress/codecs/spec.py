@@ -25,10 +25,8 @@ class Clause:
 
     def __str__(self) -> str:
         match self.code:
-            case Chain(select=None, quantize=quantize):
-                text = _stage_text(quantize)
             case Chain(select=select, quantize=quantize):
-                text = f"{_stage_text(select)}|{_stage_text(quantize)}"
+                text = "|".join(_stage_text(s) for s in (select, quantize) if s is not None)
             case code:
                 text = _stage_text(code)
         return f"{','.join(self.groups)}: {text}" if self.groups else text
@@ -67,7 +65,7 @@ class CodecSpec:
     @property
     def warm(self) -> bool:
         """Whether a code starts from the update that was sent before."""
-        return any(getattr(c.code, "warm", False) for c in self.clauses)
+        return any(c.code.warm for c in self.clauses)
 
     def assign(self, layout: Layout) -> list[list[TensorSpec]]:
         """The tensors of each clause, in layout order.
@@ -91,9 +89,9 @@ def _key(name: str) -> str:
     return name.rstrip("_")
 
 
-def _stage_text(stage: object) -> str:
-    args = [f"{_key(f.name)}={getattr(stage, f.name)}" for f in fields(stage) if getattr(stage, f.name) != f.default]  # type: ignore[arg-type]
-    return f"{stage.name}({','.join(args)})" if args else stage.name  # type: ignore[attr-defined]
+def _stage_text(stage: Selector | Quantizer | Code) -> str:
+    args = [f"{_key(f.name)}={getattr(stage, f.name)}" for f in fields(stage) if getattr(stage, f.name) != f.default]
+    return f"{stage.name}({','.join(args)})" if args else stage.name
 
 
 def _parse_clause(part: str, field: str) -> list[Clause]:

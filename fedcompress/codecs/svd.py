@@ -24,6 +24,7 @@ class SVD:
     """
 
     name: ClassVar[str] = "svd"
+    warm: ClassVar[bool] = False
     rank: int = 4
 
     def __post_init__(self) -> None:

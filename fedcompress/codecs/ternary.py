@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedcompress import bfloat
 from fedcompress.codecs.base import Places, Reader, Writer
-from fedcompress.codecs.rows import row_of
+from fedcompress.codecs.grid import Grid
 from fedcompress.codecs.signs import read_signs, write_signs
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
@@ -49,7 +49,7 @@ class Ternary:
         """How many scales a tensor has, and which of them each entry takes."""
         if self.by == "tensor":
             return int(place.count > 0), np.zeros(place.count, np.int64)
-        rows, used = np.unique(row_of(place.shape, place.positions), return_inverse=True)
+        rows, used = np.unique(Grid.of(place.shape).locate(place.positions)[0], return_inverse=True)
         return rows.size, used
 
     def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:

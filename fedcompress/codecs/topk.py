@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Positions
+from fedcompress.codecs.base import Positions, Shape
 from fedcompress.codecs.masks import CodedPlaces
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
@@ -41,7 +41,7 @@ class TopK(CodedPlaces):
         if self.scope not in SCOPES:
             raise ConfigError("codec.topk.scope", self.scope, f"one of {list(SCOPES)}")
 
-    def select(self, values: Sequence[Array], seed: int = 0) -> list[Positions]:
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Positions]:
         """Positions in flat float32 vectors."""
         if self.scope == "global":
             return largest(values, kept_of(self.density, sum(v.size for v in values)))

@@ -52,6 +52,7 @@ class Transform:
     """
 
     name: ClassVar[str] = "transform"
+    warm: ClassVar[bool] = False
     budget: str = ""
     lambda_: float = 0.0
     head: float = 12.0
@@ -126,7 +127,7 @@ class Transform:
             return [np.zeros(m.shape, np.float32) for m in members]
         exponent = reader.i8()
         bases = read_bases(reader, members, self.rank)
-        sizes = [b.columns for b in bases for _ in b.classes]
+        sizes = [b.grid.columns for b in bases for _ in b.classes]
         rows = read_rows(reader, sizes, [c for b in bases for c in b.classes])
         out, at = [], 0
         for member, basis in zip(members, bases, strict=True):
@@ -160,7 +161,7 @@ def _written(
 
 def _restore(member: TensorSpec, basis: Basis, rows: Sequence[Array], steps: NDArray[np.float64]) -> Array:
     """Sum of outer products, each product and each sum rounded to float32."""
-    total = np.zeros((basis.side, basis.columns), np.float32)
+    total = np.zeros((basis.grid.rows, basis.grid.columns), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for number, row in enumerate(rows):
             scaled = row * np.float32(steps[number])
@@ -168,4 +169,4 @@ def _restore(member: TensorSpec, basis: Basis, rows: Sequence[Array], steps: NDA
                 total[basis.kept[number]] = scaled
             else:
                 total += np.multiply.outer(basis.vectors[:, number].astype(np.float32), scaled)
-    return np.ascontiguousarray(total.T if basis.turned else total).reshape(member.shape)
+    return basis.grid.tensor(total, member.shape)

@@ -12,18 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.codecs.codebook import DISTORTIONS, LOG_STEP, LOWEST, RATES
+from fedcompress.codecs.grid import Grid
 from fedcompress.codecs.trellis import LAMBDA, MAX_CLASS, Ints, shift_of, table_of
 from fedcompress.types import Array
 
 MAX_SIDE = 1024  # larger small sides are coded row by row, without a rotation
 ROW_BITS = 4.0  # what the class of a row costs, about
 Floats = NDArray[np.float64]
-
-
-def oriented(value: Array) -> Array:
-    """A tensor as a matrix with no more rows than columns; vectors have one row."""
-    matrix = value.reshape(value.shape[0], -1) if value.ndim > 1 and value.size else value.reshape(1, -1)
-    return matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
 
 
 def vector_bits(columns: Ints | int, side: Ints | int, classes: Ints) -> Ints:
@@ -51,7 +46,7 @@ class Spectrum:
 
 def spectrum_of(value: Array, weight: float) -> Spectrum:
     """Energies in float64; no components where there is only one row, or too many."""
-    matrix = oriented(value).astype(np.float64)
+    matrix = Grid.of(value.shape).matrix(value).astype(np.float64)
     side, columns = matrix.shape
     rows = np.square(matrix).sum(1)
     if not 1 < side <= MAX_SIDE or not rows.any():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.codecs.base import Reader, Writer
-from fedcompress.codecs.basis import Basis, read_bases, rotate, shape_of, write_bases
+from fedcompress.codecs.basis import Basis, read_bases, rotate, write_bases
+from fedcompress.codecs.grid import Grid
 from fedcompress.codecs.trellis import MAX_CLASS
-from fedcompress.codecs.water import MAX_SIDE, Plan, oriented, spectrum_of, vector_bits
+from fedcompress.codecs.water import MAX_SIDE, Plan, spectrum_of, vector_bits
 from fedcompress.errors import PayloadError
 from fedcompress.types import TensorSpec
 
@@ -21,18 +24,19 @@ SHAPES = st.lists(
 
 def drawn(member: TensorSpec, generator: np.random.Generator) -> Basis:
     """Nothing, some rows, or some components, with any classes."""
-    side, columns, turned = shape_of(member)
+    grid = Grid.of(member.shape)
+    side, columns, _ = grid
     mode = int(generator.integers(3 if side > 1 else 2)) if member.numel else 0
     count = int(generator.integers(1, min(side, 64) + 1)) if mode else 0
     classes = np.clip(generator.integers(0, MAX_CLASS + 1) + generator.integers(-20, 21, count), 0, MAX_CLASS)
     if mode < 2:
         kept = np.sort(generator.permutation(side)[:count])
-        return Basis(side, columns, turned, None, kept, classes.tolist())
+        return Basis(grid, None, kept, classes.tolist())
     bits = vector_bits(columns.bit_length(), side.bit_length(), classes)
     unit = generator.standard_normal((side, count))
     vectors = np.rint(unit / np.linalg.norm(unit, axis=0) * 2.0**bits).astype(np.int64)
     vectors[0] += ~vectors.any(0)
-    return Basis(side, columns, turned, vectors, np.arange(count), classes.tolist())
+    return Basis(grid, vectors, np.arange(count), classes.tolist())
 
 
 def again(data: bytes, members: list[TensorSpec], rank: int = 64) -> list[Basis]:
@@ -49,7 +53,7 @@ def written(bases: list[Basis]) -> bytes:
 
 
 def same(left: Basis, right: Basis) -> bool:
-    if (left.side, left.columns, left.turned, left.classes) != (right.side, right.columns, right.turned, right.classes):
+    if (left.grid, left.classes) != (right.grid, right.classes):
         return False
     if left.vectors is None or right.vectors is None:
         return left.vectors is right.vectors and (left.kept == right.kept).all()
@@ -68,14 +72,20 @@ def test_bases_round_trip(shapes: list[tuple[int, ...]], seed: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (7,), (4, 9), (9, 4), (5, 5), (2, 3, 4), (30, 2, 3)])
-def test_shapes_are_those_of_the_oriented_matrix(shape: tuple[int, ...]) -> None:
-    member = TensorSpec(name="w", shape=shape)
-    side, columns, _ = shape_of(member)
-    assert side * columns == member.numel
-    matrix = oriented(np.zeros(shape, np.float32))
-    assert matrix.shape == (side, columns)
-    if member.numel:
-        assert side <= columns
+def test_a_grid_is_a_matrix_and_back(shape: tuple[int, ...]) -> None:
+    value = np.arange(math.prod(shape)).reshape(shape)
+    grid = Grid.of(shape)
+    matrix = grid.matrix(value)
+    assert matrix.shape == (grid.rows, grid.columns)
+    assert value.size == 0 or grid.rows <= grid.columns
+    assert (matrix == grid.matrix(value.ravel())).all()
+    assert (grid.tensor(matrix, shape) == value).all()
+    row, column = grid.locate()
+    assert (matrix[row, column] == value.ravel()).all()
+    if len(shape) > 1 and value.size:
+        assert {tuple(line) for line in matrix} <= {tuple(v.ravel()) for v in value} | {
+            tuple(v) for v in value.reshape(shape[0], -1).T
+        }
 
 
 @settings(max_examples=60, deadline=None)
@@ -90,7 +100,7 @@ def test_rotations_are_least_squares(rows: int, columns: int, count: int, seed: 
     plan = Plan(True, np.arange(count), np.full(count, 30))
     basis, sent = rotate(spectrum, value, plan)
     assert basis.vectors is not None
-    matrix = oriented(value).astype(np.float64)
+    matrix = Grid.of(value.shape).matrix(value).astype(np.float64)
     left = matrix - basis.vectors @ sent
     assert (
         np.abs(basis.vectors.T @ left).max() < 1e-6 * np.abs(basis.vectors).max() * max(np.abs(matrix).max(), 1) * rows
@@ -113,13 +123,13 @@ def test_every_vector_length_is_one_that_survives_rounding() -> None:
 
 def test_steps_weigh_alike_whatever_the_length() -> None:
     vectors = np.array([[3, 1], [4, 0]])
-    basis = Basis(2, 9, False, vectors, np.arange(2), [0, 0])
+    basis = Basis(Grid(2, 9, False), vectors, np.arange(2), [0, 0])
     assert basis.steps(2.0, 4.0).tolist() == [0.2, 1.0]
-    assert Basis(2, 9, False, None, np.array([1]), [0]).steps(2.0, 4.0).tolist() == [1.0]
+    assert Basis(Grid(2, 9, False), None, np.array([1]), [0]).steps(2.0, 4.0).tolist() == [1.0]
 
 
 def test_more_components_than_the_rank() -> None:
-    basis = Basis(4, 9, False, np.eye(4, dtype=np.int64) * 4, np.arange(4), [5, 5, 4, 3])
+    basis = Basis(Grid(4, 9, False), np.eye(4, dtype=np.int64) * 4, np.arange(4), [5, 5, 4, 3])
     member = TensorSpec(name="wide", shape=(4, 9))
     data = written([basis])
     again(data, [member], rank=4)
