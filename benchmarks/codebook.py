@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 LOWEST, LOG_STEP, CLASSES, ESCAPE, SCALE, LANES, SWEEPS = -0.75, 4, 16, 16, 1 << 15, 3000, 8
-HEAD = '''"""Codebook of the trellis quantizer, made by ``python -m benchmarks.codebook``; frozen.
+HEAD = f'''"""Codebook of the trellis quantizer, made by ``python -m benchmarks.codebook``; frozen.
 
 Class c is for a Gaussian source whose standard deviation is ``2^((c - 3) / 4)`` steps.
 Written as integers, so that it is the same on every machine.
@@ -25,10 +25,10 @@ from __future__ import annotations
 
 import numpy as np
 
-LOG_STEP = 4  # classes an octave
-LOWEST = -0.75  # log2 of the standard deviation of class 0, in steps
-CLASSES = 16
-ESCAPE = 16  # this magnitude stands for itself and all larger ones
+LOG_STEP = {LOG_STEP}  # classes an octave
+LOWEST = {LOWEST}  # log2 of the standard deviation of class 0, in steps
+CLASSES = {CLASSES}
+ESCAPE = {ESCAPE}  # this magnitude stands for itself and all larger ones
 '''
 
 

@@ -196,11 +196,16 @@ def decode_state(
                     raise PayloadError(f"delta: {name}: overflows the state: all values must be finite")
         case Kind.UPDATE | Kind.REPORT | Kind.FILE:
             raise HeaderError(f"header.kind: {header.kind.name}: must be SNAPSHOT or DELTA here")
+    check_result(header, layout, state)
+    return envelope, state
+
+
+def check_result(header: Header, layout: Layout, state: Tensors) -> None:
+    """Raise ``MismatchError`` unless these are the values that the sender reached."""
     reached = state_digest(layout, state)
     if reached != header.result_digest:
+        what = f" for version {header.version}" if header.kind is not Kind.FILE else ""
         raise MismatchError(
             "result-digest",
-            f"result_digest: {reached.hex()[:16]}: must be {header.result_digest.hex()[:16]} "
-            f"for version {header.version}",
+            f"result_digest: {reached.hex()[:16]}: must be {header.result_digest.hex()[:16]}{what}",
         )
-    return envelope, state

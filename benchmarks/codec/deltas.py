@@ -59,6 +59,6 @@ def _make(source: Source, folder: Path) -> None:
     for round_ in range(1, max(source.rounds) + 1):
         updates = [subtract(setting.train(state, site, round_, 0), state) for site in sites]
         if round_ in source.rounds:
-            np.savez(folder / f"{round_}.npz", **updates[0])  # type: ignore[arg-type]
+            np.savez(folder / f"{round_}.npz", **updates[0])
         state = {n: (v + np.mean([u[n] for u in updates], axis=0)).astype(np.float32) for n, v in state.items()}
     (folder / "layout.json").write_text(setting.layout.to_json())

@@ -115,8 +115,8 @@ def _growth(out: Path) -> list[dict[str, Any]]:
         header = header_for(layout)
         data, _ = encode_update(tensors, layout, SPEC, header)
         repeats = 5 if entries <= 10_000_000 else 2
-        coded = median(timed(lambda t=tensors, s=layout: encode_sections(SPEC, s, t), repeats))  # type: ignore[misc]
-        decoded = median(timed(lambda d=data, s=layout: decode_update(d, s), repeats))  # type: ignore[misc]
+        coded = median(timed(lambda t=tensors, s=layout: encode_sections(SPEC, s, t), repeats))
+        decoded = median(timed(lambda d=data, s=layout: decode_update(d, s), repeats))
         points.append((entries, coded, decoded))
         found.append(row(f"encode {entries:.0e} entries", 1e9 * coded / entries, "ns each"))
         found.append(row(f"decode {entries:.0e} entries", 1e9 * decoded / entries, "ns each"))

@@ -55,8 +55,8 @@ def _seconds(delta: Delta) -> list[dict[str, Any]]:
     for budget in (0.15, 0.28, 0.45):
         spec = CodecSpec.parse(f"transform(budget={budget})")
         data, _ = encoded(str(spec), delta.layout, delta.tensors)
-        coded = timed(lambda s=spec: encode_sections(s, delta.layout, delta.tensors), 5)  # type: ignore[misc]
-        decoded = timed(lambda d=data: decode_update(d, delta.layout), 5)  # type: ignore[misc]
+        coded = timed(lambda s=spec: encode_sections(s, delta.layout, delta.tensors), 5)
+        decoded = timed(lambda d=data: decode_update(d, delta.layout), 5)
         for name, times, limit in (("encode", coded, 1.5), ("decode", decoded, 0.2)):
             value = median(times)
             title = f"{delta.layout.numel / 1e6:.1f}M LoRA at {budget:g} bits: {name}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,17 @@ def largest_by_block(flat: Array, index: NDArray[np.int64], blocks: int) -> Arra
     top = np.zeros(blocks, np.float32)
     np.maximum.at(top, index, np.abs(flat))
     return top
+
+
+def ratios(
+    values: Sequence[Array], block: int, norms: Callable[..., Array] = largest_by_block
+) -> tuple[NDArray[np.uint16], Array]:
+    """Norms of all blocks, rounded up to bfloat16, and entries over the norm of their block; 0 where that is 0."""
+    flat = flatten(values)
+    blocks, index = block_index([v.size for v in values], block)
+    scales = bfloat.round_up(norms(flat, index, blocks))
+    scale = bfloat.from_bfloat16(scales)[index]
+    return scales, np.divide(flat, scale, out=np.zeros_like(flat), where=scale > 0)
 
 
 def write_blocks(writer: Writer, scales: NDArray[np.uint16], symbols: NDArray[np.int64], alphabet: int) -> None:

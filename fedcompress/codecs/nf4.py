@@ -8,17 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress import bfloat
 from fedcompress.codecs.base import Places, Reader, Writer
-from fedcompress.codecs.blocks import (
-    block_index,
-    check_block,
-    flatten,
-    largest_by_block,
-    read_blocks,
-    split,
-    write_blocks,
-)
+from fedcompress.codecs.blocks import check_block, ratios, read_blocks, split, write_blocks
 from fedcompress.types import Array
 
 # Levels of QLoRA (Dettmers et al. 2023, arXiv:2305.14314, appendix E).
@@ -61,11 +52,7 @@ class NormalFloat:
 
     def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
         """Scales of all blocks, then the levels of all entries."""
-        flat = flatten(values)
-        blocks, index = block_index([v.size for v in values], self.block)
-        scales = bfloat.round_up(largest_by_block(flat, index, blocks))
-        scale = bfloat.from_bfloat16(scales)[index]
-        ratio = np.divide(flat, scale, out=np.zeros_like(flat), where=scale > 0)
+        scales, ratio = ratios(values, self.block)
         middles = (LEVELS[1:] + LEVELS[:-1]) / np.float32(2)
         write_blocks(writer, scales, np.searchsorted(middles, ratio), LEVELS.size)
 

@@ -8,17 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress import bfloat
 from fedcompress.codecs.base import Places, Reader, Writer
-from fedcompress.codecs.blocks import (
-    block_index,
-    check_block,
-    flatten,
-    largest_by_block,
-    read_blocks,
-    split,
-    write_blocks,
-)
+from fedcompress.codecs.blocks import check_block, ratios, read_blocks, split, write_blocks
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
 
@@ -53,15 +44,12 @@ class Power:
 
     def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
         """Scales of all blocks, then the levels of all entries."""
-        flat = flatten(values)
-        blocks, index = block_index([v.size for v in values], self.block)
-        scales = bfloat.round_up(largest_by_block(flat, index, blocks))
-        scale = bfloat.from_bfloat16(scales)[index]
-        ratio = np.divide(np.abs(flat), scale, out=np.zeros_like(flat), where=scale > 0)
+        scales, ratio = ratios(values, self.block)
+        share = np.abs(ratio)
         for _ in range(self.root // 2):
-            ratio = np.sqrt(ratio)
-        level = np.rint(ratio * np.float32(self.top))
-        signed = np.where(np.signbit(flat), -level, level).astype(np.int64)
+            share = np.sqrt(share)
+        level = np.rint(share * np.float32(self.top))
+        signed = np.where(ratio < 0, -level, level).astype(np.int64)
         write_blocks(writer, scales, signed + self.top, 2 * self.top + 1)
 
     def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:

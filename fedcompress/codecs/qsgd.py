@@ -7,23 +7,22 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fedcompress import bfloat
 from fedcompress.codecs.base import Places, Reader, Writer
-from fedcompress.codecs.blocks import (
-    block_index,
-    check_block,
-    flatten,
-    largest_by_block,
-    read_blocks,
-    split,
-    write_blocks,
-)
+from fedcompress.codecs.blocks import check_block, largest_by_block, ratios, read_blocks, split, write_blocks
 from fedcompress.codecs.philox import uniform
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
 
-NORMS = ("l2", "max")
+
+def _euclidean(flat: Array, index: NDArray[np.int64], blocks: int) -> Array:
+    """Norm of each block, never less than the exact one."""
+    exact = np.sqrt(np.bincount(index, np.square(flat, dtype=np.float64), blocks))
+    return np.minimum(exact * (1 + 1e-6), np.finfo(np.float32).max).astype(np.float32)
+
+
+_NORMS = {"l2": _euclidean, "max": largest_by_block}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +42,17 @@ class QSGD:
     def __post_init__(self) -> None:
         if not 1 <= self.levels <= 127:
             raise ConfigError("codec.qsgd.levels", self.levels, "must be from 1 to 127")
-        if self.norm not in NORMS:
-            raise ConfigError("codec.qsgd.norm", self.norm, f"one of {list(NORMS)}")
+        if self.norm not in _NORMS:
+            raise ConfigError("codec.qsgd.norm", self.norm, f"one of {list(_NORMS)}")
         check_block("codec.qsgd.block", self.block)
 
     def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
         """Norms of all blocks, then the multiples of all entries."""
-        flat = flatten(values)
-        blocks, index = block_index([v.size for v in values], self.block)
-        norms = largest_by_block(flat, index, blocks)
-        if self.norm == "l2":
-            exact = np.sqrt(np.bincount(index, np.square(flat, dtype=np.float64), blocks))
-            norms = np.minimum(exact * (1 + 1e-6), np.finfo(np.float32).max).astype(np.float32)
-        scales = bfloat.round_up(norms)
-        scale = bfloat.from_bfloat16(scales)[index]
-        ratio = np.divide(np.abs(flat), scale, out=np.zeros_like(flat), where=scale > 0) * np.float32(self.levels)
-        low = np.floor(ratio)
-        level = np.minimum(low + (uniform(seed, "qsgd", flat.size) < ratio - low), self.levels)
-        signed = np.where(np.signbit(flat), -level, level).astype(np.int64)
+        scales, ratio = ratios(values, self.block, _NORMS[self.norm])
+        share = np.abs(ratio) * np.float32(self.levels)
+        low = np.floor(share)
+        level = np.minimum(low + (uniform(seed, "qsgd", ratio.size) < share - low), self.levels)
+        signed = np.where(ratio < 0, -level, level).astype(np.int64)
         write_blocks(writer, scales, signed + self.levels, 2 * self.levels + 1)
 
     def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:

@@ -19,7 +19,7 @@ from fedcompress.files.container import Container, Part, open_container
 from fedcompress.files.distortion import Distortion
 from fedcompress.files.manifest import MAX_PARTS, Manifest
 from fedcompress.files.tensors import PART, PEFT, SUFFIX, Piece, Sink, Source, cut, layout_of, open_source
-from fedcompress.pipeline import codec_of
+from fedcompress.pipeline import check_result, codec_of
 from fedcompress.types import DTYPES, Layout, Tensors, add, state_digest, subtract
 from fedcompress.wire import Header, Kind, pack
 
@@ -300,12 +300,7 @@ def values_of(container: Container, part: Part, base: Source | None) -> Tensors:
         held = base.values(pieces)
         check_base(header, layout, held, base.path)
         values = add(held, values)
-    reached = state_digest(layout, values)
-    if reached != header.result_digest:
-        raise MismatchError(
-            "result-digest",
-            f"result_digest: {reached.hex()[:16]}: must be {header.result_digest.hex()[:16]}",
-        )
+    check_result(header, layout, values)
     return values
 
 

@@ -13,24 +13,14 @@ MASK = (1 << 64) - 1
 
 
 def bernoulli(count: int, size: int) -> list[int]:
-    """Cumulative frequencies of {0, 1} when ``count`` of ``size`` symbols are 1."""
+    """Cumulative frequencies of a bit that is 1 in ``count`` of ``size`` cases."""
     return [0, math.floor((1 - count / size) * (TOTAL - 2)) + 1, TOTAL]
 
 
 def categorical(histogram: Sequence[int]) -> list[int]:
     """Cumulative frequencies of an alphabet from the counts of its symbols."""
     count = sum(histogram)
-    probabilities = [c / count for c in histogram]
-    norm = 0.0
-    for probability in probabilities:
-        norm += probability
-    scale = (TOTAL - len(histogram)) / norm
-    out, so_far = [0], 0.0
-    for number, probability in enumerate(probabilities, start=1):
-        so_far += probability
-        out.append(math.floor(so_far * scale) + number)
-    out[-1] = TOTAL
-    return out
+    return weighted([c / count for c in histogram])
 
 
 def weighted(probabilities: Sequence[float]) -> list[int]:
@@ -45,11 +35,6 @@ def weighted(probabilities: Sequence[float]) -> list[int]:
         out.append(math.floor(so_far * scale) + number)
     out[-1] = TOTAL
     return out
-
-
-def odds(ones: int, total: int) -> list[int]:
-    """Cumulative frequencies of a bit that was 1 in ``ones`` of ``total`` cases."""
-    return [0, math.floor((1 - ones / total) * (TOTAL - 2)) + 1, TOTAL]
 
 
 def gap_positions(decoder: RangeDecoder, count: int, size: int) -> list[int]:
@@ -85,7 +70,7 @@ class ColumnModel:
             contexts = [min(a >> 2, 11) for a in above]
             row = []
             for context in contexts:
-                row += decoder.symbols(odds(self._ones[context], self._totals[context]), 1)
+                row += decoder.symbols(bernoulli(self._ones[context], self._totals[context]), 1)
             for context, bit in zip(contexts, row, strict=True):
                 self._ones[context] += bit
                 self._totals[context] += 1
