@@ -102,7 +102,7 @@ class SiteConfig:
             raw = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError("site.toml", path, f"must be a readable TOML file: {error}") from error
-        known = {
+        known: dict[str, dict[str, type]] = {
             "site": {"name": str, "state_dir": str},
             "model": {"path": str},
             "data": {"train": str, "heldout": str, "text": str, "label": str},

@@ -6,6 +6,8 @@ strategy which averages arrays fails on it loudly instead of averaging bytes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 import fedcompress
@@ -16,7 +18,7 @@ PAYLOAD, CONFIG, DATA = "fedcompress.payload", "fedcompress.config", "data"
 Scalar = bool | int | float | str
 
 
-def to_records(config: dict[str, Scalar], payload: bytes) -> RecordDict:
+def to_records(config: Mapping[str, Scalar], payload: bytes) -> RecordDict:
     """Content of a message: flat scalars, and the payload if it is not empty."""
     records = RecordDict({CONFIG: ConfigRecord(dict(config))})
     if payload:

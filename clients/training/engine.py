@@ -86,7 +86,10 @@ class WarmEngine:
         import deepspeed
 
         modifier = 0 if write else None
-        return deepspeed.zero.GatheredParameters(list(self._parameters.values()), modifier_rank=modifier)
+        gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+            list(self._parameters.values()), modifier_rank=modifier
+        )
+        return gathered
 
     def begin(self, state: Tensors, lr: float) -> None:
         """Set the trainable tensors, forget optimizer state, set the learning rate.

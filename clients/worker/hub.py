@@ -18,7 +18,7 @@ from typing import Any
 from fedcompress.errors import TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
-Report = worker_pb2.RankReport
+RankReport = worker_pb2.RankReport
 Command = worker_pb2.RankCommand
 
 
@@ -31,7 +31,7 @@ class RankHub(worker_pb2_grpc.RanksServicer):
         self._changed = threading.Condition()
         self._attending: dict[int, tuple[int, queue.Queue[Command]]] = {}  # rank -> pid, commands
         self._job = 0
-        self._reports: queue.Queue[Report] | None = None
+        self._reports: queue.Queue[RankReport] | None = None
 
     @property
     def ready(self) -> int:
@@ -63,17 +63,17 @@ class RankHub(worker_pb2_grpc.RanksServicer):
                 return
             del self._attending[rank]
             if self._reports is not None:
-                self._reports.put(Report(rank=rank, id=self._job, error="rank-died: the rank's process ended"))
+                self._reports.put(RankReport(rank=rank, id=self._job, error="rank-died: the rank's process ended"))
             self._changed.notify_all()
 
-    def Report(self, request: Report, context: Any) -> worker_pb2.RankAck:
+    def Report(self, request: RankReport, context: Any) -> worker_pb2.RankAck:
         """Progress, result or error of one rank."""
         with self._changed:
             if self._reports is not None and request.id == self._job:
                 self._reports.put(request)
         return worker_pb2.RankAck()
 
-    def run(self, job_json: str, *, start_timeout: float) -> Iterator[Report]:
+    def run(self, job_json: str, *, start_timeout: float) -> Iterator[RankReport]:
         """Run one job on all ranks; yields rank 0's progress, then every rank's result.
 
         Raises:
@@ -104,7 +104,7 @@ class RankHub(worker_pb2_grpc.RanksServicer):
             with self._changed:
                 self._reports = None
 
-    def _settle(self, reports: queue.Queue[Report], waiting: set[int]) -> None:
+    def _settle(self, reports: queue.Queue[RankReport], waiting: set[int]) -> None:
         """After one rank's error: the others report too, or hang in a collective and are killed.
 
         The elastic agent starts a group afresh when a rank of it dies. Killed ranks are

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from clients.worker.hub import Command, RankHub, Report
+from clients.worker.hub import Command, RankHub, RankReport
 from fedcompress.errors import TrainingError
 from fedcompress.proto.v1 import worker_pb2
 
@@ -48,7 +48,7 @@ class Stream:
 
 
 def report(hub: RankHub, rank: int, job: int, **fields: str) -> None:
-    hub.Report(Report(rank=rank, id=job, **fields), None)
+    hub.Report(RankReport(rank=rank, id=job, **fields), None)
 
 
 @pytest.fixture
