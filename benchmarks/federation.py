@@ -7,13 +7,14 @@ encoded update with feedback of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.settings.base import Setting
 from fedcompress.codecs import CodecSpec, Feedback, decode_sections, encode_sections
+from fedcompress.codecs.feedback import pack_residual, unpack_residual
 from fedcompress.merging import Merger, rule_named
-from fedcompress.types import Tensors, add, subtract, zeros
+from fedcompress.types import Layout, Tensors, add, subtract, zeros
 
 UP_ENVELOPE, DOWN_ENVELOPE = 295, 208  # bytes of prefix, header, metrics and digest in a federation
 
@@ -34,38 +35,57 @@ def _send(spec: CodecSpec, setting: Setting, target: Tensors, seed: int) -> tupl
     return decode_sections(spec, setting.layout, sections), sum(map(len, sections))
 
 
+def _kept(residual: Tensors, layout: Layout, store: str) -> Tensors:
+    return unpack_residual(pack_residual(residual, layout, store), layout)
+
+
 def federate(
     setting: Setting,
     *,
     rounds: int,
-    up: str,
-    down: str,
+    up: str | Sequence[str],
+    down: str | Sequence[str],
     seed: int,
     feedback: float = 1.0,
+    store: str = "none",
     rule: str = "lora-ridge",
     every: int = 1,
     on_round: Callable[[int, float], None] = lambda round_, metric: None,
 ) -> Run:
-    """Run it. Ratios are against bfloat16 both ways, envelopes counted."""
-    up_spec, down_spec, keep = CodecSpec.parse(up), CodecSpec.parse(down), Feedback(decay=feedback)
+    """Run it. Ratios are against bfloat16 both ways, envelopes counted.
+
+    Args:
+        setting: model, data and sites.
+        rounds: how many.
+        up: codec of the sites, or one for each round.
+        down: codec of the coordinator, or one for each round.
+        seed: of training.
+        feedback: decay of residuals.
+        store: how residuals are kept between rounds.
+        rule: of the merge.
+        every: rounds between evaluations.
+        on_round: called with round and metric.
+    """
+    ups, downs = ([CodecSpec.parse(s) for s in ([c] * rounds if isinstance(c, str) else c)] for c in (up, down))
+    keep = Feedback(decay=feedback, store=store)
     layout, sites = setting.layout, range(len(setting.examples))
     state, published_rest = setting.initial(seed), zeros(layout)
     rests = [zeros(layout) for _ in sites]
     run = Run([setting.evaluate(state)])
     merger = Merger(rule=rule_named(rule), layout=layout)
     for round_ in range(1, rounds + 1):
-        updates = []
+        updates, up_spec, down_spec = [], ups[round_ - 1], downs[round_ - 1]
         for site in sites:
             delta = subtract(setting.train(state, site, round_, seed), state)
             target = keep.target(delta, rests[site])
             decoded, size = _send(up_spec, setting, target, 1000 * round_ + site)
-            rests[site] = keep.residual(target, decoded)
+            rests[site] = _kept(keep.residual(target, decoded), layout, store)
             updates.append(decoded)
             run.up_bytes += UP_ENVELOPE + size
         change = merger.merge(state, setting.examples, [lambda names, u=u: {n: u[n] for n in names} for u in updates])
         target = keep.target(change, published_rest)
         decoded, size = _send(down_spec, setting, target, 1000 * round_ + 999)
-        published_rest = keep.residual(target, decoded)
+        published_rest = _kept(keep.residual(target, decoded), layout, store)
         run.down_bytes += DOWN_ENVELOPE + size
         state = add(state, decoded)
         if round_ % every == 0 or round_ == rounds:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.codec [--parts size,speed,distortion] [--out DIR] [--json]
 
-Parts: size and speed need nothing; distortion, transform, training and sweep fine-tune real
+Parts: size and speed need nothing; distortion, transform, training, sweep and options fine-tune real
 models on the data sets beside the checkout (see settings/), and keep what they have done in
-DIR, so that a second call goes on. training and sweep take an hour or more on two cores.
+DIR, so that a second call goes on. training, sweep and options take an hour or more on two cores.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks.codec import distortion, size, speed, sweep, training, transform
+from benchmarks.codec import distortion, options, size, speed, sweep, training, transform
 from benchmarks.common import show
 
 PARTS = {
@@ -23,6 +23,7 @@ PARTS = {
     "transform": transform.rows,
     "training": training.rows,
     "sweep": sweep.rows,
+    "options": options.rows,
 }
 
 

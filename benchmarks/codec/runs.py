@@ -29,10 +29,18 @@ class Cell:
 
     setting: str
     rounds: int
-    up: str
-    down: str
+    up: str | tuple[str, ...]
+    down: str | tuple[str, ...]
     seed: int = 0
     feedback: float = 1.0
+    store: str = "none"
+
+    def key(self) -> str:
+        """Names the cell; what is as usual is left out."""
+        named = asdict(self)
+        if self.store == "none":
+            del named["store"]
+        return json.dumps(named, sort_keys=True)
 
 
 @cache
@@ -43,7 +51,7 @@ def setting_of(name: str) -> Setting:
 
 def run(cell: Cell, out: Path) -> Run:
     """From ``out`` if it was done before; evaluates at the start and at the end."""
-    text = json.dumps(asdict(cell), sort_keys=True)
+    text = cell.key()
     path = out / "runs" / f"{cell.setting}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     if not path.is_file():
         print(f"  {text}", file=sys.stderr)
@@ -54,6 +62,7 @@ def run(cell: Cell, out: Path) -> Run:
             down=cell.down,
             seed=cell.seed,
             feedback=cell.feedback,
+            store=cell.store,
             every=cell.rounds,
         )
         path.parent.mkdir(parents=True, exist_ok=True)
