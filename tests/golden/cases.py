@@ -1,13 +1,15 @@
-"""What the golden files hold: an envelope for each row of CODECS, two for the range coder, a seeded snapshot."""
+"""What the golden files hold: an envelope for each row of CODECS, some for its coders, a snapshot, and a file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
-from fedcompress.adapters import seeded_init
+from fedcompress.adapters import save_adapter, seeded_init
 from fedcompress.codecs import CODECS, CodecSpec, sample_spec
+from fedcompress.files import encode_file
 from fedcompress.pipeline import encode_snapshot, encode_update
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
 from tests.support import lora_layout, normal, update_header
@@ -27,6 +29,7 @@ CODED_SPECS = {
 RICHER = {"transform": "transform(budget=6)"}  # the sample would send nothing of so small an update
 # Written by version 1 of a section, which is only read now.
 OLD = ("bf16", "int", "int4", "int8", "lora-ternary", "none", "stc", "ternary", "topk", "range-masks", "range-symbols")
+ADAPTER_FILE = "adapter.v2.fcu"
 SEEDED = Layout((TensorSpec(name="m.lora_A.weight", shape=(2, 3), group="lora_a"),))
 
 
@@ -74,6 +77,16 @@ TENSORS = {"packed": lambda: normal(LONG, 3), "gaps": skewed, "symbols": skewed,
 def layout_of(name: str) -> Layout:
     """Layout of a golden update."""
     return LONG if name.startswith(("coded-", "range-")) else LAYOUT
+
+
+def adapter_file(work: Path) -> bytes:
+    """A .fcu file in parts, made from a PEFT folder against a base."""
+    config = {"peft_type": "LORA", "r": 2, "modules_to_save": ["head"]}
+    save_adapter(work / "tuned", config, LAYOUT, values())
+    save_adapter(work / "base", config, LAYOUT, zeros(LAYOUT))
+    out = work / ADAPTER_FILE
+    encode_file(work / "tuned", out, base=work / "base", codec="lora: topk(density=0.3)|ternary; head: int4", part_entries=42)
+    return out.read_bytes()
 
 
 def cases() -> Iterator[tuple[str, bytes]]:

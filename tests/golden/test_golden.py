@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedcompress.adapters import seeded_init
-from fedcompress.codecs import CODECS
+from fedcompress.adapters import load_adapter, seeded_init
+from fedcompress.codecs import CODECS, CodecSpec, decode_sections, encode_sections
 from fedcompress.codecs.base import Reader
 from fedcompress.codecs.masks import COLUMNS, GAPS, PACKED, RANGE, ROWS
+from fedcompress.files import decode_file
 from fedcompress.pipeline import decode_state, decode_update
 from fedcompress.types import state_digest
-from tests.golden.cases import OLD, SEEDED, cases, layout_of
+from tests.golden.cases import ADAPTER_FILE, LAYOUT, OLD, SEEDED, adapter_file, cases, layout_of, values
 from tests.support import equal
 
 MACHINE = (
@@ -61,7 +62,7 @@ def test_golden_bytes_decode_to_the_same_bits(name: str) -> None:
 
 
 def test_no_golden_file_is_without_a_test() -> None:
-    assert {p.name for p in HERE.glob("*.fcu")} == {*FRESH, *UPDATES, "snapshot-seed.v1.fcu"}
+    assert {p.name for p in HERE.glob("*.fcu")} == {*FRESH, *UPDATES, "snapshot-seed.v1.fcu", ADAPTER_FILE}
 
 
 def test_every_coder_is_frozen_by_a_golden_file(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,3 +88,12 @@ def test_every_coder_is_frozen_by_a_golden_file(monkeypatch: pytest.MonkeyPatch)
 def test_golden_snapshot(version: int) -> None:
     _, state = decode_state((HERE / f"snapshot-seed.v{version}.fcu").read_bytes(), SEEDED, None)
     assert equal(state, seeded_init(SEEDED, 7))
+
+
+def test_golden_file(tmp_path: Path) -> None:
+    """A .fcu file of kind FILE, in parts: equal input gives its bytes, and it becomes the same folder."""
+    assert (HERE / ADAPTER_FILE).read_bytes() == adapter_file(tmp_path)
+    decode_file(HERE / ADAPTER_FILE, tmp_path / "again", base=tmp_path / "base")
+    found = load_adapter(tmp_path / "again")
+    codec = CodecSpec.parse("lora: topk(density=0.3)|ternary; head: int4")
+    assert equal(found.tensors, decode_sections(codec, LAYOUT, encode_sections(codec, LAYOUT, values())))

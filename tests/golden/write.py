@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from fedcompress.adapters import seeded_init
 from fedcompress.pipeline import decode_update
 from fedcompress.types import state_digest
-from tests.golden.cases import SEEDED, cases, layout_of
+from tests.golden.cases import ADAPTER_FILE, SEEDED, adapter_file, cases, layout_of
 
 HERE = Path(__file__).parent
 
@@ -23,10 +24,14 @@ def main() -> None:
         if not path.exists():
             path.write_bytes(data)
             print(f"wrote {name}: {len(data)} bytes")
+    path = HERE / ADAPTER_FILE
+    if not path.exists():
+        with TemporaryDirectory() as work:
+            path.write_bytes(adapter_file(Path(work)))
     path = HERE / "decoded.json"
     digests = json.loads(path.read_text()) if path.exists() else {}
     for file in HERE.glob("*.fcu"):
-        if file.name not in digests and not file.name.startswith("snapshot"):
+        if file.name not in digests and not file.name.startswith(("snapshot", "adapter")):
             layout = layout_of(file.name)
             digests[file.name] = state_digest(layout, decode_update(file.read_bytes(), layout)[1]).hex()
     path.write_text(json.dumps(digests, indent=1, sort_keys=True) + "\n")
