@@ -85,7 +85,8 @@ def adapter_file(work: Path) -> bytes:
     save_adapter(work / "tuned", config, LAYOUT, values())
     save_adapter(work / "base", config, LAYOUT, zeros(LAYOUT))
     out = work / ADAPTER_FILE
-    encode_file(work / "tuned", out, base=work / "base", codec="lora: topk(density=0.3)|ternary; head: int4", part_entries=42)
+    codec = "lora: topk(density=0.3)|ternary; head: int4"
+    encode_file(work / "tuned", out, base=work / "base", codec=codec, part_entries=42)
     return out.read_bytes()
 
 
