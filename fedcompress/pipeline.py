@@ -19,13 +19,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from fedcompress.adapters.init import seeded_init
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
 from fedcompress.errors import ConfigError, HeaderError, MismatchError, PayloadError
-from fedcompress.types import Array, Layout, Tensors, add, state_digest
+from fedcompress.types import Array, Layout, Tensors, add, state_digest, to_arrays
 from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack
 
 
@@ -36,7 +37,7 @@ def seed_of(header: Header) -> int:
 
 
 def encode_update(
-    tensors: Mapping[str, Array],
+    tensors: Mapping[str, Any],
     layout: Layout,
     codec: CodecSpec,
     header: Header,
@@ -49,7 +50,7 @@ def encode_update(
     round in the header, so that doing it again gives the same bytes.
 
     Args:
-        tensors: the update.
+        tensors: the update, numpy arrays or torch tensors on any device.
         layout: its layout.
         codec: how to encode it.
         header: what else to say.
@@ -59,7 +60,7 @@ def encode_update(
         LayoutError: ``tensors`` does not have the layout.
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
-    sections = encode_sections(codec, layout, tensors, seed=seed_of(header), last=last)
+    sections = encode_sections(codec, layout, to_arrays(tensors), seed=seed_of(header), last=last)
     full = replace(header, codec=str(codec), layout_digest=layout.digest)
     return pack(full, sections), decode_sections(codec, layout, sections)
 

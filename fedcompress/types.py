@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,6 +137,15 @@ def _spec_from(name: object, shape: object, dtype: object, group: object) -> Ten
     if not all(type(d) is int for d in shape):
         raise TypeError(f"{name}: dimensions must be integers")
     return TensorSpec(name=name, shape=tuple(shape), dtype=dtype, group=group)
+
+
+def to_arrays(tensors: Mapping[str, Any]) -> Tensors:
+    """Values as float32 on the host, from numpy arrays or torch tensors of any float dtype and device."""
+    out = {}
+    for name, value in tensors.items():
+        array = value.detach().float().cpu().numpy() if hasattr(value, "detach") else value
+        out[name] = np.ascontiguousarray(array).reshape(np.shape(array))
+    return out
 
 
 def zeros(layout: Layout) -> Tensors:

@@ -10,14 +10,12 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import numpy as np
-
 from clients.site import Engine
 from fedcompress.adapters.classifier import trainable
 from fedcompress.config import TrainTask
 from fedcompress.errors import ConfigError
 from fedcompress.optim import build
-from fedcompress.types import Tensors
+from fedcompress.types import Tensors, to_arrays
 
 CLIP = 1.0  # global gradient norm
 
@@ -112,10 +110,7 @@ class WarmEngine:
     def read(self) -> Tensors:
         """The trainable tensors, whole, float32. All ranks call it."""
         with self._gathered(write=False):
-            return {
-                name: np.ascontiguousarray(p.detach().float().cpu().numpy()).copy()
-                for name, p in self._parameters.items()
-            }
+            return {name: value.copy() for name, value in to_arrays(self._parameters).items()}
 
     def step(self, loss: Any) -> None:
         """Backward and, at the accumulation boundary, one optimizer step."""

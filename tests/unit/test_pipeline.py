@@ -75,3 +75,13 @@ def test_a_layout_without_tensors() -> None:
 def test_a_seed_is_only_sent_if_it_rebuilds_the_state() -> None:
     assert len(encode_snapshot(zeros(ONE), ONE, run="r", version=0, init_seed=(1 << 64) - 1)) < 200
     assert equal(decode_state(encode_snapshot(HUGE, ONE, run="r", version=0, init_seed=1), ONE, None)[1], HUGE)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_torch_tensors_give_the_bytes_of_arrays(dtype: str) -> None:
+    import torch
+
+    tensors = {n: torch.from_numpy(v).to(getattr(torch, dtype)).requires_grad_() for n, v in normal(LAYOUT, 1).items()}
+    arrays = {n: v.detach().float().numpy() for n, v in tensors.items()}
+    header, codec = update_header(LAYOUT, BASE), CodecSpec.parse("topk(density=0.1)|ternary")
+    assert encode_update(tensors, LAYOUT, codec, header)[0] == encode_update(arrays, LAYOUT, codec, header)[0]
