@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import re
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 
 from fedcompress.codecs.base import Code, Quantizer, Selector
 from fedcompress.codecs.chain import Chain
 from fedcompress.codecs.table import CODECS
 from fedcompress.errors import ConfigError
+from fedcompress.spec import call_text, parse_call
 from fedcompress.types import GROUPS, Layout, TensorSpec
 
 ALIASES: dict[str, tuple[str, ...]] = {"lora": ("lora_a", "lora_b")}
-_STAGE = re.compile(r"([a-z][a-z0-9-]*)\s*(?:\(([^()]*)\))?")
 
 
 @dataclass(frozen=True)
@@ -26,9 +24,9 @@ class Clause:
     def __str__(self) -> str:
         match self.code:
             case Chain(select=select, quantize=quantize):
-                text = "|".join(_stage_text(s) for s in (select, quantize) if s is not None)
+                text = "|".join(call_text(s) for s in (select, quantize) if s is not None)
             case code:
-                text = _stage_text(code)
+                text = call_text(code)
         return f"{','.join(self.groups)}: {text}" if self.groups else text
 
 
@@ -84,16 +82,6 @@ class CodecSpec:
         return out
 
 
-def _key(name: str) -> str:
-    """A field's name in a spec: ``lambda_`` is written ``lambda``."""
-    return name.rstrip("_")
-
-
-def _stage_text(stage: Selector | Quantizer | Code) -> str:
-    args = [f"{_key(f.name)}={getattr(stage, f.name)}" for f in fields(stage) if getattr(stage, f.name) != f.default]
-    return f"{stage.name}({','.join(args)})" if args else stage.name
-
-
 def _parse_clause(part: str, field: str) -> list[Clause]:
     head, colon, chain = part.rpartition(":")
     groups: list[str] = []
@@ -123,40 +111,4 @@ def _parse_clause(part: str, field: str) -> list[Clause]:
 
 
 def _parse_stage(text: str, field: str) -> Selector | Quantizer | Code:
-    match = _STAGE.fullmatch(text.strip())
-    choices = [n for n, r in CODECS.items() if r.config is not None]
-    if match is None:
-        raise ConfigError(field, repr(text.strip()), f"must be name or name(key=value,...), name one of {choices}")
-    name, body = match.group(1), match.group(2)
-    row = CODECS.get(name)
-    if row is None or row.config is None:
-        raise ConfigError(field, name, f"must be one of {choices}")
-    known = {_key(f.name): f for f in fields(row.config)}  # type: ignore[arg-type]
-    kwargs: dict[str, object] = {}
-    for item in body.split(",") if body and body.strip() else []:
-        key, equals, value = (s.strip() for s in item.partition("="))
-        if not equals or key not in known or key in kwargs:
-            raise ConfigError(
-                f"{field}.{name}", item.strip(), f"must be key=value, once each, key one of {list(known)}"
-            )
-        kwargs[known[key].name] = _convert(value, str(known[key].type), f"{field}.{name}.{key}")
-    for key, known_field in known.items():
-        if known_field.default is MISSING and known_field.name not in kwargs:
-            raise ConfigError(f"{field}.{name}", text.strip(), f"needs {key}, as {name}({key}=...)")
-    return row.config(**kwargs)
-
-
-def _convert(value: str, kind: str, field: str) -> object:
-    try:
-        match kind:
-            case "int":
-                return int(value)
-            case "float":
-                number = float(value)
-                if not math.isfinite(number):
-                    raise ValueError(value)
-                return number
-            case _:
-                return value
-    except ValueError as error:
-        raise ConfigError(field, repr(value), f"must be a number of type {kind}") from error
+    return parse_call(text, {n: r.config for n, r in CODECS.items() if r.config is not None}, field)

@@ -1,0 +1,82 @@
+"""Calls in text, as ``name(key=value,...)``: how codecs, merge rules and optimizers are named in a flat config."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from fedcompress.errors import ConfigError
+
+_CALL = re.compile(r"([a-z][a-z0-9-]*)\s*(?:\(([^()]*)\))?")
+
+
+class Configured(Protocol):
+    """A dataclass with a name: what a call in text makes."""
+
+    name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+Made = TypeVar("Made", bound=Configured)
+
+
+def _key(name: str) -> str:
+    """A field's name in text: ``lambda_`` is written ``lambda``."""
+    return name.rstrip("_")
+
+
+def call_text(made: Configured) -> str:
+    """The shortest call that makes it: parameters that have their default are left out."""
+    args = [f"{_key(f.name)}={getattr(made, f.name)}" for f in fields(made) if getattr(made, f.name) != f.default]
+    return f"{made.name}({','.join(args)})" if args else made.name
+
+
+def parse_call(text: str, choices: Mapping[str, type[Made]], field: str) -> Made:
+    """Make what a call names.
+
+    Args:
+        text: ``name`` or ``name(key=value,...)``.
+        choices: dataclasses by name; their fields are int, float or str.
+        field: what the text was given for.
+
+    Raises:
+        ConfigError: unknown name or key, or a value out of range; lists the choices.
+    """
+    match = _CALL.fullmatch(text.strip())
+    if match is None:
+        rule = f"must be name or name(key=value,...), name one of {list(choices)}"
+        raise ConfigError(field, repr(text.strip()), rule)
+    name, body = match.group(1), match.group(2)
+    if name not in choices:
+        raise ConfigError(field, name, f"must be one of {list(choices)}")
+    known = {_key(f.name): f for f in fields(choices[name])}
+    kwargs: dict[str, object] = {}
+    for item in body.split(",") if body and body.strip() else []:
+        key, equals, value = (s.strip() for s in item.partition("="))
+        if not equals or key not in known or known[key].name in kwargs:
+            rule = f"must be key=value, once each, key one of {list(known)}"
+            raise ConfigError(f"{field}.{name}", item.strip(), rule)
+        kwargs[known[key].name] = _convert(value, str(known[key].type), f"{field}.{name}.{key}")
+    for key, known_field in known.items():
+        if known_field.default is MISSING and known_field.name not in kwargs:
+            raise ConfigError(f"{field}.{name}", text.strip(), f"needs {key}, as {name}({key}=...)")
+    return choices[name](**kwargs)
+
+
+def _convert(value: str, kind: str, field: str) -> object:
+    try:
+        match kind:
+            case "int":
+                return int(value)
+            case "float":
+                number = float(value)
+                if not math.isfinite(number):
+                    raise ValueError(value)
+                return number
+            case _:
+                return value
+    except ValueError as error:
+        raise ConfigError(field, repr(value), f"must be a number of type {kind}") from error
