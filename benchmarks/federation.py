@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from benchmarks.settings.base import Setting
 from fedcompress.codecs import CodecSpec, Feedback, decode_sections, encode_sections
 from fedcompress.codecs.feedback import pack_residual, unpack_residual
-from fedcompress.merging import Merger, rule_named
+from fedcompress.merging import Held, Merger, rule_named
 from fedcompress.types import Layout, Tensors, add, subtract, zeros
 
 UP_ENVELOPE, DOWN_ENVELOPE = 295, 208  # bytes of prefix, header, metrics and digest in a federation
@@ -82,7 +82,7 @@ def federate(
             rests[site] = _kept(keep.residual(target, decoded), layout, store)
             updates.append(decoded)
             run.up_bytes += UP_ENVELOPE + size
-        change = merger.merge(state, setting.examples, [lambda names, u=u: {n: u[n] for n in names} for u in updates])
+        change = merger.merge(state, setting.examples, Held(layout, updates), round_=round_)
         target = keep.target(change, published_rest)
         decoded, size = _send(down_spec, setting, target, 1000 * round_ + 999)
         published_rest = _kept(keep.residual(target, decoded), layout, store)

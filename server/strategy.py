@@ -9,7 +9,7 @@ import numpy as np
 
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import RunConfig
-from fedcompress.merging import Merger, rule_named
+from fedcompress.merging import Held, Merger, rule_named
 from fedcompress.pipeline import encode_delta
 from fedcompress.types import Layout, Tensors, state_digest
 from fedcompress.wire import Envelope, Header, Kind
@@ -38,8 +38,9 @@ def next_version(
     """
     ordered = sorted(admitted, key=lambda a: a.site)
     merger = Merger(rule=rule_named(config.rule), layout=layout)
-    fetches = [lambda names, t=a.tensors: {n: t[n] for n in names} for a in ordered]
-    merged = merger.merge(published.state, [float(a.envelope.header.examples) for a in ordered], fetches)
+    updates = Held(layout, [a.tensors for a in ordered])
+    weights = [float(a.envelope.header.examples) for a in ordered]
+    merged = merger.merge(published.state, weights, updates, round_=round_)
     step = np.float32(config.server_lr)
     feedback = config.error_feedback
     target = feedback.target({n: step * v for n, v in merged.items()}, published.residual, round_)

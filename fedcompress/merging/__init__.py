@@ -1,11 +1,24 @@
 """Merge rules: how the decoded updates of several sites become one.
 
-A rule works unit by unit: a unit is one tensor, or the two factors of one LoRA module.
-``RULES`` is the one table; ``merge`` is the streaming engine.
+An elementwise rule sees the same entries of all sites, a LoRA rule the factors of one module.
+``RULES`` is the one table; ``Merger`` is the streaming engine.
 """
 
-from fedcompress.merging.base import Rule, Unit, units_of
+from fedcompress.merging.base import Block, Module, Pair, pairs_of
 from fedcompress.merging.engine import Merger, rule_named
 from fedcompress.merging.table import RULES, RuleRow
+from fedcompress.merging.updates import Held, Spool, Updates
 
-__all__ = ["RULES", "Merger", "Rule", "RuleRow", "Unit", "rule_named", "units_of"]
+__all__ = [
+    "RULES",
+    "Block",
+    "Held",
+    "Merger",
+    "Module",
+    "Pair",
+    "RuleRow",
+    "Spool",
+    "Updates",
+    "rule_named",
+    "pairs_of",
+]

@@ -1,75 +1,196 @@
-"""Runs a rule over a layout, unit by unit."""
+"""Runs a rule over a layout, block by block or module by module."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
-from fedcompress.errors import ConfigError
-from fedcompress.merging.base import Rule, units_of
+import numpy as np
+
+from fedcompress.errors import ConfigError, LayoutError
+from fedcompress.merging.base import Block, Elementwise, Floats, Modular, Module, Pair, pairs_of
+from fedcompress.merging.mean import Mean
+from fedcompress.merging.product import DenseProducts, changes, refactored
 from fedcompress.merging.table import RULES
+from fedcompress.merging.updates import Updates, blocks
+from fedcompress.spec import parse_call
 from fedcompress.types import Array, Layout, Tensors
 
-# Fetches the tensors of one unit from one site's update.
-Fetch = Callable[[Sequence[str]], Mapping[str, Array]]
+SPACES = ("factors", "product")
+THREADS = min(os.cpu_count() or 1, 8)
+Progress = Callable[[int, int], None]
 
 
-def rule_named(text: str, *, field: str = "rule") -> Rule:
+def rule_named(text: str, *, field: str = "rule") -> Elementwise | Modular:
     """A rule from ``name`` or ``name(key=value,...)``.
 
     Raises:
         ConfigError: unknown name or key, or a value out of range; lists the choices.
     """
-    name, _, body = text.strip().partition("(")
-    row = RULES.get(name.strip())
-    if row is None:
-        raise ConfigError(field, text, f"must be one of {list(RULES)}")
-    known = {f.name for f in fields(row.config)}  # type: ignore[arg-type]
-    if body and not body.endswith(")"):
-        raise ConfigError(field, text, "must be name or name(key=value,...)")
-    kwargs = {}
-    for item in body.removesuffix(")").split(",") if body.removesuffix(")").strip() else []:
-        key, equals, value = (s.strip() for s in item.partition("="))
-        if not equals or key not in known or key in kwargs:
-            rule = f"must be key=value, once each, key one of {sorted(known)}"
-            raise ConfigError(f"{field}.{name}", item.strip(), rule)
-        try:
-            kwargs[key] = float(value)
-        except ValueError as error:
-            raise ConfigError(f"{field}.{name}.{key}", value, "must be a number") from error
-    return row.config(**kwargs)
+    rule: Elementwise | Modular = parse_call(text, {name: row.config for name, row in RULES.items()}, field)
+    return rule
+
+
+def is_modular(rule: Elementwise | Modular) -> bool:
+    """Whether a rule works on LoRA modules."""
+    return RULES[rule.name].kind == "lora"
+
+
+def normalized(weights: Sequence[float], count: int) -> Floats:
+    """Weights that add up to 1.
+
+    Raises:
+        ConfigError: there is no update, or weights do not have a positive sum.
+    """
+    total = float(sum(weights))
+    if not count or len(weights) != count or not min(weights) >= 0 or not 0 < total < math.inf:
+        raise ConfigError("weights", list(weights), f"must be {count} finite numbers >= 0 with a sum above 0")
+    return np.array([w / total for w in weights])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merger:
-    """A rule bound to a layout."""
+    """A rule bound to a layout.
 
-    rule: Rule
+    Args:
+        rule: what merges.
+        layout: of published state and updates.
+        space: ``factors`` merges LoRA factors entry by entry; ``product`` merges the dense changes of
+            ``B A``, matrix by matrix, and finds factors for the result. For elementwise rules.
+    """
+
+    rule: Elementwise | Modular
     layout: Layout
+    space: str = "factors"
 
-    def merge(self, base: Mapping[str, Array], weights: Sequence[float], updates: Sequence[Fetch]) -> Tensors:
+    def __post_init__(self) -> None:
+        if self.space not in SPACES:
+            raise ConfigError("space", self.space, f"one of {list(SPACES)}")
+        if self.space == "product" and is_modular(self.rule):
+            raise ConfigError("space", self.space, f"must be factors: {self.rule.name} works on products by itself")
+
+    def merge(
+        self,
+        base: Mapping[str, Array],
+        weights: Sequence[float],
+        updates: Updates,
+        *,
+        round_: int = 1,
+        progress: Progress = lambda done, whole: None,
+    ) -> Tensors:
         """Merged update, in layout order.
 
         Args:
             base: the published state that all updates start from.
             weights: finite, nonnegative, one for each update; normalised here to add up to 1.
-            updates: one fetch function for each site, in a fixed order of sites, because
-                floating-point sums depend on it.
+            updates: of sites in a fixed order, because floating-point sums depend on it.
+            round_: for rules that alternate or draw.
+            progress: called with entries done and entries in all.
 
         Raises:
             ConfigError: no update, or weights that do not have a positive sum.
+            LayoutError: updates or base have another layout.
         """
-        total = float(sum(weights))
-        if not updates or len(weights) != len(updates) or not min(weights) >= 0 or not 0 < total < math.inf:
-            raise ConfigError(
-                "weights", list(weights), f"must be {len(updates)} finite numbers >= 0 with a sum above 0"
-            )
-        out: Tensors = {}
-        for unit in units_of(self.layout):
-            names = [t.name for t in unit.tensors]
-            state = self.rule.init(unit, {n: base[n] for n in names})
-            for weight, fetch in zip(weights, updates, strict=True):
-                state = self.rule.fold(state, weight / total, fetch(names))
-            out |= self.rule.finish(state)
+        if updates.layout != self.layout:
+            raise LayoutError("merge: the updates have another layout than the published state")
+        self.layout.check(base, what="merge: base")
+        shares = normalized(weights, updates.count)
+        if self.space == "product":
+            return self._in_products(base, shares, updates, progress)
+        if is_modular(self.rule):
+            return self._by_module(base, shares, updates, round_, progress)
+        return elementwise(self.rule, base, shares, updates, progress)  # type: ignore[arg-type]
+
+    def _by_module(
+        self, base: Mapping[str, Array], weights: Floats, updates: Updates, round_: int, progress: Progress
+    ) -> Tensors:
+        pairs, lone = pairs_of(self.layout)
+        out, done = elementwise(Mean(), base, weights, _Part(Layout(tuple(lone)), updates)), 0
+        for pair in pairs:
+            module = module_of(pair, base, weights, updates)
+            out |= changes(pair, module, *self.rule.pair(module, round_))  # type: ignore[union-attr]
+            done += pair.a.numel + pair.b.numel
+            progress(done, self.layout.numel)
         return {t.name: out[t.name] for t in self.layout.tensors}
+
+    def _in_products(self, base: Mapping[str, Array], weights: Floats, updates: Updates, progress: Progress) -> Tensors:
+        rule: Elementwise = self.rule  # type: ignore[assignment]
+        pairs, lone = pairs_of(self.layout)
+        out, done = elementwise(rule, base, weights, _Part(Layout(tuple(lone)), updates)), 0
+        products = DenseProducts(pairs, base, updates)
+        facts = rule.survey(products, weights)
+        for pair, spec in zip(pairs, products.layout.tensors, strict=True):
+            published = {pair.name: base[pair.b.name] @ base[pair.a.name]}
+            dense = elementwise(rule, published, weights, _Part(Layout((spec,)), products), facts=facts)
+            out |= refactored(pair, module_of(pair, base, weights, updates), dense[pair.name])
+            done += pair.a.numel + pair.b.numel
+            progress(done, self.layout.numel)
+        return {t.name: out[t.name] for t in self.layout.tensors}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some tensors of updates."""
+
+    layout: Layout
+    updates: Updates
+
+    @property
+    def count(self) -> int:
+        return self.updates.count
+
+    def read(self, site: int, name: str, start: int = 0, stop: int | None = None) -> Array:
+        return self.updates.read(site, name, start, stop)
+
+
+def module_of(pair: Pair, base: Mapping[str, Array], weights: Floats, updates: Updates) -> Module:
+    """Factors of a module from all sites."""
+    a0, b0 = (base[t.name].astype(np.float64) for t in (pair.a, pair.b))
+    factors = [
+        (
+            a0 + updates.read(i, pair.a.name).reshape(pair.a.shape),
+            b0 + updates.read(i, pair.b.name).reshape(pair.b.shape),
+        )
+        for i in range(updates.count)
+    ]
+    return Module(pair.name, a0, b0, factors, weights)
+
+
+_SURVEY = object()
+
+
+def elementwise(
+    rule: Elementwise,
+    base: Mapping[str, Array],
+    weights: Floats,
+    updates: Updates,
+    progress: Progress = lambda done, whole: None,
+    facts: Any = _SURVEY,
+) -> Tensors:
+    """Run an elementwise rule, a block at a time on each thread.
+
+    Memory beside the result: a few times ``BLOCK`` entries for each thread.
+    """
+    if facts is _SURVEY:
+        facts = rule.survey(updates, weights)
+    out = {t.name: np.zeros(t.numel, np.float32) for t in updates.layout.tensors}
+    flat = {name: np.ascontiguousarray(base[name]).reshape(-1) for name in out}
+
+    def one(place: tuple[str, int, int]) -> int:
+        name, start, stop = place
+        values = np.stack([updates.read(i, name, start, stop) for i in range(updates.count)])
+        merged = rule.combine(Block(name, start, values, weights, flat[name][start:stop]), facts)
+        with np.errstate(over="ignore"):  # infinity is refused when the step is encoded
+            out[name][start:stop] = merged
+        return stop - start
+
+    done = 0
+    with ThreadPoolExecutor(THREADS) as pool:
+        for size in pool.map(one, blocks(updates.layout, updates.count)):
+            done += size
+            progress(done, updates.layout.numel)
+    return {t.name: out[t.name].reshape(t.shape) for t in updates.layout.tensors}

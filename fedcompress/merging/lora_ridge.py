@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedcompress.errors import ConfigError
-from fedcompress.merging.base import Unit
-from fedcompress.merging.mean import Mean, Sums
-from fedcompress.types import Array, Tensors
-
-Matrix = NDArray[np.float64]
+from fedcompress.merging.base import Floats, Module
 
 
-@dataclass(frozen=True)
-class _State:
-    names: tuple[str, str]  # of A and B
-    a0: Matrix  # (r, n_in), published
-    b0: Matrix  # (n_out, r), published
-    factors: tuple[tuple[float, Matrix, Matrix], ...] = ()  # weight, A_i, B_i
+def mean_factors(module: Module) -> tuple[Floats, Floats]:
+    """Weighted means of A and of B."""
+    a, b = np.zeros_like(module.a0), np.zeros_like(module.b0)
+    for weight, (own_a, own_b) in zip(module.weights, module.factors, strict=True):
+        a += weight * own_a
+        b += weight * own_b
+    return a, b
+
+
+def times_mean(module: Module, right: Floats) -> Floats:
+    """``(sum_i w_i B_i A_i) right``, without the product of the factors."""
+    total = np.zeros((module.b0.shape[0], right.shape[1]))
+    for weight, (a, b) in zip(module.weights, module.factors, strict=True):
+        total += weight * (b @ (a @ right))
+    return total
+
+
+def fit_left(product: Floats, a: Floats, towards: Floats, ridge: float) -> Floats:
+    """``argmin_X |X a - M|^2 + lam |X - towards|^2`` for ``product = M a^T``, ``lam = ridge * trace(a a^T) / rank``."""
+    gram = a @ a.T
+    lam = ridge * float(np.trace(gram)) / max(gram.shape[0], 1)
+    if lam <= 0:
+        return towards
+    solved: Floats = np.linalg.solve(gram + lam * np.eye(gram.shape[0]), (product + lam * towards).T).T
+    return solved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +49,7 @@ class LoraRidge:
     M is never formed: M A'^T = sum_i w_i B_i (A_i A'^T). The mean of A keeps the gauge of
     the published state, which matters more to a compressed downlink than the last bit of
     merge error. The ridge pulls towards the mean of B, not towards zero, so that merging a
-    single update with weight 1 returns that update. Tensors outside a LoRA pair get the
-    weighted mean. Memory: O(sites) for the factors of one module.
+    single update with weight 1 returns that update. Memory: O(sites) for the factors of one module.
     """
 
     name: ClassVar[str] = "lora-ridge"
@@ -47,39 +59,7 @@ class LoraRidge:
         if not 1e-9 <= self.ridge <= 1e6:  # less does not regularise in float64 when A' lacks rank
             raise ConfigError("rule.lora-ridge.ridge", self.ridge, "must be from 1e-9 to 1e6")
 
-    def init(self, unit: Unit, base: Mapping[str, Array]) -> _State | Sums:
-        """Published factors of the module, or zeros for a lone tensor."""
-        if unit.a is None or unit.b is None:
-            return Mean().init(unit, base)
-        names = unit.a.name, unit.b.name
-        return _State(names, base[unit.a.name].astype(np.float64), base[unit.b.name].astype(np.float64))
-
-    def fold(self, state: _State | Sums, weight: float, delta: Mapping[str, Array]) -> _State | Sums:
-        """Add one site's factors."""
-        if not isinstance(state, _State):
-            return Mean().fold(state, weight, delta)
-        name_a, name_b = state.names
-        a = state.a0 + delta[name_a].astype(np.float64)
-        b = state.b0 + delta[name_b].astype(np.float64)
-        return replace(state, factors=(*state.factors, (weight, a, b)))
-
-    def finish(self, state: _State | Sums) -> Tensors:
-        """New factors minus the published ones, float32."""
-        if not isinstance(state, _State):
-            return Mean().finish(state)
-        zero = np.zeros_like
-        a_mean: Matrix = sum((w * a for w, a, _ in state.factors), zero(state.a0))
-        b_mean: Matrix = sum((w * b for w, _, b in state.factors), zero(state.b0))
-        gram = a_mean @ a_mean.T
-        rank = gram.shape[0]
-        lam = self.ridge * float(np.trace(gram)) / max(rank, 1)
-        b_new = b_mean
-        if lam > 0 and len(state.factors) > 1:
-            target: Matrix = sum((w * (b @ (a @ a_mean.T)) for w, a, b in state.factors), zero(state.b0))
-            b_new = np.linalg.solve(gram + lam * np.eye(rank), (target + lam * b_mean).T).T
-        name_a, name_b = state.names
-        with np.errstate(over="ignore"):  # infinity is refused when the step is encoded
-            return {
-                name_a: (a_mean - state.a0).astype(np.float32),
-                name_b: (b_new - state.b0).astype(np.float32),
-            }
+    def pair(self, module: Module, round_: int) -> tuple[Floats, Floats]:
+        """Mean A, and B that fits the mean product on it."""
+        a, b = mean_factors(module)
+        return a, b if len(module.factors) == 1 else fit_left(times_mean(module, a.T), a, b, self.ridge)
