@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,12 +15,11 @@ from fedcompress.merging.base import Block, Elementwise, Floats, Modular, Module
 from fedcompress.merging.mean import Mean
 from fedcompress.merging.product import DenseProducts, changes, refactored
 from fedcompress.merging.table import RULES
-from fedcompress.merging.updates import Updates, blocks
+from fedcompress.merging.updates import THREADS, Updates, blocks
 from fedcompress.spec import parse_call
 from fedcompress.types import Array, Layout, Tensors
 
 SPACES = ("factors", "product")
-THREADS = min(os.cpu_count() or 1, 8)
 Progress = Callable[[int, int], None]
 
 

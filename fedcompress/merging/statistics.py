@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.errors import ConfigError
 from fedcompress.merging.base import Floats
-from fedcompress.merging.updates import Updates, blocks
+from fedcompress.merging.updates import THREADS, Updates, blocks
 
 SCOPES = ("tensor", "global")
 _BINS = 1 << 16
@@ -41,15 +43,14 @@ def thresholds(updates: Updates, density: float, scope: str = "tensor") -> dict[
     names = [t.name for t in updates.layout.tensors]
     if scope == "global":
         total = kept_of(density, updates.layout.numel)
-        level = np.array([_global_level(updates, site, total) for site in range(updates.count)], np.float32)
-        return dict.fromkeys(names, level)
-    out = {}
-    for spec in updates.layout.tensors:
-        count = kept_of(density, spec.numel)
-        out[spec.name] = np.array(
-            [largest(updates.read(i, spec.name), count) for i in range(updates.count)], np.float32
-        )
-    return out
+        with ThreadPoolExecutor(THREADS) as pool:
+            level = list(pool.map(lambda site: _global_level(updates, site, total), range(updates.count)))
+        return dict.fromkeys(names, np.array(level, np.float32))
+    places = [(spec, site) for spec in updates.layout.tensors for site in range(updates.count)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        levels = pool.map(lambda p: largest(updates.read(p[1], p[0].name), kept_of(density, p[0].numel)), places)
+        table = np.array(list(levels), np.float32).reshape(-1, updates.count)
+    return dict(zip(names, table, strict=True))
 
 
 def largest(values: NDArray[np.float32], count: int) -> float:
@@ -58,7 +59,8 @@ def largest(values: NDArray[np.float32], count: int) -> float:
         return float("inf")
     magnitude = np.abs(values)
     place = magnitude.size - count
-    return float(np.partition(magnitude, place)[place])
+    magnitude.partition(place)
+    return float(magnitude[place])
 
 
 def _global_level(updates: Updates, site: int, count: int) -> float:
@@ -79,9 +81,8 @@ def _global_level(updates: Updates, site: int, count: int) -> float:
     return float(np.array(top << 16 | bottom, np.uint32).view(np.float32))
 
 
-def _bits(updates: Updates, site: int, name: str, start: int, stop: int) -> NDArray[np.int64]:
-    magnitude = np.abs(updates.read(site, name, start, stop))
-    return np.ascontiguousarray(magnitude).view(np.uint32).astype(np.int64)
+def _bits(updates: Updates, site: int, name: str, start: int, stop: int) -> NDArray[np.uint32]:
+    return np.abs(updates.read(site, name, start, stop)).view(np.uint32)
 
 
 def gram(updates: Updates) -> Floats:

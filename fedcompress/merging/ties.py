@@ -17,20 +17,39 @@ ELECTIONS = ("mass", "count")
 Array = NDArray[np.float32]
 
 
-def agreeing_mean(values: Array, weights: Floats, election: str) -> Floats:
+TIE = 2.0**-40  # of the mass: what rounding may leave of a sum that is 0
+
+
+def agreeing_mean(values: Array, weights: Floats, election: str, level: Array | None = None) -> Floats:
     """Mean of the entries that have the elected sign, by their weights; 0 on a tie and where nothing is sent.
 
+    Sums are in float64, one pass over the sites.
+
     Args:
-        values: trimmed updates, shape (sites, n).
+        values: updates, shape (sites, n).
         weights: of the sites.
         election: the sign of ``sum w x`` for ``mass``, of ``sum w sign(x)`` for ``count``.
+        level: smallest magnitude of each site that takes part; all if left out.
     """
-    votes = values if election == "mass" else np.sign(values)
-    sign = np.sign(weights.astype(np.float64) @ votes)
-    agrees = values * sign > 0
-    share = weights @ agrees
-    total = weights @ np.where(agrees, values, 0)
-    return np.divide(total, share, out=np.zeros_like(total), where=share > 0)
+    size = values.shape[1]
+    above, total, scaled = np.zeros(size), np.zeros(size), np.empty(size)
+    plus, minus, kept = (np.zeros(size, np.float32) for _ in range(3))
+    mask = np.empty(size, np.bool_)
+    for number, (weight, value) in enumerate(zip(weights, values, strict=True)):
+        if level is not None:
+            np.abs(value, out=kept)
+            np.greater_equal(kept, level[number], out=mask)
+            value = np.multiply(value, mask, out=kept)
+        plus += np.greater(value, 0, out=mask) * np.float32(weight)
+        minus += np.less(value, 0, out=mask) * np.float32(weight)
+        total += np.multiply(value, weight, out=scaled)
+        above += np.maximum(scaled, 0, out=scaled)
+    vote = total if election == "mass" else plus - minus
+    mass = 2 * above - total if election == "mass" else plus + minus
+    share = np.where(vote > 0, plus, minus)
+    share[np.abs(vote) <= TIE * mass] = 0
+    chosen: Floats = np.where(vote > 0, above, total - above)
+    return np.divide(chosen, share, out=np.zeros(size), where=share > 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,5 +82,4 @@ class Ties:
 
     def combine(self, block: Block, facts: dict[str, Array]) -> Floats:
         """The agreeing mean of what is trimmed."""
-        kept = np.abs(block.values) >= facts[block.name][:, None]
-        return self.scale * agreeing_mean(np.where(kept, block.values, np.float32(0)), block.weights, self.election)
+        return self.scale * agreeing_mean(block.values, block.weights, self.election, facts[block.name])

@@ -12,6 +12,7 @@ import numpy as np
 from fedcompress.errors import StateError
 from fedcompress.types import Array, Layout
 
+THREADS = min(os.cpu_count() or 1, 8)
 BLOCK = 1 << 19  # entries of all sites together that are merged at a time
 
 
