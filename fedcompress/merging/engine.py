@@ -14,7 +14,7 @@ from fedcompress.errors import ConfigError, LayoutError
 from fedcompress.merging.base import Block, Elementwise, Floats, Modular, Module, Pair, pairs_of
 from fedcompress.merging.mean import Mean
 from fedcompress.merging.product import DenseProducts, changes, refactored
-from fedcompress.merging.table import RULES
+from fedcompress.merging.table import FOLDERS_ONLY, RULES
 from fedcompress.merging.updates import THREADS, Updates, blocks
 from fedcompress.spec import parse_call
 from fedcompress.types import Array, Layout, Tensors
@@ -27,8 +27,12 @@ def rule_named(text: str, *, field: str = "rule") -> Elementwise | Modular:
     """A rule from ``name`` or ``name(key=value,...)``.
 
     Raises:
-        ConfigError: unknown name or key, or a value out of range; lists the choices.
+        ConfigError: unknown name or key, or a value out of range; lists the choices. Or a form that is
+            for folders only.
     """
+    name = text.partition("(")[0].strip()
+    if name in FOLDERS_ONLY:
+        raise ConfigError(field, name, FOLDERS_ONLY[name])
     rule: Elementwise | Modular = parse_call(text, {name: row.config for name, row in RULES.items()}, field)
     return rule
 
