@@ -8,7 +8,7 @@ import sys
 import click
 import typer
 
-from fedcompress.cli import demo, experiment, files, tables, worker
+from fedcompress.cli import demo, experiment, files, merge, tables, worker
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, MismatchError, MissingPackageError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 demo.register(app)
 experiment.register(app)
 files.register(app)
+merge.register(app)
 tables.register(app)
 worker.register(app)
 

@@ -35,7 +35,8 @@ def test_tables(command: str, table: dict[str, object]) -> None:
 
 def test_rules_say_identity() -> None:
     rows = json.loads(call("rules", "--json").stdout)
-    assert all(row["identity"] is True for row in rows)
+    said = {row["name"]: row.get("identity", "") for row in rows if row["name"] in RULES}
+    assert said == {name: row.identity for name, row in RULES.items()}
     assert call("adapters", "--json").returncode == 0
 
 
