@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.codec import distortion, options, size, speed, sweep, training, transform
+from benchmarks.codec import distortion, options, size, speed, sweep, training, transform, trials
 from benchmarks.common import run_parts
 
 PARTS = {
@@ -22,6 +22,7 @@ PARTS = {
     "training": training.rows,
     "sweep": sweep.rows,
     "options": options.rows,
+    "trials": trials.rows,
 }
 
 if __name__ == "__main__":
