@@ -1,8 +1,12 @@
-"""Seconds and memory of every rule on 8 updates of 10M entries, beside peft on the same tensors."""
+"""Seconds and memory of every rule on 8 updates of 10M entries, beside peft and mergekit on the same tensors.
+
+mergekit's requirements do not fit ours: ``MERGEKIT_PYTHON`` names an interpreter that has it, if any.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +28,7 @@ LAYOUT = Layout(tuple(TensorSpec(name=f"t{i}", shape=SHAPE) for i in range(TENSO
 ONE_UPDATE = 4 * LAYOUT.numel
 STACK = 4 * SITES * LAYOUT.tensors[0].numel
 LINEAR = ("mean", "task-arithmetic", "wise-ft", "fedit")
-FASTER = {"ties": 5.0}  # than peft; others must not be slower
+FASTER = {("peft", "ties"): 5.0}  # others must not be slower
 
 
 def update(site: int) -> Tensors:
@@ -37,16 +41,17 @@ def rows(_: Path) -> list[dict[str, Any]]:
     """Time in memory, peak memory from files."""
     updates = [update(site) for site in range(SITES)]
     base, held = zeros(LAYOUT), Held(LAYOUT, updates)
-    theirs = {name: seconds(run) for name, run in _peft(updates).items()}
-    found = [row(f"peft: {name}", value, "s") for name, value in theirs.items()]
+    others = {"peft": {name: seconds(run) for name, run in _peft(updates).items()}, "mergekit": _mergekit()}
+    found = [row(f"{tool}: {n}", value, "s") for tool, times in others.items() for n, value in times.items()]
     for name in (n for n, r in RULES.items() if r.kind == "elementwise"):
         merger = Merger(rule=rule_named(name), layout=LAYOUT)
         ours = seconds(lambda m=merger: m.merge(base, [1.0] * SITES, held))
         found.append(row(f"{name}", ours, "s"))
-        if name in theirs:
-            least, times = FASTER.get(name, 1.0), theirs[name] / ours
-            title = f"{name}: faster than peft"
-            found.append(row(title, times, "x", target=f">= {least:g}", **{"pass": times >= least}))
+        for tool, times in others.items():
+            if name in times:
+                least, ratio = FASTER.get((tool, name), 1.0), times[name] / ours
+                title = f"{name}: faster than {tool}"
+                found.append(row(title, ratio, "x", target=f">= {least:g}", **{"pass": ratio >= least}))
     return found + _memory()
 
 
@@ -78,6 +83,17 @@ def _peft(updates: list[Tensors]) -> dict[str, Callable[[], Any]]:
         "dare-ties": each(merge_utils.dare_ties, 0.2),
         "magnitude-prune": each(merge_utils.magnitude_prune, 0.2),
     }
+
+
+def _mergekit() -> dict[str, float]:
+    """Seconds of mergekit's steps, if there is an interpreter for them."""
+    python = os.environ.get("MERGEKIT_PYTHON")
+    if not python:
+        return {}
+    script = Path(__file__).with_name("with_mergekit.py")
+    done = subprocess.run([python, str(script)], check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
 
 
 def _memory() -> list[dict[str, Any]]:
