@@ -30,6 +30,17 @@ class Run:
     down_ratio: float = 0.0
 
 
+@dataclass(frozen=True)
+class Merge:
+    """What a merge was made from and what became of it, before it is compressed."""
+
+    state: Tensors
+    weights: Sequence[int]
+    updates: Sequence[Tensors]
+    change: Tensors
+    target: Tensors  # with what earlier downlinks left out
+
+
 def _send(spec: CodecSpec, setting: Setting, target: Tensors, seed: int) -> tuple[Tensors, int]:
     sections = encode_sections(spec, setting.layout, target, seed=seed)
     return decode_sections(spec, setting.layout, sections), sum(map(len, sections))
@@ -51,6 +62,7 @@ def federate(
     rule: str = "lora-ridge",
     every: int = 1,
     on_round: Callable[[int, float], None] = lambda round_, metric: None,
+    on_merge: Callable[[Merge], None] = lambda merge: None,
 ) -> Run:
     """Run it. Ratios are against bfloat16 both ways, envelopes counted.
 
@@ -65,6 +77,7 @@ def federate(
         rule: of the merge.
         every: rounds between evaluations.
         on_round: called with round and metric.
+        on_merge: called in every round.
     """
     ups, downs = ([CodecSpec.parse(s) for s in ([c] * rounds if isinstance(c, str) else c)] for c in (up, down))
     keep = Feedback(decay=feedback, store=store)
@@ -84,6 +97,7 @@ def federate(
             run.up_bytes += UP_ENVELOPE + size
         change = merger.merge(state, setting.examples, Held(layout, updates), round_=round_)
         target = keep.target(change, published_rest)
+        on_merge(Merge(state, setting.examples, updates, change, target))
         decoded, size = _send(down_spec, setting, target, 1000 * round_ + 999)
         published_rest = _kept(keep.residual(target, decoded), layout, store)
         run.down_bytes += DOWN_ENVELOPE + size
