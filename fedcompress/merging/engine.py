@@ -33,11 +33,6 @@ def rule_named(text: str, *, field: str = "rule") -> Elementwise | Modular:
     return rule
 
 
-def is_modular(rule: Elementwise | Modular) -> bool:
-    """Whether a rule works on LoRA modules."""
-    return RULES[rule.name].kind == "lora"
-
-
 def normalized(weights: Sequence[float], count: int) -> Floats:
     """Weights that add up to 1.
 
@@ -68,7 +63,7 @@ class Merger:
     def __post_init__(self) -> None:
         if self.space not in SPACES:
             raise ConfigError("space", self.space, f"one of {list(SPACES)}")
-        if self.space == "product" and is_modular(self.rule):
+        if self.space == "product" and isinstance(self.rule, Modular):
             raise ConfigError("space", self.space, f"must be factors: {self.rule.name} works on products by itself")
 
     def merge(
@@ -97,26 +92,33 @@ class Merger:
             raise LayoutError("merge: the updates have another layout than the published state")
         self.layout.check(base, what="merge: base")
         shares = normalized(weights, updates.count)
+        if isinstance(self.rule, Modular):
+            return self._by_module(self.rule, base, shares, updates, round_, progress)
         if self.space == "product":
-            return self._in_products(base, shares, updates, progress)
-        if is_modular(self.rule):
-            return self._by_module(base, shares, updates, round_, progress)
-        return elementwise(self.rule, base, shares, updates, progress)  # type: ignore[arg-type]
+            return self._in_products(self.rule, base, shares, updates, progress)
+        return elementwise(self.rule, base, shares, updates, progress)
 
     def _by_module(
-        self, base: Mapping[str, Array], weights: Floats, updates: Updates, round_: int, progress: Progress
+        self,
+        rule: Modular,
+        base: Mapping[str, Array],
+        weights: Floats,
+        updates: Updates,
+        round_: int,
+        progress: Progress,
     ) -> Tensors:
         pairs, lone = pairs_of(self.layout)
         out, done = elementwise(Mean(), base, weights, _Part(Layout(tuple(lone)), updates)), 0
         for pair in pairs:
             module = module_of(pair, base, weights, updates)
-            out |= changes(pair, module, *self.rule.pair(module, round_))  # type: ignore[union-attr]
+            out |= changes(pair, module, *rule.pair(module, round_))
             done += pair.a.numel + pair.b.numel
             progress(done, self.layout.numel)
         return {t.name: out[t.name] for t in self.layout.tensors}
 
-    def _in_products(self, base: Mapping[str, Array], weights: Floats, updates: Updates, progress: Progress) -> Tensors:
-        rule: Elementwise = self.rule  # type: ignore[assignment]
+    def _in_products(
+        self, rule: Elementwise, base: Mapping[str, Array], weights: Floats, updates: Updates, progress: Progress
+    ) -> Tensors:
         pairs, lone = pairs_of(self.layout)
         out, done = elementwise(rule, base, weights, _Part(Layout(tuple(lone)), updates)), 0
         products = DenseProducts(pairs, base, updates)
