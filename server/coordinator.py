@@ -123,7 +123,9 @@ class Coordinator:
         seconds = self._clock() - started
         merged = [(a.site, a.envelope.digest.hex()) for a in admitted]
         with self.ledger.transaction():
-            self.ledger.publish(published.version, published.digest, envelope, published.state, published.residual)
+            self.ledger.publish(
+                published.version, published.digest, envelope, published.state, published.residual, published.outer
+            )
             self.ledger.end_round(round_, published.version, asked, merged, seconds)
         self.ledger.collect_garbage()
         self._published = published
@@ -244,6 +246,7 @@ class Coordinator:
             adapter_digest=adapter_digest(self._adapter_config),
             base_fingerprint=bytes.fromhex(self.ledger.base_fingerprint),
             codec=self._config.codec,
+            weighting=self._config.weigh_by,
         )
         try:
             envelope, tensors = admit(reply.payload, expected, Kind.UPDATE if steps else Kind.REPORT, seen)

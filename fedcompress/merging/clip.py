@@ -18,7 +18,7 @@ from fedcompress.merging.updates import Updates
 class Clip:
     """sum_i w_i delta_i min(1, norm / |delta_i|), norms over whole updates; ``norm=0`` is the cohort's median norm.
 
-    Sun et al. 2019 (arXiv:1911.07963, section 4, norm thresholding). A site with the share w of the weight moves the
+    Sun et al. 2019 (arXiv:1911.07963, norm thresholding). A site with the share w of the weight moves the
     result by no more than ``w * norm`` from where an update of 0 would leave it. The median is of the
     norms of all sites, whatever their weights.
 

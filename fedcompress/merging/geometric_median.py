@@ -65,4 +65,5 @@ class GeometricMedian:
 
 def _over(weights: Floats, distance: Floats) -> Floats:
     share: Floats = weights * (distance.min() / distance)
-    return share / share.sum()
+    share /= share.sum()
+    return share

@@ -65,4 +65,5 @@ class Krum:
 
     def combine(self, block: Block, facts: int) -> NDArray[np.float32]:
         """Its entries, shape (n,), float32."""
-        return block.values[facts]
+        chosen: NDArray[np.float32] = block.values[facts]
+        return chosen

@@ -32,10 +32,11 @@ class Median:
         if share.ndim == 1:
             below = np.cumsum(share)
             low, high = int(np.argmax(below >= 0.5 - HALF)), int(np.argmax(below > 0.5 + HALF))
-            return (values[low].astype(np.float64) + values[high]) / 2
+            middle: Floats = (values[low].astype(np.float64) + values[high]) / 2
+            return middle
         below = np.cumsum(share, axis=0)
         columns = np.arange(values.shape[1])
         low_row = values[np.argmax(below >= 0.5 - HALF, axis=0), columns]
         high_row = values[np.argmax(below > 0.5 + HALF, axis=0), columns]
-        middle: Floats = (low_row.astype(np.float64) + high_row) / 2
+        middle = (low_row.astype(np.float64) + high_row) / 2
         return middle

@@ -43,9 +43,10 @@ class MultiKrum:
             )
             raise ConfigError("rule.multi-krum.kept", self.kept, rule)
         chosen = order[: self.kept or most]
-        share = np.zeros(len(weights))
+        share: Floats = np.zeros(len(weights))
         share[chosen] = weights[chosen]
-        return share / share.sum()
+        share /= share.sum()
+        return share
 
     def combine(self, block: Block, facts: Floats) -> Floats:
         """The mean of the kept sites, shape (n,), float64."""
