@@ -19,7 +19,7 @@ from server.weights import weights_of
 
 @dataclass(frozen=True)
 class Admitted:
-    """One update that passed admission, decoded."""
+    """One update that passed admission, decoded; its tensors may be mapped from a file."""
 
     site: str
     envelope: Envelope

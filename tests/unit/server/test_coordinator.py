@@ -134,6 +134,38 @@ def test_the_server_optimizer_goes_on_where_it_was(tmp_path: Path, optimizer: st
     assert world.result() != other.result()
 
 
+def test_updates_wait_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a round that was killed are removed, and so are those of one that is done."""
+    world, folder, seen = World(tmp_path), tmp_path / "coordinator" / "updates" / "run", []
+
+    def watched(config: Any, layout: Any, published: Any, admitted: list[Admitted], round_: int) -> Any:
+        seen.append(len(list(folder.iterdir())))
+        assert not any(v.flags.owndata or v.flags.writeable for a in admitted for v in a.tensors.values())
+        return next_version(config, layout, published, admitted, round_)
+
+    monkeypatch.setattr("server.coordinator.next_version", watched)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "publish", killed_at_version(1))
+        with pytest.raises(Killed):
+            world.run()
+    (folder / "left").touch()
+    assert len(list(folder.iterdir())) == 4
+    world.run(rounds=2)
+    assert seen == [3, 3, 3]
+    assert not folder.exists()
+
+
+def killed_at_version(version: int) -> Any:
+    original = Ledger.publish
+
+    def publish(self: Ledger, number: int, *args: Any) -> None:
+        if number == version:
+            raise Killed
+        original(self, number, *args)
+
+    return publish
+
+
 def test_a_run_keeps_its_server_optimizer(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.run(rounds=1)
