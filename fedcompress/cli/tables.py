@@ -42,7 +42,10 @@ def _missing() -> object:
 
 
 def _show(table: Mapping[str, Any], as_json: bool) -> None:
-    rows = _rows(table)
+    _print(_rows(table), as_json)
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows))
         return
@@ -71,10 +74,16 @@ def codecs(as_json: Json = False) -> None:
 
 
 def rules(as_json: Json = False) -> None:
-    """Merge rules: parameters, law, memory, identity, paper."""
-    from fedcompress.merging import RULES
+    """Merge rules, server optimizers and weightings: parameters, law, memory, identity, paper.
 
-    _show(RULES, as_json)
+    ``kind`` says which: elementwise and lora are merge rules (``rule``), outer is for ``server-optimizer``,
+    weighting for ``weighting``.
+    """
+    from fedcompress.merging import OUTER, RULES, WEIGHTINGS
+
+    outer = [{**row, "kind": "outer"} for row in _rows(OUTER)]
+    weightings = [{**row, "kind": "weighting"} for row in _rows(WEIGHTINGS)]
+    _print(_rows(RULES) + outer + weightings, as_json)
 
 
 def optimizers(as_json: Json = False) -> None:

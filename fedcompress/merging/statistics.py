@@ -92,3 +92,21 @@ def gram(updates: Updates) -> Floats:
         values = np.stack([updates.read(i, name, start, stop) for i in range(updates.count)]).astype(np.float64)
         total += values @ values.T
     return total
+
+
+def squared_distances(products: Floats) -> Floats:
+    """Between updates, from their inner products, shape (sites, sites); symmetric, 0 to itself."""
+    square = np.diagonal(products)
+    apart = np.maximum(square[:, None] + square - products - products.T, 0)
+    np.fill_diagonal(apart, 0)
+    return apart
+
+
+def norms(updates: Updates) -> Floats:
+    """Euclidean norms of whole updates, shape (sites,), float64."""
+    total = np.zeros(updates.count)
+    for name, start, stop in blocks(updates.layout, 1):
+        for site in range(updates.count):
+            values = updates.read(site, name, start, stop).astype(np.float64)
+            total[site] += values @ values
+    return np.sqrt(total)
