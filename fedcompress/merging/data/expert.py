@@ -4,8 +4,8 @@ Zhang et al. 2025 (arXiv:2509.25712), with these differences:
 
 - adapters stay adapters: a module's output gets ``sum_i c_im * scaling * B_i A_i x``. The released code rebuilds
   all weights in each forward pass; here base weights are only read;
-- coefficients are free, where the released code has a sigmoid of them: one site then starts and stays at exactly
-  1; a trimmed update may want more than 1; and at 1 / n the slope of a sigmoid shrinks with n;
+- coefficients are free, where the released code has a sigmoid of them: one site then has exactly 1; a trimmed
+  update may want more than 1; and at 1 / n the slope of a sigmoid shrinks with n;
 - hidden states are compared by squared error over the teacher's mean square, so that no layer wins by its
   scale; logits by the Kullback-Leibler divergence, whose gradient is that of the paper's cross-entropy, but
   which is 0 where models agree.
@@ -35,7 +35,8 @@ class Expert:
 
     Args:
         steps: each with one batch of every site.
-        lr: of AdamW, without weight decay, which would pull towards 0 and not towards the start.
+        lr: of AdamW at first, falling to 0 in a line; without weight decay, which would pull towards 0 and
+            not towards the start.
         pull: weight of ``mean|c - c_init|``, the paper's lambda.
         hidden: weight of the hidden states' distance; 0 leaves them out.
         temperature: of the softmax that logits go through.
@@ -111,7 +112,8 @@ def expert(
     for values in learned.values():
         values.requires_grad_()
     with resting(model), hooked(mixture.attach()):
-        losses = _descend(mixture, batches, shares, learned, start, config)
+        alone = len(adapters) == 1 and start == 1  # the loss is 0, and AdamW would follow its rounding
+        losses = [] if alone else _descend(mixture, batches, shares, learned, start, config)
     return Learned({n: v.detach().cpu().double().numpy() for n, v in learned.items()}, losses)
 
 
@@ -130,6 +132,7 @@ def _descend(
     size = sum(values.numel() for values in learned.values())
     draw, losses = np.random.default_rng(config.seed), []
     for step in range(config.steps):
+        optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
         optimizer.zero_grad()
         loss = 0.0
         for site, weight in enumerate(shares):
