@@ -25,6 +25,7 @@ from fedcompress.merging.base import Floats
 from fedcompress.merging.data.factored import Factored, check_matrix, check_number, stacked
 from fedcompress.merging.data.probe import first, hooked, module_at, resting, run, tokens
 from fedcompress.merging.engine import normalized
+from fedcompress.types import Array, to_arrays
 
 Adapter = Mapping[str, tuple[Any, Any]]  # by module: A (rank, columns) and B (rows, rank)
 
@@ -193,7 +194,7 @@ def merged_adapters(
             raise ConfigError(f"coefficients.{name}", "none" if own is None else list(own.shape), rule)
         parts = []
         for values, adapter in zip(own, adapters, strict=True):
-            a, b = (np.asarray(factor, np.float64) for factor in adapter[name])
+            a, b = (_array(factor).astype(np.float64) for factor in adapter[name])
             parts.append(Factored(scaling * values[_places(b.shape[0], own.shape[1])][:, None] * b, a))
         out[name] = stacked(parts)
     return out
@@ -210,7 +211,7 @@ class _Mixture:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._model, self._scaling = model, scaling
         self._factors = {
-            name: [tuple(torch.as_tensor(f, device=self.device).float() for f in own[name]) for own in adapters]
+            name: [tuple(torch.as_tensor(_array(f), device=self.device) for f in own[name]) for own in adapters]
             for name in adapters[0]
         }
         self._places = {n: sites[0][1].shape[0] for n, sites in self._factors.items()}
@@ -267,6 +268,11 @@ class _Mixture:
         return hook
 
 
+def _array(factor: Any) -> Array:
+    """Of a numpy array or a tensor, which then gets no gradient."""
+    return np.asarray(to_arrays({"factor": factor})["factor"], np.float32)
+
+
 def _relative(found: Any, target: Any) -> Any:
     """Mean squared error over the mean square of the target."""
     power = target.float().square().mean().clamp_min(1e-12)
@@ -302,8 +308,8 @@ def _checked(
             raise ConfigError(f"adapters.{site}", apart, "must have the modules of the first, in the same order")
         for name, pair in adapter.items():
             module_at(model, name, f"adapters.{site}")
-            a, b = (np.asarray(f.detach().cpu() if hasattr(f, "detach") else f) for f in pair)
-            rows, columns = np.asarray(adapters[0][name][1]).shape[0], np.asarray(adapters[0][name][0]).shape[-1]
+            a, b = (_array(f) for f in pair)
+            rows, columns = adapters[0][name][1].shape[0], adapters[0][name][0].shape[-1]
             check_matrix(f"adapters.{site}.{name}.A", a, (a.shape[0], columns))
             check_matrix(f"adapters.{site}.{name}.B", b, (rows, a.shape[0]))
             counts[name] = chunks.get(name, 1)

@@ -58,8 +58,7 @@ def regmean(
         The merged update, float32, in layout order.
 
     Raises:
-        ConfigError: Gram matrices are missing, of another module, or not symmetric positive semidefinite; or
-            parameters out of range.
+        ConfigError: Gram matrices are missing, or not symmetric positive semidefinite; parameters out of range.
         LayoutError: base has another layout than the updates.
     """
     shares, pairs, lone = _checked(base, updates, grams, weights, off_diagonal, ridge)

@@ -72,7 +72,9 @@ def test_only_coefficients_learn_and_the_model_is_left_as_it_was() -> None:
     ids = batches[0][0]
     plain = model.eval()(ids)
     model.train()
-    expert(model, [{n: tuple(f.detach() for f in p) for n, p in own.items()} for own in tensors], batches, [1, 1])
+    found = expert(model, tensors, batches, [1, 1], config=Expert(steps=10))
+    assert (found.coefficients["up"] != 0.5).all()
+    assert all(factor.grad is None for own in tensors for factor in own["up"])
     assert all((p == before[n]).all() and p.grad is None for n, p in model.named_parameters())
     assert model.training
     assert model.drop.training
