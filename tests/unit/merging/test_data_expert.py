@@ -96,6 +96,16 @@ def test_seeded_and_reproducible() -> None:
     assert one.losses != other.losses
 
 
+def test_losses_are_weighted() -> None:
+    model, adapters, batches = setup()
+    one, two, both = (
+        expert(model, adapters, batches, weights, config=Expert(steps=1)).losses[0]
+        for weights in ([1.0, 0.0], [0.0, 1.0], [1.0, 3.0])
+    )
+    assert both == pytest.approx(0.25 * one + 0.75 * two, rel=1e-5)
+    assert one != pytest.approx(two, rel=0.01)
+
+
 def test_one_site_keeps_its_adapter() -> None:
     model, adapters, batches = setup()
     found = expert(model, adapters[:1], batches[:1], [1.0])
@@ -117,6 +127,7 @@ def test_the_pull_holds_coefficients_at_the_start() -> None:
 def test_chunks_are_rows_and_merge_as_the_model_ran() -> None:
     """A model whose weight has the merged change in it is the model with scaled adapter outputs."""
     model, adapters, batches = setup()
+    adapters[1]["up"][0][:] += 0.5  # so that it is not the same as both
     found = expert(
         model, adapters, batches, [1.0, 1.0], 0.5, chunks={"up": 3}, hidden_modules=["out"], config=Expert(steps=5)
     )
@@ -131,22 +142,23 @@ def test_chunks_are_rows_and_merge_as_the_model_ran() -> None:
         for row in range(WIDTH):  # eight rows in three chunks: 3, 3, 2
             loop[row] += 0.5 * coefficients[site, (0, 0, 0, 1, 1, 1, 2, 2)[row]] * (b[row] @ a)
     assert np.allclose(merged.dense(), loop, atol=1e-6)
-    distance = alignment(model, adapters, batches, [1.0, 1.0], found.coefficients, 0.5, ["out"], Expert(hidden=0))
+    config = Expert(hidden=0, temperature=2.0)
+    distance = alignment(model, adapters, batches, [1.0, 3.0], found.coefficients, 0.5, ["out"], config)
     with torch.no_grad():
         teachers = []
         for site in (0, 1):
             a, b = adapters[site]["up"]
             teachers.append(outputs(model, 0.5 * b @ a, batches[site]))
         mine = [outputs(model, loop, own) for own in batches]
-    kl = sum(0.5 * float((t.exp() * (t - m)).sum(-1).mean()) for t, m in zip(teachers, mine, strict=True))
-    assert distance == pytest.approx(kl, rel=1e-3)
+    kl = [float((t.exp() * (t - m)).sum(-1).mean()) for t, m in zip(teachers, mine, strict=True)]
+    assert distance == pytest.approx(4 * (0.25 * kl[0] + 0.75 * kl[1]), rel=1e-3)
 
 
 def outputs(model: Toy, change: np.ndarray, batches: list[torch.Tensor]) -> torch.Tensor:
-    """Log-probabilities of a model with a change of its weight, (tokens, classes)."""
+    """Log-probabilities at temperature 2 of a model with a change of its weight, (tokens, classes)."""
     old = model.up.weight.detach().clone()
     model.up.weight += torch.tensor(change, dtype=torch.float32)
-    out = torch.cat([torch.log_softmax(model.eval()(ids), -1).reshape(-1, TOKENS) for ids in batches])
+    out = torch.cat([torch.log_softmax(model.eval()(ids) / 2, -1).reshape(-1, TOKENS) for ids in batches])
     model.up.weight[:] = old
     return out
 

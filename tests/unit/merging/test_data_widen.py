@@ -96,6 +96,13 @@ def test_weights_equal_the_loop(t: float, s: float, monkeypatch: pytest.MonkeyPa
     assert np.allclose(found, slow_weights(WEIGHT, CHANGES, t, s), atol=1e-12)
 
 
+def test_columns_that_tie_share_their_mean_rank() -> None:
+    place = np.arange(COLUMNS) % 7  # three columns each of six kinds, two of the last
+    weight, changes = WEIGHT[:, place], [c[:, place] for c in CHANGES]
+    found = column_weights(weight, [Dense(c) for c in changes], 1.3, 0.5)
+    assert np.allclose(found, slow_weights(weight, changes, 1.3, 0.5), atol=1e-12)
+
+
 def test_where_columns_are_important() -> None:
     """The column that moves most gets s; with a t that nothing reaches all weights add up to 1."""
     change = np.full((ROWS, COLUMNS), 1e-3)
