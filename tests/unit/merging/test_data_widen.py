@@ -97,8 +97,9 @@ def test_weights_equal_the_loop(t: float, s: float, monkeypatch: pytest.MonkeyPa
 
 
 def test_columns_that_tie_share_their_mean_rank() -> None:
-    place = np.arange(COLUMNS) % 7  # three columns each of six kinds, two of the last
-    weight, changes = WEIGHT[:, place], [c[:, place] for c in CHANGES]
+    """Others of each site, since a softmax does not see what it has in common."""
+    weight = np.repeat(WEIGHT[:, :1], COLUMNS, axis=1)
+    changes = [c[:, np.arange(COLUMNS) % kinds] for c, kinds in zip(CHANGES, (3, 7, 20), strict=True)]
     found = column_weights(weight, [Dense(c) for c in changes], 1.3, 0.5)
     assert np.allclose(found, slow_weights(weight, changes, 1.3, 0.5), atol=1e-12)
 
