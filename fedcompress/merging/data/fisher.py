@@ -23,7 +23,7 @@ def fisher(
 ) -> Tensors:
     """``sum_i w_i F_i delta_i / sum_i w_i F_i``, entry by entry, in float64.
 
-    Matena & Raffel 2022 (arXiv:2111.09832, section 3): the maximum of the product of Gaussian
+    Matena & Raffel 2022 (arXiv:2111.09832, Fisher merging): the maximum of the product of Gaussian
     posteriors with diagonal precisions F_i. Weights add up to 1 in every entry, so that merging
     updates is merging parameters. Where every F_i is 0 this is the weighted mean. One update returns
     itself. A site whose Fisher is 0 everywhere counts only where the others' are near the floor.
@@ -34,10 +34,10 @@ def fisher(
         updates: of the sites, float32.
         fishers: diagonal Fisher of each site, of the same layout and in the same order.
         weights: finite, nonnegative; normalised here to add up to 1.
-        floor: smallest F; after normalisation, so that 1e-6 is a millionth of a site's
-            root mean square. The released code has the floor first, which sites then scale differently.
+        floor: smallest F; after normalisation, so that 1e-6 is a millionth of a site's root mean square, and
+            the floor is the same at every site.
         normalize: divide each site's F by its root mean square over the whole update, so that a site
-            with large gradients does not win everywhere; up to a factor of all sites the norm of section 4.3.
+            with large gradients does not win everywhere.
 
     Returns:
         The merged update, float32, in layout order.

@@ -1,9 +1,10 @@
 """RegMean: per linear module the least-squares fit to what each site's module does to its own inputs.
 
-Jin et al. 2023 (arXiv:2212.09849, section 3.2, equation 2): ``M = (sum_i w_i W_i G_i) (sum_i w_i G_i)^-1`` with Gram
-matrices ``G_i = X_i^T X_i`` of the module's inputs. The ridge is added to each site's Gram matrix, not to their
-sum alone, so that it pulls towards the weighted mean and not towards zero, and so that merging changes is merging
-weights. The released code inverts the sum without a ridge, which fails with fewer tokens than columns.
+Jin et al. 2023 (arXiv:2212.09849, regression mean of linear layers):
+``M = (sum_i w_i W_i G_i) (sum_i w_i G_i)^-1`` with Gram matrices ``G_i = X_i^T X_i`` of the module's inputs. The ridge
+is added to each site's Gram matrix, not to their sum alone, so that it pulls towards the weighted mean and not towards
+zero, and so that merging changes is merging weights. The released code inverts the sum without a ridge, which fails
+with fewer tokens than columns.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def regmean(
             without ``.weight`` and without ``.lora_A``.
         weights: finite, nonnegative; normalised here. For the paper's sums over all tokens: tokens of each
             site with means, equal ones with sums.
-        off_diagonal: factor of the entries off the diagonal, from 0 to 1; the paper has 0.9, 0.1 for T5.
+        off_diagonal: factor of the entries off the diagonal, from 0 to 1, which the paper lowers too.
         ridge: relative to the mean of the diagonal of sum_i w_i G_i, from 1e-9 to 1e6.
 
     Returns:

@@ -51,9 +51,9 @@ def widen(
 ) -> Tensors:
     """WIDEN of dense weights: ``sum_i c_i * delta_i`` with ``c_i`` of each column, see ``column_weights``.
 
-    Yu et al. 2024 (arXiv:2408.03092, section 3). It has no weights of sites. A tensor of more than two dimensions is
-    a matrix of its first dimension and all others; one of less has entries for columns, scored by ``|delta|`` itself
-    and not by rank, as in the released code. Beside the result, memory is a tensor of one site.
+    Yu et al. 2024 (arXiv:2408.03092, weight disentanglement). It has no weights of sites. A tensor of more than two
+    dimensions is a matrix of its first dimension and all others; one of less has entries for columns, scored by
+    ``|delta|`` itself and not by rank, as in the released code. Beside the result, memory is a tensor of one site.
 
     Args:
         base: dense weights that all sites started from, float32, in layout order.
