@@ -15,7 +15,7 @@ from typing import Any
 
 from fedcompress.codecs import CodecSpec, Feedback
 from fedcompress.errors import ConfigError
-from fedcompress.merging import outer_named, rule_named, weighting_named
+from fedcompress.merging import check_space, outer_named, rule_named, weighting_named
 from fedcompress.merging.outer import Outer, Sgd
 from fedcompress.merging.weights import Weighting
 from fedcompress.optim import OPTIMIZERS
@@ -88,7 +88,7 @@ class TrainTask:
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             raise ConfigError("task.labels", list(self.labels), "must be at least 2 distinct names")
         CodecSpec.parse(self.codec, field="task.codec")
-        self.error_feedback  # noqa: B018  # checks its ranges
+        _ = self.error_feedback  # checks its ranges
 
     @property
     def error_feedback(self) -> Feedback:
@@ -146,6 +146,7 @@ class RunConfig:
     feedback_reset: int = 0  # every so many rounds residuals are dropped; 0: never
     residual_store: str = "none"  # how sites keep residuals: none (float32), bf16, int8
     rule: str = "lora-ridge"
+    space: str = "factors"  # or product: what elementwise rules merge of LoRA modules
     weighting: str = "examples"  # how much a site counts
     server_optimizer: str = "sgd"
     server_lr: float = 1.0  # of sgd; other server optimizers have their own lr
@@ -176,10 +177,8 @@ class RunConfig:
             raise ConfigError("seed", self.seed, "must be below 2^64")
         for name in ("codec", "downlink_codec"):
             CodecSpec.parse(getattr(self, name), field=name.replace("_", "-"))
-        rule_named(self.rule)
-        self.weigh_by  # noqa: B018
-        self.outer  # noqa: B018
-        self.error_feedback  # noqa: B018  # checks its ranges
+        check_space(rule_named(self.rule), self.space)
+        _ = self.weigh_by, self.outer, self.error_feedback  # they check their ranges
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError("optimizer", self.optimizer, f"must be one of {list(OPTIMIZERS)}")
 

@@ -42,7 +42,7 @@ def next_version(
             one of another server optimizer.
     """
     ordered = sorted(admitted, key=lambda a: a.site)
-    merger = Merger(rule=rule_named(config.rule), layout=layout)
+    merger = Merger(rule=rule_named(config.rule), layout=layout, space=config.space)
     updates = Held(layout, [a.tensors for a in ordered])
     weights = weights_of(config.weigh_by, [a.envelope.header for a in ordered])
     merged = merger.merge(published.state, weights, updates, round_=round_)

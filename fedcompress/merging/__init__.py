@@ -6,7 +6,7 @@ how the merged update becomes a step of the published state.
 """
 
 from fedcompress.merging.base import Block, Module, Pair, pairs_of
-from fedcompress.merging.engine import Merger, rule_named
+from fedcompress.merging.engine import Merger, check_space, rule_named
 from fedcompress.merging.outer import OUTER, outer_named
 from fedcompress.merging.table import RULES, RuleRow
 from fedcompress.merging.updates import Held, Spool, Updates
@@ -26,6 +26,7 @@ __all__ = [
     "Updates",
     "outer_named",
     "pairs_of",
+    "check_space",
     "rule_named",
     "site_weights",
     "weighting_named",

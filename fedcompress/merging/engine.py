@@ -33,6 +33,14 @@ def rule_named(text: str, *, field: str = "rule") -> Elementwise | Modular:
     return rule
 
 
+def check_space(rule: Elementwise | Modular, space: str) -> None:
+    """Raise ``ConfigError`` unless a rule can work in a space."""
+    if space not in SPACES:
+        raise ConfigError("space", space, f"one of {list(SPACES)}")
+    if space == "product" and isinstance(rule, Modular):
+        raise ConfigError("space", space, f"must be factors: {rule.name} works on products by itself")
+
+
 def normalized(weights: Sequence[float], count: int) -> Floats:
     """Weights that add up to 1.
 
@@ -61,10 +69,7 @@ class Merger:
     space: str = "factors"
 
     def __post_init__(self) -> None:
-        if self.space not in SPACES:
-            raise ConfigError("space", self.space, f"one of {list(SPACES)}")
-        if self.space == "product" and isinstance(self.rule, Modular):
-            raise ConfigError("space", self.space, f"must be factors: {self.rule.name} works on products by itself")
+        check_space(self.rule, self.space)
 
     def merge(
         self,
