@@ -98,10 +98,10 @@ class Merger:
         self.layout.check(base, what="merge: base")
         shares = normalized(weights, updates.count)
         if self.space == "product":
-            return self._in_products(base, shares, updates, progress)
+            return self._in_products(base, shares, updates, round_, progress)
         if is_modular(self.rule):
             return self._by_module(base, shares, updates, round_, progress)
-        return elementwise(self.rule, base, shares, updates, progress)  # type: ignore[arg-type]
+        return elementwise(self.rule, base, shares, updates, progress, round_=round_)  # type: ignore[arg-type]
 
     def _by_module(
         self, base: Mapping[str, Array], weights: Floats, updates: Updates, round_: int, progress: Progress
@@ -115,15 +115,18 @@ class Merger:
             progress(done, self.layout.numel)
         return {t.name: out[t.name] for t in self.layout.tensors}
 
-    def _in_products(self, base: Mapping[str, Array], weights: Floats, updates: Updates, progress: Progress) -> Tensors:
+    def _in_products(
+        self, base: Mapping[str, Array], weights: Floats, updates: Updates, round_: int, progress: Progress
+    ) -> Tensors:
         rule: Elementwise = self.rule  # type: ignore[assignment]
         pairs, lone = pairs_of(self.layout)
-        out, done = elementwise(rule, base, weights, _Part(Layout(tuple(lone)), updates)), 0
+        out, done = elementwise(rule, base, weights, _Part(Layout(tuple(lone)), updates), round_=round_), 0
         products = DenseProducts(pairs, base, updates)
         facts = rule.survey(products, weights)
         for pair, spec in zip(pairs, products.layout.tensors, strict=True):
             published = {pair.name: base[pair.b.name] @ base[pair.a.name]}
-            dense = elementwise(rule, published, weights, _Part(Layout((spec,)), products), facts=facts)
+            part = _Part(Layout((spec,)), products)
+            dense = elementwise(rule, published, weights, part, facts=facts, round_=round_)
             out |= refactored(pair, module_of(pair, base, weights, updates), dense[pair.name])
             done += pair.a.numel + pair.b.numel
             progress(done, self.layout.numel)
@@ -168,6 +171,7 @@ def elementwise(
     updates: Updates,
     progress: Progress = lambda done, whole: None,
     facts: Any = _SURVEY,
+    round_: int = 1,
 ) -> Tensors:
     """Run an elementwise rule, a block at a time on each thread.
 
@@ -181,7 +185,7 @@ def elementwise(
     def one(place: tuple[str, int, int]) -> int:
         name, start, stop = place
         values = np.stack([updates.read(i, name, start, stop) for i in range(updates.count)])
-        merged = rule.combine(Block(name, start, values, weights, flat[name][start:stop]), facts)
+        merged = rule.combine(Block(name, start, values, weights, flat[name][start:stop], round_), facts)
         with np.errstate(over="ignore"):  # infinity is refused when the step is encoded
             out[name][start:stop] = merged
         return stop - start

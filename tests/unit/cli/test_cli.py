@@ -11,7 +11,7 @@ import pytest
 
 from fedcompress.adapters import save_adapter
 from fedcompress.codecs import CODECS, CodecSpec
-from fedcompress.merging import RULES
+from fedcompress.merging import RULES, rule_named
 from fedcompress.optim import OPTIMIZERS
 from fedcompress.pipeline import encode_update
 from tests.support import lora_layout, normal, update_header
@@ -35,7 +35,8 @@ def test_tables(command: str, table: dict[str, object]) -> None:
 
 def test_rules_say_identity() -> None:
     rows = json.loads(call("rules", "--json").stdout)
-    assert all(row["identity"] is True for row in rows)
+    assert all(rule_named(row["identity"]).name == row["name"] for row in rows if "identity" in row)
+    assert next(row for row in rows if row["name"] == "ties")["identity"] == "ties(density=1)"
     assert call("adapters", "--json").returncode == 0
 
 
