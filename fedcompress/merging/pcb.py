@@ -12,6 +12,7 @@ from fedcompress.merging.base import Block, Floats
 from fedcompress.merging.scores import groups, score_levels, unit
 from fedcompress.merging.statistics import check_density, check_scope, magnitudes
 from fedcompress.merging.task_arithmetic import check_scale
+from fedcompress.merging.ties import TIE
 from fedcompress.merging.updates import Updates
 from fedcompress.types import Array
 
@@ -38,8 +39,9 @@ class Pcb:
     What differs: weights, in both sums (``sum_j delta_j`` is n times the weighted mean; the released code has none
     in the round trip and searches coefficients on test data); ``floor(clip * n)`` entries are clipped at either end,
     where the code cuts the largest entry of any small tensor; float64, in which no product of float32 underflows; rows
-    without a range, NaN there: a row of equal magnitudes has ``u = 1``, and where all counted scores are equal they
-    count 1 if they are above 0, else 0. The factor ``exp(-n)`` against overflow cancels.
+    without a range, NaN there: a row of equal magnitudes has ``u = 1``, and where all counted scores are equal (up to
+    rounding) they count 1 if they are above 0, else 0. The factor ``exp(-n)`` against overflow cancels; scores
+    that underflow with it, of small entries among hundreds of sites, count 0.
 
     Ternary updates have two magnitudes, so ``u`` says nothing, and what is left is agreement: entries
     count by ``tanh(delta_i * sum_j delta_j)`` alone, often all that are kept equally.
@@ -85,9 +87,10 @@ class Pcb:
         at = facts[block.name]
         score = _score(block.values, block.weights, at.smallest, at.largest)
         span = (at.high - at.low)[:, None]
-        linear = np.clip((score - at.low[:, None]) / np.where(span > 0, span, 1.0), 0, 1)
-        level = (score >= at.high[:, None]) & (at.high[:, None] > 0)
-        counts = np.where(span > 0, linear, level) * block.weights[:, None]
+        ranged = span > TIE * np.maximum(np.abs(at.high), np.abs(at.low))[:, None]
+        linear = np.clip((score - at.low[:, None]) / np.where(ranged, span, 1.0), 0, 1)
+        level = (score >= at.low[:, None] * (1 - TIE)) & (at.high[:, None] > 0)
+        counts = np.where(ranged, linear, level) * block.weights[:, None]
         values = block.values.astype(np.float64)
         clipped = np.copysign(_clipped(values, at.smallest, at.largest), values) * (values != 0)
         total, share = np.zeros(values.shape[1]), np.zeros(values.shape[1])
@@ -105,9 +108,11 @@ def _clipped(values: Floats, smallest: Floats, largest: Floats) -> Floats:
 def _score(values: Array, weights: Floats, smallest: Floats, largest: Floats) -> Floats:
     """``exp(n (u^2 - 1)) * tanh(delta_i * sum_j delta_j)``, shape (sites, n)."""
     deltas, sites = values.astype(np.float64), len(values)
-    total = np.zeros(deltas.shape[1])
+    total, mass = np.zeros(deltas.shape[1]), np.zeros(deltas.shape[1])
     for weight, delta in zip(weights, deltas, strict=True):
         total += sites * weight * delta
+        mass += sites * weight * np.abs(delta)
+    total[np.abs(total) <= TIE * mass] = 0  # what rounding left
     importance = unit(_clipped(deltas, smallest, largest), smallest, largest)
     score: Floats = np.exp(sites * (np.square(importance) - 1)) * np.tanh(deltas * total)
     return score

@@ -12,6 +12,7 @@ from fedcompress.merging.base import Block, Floats
 from fedcompress.merging.scores import Group, groups, score_levels, stacks, unit
 from fedcompress.merging.statistics import check_density, check_scope
 from fedcompress.merging.task_arithmetic import check_scale
+from fedcompress.merging.ties import TIE
 from fedcompress.merging.updates import Updates
 from fedcompress.types import Array
 
@@ -41,7 +42,8 @@ class PcbPaper:
     What differs: weights, in the sum over j and in both sums of the result. Rows without a range have Norm 1;
     an update of zeros has no score, so that it does not dilute. Softmax is over the scope. Sums of exponentials are of
     integers, multiples of 2^-43 of the largest term, so that no blocks change them. On ternary updates Norm
-    takes two or three values: what is left is agreement, and many equal scores, which count or do not count together.
+    takes two or three values: an entry's score is how many agree with it, and many are equal, which count or do not
+    count together, also where rounding makes them differ. No score is below 0: an entry against the others counts less.
 
     Time grows with the square of the number of sites.
 
@@ -92,7 +94,7 @@ class PcbPaper:
         score = _score(block.values, block.weights, at)
         total, share = np.zeros(score.shape[1]), np.zeros(score.shape[1])
         for row, level, weight, value in zip(score, at.level, block.weights, block.values, strict=True):
-            count = weight * row * (row >= level)
+            count = weight * row * (row >= level * (1 - TIE))
             total += count * value
             share += count
         return self.scale * np.divide(total, share, out=np.zeros_like(total), where=share > 0)
