@@ -22,7 +22,7 @@ from fedcompress.merging.wise_ft import WiseFt
 
 SMALL = "constant: blocks of all sites"
 ONE_TENSOR = "one tensor of one site, then blocks of all sites"
-SCORES = "one tensor of one site, then blocks of all sites and 0.5 MB for each site"
+SCORES = "blocks of all sites, and 0.5 MB for each site"
 FACTORS = "factors of one module from all sites"
 
 
@@ -104,7 +104,7 @@ RULES: dict[str, RuleRow] = {
     "pcb": RuleRow(
         config=Pcb,
         law="mean by s = exp(n Norm(|delta|)^2) tanh(delta sum delta), the highest ratio of it, moved to [0, 1]",
-        memory=SCORES,
+        memory=f"{ONE_TENSOR}, and 0.5 MB for each site",
         identity="",
         paper="the released code of Du et al. 2024 (arXiv:2410.02396)",
     ),

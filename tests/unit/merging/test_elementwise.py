@@ -12,16 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.errors import ConfigError
-from fedcompress.merging import RULES, rule_named
+from fedcompress.merging import RULES, Held, Merger, rule_named
 from fedcompress.merging import scores as scores_module
 from fedcompress.merging.base import Block
 from fedcompress.merging.dare import kept
 from fedcompress.merging.ties import agreeing_mean
 from fedcompress.philox import words
 from fedcompress.types import Tensors
-from tests.support import equal
+from tests.support import equal, lora_layout, normal
 from tests.unit.merging import reference
-from tests.unit.merging.samples import KINDS, merged, merged_tensor, sample
+from tests.unit.merging.samples import KINDS, layout_of, merged, merged_tensor, sample
 
 SOME = [3, 1, 2, 2]
 SCOPES = ("tensor", "global")
@@ -209,8 +209,6 @@ def test_the_released_code_of_pcb() -> None:
 @pytest.mark.parametrize("size", [5, 64, 1000])
 @pytest.mark.parametrize("share", [0.001, 0.3, 1.0])
 def test_score_levels_are_sorted_ranks(size: int, share: float) -> None:
-    from fedcompress.merging import Held
-    from tests.unit.merging.samples import layout_of
 
     generator = np.random.default_rng(size)
     updates = [{"w": generator.standard_normal(size).astype(np.float32)} for _ in range(3)]
@@ -428,3 +426,14 @@ def test_bad_parameters(text: str, field: str) -> None:
     with pytest.raises(ConfigError, match=r"must be|one of") as caught:
         rule_named(text)
     assert str(caught.value).startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize("space", ["factors", "product"])
+def test_each_round_has_its_masks(space: str) -> None:
+    layout = lora_layout(modules=1)
+    updates, base = [normal(layout, s) for s in (1, 2)], normal(layout, 0)
+    merger = Merger(rule=rule_named("dare(density=0.5)"), layout=layout, space=space)
+    first, again, second = (merger.merge(base, [1, 1], Held(layout, updates), round_=r) for r in (1, 1, 2))
+    assert equal(first, again)
+    for name in ("m0.lora_B.weight", "head.weight"):
+        assert not np.allclose(first[name], second[name], atol=0.01)
