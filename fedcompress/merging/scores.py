@@ -86,8 +86,8 @@ def score_levels(updates: Updates, group: Group, share: float, score: Score) -> 
 
 
 def _keys(values: Floats) -> NDArray[np.uint64]:
-    """Integers in the order of float64 values; -0 is 0."""
-    bits = (values + 0.0).view(np.uint64)
+    """Integers in the order of float64 values."""
+    bits = values.view(np.uint64)
     return np.where(bits & _SIGN, ~bits, bits | _SIGN)
 
 

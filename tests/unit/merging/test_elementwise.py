@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import permutations
 from unittest.mock import patch
 
 import numpy as np
@@ -161,6 +162,25 @@ def test_pcb_paper_on_ternary_updates_has_few_levels() -> None:
     assert opposed.any()
     assert ((np.abs(found[opposed]) > 0) & (np.abs(found[opposed]) < 0.5)).all()
     assert len(set(found.tolist())) <= 3**3
+
+
+def test_what_rounding_leaves_of_a_sum_has_no_sign() -> None:
+    """0.5 is lost beside 3e30, in some orders of the sites."""
+    for order in permutations([0.0, 0.5, 3e30, -3e30, 0.0]):
+        values = [np.array([0, v, 0], np.float32) for v in order]
+        assert not merged_tensor("pcb(ratio=0.5)", values, [1] * 5)[1], order
+
+
+def test_scores_that_rounding_makes_differ_count_alike() -> None:
+    """The first site agrees in place 0 with k sites of weight 1, in place 1 with one of weight k."""
+    for k in range(1, 40):
+        first, one, many = (np.array(v, np.float32) for v in ([2, 2, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]))
+        for rule in ("pcb(ratio=0.5,clip=0)", "pcb-paper(ratio=0.5)"):
+            found = merged_tensor(rule, [first * 1e-3, *([one * 1e-3] * k), many * 1e-3], [1, *([1] * k), k])
+            assert found[0] > 1e-3, (rule, k)
+            assert found[1] > 1e-3, (rule, k)
+            if rule.startswith("pcb("):
+                assert found[0] == pytest.approx(found[1]), k
 
 
 def test_pcb_favours_what_sites_agree_on() -> None:
