@@ -32,6 +32,7 @@ class Block:
     values: Array  # (sites, n): the updates
     weights: Floats  # (sites,), they add up to 1
     base: Array  # (n,): the published state that all sites started from
+    round_: int = 1  # for rules that draw
 
 
 class Rule(Protocol):

@@ -100,8 +100,8 @@ class Merger:
         if isinstance(self.rule, Modular):
             return self._by_module(self.rule, base, shares, updates, round_, progress)
         if self.space == "product":
-            return self._in_products(self.rule, base, shares, updates, progress)
-        return elementwise(self.rule, base, shares, updates, progress)
+            return self._in_products(self.rule, base, shares, updates, round_, progress)
+        return elementwise(self.rule, base, shares, updates, progress, round_=round_)
 
     def _by_module(
         self,
@@ -122,15 +122,22 @@ class Merger:
         return {t.name: out[t.name] for t in self.layout.tensors}
 
     def _in_products(
-        self, rule: Elementwise, base: Mapping[str, Array], weights: Floats, updates: Updates, progress: Progress
+        self,
+        rule: Elementwise,
+        base: Mapping[str, Array],
+        weights: Floats,
+        updates: Updates,
+        round_: int,
+        progress: Progress,
     ) -> Tensors:
         pairs, lone = pairs_of(self.layout)
-        out, done = elementwise(rule, base, weights, _Part(Layout(tuple(lone)), updates)), 0
+        out, done = elementwise(rule, base, weights, _Part(Layout(tuple(lone)), updates), round_=round_), 0
         products = DenseProducts(pairs, base, updates)
         facts = rule.survey(products, weights)
         for pair, spec in zip(pairs, products.layout.tensors, strict=True):
             published = {pair.name: base[pair.b.name] @ base[pair.a.name]}
-            dense = elementwise(rule, published, weights, _Part(Layout((spec,)), products), facts=facts)
+            part = _Part(Layout((spec,)), products)
+            dense = elementwise(rule, published, weights, part, facts=facts, round_=round_)
             out |= refactored(pair, module_of(pair, base, weights, updates), dense[pair.name])
             done += pair.a.numel + pair.b.numel
             progress(done, self.layout.numel)
@@ -175,6 +182,7 @@ def elementwise(
     updates: Updates,
     progress: Progress = lambda done, whole: None,
     facts: Any = _SURVEY,
+    round_: int = 1,
 ) -> Tensors:
     """Run an elementwise rule, a block at a time on each thread.
 
@@ -188,7 +196,7 @@ def elementwise(
     def one(place: tuple[str, int, int]) -> int:
         name, start, stop = place
         values = np.stack([updates.read(i, name, start, stop) for i in range(updates.count)])
-        merged = rule.combine(Block(name, start, values, weights, flat[name][start:stop]), facts)
+        merged = rule.combine(Block(name, start, values, weights, flat[name][start:stop], round_), facts)
         with np.errstate(over="ignore"):  # infinity is refused when the step is encoded
             out[name][start:stop] = merged
         return stop - start
