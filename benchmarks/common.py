@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
+import sys
+from collections.abc import Callable, Mapping
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 
@@ -36,3 +40,22 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> None:
     for r in rows:
         mark = {True: "pass", False: "MISS", None: ""}[r["pass"]]
         print(f"{r['name']:<44} {r['value']:>12.4f} {r['unit']:<8} {r['target']:<14} {mark} {r['note']}")
+
+
+def run_parts(parts: Mapping[str, Callable[[Path], list[dict[str, Any]]]], about: str, out: Path) -> None:
+    """Command line of a benchmark in parts: ``--parts``, ``--out``, ``--json``."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", default=",".join(parts), help=f"of {', '.join(parts)}")
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    names = args.parts.split(",")
+    unknown = sorted(set(names) - set(parts))
+    if unknown:
+        parser.error(f"--parts: {unknown}: must be of {list(parts)}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in names:
+        print(f"{name} ...", file=sys.stderr)
+        rows += parts[name](args.out)
+    show(rows, args.json)

@@ -14,7 +14,7 @@ from benchmarks.settings.base import Setting
 from fedcompress.codecs import CodecSpec, Feedback, decode_sections, encode_sections
 from fedcompress.codecs.feedback import pack_residual, unpack_residual
 from fedcompress.merging import Held, Merger, rule_named
-from fedcompress.types import Layout, Tensors, add, subtract, zeros
+from fedcompress.types import Tensors, add, subtract, zeros
 
 UP_ENVELOPE, DOWN_ENVELOPE = 295, 208  # bytes of prefix, header, metrics and digest in a federation
 
@@ -30,13 +30,46 @@ class Run:
     down_ratio: float = 0.0
 
 
-def _send(spec: CodecSpec, setting: Setting, target: Tensors, seed: int) -> tuple[Tensors, int]:
-    sections = encode_sections(spec, setting.layout, target, seed=seed)
-    return decode_sections(spec, setting.layout, sections), sum(map(len, sections))
+@dataclass(frozen=True)
+class Merge:
+    """What a merge was made from and what became of it, before it is compressed."""
+
+    state: Tensors
+    weights: Sequence[int]
+    updates: Sequence[Tensors]
+    change: Tensors
+    target: Tensors  # with what earlier downlinks left out
 
 
-def _kept(residual: Tensors, layout: Layout, store: str) -> Tensors:
-    return unpack_residual(pack_residual(residual, layout, store), layout)
+def _codecs(text: str | Sequence[str], rounds: int) -> list[CodecSpec]:
+    return [CodecSpec.parse(t) for t in ([text] * rounds if isinstance(text, str) else text)]
+
+
+class _Sender:
+    """One end that encodes, with its residual; counts bytes of sections."""
+
+    def __init__(self, setting: Setting, feedback: float, store: str, number: int) -> None:
+        self._layout, self._keep, self._number = setting.layout, Feedback(decay=feedback, store=store), number
+        self._rest = zeros(setting.layout)
+        self.sent = 0
+
+    def target(self, change: Tensors) -> Tensors:
+        """A change with what was left out before."""
+        return self._keep.target(change, self._rest)
+
+    def send(self, spec: CodecSpec, change: Tensors, round_: int) -> Tensors:
+        """What arrives of a change."""
+        target = self.target(change)
+        sections = encode_sections(spec, self._layout, target, seed=1000 * round_ + self._number)
+        self.sent += sum(map(len, sections))
+        decoded = decode_sections(spec, self._layout, sections)
+        kept = pack_residual(self._keep.residual(target, decoded), self._layout, self._keep.store)
+        self._rest = unpack_residual(kept, self._layout)
+        return decoded
+
+
+def _codecs(text: str | Sequence[str], rounds: int) -> list[CodecSpec]:
+    return [CodecSpec.parse(t) for t in ([text] * rounds if isinstance(text, str) else text)]
 
 
 def federate(
@@ -50,7 +83,7 @@ def federate(
     store: str = "none",
     rule: str = "lora-ridge",
     every: int = 1,
-    on_round: Callable[[int, float], None] = lambda round_, metric: None,
+    on_merge: Callable[[Merge], None] = lambda merge: None,
 ) -> Run:
     """Run it. Ratios are against bfloat16 both ways, envelopes counted.
 
@@ -64,33 +97,25 @@ def federate(
         store: how residuals are kept between rounds.
         rule: of the merge.
         every: rounds between evaluations.
-        on_round: called with round and metric.
+        on_merge: called in every round.
     """
-    ups, downs = ([CodecSpec.parse(s) for s in ([c] * rounds if isinstance(c, str) else c)] for c in (up, down))
-    keep = Feedback(decay=feedback, store=store)
+    ups, downs = (_codecs(c, rounds) for c in (up, down))
     layout, sites = setting.layout, range(len(setting.examples))
-    state, published_rest = setting.initial(seed), zeros(layout)
-    rests = [zeros(layout) for _ in sites]
+    senders = [_Sender(setting, feedback, store, number) for number in (*sites, 999)]
+    state, merger = setting.initial(seed), Merger(rule=rule_named(rule), layout=layout)
     run = Run([setting.evaluate(state)])
-    merger = Merger(rule=rule_named(rule), layout=layout)
     for round_ in range(1, rounds + 1):
-        updates, up_spec, down_spec = [], ups[round_ - 1], downs[round_ - 1]
+        updates = []
         for site in sites:
             delta = subtract(setting.train(state, site, round_, seed), state)
-            target = keep.target(delta, rests[site])
-            decoded, size = _send(up_spec, setting, target, 1000 * round_ + site)
-            rests[site] = _kept(keep.residual(target, decoded), layout, store)
-            updates.append(decoded)
-            run.up_bytes += UP_ENVELOPE + size
+            updates.append(senders[site].send(ups[round_ - 1], delta, round_))
         change = merger.merge(state, setting.examples, Held(layout, updates), round_=round_)
-        target = keep.target(change, published_rest)
-        decoded, size = _send(down_spec, setting, target, 1000 * round_ + 999)
-        published_rest = _kept(keep.residual(target, decoded), layout, store)
-        run.down_bytes += DOWN_ENVELOPE + size
-        state = add(state, decoded)
+        on_merge(Merge(state, setting.examples, updates, change, senders[-1].target(change)))
+        state = add(state, senders[-1].send(downs[round_ - 1], change, round_))
         if round_ % every == 0 or round_ == rounds:
             run.metrics.append(setting.evaluate(state))
-            on_round(round_, run.metrics[-1])
+    run.up_bytes = rounds * len(sites) * UP_ENVELOPE + sum(s.sent for s in senders[:-1])
+    run.down_bytes = rounds * DOWN_ENVELOPE + senders[-1].sent
     plain = layout.plain_bytes(2) * rounds
     run.up_ratio, run.down_ratio = plain * len(sites) / run.up_bytes, plain / run.down_bytes
     return run

@@ -15,7 +15,9 @@ from typing import Any
 
 from fedcompress.codecs import CodecSpec, Feedback
 from fedcompress.errors import ConfigError
-from fedcompress.merging import rule_named
+from fedcompress.merging import check_space, outer_named, rule_named, weighting_named
+from fedcompress.merging.outer import Outer, Sgd
+from fedcompress.merging.weights import Weighting
 from fedcompress.optim import OPTIMIZERS
 from fedcompress.wire.envelope import NAME
 
@@ -86,7 +88,7 @@ class TrainTask:
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             raise ConfigError("task.labels", list(self.labels), "must be at least 2 distinct names")
         CodecSpec.parse(self.codec, field="task.codec")
-        self.error_feedback  # noqa: B018  # checks its ranges
+        _ = self.error_feedback  # checks its ranges
 
     @property
     def error_feedback(self) -> Feedback:
@@ -144,7 +146,10 @@ class RunConfig:
     feedback_reset: int = 0  # every so many rounds residuals are dropped; 0: never
     residual_store: str = "none"  # how sites keep residuals: none (float32), bf16, int8
     rule: str = "lora-ridge"
-    server_lr: float = 1.0
+    space: str = "factors"  # or product: what elementwise rules merge of LoRA modules
+    weighting: str = "examples"  # how much a site counts
+    server_optimizer: str = "sgd"
+    server_lr: float = 1.0  # of sgd; other server optimizers have their own lr
     max_length: int = 64
     head: str = "mean-pool-linear"
     seed: int = 0
@@ -172,8 +177,8 @@ class RunConfig:
             raise ConfigError("seed", self.seed, "must be below 2^64")
         for name in ("codec", "downlink_codec"):
             CodecSpec.parse(getattr(self, name), field=name.replace("_", "-"))
-        rule_named(self.rule)
-        self.error_feedback  # noqa: B018  # checks its ranges
+        check_space(rule_named(self.rule), self.space)
+        _ = self.weigh_by, self.outer, self.error_feedback  # they check their ranges
         if self.optimizer not in OPTIMIZERS:
             raise ConfigError("optimizer", self.optimizer, f"must be one of {list(OPTIMIZERS)}")
 
@@ -182,6 +187,22 @@ class RunConfig:
         """How both ends keep what their codecs leave out."""
         warmup, reset = self.feedback_warmup, self.feedback_reset
         return Feedback(decay=self.feedback, warmup=warmup, reset=reset, store=self.residual_store)
+
+    @property
+    def weigh_by(self) -> Weighting:
+        """How much a site counts."""
+        return weighting_named(self.weighting)
+
+    @property
+    def outer(self) -> Outer:
+        """The server optimizer."""
+        optimizer = outer_named(self.server_optimizer)
+        if self.server_lr == 1:
+            return optimizer
+        if optimizer != Sgd():
+            rule = f"must be 1 with server-optimizer {self.server_optimizer}: give lr to that"
+            raise ConfigError("server-lr", self.server_lr, rule)
+        return Sgd(lr=self.server_lr)
 
     @property
     def state_path(self) -> Path:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fedcompress.codecs import CodecSpec
-from fedcompress.errors import AdmissionError, MismatchError, WireError
+from fedcompress.errors import AdmissionError, ConfigError, MismatchError, WireError
+from fedcompress.merging.weights import Examples, Weighting
 from fedcompress.pipeline import decode_update
 from fedcompress.types import Layout, Tensors
 from fedcompress.wire import Envelope, Header, Kind, Limits, unpack
+from server.weights import weights_of
 
 REASONS: dict[str, str] = {
     "malformed": "the bytes are not a valid envelope",
@@ -20,6 +22,7 @@ REASONS: dict[str, str] = {
     "base-model": "trained on another base model",
     "adapter": "trained with another adapter config",
     "codec": "coded otherwise than was asked",
+    "weight": "lacks what weighs it: a train_loss above 0, or a place in the list of weights",
     "examples": "claims no training examples",
     "duplicate-site": "another node has already answered for this site in this round",
     "no-site": "does not say which site it is from",
@@ -37,6 +40,7 @@ class Expected:
     adapter_digest: bytes
     base_fingerprint: bytes  # empty: not known yet, any is taken
     codec: str
+    weighting: Weighting = field(default_factory=Examples)
 
 
 def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str]) -> None:
@@ -62,6 +66,11 @@ def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str])
         raise AdmissionError("duplicate-site", f"site: {header.site}: {REASONS['duplicate-site']}")
     if kind is Kind.UPDATE and not header.examples:
         raise AdmissionError("examples", f"examples: 0: {REASONS['examples']}")
+    if kind is Kind.UPDATE:
+        try:
+            weights_of(expected.weighting, [header])
+        except ConfigError as error:
+            raise AdmissionError("weight", f"weight: {header.site}: {REASONS['weight']}: {error}") from error
 
 
 def admit(data: bytes, expected: Expected, kind: Kind, seen: set[str]) -> tuple[Envelope, Tensors]:

@@ -7,6 +7,7 @@ are there or the deadline; admit or refuse each; merge; step; compress; commit.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 from fedcompress.adapters import adapter_digest, load_adapter, save_adapter, seeded_init
 from fedcompress.config import RunConfig, TrainTask
 from fedcompress.errors import AdmissionError, TrainingError
+from fedcompress.merging import Spool
 from fedcompress.pipeline import encode_snapshot
 from fedcompress.types import state_digest, zeros
 from fedcompress.wire import Kind, digest_of
@@ -78,6 +80,7 @@ class Coordinator:
         self._adapter_config = dict(adapter.config)
         self.ledger = Ledger(config.state_path, config.run)
         self.ledger.begin(self.layout, json.dumps(self._adapter_config, sort_keys=True), config.base_fingerprint)
+        self._updates = config.state_path / "updates" / config.run  # decoded ones of the open round
         published = self.ledger.published(self.layout)
         self._published = published or self._publish_start(adapter.tensors)
 
@@ -123,9 +126,12 @@ class Coordinator:
         seconds = self._clock() - started
         merged = [(a.site, a.envelope.digest.hex()) for a in admitted]
         with self.ledger.transaction():
-            self.ledger.publish(published.version, published.digest, envelope, published.state, published.residual)
+            self.ledger.publish(
+                published.version, published.digest, envelope, published.state, published.residual, published.outer
+            )
             self.ledger.end_round(round_, published.version, asked, merged, seconds)
         self.ledger.collect_garbage()
+        shutil.rmtree(self._updates, ignore_errors=True)
         self._published = published
         up, _ = self.ledger.payload_bytes("up", round_)
         down, _ = self.ledger.payload_bytes("down", round_)
@@ -144,6 +150,7 @@ class Coordinator:
 
     def _ask(self, round_: int, *, steps: int) -> tuple[int, list[Admitted]]:
         """Send a round, collect and admit the replies; emits the quality of the published state."""
+        shutil.rmtree(self._updates, ignore_errors=True)  # of a run that was killed
         nodes = choose(self._wait_for_nodes(), self._config.sites_per_round, self._config.seed, round_)
         downlinks = Downlinks(self.ledger, self.layout, self._published)
         for node in nodes:
@@ -244,6 +251,7 @@ class Coordinator:
             adapter_digest=adapter_digest(self._adapter_config),
             base_fingerprint=bytes.fromhex(self.ledger.base_fingerprint),
             codec=self._config.codec,
+            weighting=self._config.weigh_by,
         )
         try:
             envelope, tensors = admit(reply.payload, expected, Kind.UPDATE if steps else Kind.REPORT, seen)
@@ -265,6 +273,10 @@ class Coordinator:
                 "metrics": {k: round(v, 4) for k, v in header.metrics.items()},
             }
         )
+        if steps:  # on the disk, so that memory does not grow with the number of sites
+            spool = Spool(self._updates, self.layout, ())
+            spool.add(envelope.digest.hex(), tensors)
+            tensors = spool.mapped(envelope.digest.hex())
         return Admitted(header.site, envelope, tensors)
 
     def _refuse(self, round_: int, reply: Incoming, code: str, message: str) -> None:

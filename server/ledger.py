@@ -16,6 +16,7 @@ from pathlib import Path
 from fedcompress.blobs import BlobStore
 from fedcompress.database import open_database, transaction
 from fedcompress.errors import MismatchError
+from fedcompress.merging.outer import OuterState
 from fedcompress.types import Layout, Tensors, from_bytes, to_bytes
 
 _SCHEMA = """
@@ -23,7 +24,7 @@ CREATE TABLE IF NOT EXISTS run (
   run TEXT PRIMARY KEY, layout TEXT NOT NULL, adapter_config TEXT NOT NULL, base_fingerprint TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS version (
   run TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL,
-  envelope TEXT NOT NULL, size INTEGER NOT NULL, state TEXT, residual TEXT,
+  envelope TEXT NOT NULL, size INTEGER NOT NULL, state TEXT, residual TEXT, outer_state TEXT,
   PRIMARY KEY (run, version));
 CREATE TABLE IF NOT EXISTS round (
   run TEXT NOT NULL, round INTEGER NOT NULL, version INTEGER NOT NULL, asked INTEGER NOT NULL,
@@ -46,12 +47,13 @@ CREATE TABLE IF NOT EXISTS site (
 
 @dataclass(frozen=True)
 class Published:
-    """The last committed version: state, its digest, and what the downlink code left out."""
+    """The last committed version: state, digest, what the downlink code left out, what the optimizer remembers."""
 
     version: int
     digest: bytes
     state: Tensors
     residual: Tensors
+    outer: OuterState | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Ledger:
         self.run = run
         self.blobs = BlobStore(folder / "blobs")
         self._db = open_database(folder / "ledger.db", _SCHEMA)
+        if "outer_state" not in {row[1] for row in self._db.execute("PRAGMA table_info(version)")}:
+            self._db.execute("ALTER TABLE version ADD COLUMN outer_state TEXT")  # a ledger from before it
 
     def close(self) -> None:
         """Close the database."""
@@ -111,13 +115,27 @@ class Ledger:
     def base_fingerprint(self, value: str) -> None:
         self._db.execute("UPDATE run SET base_fingerprint=? WHERE run=?", (value, self.run))
 
-    def publish(self, version: int, digest: bytes, envelope: bytes, state: Tensors, residual: Tensors) -> None:
-        """Add a version; only the newest keeps its whole state. Call it in a transaction."""
-        names = [self.blobs.put(data) for data in (envelope, to_bytes(state), to_bytes(residual))]
-        self._db.execute("UPDATE version SET state=NULL, residual=NULL WHERE run=?", (self.run,))
+    def publish(
+        self,
+        version: int,
+        digest: bytes,
+        envelope: bytes,
+        state: Tensors,
+        residual: Tensors,
+        outer: OuterState | None = None,
+    ) -> None:
+        """Add a version; only the newest keeps its whole state. Call it in a transaction.
+
+        Raises:
+            NonFiniteError: the state of the server optimizer has overflowed.
+        """
+        names: list[str | None] = [self.blobs.put(data) for data in (envelope, to_bytes(state), to_bytes(residual))]
+        names.append(self.blobs.put(outer.to_bytes()) if outer is not None and outer.slots else None)
+        self._db.execute("UPDATE version SET state=NULL, residual=NULL, outer_state=NULL WHERE run=?", (self.run,))
         self._db.execute(
-            "INSERT INTO version VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (self.run, version, digest.hex(), names[0], len(envelope), names[1], names[2]),
+            "INSERT INTO version (run, version, digest, envelope, size, state, residual, outer_state)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (self.run, version, digest.hex(), names[0], len(envelope), *names[1:]),
         )
 
     def published(self, layout: Layout) -> Published | None:
@@ -127,13 +145,15 @@ class Ledger:
             StateError: a blob is missing or changed.
         """
         row = self._db.execute(
-            "SELECT version, digest, state, residual FROM version WHERE run=? ORDER BY version DESC LIMIT 1",
+            "SELECT version, digest, state, residual, outer_state FROM version"
+            " WHERE run=? ORDER BY version DESC LIMIT 1",
             (self.run,),
         ).fetchone()
         if row is None:
             return None
-        state, residual = (from_bytes(self.blobs.get(name), layout) for name in row[2:])
-        return Published(row[0], bytes.fromhex(row[1]), state, residual)
+        state, residual = (from_bytes(self.blobs.get(name), layout) for name in row[2:4])
+        outer = OuterState.from_bytes(self.blobs.get(row[4]), layout) if row[4] else None
+        return Published(row[0], bytes.fromhex(row[1]), state, residual, outer)
 
     def envelopes(self, after: int | None) -> list[bytes]:
         """Envelopes that lead from version ``after`` (None: from nothing) to the newest."""
@@ -214,5 +234,5 @@ class Ledger:
 
     def collect_garbage(self) -> int:
         """Delete blobs that no row of any run points at."""
-        rows = self._db.execute("SELECT envelope, state, residual FROM version").fetchall()
+        rows = self._db.execute("SELECT envelope, state, residual, outer_state FROM version").fetchall()
         return self.blobs.keep_only(name for row in rows for name in row if name)

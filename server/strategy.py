@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import RunConfig
+from fedcompress.errors import ConfigError
 from fedcompress.merging import Held, Merger, rule_named
+from fedcompress.merging.outer import OuterState
 from fedcompress.pipeline import encode_delta
 from fedcompress.types import Layout, Tensors, state_digest
 from fedcompress.wire import Envelope, Header, Kind
 from server.ledger import Published
+from server.weights import weights_of
 
 
 @dataclass(frozen=True)
 class Admitted:
-    """One update that passed admission, decoded."""
+    """One update that passed admission, decoded; its tensors may be mapped from a file."""
 
     site: str
     envelope: Envelope
@@ -31,19 +32,23 @@ def next_version(
     """Merge, step, and compress the step with the server's own error feedback.
 
     Updates are folded in the order of site names, so the result does not depend on the
-    order of arrival. Weights are the numbers of training examples.
+    order of arrival. The server optimizer makes the step of what is merged.
 
     Returns:
         The next version, and the envelope that leads to it.
+
+    Raises:
+        ConfigError: an update lacks what it is weighed by, there are too few for the rule, or the state is
+            one of another server optimizer.
     """
     ordered = sorted(admitted, key=lambda a: a.site)
-    merger = Merger(rule=rule_named(config.rule), layout=layout)
+    merger = Merger(rule=rule_named(config.rule), layout=layout, space=config.space)
     updates = Held(layout, [a.tensors for a in ordered])
-    weights = [float(a.envelope.header.examples) for a in ordered]
+    weights = weights_of(config.weigh_by, [a.envelope.header for a in ordered])
     merged = merger.merge(published.state, weights, updates, round_=round_)
-    step = np.float32(config.server_lr)
+    step, outer = config.outer.update(merged, outer_state(config, layout, published))
     feedback = config.error_feedback
-    target = feedback.target({n: step * v for n, v in merged.items()}, published.residual, round_)
+    target = feedback.target(step, published.residual, round_)
     header = Header(
         kind=Kind.DELTA,
         run=config.run,
@@ -57,4 +62,19 @@ def next_version(
     codec = CodecSpec.parse(config.downlink_codec)
     envelope, decoded, state = encode_delta(target, published.state, layout, codec, header)
     digest = state_digest(layout, state)
-    return Published(published.version + 1, digest, state, feedback.residual(target, decoded)), envelope
+    return Published(published.version + 1, digest, state, feedback.residual(target, decoded), outer), envelope
+
+
+def outer_state(config: RunConfig, layout: Layout, published: Published) -> OuterState:
+    """What the server optimizer remembers; new if nothing is remembered.
+
+    Raises:
+        ConfigError: what is remembered is another optimizer's.
+    """
+    optimizer, state = config.outer, published.outer
+    if state is None or not state.slots:
+        return optimizer.init(layout)
+    if state.optimizer != optimizer.name:
+        rule = f"must be {state.optimizer}, whose state this run keeps: choose a new name for the run"
+        raise ConfigError("server-optimizer", optimizer.name, rule)
+    return state

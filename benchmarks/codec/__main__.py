@@ -9,12 +9,10 @@ DIR, so that a second call goes on. training, sweep and options take an hour or 
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
-from benchmarks.codec import distortion, options, size, speed, sweep, training, transform
-from benchmarks.common import show
+from benchmarks.codec import distortion, options, size, speed, sweep, training, transform, trials
+from benchmarks.common import run_parts
 
 PARTS = {
     "size": size.rows,
@@ -24,27 +22,8 @@ PARTS = {
     "training": training.rows,
     "sweep": sweep.rows,
     "options": options.rows,
+    "trials": trials.rows,
 }
 
-
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--out", type=Path, default=Path("runs/codec"))
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    names = args.parts.split(",")
-    unknown = sorted(set(names) - set(PARTS))
-    if unknown:
-        parser.error(f"--parts: {unknown}: must be of {list(PARTS)}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for name in names:
-        print(f"{name} ...", file=sys.stderr)
-        rows += PARTS[name](args.out)
-    show(rows, args.json)
-
-
 if __name__ == "__main__":
-    main()
+    run_parts(PARTS, __doc__, Path("runs/codec"))

@@ -10,7 +10,7 @@ from benchmarks.codec.runs import Cell, run
 from benchmarks.common import row
 
 SEEDS = (0, 1, 2)
-SETTINGS = {"M": (8, 0.129, 0.269, 30), "L": (10, 0.28, 0.5, 1)}  # rounds, bits up and down, weight of a head
+SETTINGS = {"L": (10, 0.28, 0.5, 1)}  # rounds, bits up and down, weight of a head
 STORES = ("none", "bf16", "int8")
 FIRST = {"falling": 1.6, "rising": 0.4}  # budget of the first round, over the mean
 

@@ -20,6 +20,9 @@ def demo(
     codec: Annotated[str, typer.Option(help="Codec spec or preset, see `fedcompress codecs`.")] = "lora-transform",
     downlink_codec: Annotated[str, typer.Option(help="Codec towards the sites; default: what goes with --codec.")] = "",
     rule: Annotated[str, typer.Option(help="Merge rule, see `fedcompress rules`.")] = "lora-ridge",
+    space: Annotated[
+        str, typer.Option(help="Where elementwise rules merge LoRA modules: factors or product.")
+    ] = "factors",
     steps: Annotated[int, typer.Option(help="Optimizer steps a site makes in a round.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     task: Annotated[str, typer.Option(help="What is learnt.")] = "medmcqa-department",
@@ -47,6 +50,7 @@ def demo(
         codec=codec,
         downlink_codec=downlink_codec,
         rule=rule,
+        space=space,
         steps=steps,
         seed=seed,
         port=port,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from inspect import signature
 from typing import Annotated, Any
 
 import typer
@@ -29,10 +30,18 @@ def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
             if field.name == "config":
                 known = fields(value) if value is not None and is_dataclass(value) else ()
                 entry["parameters"] = {f.name: "required" if f.default is _missing() else f.default for f in known}
+            elif field.name == "call":
+                entry["call"] = _call(value)
             elif value != "":
                 entry[field.name] = value
         out.append(entry)
     return out
+
+
+def _call(function: Callable[..., Any]) -> str:
+    """How a function is called: its package, name and parameters, without types."""
+    arguments = (str(p.replace(annotation=p.empty)) for p in signature(function).parameters.values())
+    return f"{function.__module__.rpartition('.')[0]}.{function.__name__}({', '.join(arguments)})"
 
 
 def _missing() -> object:
@@ -42,7 +51,10 @@ def _missing() -> object:
 
 
 def _show(table: Mapping[str, Any], as_json: bool) -> None:
-    rows = _rows(table)
+    _print(_rows(table), as_json)
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows))
         return
@@ -71,10 +83,18 @@ def codecs(as_json: Json = False) -> None:
 
 
 def rules(as_json: Json = False) -> None:
-    """Merge rules: parameters, law, memory, identity, paper."""
-    from fedcompress.merging import RULES
+    """Merge rules, rules that need data, server optimizers and weightings: parameters, law, memory, identity, paper.
 
-    _show(RULES, as_json)
+    ``kind`` says which: elementwise and lora are merge rules (``rule``), data are functions of the library,
+    outer is for ``server-optimizer``, weighting for ``weighting``.
+    """
+    from fedcompress.merging import OUTER, RULES, WEIGHTINGS
+    from fedcompress.merging.data import DATA_RULES
+
+    rows = _rows(RULES)
+    for kind, table in (("data", DATA_RULES), ("outer", OUTER), ("weighting", WEIGHTINGS)):
+        rows += [{**row, "kind": kind} for row in _rows(table)]
+    _print(rows, as_json)
 
 
 def optimizers(as_json: Json = False) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from fedcompress import bfloat
 from fedcompress.codecs.base import Places, Reader, Writer
 from fedcompress.codecs.entropy import read_symbols, write_symbols
-from fedcompress.codecs.philox import uniform
 from fedcompress.errors import ConfigError
+from fedcompress.philox import uniform
 from fedcompress.types import Array
 
 ROUNDINGS = ("nearest", "stochastic")

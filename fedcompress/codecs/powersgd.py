@@ -10,8 +10,8 @@ import numpy as np
 
 from fedcompress.codecs.base import NO_HINTS, Hints, Reader, Writer
 from fedcompress.codecs.factors import Floats, read_factors, write_factors
-from fedcompress.codecs.philox import signs
 from fedcompress.errors import ConfigError
+from fedcompress.philox import signs
 from fedcompress.types import Array, TensorSpec
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fedcompress.codecs.base import Places, Reader, Writer
 from fedcompress.codecs.blocks import check_block, largest_by_block, ratios, read_blocks, split, write_blocks
-from fedcompress.codecs.philox import uniform
 from fedcompress.errors import ConfigError
+from fedcompress.philox import uniform
 from fedcompress.types import Array
 
 

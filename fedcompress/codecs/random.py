@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress.codecs.base import Places, Positions, Reader, Shape, Writer
-from fedcompress.codecs.philox import read_seed, words, write_seed
+from fedcompress.codecs.philox import read_seed, write_seed
 from fedcompress.errors import ConfigError
+from fedcompress.philox import words
 from fedcompress.types import Array
 
 

@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress.codecs.base import NO_HINTS, Hints, Reader, Writer, saturated
-from fedcompress.codecs.philox import read_seed, signs, write_seed
+from fedcompress.codecs.philox import read_seed, write_seed
 from fedcompress.errors import ConfigError, PayloadError
+from fedcompress.philox import signs
 from fedcompress.types import Array, TensorSpec
 
 CONSECUTIVE, LISTED = 0, 1

@@ -23,7 +23,7 @@ from fedcompress.demo import data as demo_data
 from fedcompress.demo.federation import Federation, app_folder
 from fedcompress.demo.processes import check_port, wait_until
 from fedcompress.errors import ConfigError, MissingPackageError, ProcessError
-from fedcompress.merging import rule_named
+from fedcompress.merging import check_space, rule_named
 
 NEEDS = ("flwr", "torch", "deepspeed", "peft", "transformers", "bitsandbytes", "grpc", "psutil", "matplotlib")
 VERSIONS = (
@@ -53,6 +53,7 @@ class DemoOptions:
     codec: str = "lora-transform"
     downlink_codec: str = ""  # empty: the one that goes with codec
     rule: str = "lora-ridge"
+    space: str = "factors"
     steps: int = 12
     seed: int = 0
     port: int = 0
@@ -71,7 +72,7 @@ class DemoOptions:
         CodecSpec.parse(self.codec, field="--codec")
         if self.downlink_codec:
             CodecSpec.parse(self.downlink_codec, field="--downlink-codec")
-        rule_named(self.rule, field="--rule")
+        check_space(rule_named(self.rule, field="--rule"), self.space)
 
 
 def preflight(options: DemoOptions) -> None:
@@ -130,6 +131,7 @@ def run_config(options: DemoOptions, work: Path) -> dict[str, Any]:
         "codec": options.codec,
         "downlink-codec": options.downlink_codec or DOWNLINKS.get(options.codec, options.codec),
         "rule": options.rule,
+        "space": options.space,
         "seed": options.seed,
     }
 
@@ -237,6 +239,7 @@ def make_result(
         "codec": str(CodecSpec.parse(config["codec"])),
         "downlink_codec": str(CodecSpec.parse(config["downlink-codec"])),
         "rule": options.rule,
+        "space": options.space,
         "seed": options.seed,
         "parameters": layout.numel,
         "rounds": rows,

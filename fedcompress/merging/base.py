@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import Field, dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ class Block:
     values: Array  # (sites, n): the updates
     weights: Floats  # (sites,), they add up to 1
     base: Array  # (n,): the published state that all sites started from
+    round_: int = 1  # for rules that draw
 
 
 class Rule(Protocol):
@@ -64,6 +65,7 @@ class Module:
     weights: Floats  # (sites,), they add up to 1
 
 
+@runtime_checkable
 class Modular(Rule, Protocol):
     """Merges the two factors of a LoRA module together; all other tensors by their weighted mean."""
 

@@ -37,9 +37,12 @@ def rule_named(text: str, *, field: str = "rule") -> Elementwise | Modular:
     return rule
 
 
-def is_modular(rule: Elementwise | Modular) -> bool:
-    """Whether a rule works on LoRA modules."""
-    return RULES[rule.name].kind == "lora"
+def check_space(rule: Elementwise | Modular, space: str) -> None:
+    """Raise ``ConfigError`` unless a rule can work in a space."""
+    if space not in SPACES:
+        raise ConfigError("space", space, f"one of {list(SPACES)}")
+    if space == "product" and isinstance(rule, Modular):
+        raise ConfigError("space", space, f"must be factors: {rule.name} works on products by itself")
 
 
 def normalized(weights: Sequence[float], count: int) -> Floats:
@@ -70,10 +73,7 @@ class Merger:
     space: str = "factors"
 
     def __post_init__(self) -> None:
-        if self.space not in SPACES:
-            raise ConfigError("space", self.space, f"one of {list(SPACES)}")
-        if self.space == "product" and is_modular(self.rule):
-            raise ConfigError("space", self.space, f"must be factors: {self.rule.name} works on products by itself")
+        check_space(self.rule, self.space)
 
     def merge(
         self,
@@ -101,33 +101,47 @@ class Merger:
             raise LayoutError("merge: the updates have another layout than the published state")
         self.layout.check(base, what="merge: base")
         shares = normalized(weights, updates.count)
+        if isinstance(self.rule, Modular):
+            return self._by_module(self.rule, base, shares, updates, round_, progress)
         if self.space == "product":
-            return self._in_products(base, shares, updates, progress)
-        if is_modular(self.rule):
-            return self._by_module(base, shares, updates, round_, progress)
-        return elementwise(self.rule, base, shares, updates, progress)  # type: ignore[arg-type]
+            return self._in_products(self.rule, base, shares, updates, round_, progress)
+        return elementwise(self.rule, base, shares, updates, progress, round_=round_)
 
     def _by_module(
-        self, base: Mapping[str, Array], weights: Floats, updates: Updates, round_: int, progress: Progress
+        self,
+        rule: Modular,
+        base: Mapping[str, Array],
+        weights: Floats,
+        updates: Updates,
+        round_: int,
+        progress: Progress,
     ) -> Tensors:
         pairs, lone = pairs_of(self.layout)
         out, done = elementwise(Mean(), base, weights, _Part(Layout(tuple(lone)), updates)), 0
         for pair in pairs:
             module = module_of(pair, base, weights, updates)
-            out |= changes(pair, module, *self.rule.pair(module, round_))  # type: ignore[union-attr]
+            out |= changes(pair, module, *rule.pair(module, round_))
             done += pair.a.numel + pair.b.numel
             progress(done, self.layout.numel)
         return {t.name: out[t.name] for t in self.layout.tensors}
 
-    def _in_products(self, base: Mapping[str, Array], weights: Floats, updates: Updates, progress: Progress) -> Tensors:
-        rule: Elementwise = self.rule  # type: ignore[assignment]
+    def _in_products(
+        self,
+        rule: Elementwise,
+        base: Mapping[str, Array],
+        weights: Floats,
+        updates: Updates,
+        round_: int,
+        progress: Progress,
+    ) -> Tensors:
         pairs, lone = pairs_of(self.layout)
-        out, done = elementwise(rule, base, weights, _Part(Layout(tuple(lone)), updates)), 0
+        out, done = elementwise(rule, base, weights, _Part(Layout(tuple(lone)), updates), round_=round_), 0
         products = DenseProducts(pairs, base, updates)
         facts = rule.survey(products, weights)
         for pair, spec in zip(pairs, products.layout.tensors, strict=True):
             published = {pair.name: base[pair.b.name] @ base[pair.a.name]}
-            dense = elementwise(rule, published, weights, _Part(Layout((spec,)), products), facts=facts)
+            part = _Part(Layout((spec,)), products)
+            dense = elementwise(rule, published, weights, part, facts=facts, round_=round_)
             out |= refactored(pair, module_of(pair, base, weights, updates), dense[pair.name])
             done += pair.a.numel + pair.b.numel
             progress(done, self.layout.numel)
@@ -172,6 +186,7 @@ def elementwise(
     updates: Updates,
     progress: Progress = lambda done, whole: None,
     facts: Any = _SURVEY,
+    round_: int = 1,
 ) -> Tensors:
     """Run an elementwise rule, a block at a time on each thread.
 
@@ -185,7 +200,7 @@ def elementwise(
     def one(place: tuple[str, int, int]) -> int:
         name, start, stop = place
         values = np.stack([updates.read(i, name, start, stop) for i in range(updates.count)])
-        merged = rule.combine(Block(name, start, values, weights, flat[name][start:stop]), facts)
+        merged = rule.combine(Block(name, start, values, weights, flat[name][start:stop], round_), facts)
         with np.errstate(over="ignore"):  # infinity is refused when the step is encoded
             out[name][start:stop] = merged
         return stop - start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -40,15 +41,20 @@ def thresholds(updates: Updates, density: float, scope: str = "tensor") -> dict[
         density: share of entries to keep.
         scope: ``tensor`` counts in each tensor, ``global`` in the whole update.
     """
+    return magnitudes(updates, lambda size: kept_of(density, size), scope)
+
+
+def magnitudes(updates: Updates, rank: Callable[[int], int], scope: str) -> dict[str, NDArray[np.float32]]:
+    """The ``rank(size)``-th largest magnitude of each site, by tensor, shape (sites,); infinity for rank 0."""
     names = [t.name for t in updates.layout.tensors]
     if scope == "global":
-        total = kept_of(density, updates.layout.numel)
+        total = rank(updates.layout.numel)
         with ThreadPoolExecutor(THREADS) as pool:
             level = list(pool.map(lambda site: _global_level(updates, site, total), range(updates.count)))
         return dict.fromkeys(names, np.array(level, np.float32))
     places = [(spec, site) for spec in updates.layout.tensors for site in range(updates.count)]
     with ThreadPoolExecutor(THREADS) as pool:
-        levels = pool.map(lambda p: largest(updates.read(p[1], p[0].name), kept_of(density, p[0].numel)), places)
+        levels = pool.map(lambda p: largest(updates.read(p[1], p[0].name), rank(p[0].numel)), places)
         table = np.array(list(levels), np.float32).reshape(-1, updates.count)
     return dict(zip(names, table, strict=True))
 
@@ -92,3 +98,21 @@ def gram(updates: Updates) -> Floats:
         values = np.stack([updates.read(i, name, start, stop) for i in range(updates.count)]).astype(np.float64)
         total += values @ values.T
     return total
+
+
+def squared_distances(products: Floats) -> Floats:
+    """Between updates, from their inner products, shape (sites, sites); symmetric, 0 to itself."""
+    square = np.diagonal(products)
+    apart = np.maximum(square[:, None] + square - products - products.T, 0)
+    np.fill_diagonal(apart, 0)
+    return apart
+
+
+def norms(updates: Updates) -> Floats:
+    """Euclidean norms of whole updates, shape (sites,), float64."""
+    total = np.zeros(updates.count)
+    for name, start, stop in blocks(updates.layout, 1):
+        for site in range(updates.count):
+            values = updates.read(site, name, start, stop).astype(np.float64)
+            total[site] += values @ values
+    return np.sqrt(total)

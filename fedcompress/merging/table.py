@@ -5,20 +5,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from fedcompress.merging.breadcrumbs import Breadcrumbs
+from fedcompress.merging.clip import Clip
+from fedcompress.merging.dare import Dare
+from fedcompress.merging.dare_ties import DareTies
+from fedcompress.merging.darex_q import DarexQ
+from fedcompress.merging.disjoint_mean import DisjointMean
 from fedcompress.merging.fedit import FedIT
 from fedcompress.merging.ffa import FFA
+from fedcompress.merging.geometric_median import GeometricMedian
+from fedcompress.merging.krum import Krum
 from fedcompress.merging.lora_als import LoraAls
 from fedcompress.merging.lora_fair import LoraFair
 from fedcompress.merging.lora_procrustes import LoraProcrustes
 from fedcompress.merging.lora_ridge import LoraRidge
 from fedcompress.merging.lora_svd import LoraSvd
+from fedcompress.merging.magnitude_prune import MagnitudePrune
 from fedcompress.merging.mean import Mean
+from fedcompress.merging.median import Median
+from fedcompress.merging.multi_krum import MultiKrum
+from fedcompress.merging.pcb import Pcb
+from fedcompress.merging.pcb_paper import PcbPaper
 from fedcompress.merging.rolora import RoLoRA
+from fedcompress.merging.sparse_mean import SparseMean
+from fedcompress.merging.task_arithmetic import TaskArithmetic
 from fedcompress.merging.ties import Ties
+from fedcompress.merging.trimmed_mean import TrimmedMean
+from fedcompress.merging.wise_ft import WiseFt
 
 SMALL = "constant: blocks of all sites"
+GRAM = "sites x sites numbers, then blocks of all sites"
 ONE_TENSOR = "one tensor of one site, then blocks of all sites"
 FACTORS = "factors of one module from all sites"
+SCORES = "blocks of all sites, and 0.5 MB for each site"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +65,48 @@ FOLDERS_ONLY: dict[str, str] = {
 }
 
 RULES: dict[str, RuleRow] = {
+    "breadcrumbs": RuleRow(
+        config=Breadcrumbs,
+        law="drop the smallest beta and the largest gamma of each site; scale * sum w delta",
+        memory=ONE_TENSOR,
+        identity="breadcrumbs(beta=0,gamma=0)",
+        paper="Davari and Belilovsky 2023 (arXiv:2312.06795)",
+    ),
+    "clip": RuleRow(
+        config=Clip,
+        law="mean of updates scaled to at most a norm; norm=0: the median norm of the cohort",
+        memory=SMALL,
+        identity="clip",
+        paper="Sun et al. 2019 (arXiv:1911.07963)",
+    ),
+    "dare": RuleRow(
+        config=Dare,
+        law="keep with probability density, by seed; sum w delta / (q or density)",
+        memory=SMALL,
+        identity="dare(density=1)",
+        paper="Yu et al. 2024 (arXiv:2311.03099)",
+    ),
+    "dare-ties": RuleRow(
+        config=DareTies,
+        law="keep with probability density, by seed; elect a sign, mean of what agrees / density",
+        memory=SMALL,
+        identity="dare-ties(density=1)",
+        paper="Yu et al. 2024 (arXiv:2311.03099) with Yadav et al. 2023 (arXiv:2306.01708)",
+    ),
+    "darex-q": RuleRow(
+        config=DarexQ,
+        law="keep with probability density, by seed; sum w delta / q, q at least the density",
+        memory=SMALL,
+        identity="darex-q(density=1,q=1)",
+        paper="Deng et al. 2025 (arXiv:2410.09344)",
+    ),
+    "disjoint-mean": RuleRow(
+        config=DisjointMean,
+        law="sum w delta / weight of the sites that sent the entry",
+        memory=SMALL,
+        identity="disjoint-mean",
+        paper="SparseLoCo, Sarfi et al. 2025 (arXiv:2508.15706)",
+    ),
     "fedit": RuleRow(
         config=FedIT,
         law="mean A, mean B: the baseline, not mean(BA); weighted mean elsewhere",
@@ -61,6 +122,20 @@ RULES: dict[str, RuleRow] = {
         identity="",
         kind="lora",
         paper="FFA-LoRA, Sun et al. 2024 (arXiv:2403.12313)",
+    ),
+    "geometric-median": RuleRow(
+        config=GeometricMedian,
+        law="least weighted sum of distances to whole updates, by smoothed Weiszfeld steps",
+        memory=GRAM,
+        identity="geometric-median",
+        paper="RFA, Pillutla et al. 2022 (arXiv:1912.13445)",
+    ),
+    "krum": RuleRow(
+        config=Krum,
+        law="the update closest to its n - malicious - 2 neighbours; n >= 2 * malicious + 3",
+        memory=GRAM,
+        identity="krum(malicious=0)",
+        paper="Blanchard et al. 2017 (arXiv:1703.02757)",
     ),
     "lora-als": RuleRow(
         config=LoraAls,
@@ -103,12 +178,47 @@ RULES: dict[str, RuleRow] = {
         kind="lora",
         paper="as FlexLoRA, Bai et al. 2024 (arXiv:2402.11505)",
     ),
+    "magnitude-prune": RuleRow(
+        config=MagnitudePrune,
+        law="trim to density; sum w delta",
+        memory=ONE_TENSOR,
+        identity="magnitude-prune(density=1)",
+        paper="the trim of Yadav et al. 2023 (arXiv:2306.01708), as in peft",
+    ),
     "mean": RuleRow(
         config=Mean,
         law="sum w delta; on LoRA factors mean(B) mean(A), not mean(BA)",
         memory=SMALL,
         identity="mean",
         paper="McMahan et al. 2017 (arXiv:1602.05629); FedIT (arXiv:2305.05644) on LoRA",
+    ),
+    "median": RuleRow(
+        config=Median,
+        law="weighted median, entry by entry",
+        memory=SMALL,
+        identity="median",
+        paper="Yin et al. 2018 (arXiv:1803.01498)",
+    ),
+    "multi-krum": RuleRow(
+        config=MultiKrum,
+        law="mean of the kept updates with the best scores of krum; kept=0: n - malicious",
+        memory=GRAM,
+        identity="multi-krum(malicious=0)",
+        paper="Blanchard et al. 2017 (arXiv:1703.02757)",
+    ),
+    "pcb": RuleRow(
+        config=Pcb,
+        law="mean by s = exp(n Norm(|delta|)^2) tanh(delta sum delta), the highest ratio of it, moved to [0, 1]",
+        memory=f"{ONE_TENSOR}, and 0.5 MB for each site",
+        identity="",
+        paper="the released code of Du et al. 2024 (arXiv:2410.02396)",
+    ),
+    "pcb-paper": RuleRow(
+        config=PcbPaper,
+        law="mean by s = Softmax(n Norm(delta^2)) sum_j Softmax(Norm(delta delta_j)), the highest ratio of it",
+        memory=SCORES,
+        identity="pcb-paper(ratio=1)",
+        paper="Du et al. 2024 (arXiv:2410.02396)",
     ),
     "rolora": RuleRow(
         config=RoLoRA,
@@ -119,11 +229,39 @@ RULES: dict[str, RuleRow] = {
         kind="lora",
         paper="RoLoRA, Chen et al. 2024 (arXiv:2409.02346)",
     ),
+    "sparse-mean": RuleRow(
+        config=SparseMean,
+        law="sum w delta / (1 - lambda + lambda * weight of the sites that sent the entry)",
+        memory=SMALL,
+        identity="sparse-mean",
+        paper="Trotter and Tukey's normalization, Khan and Ugander 2023 (arXiv:2106.07695)",
+    ),
+    "task-arithmetic": RuleRow(
+        config=TaskArithmetic,
+        law="scale * sum w delta; the paper's lambda is scale / n",
+        memory=SMALL,
+        identity="task-arithmetic",
+        paper="Ilharco et al. 2023 (arXiv:2212.04089)",
+    ),
     "ties": RuleRow(
         config=Ties,
         law="trim to density, elect a sign, mean of what agrees; a tie gives 0",
         memory=ONE_TENSOR,
         identity="ties(density=1)",
         paper="Yadav et al. 2023 (arXiv:2306.01708)",
+    ),
+    "trimmed-mean": RuleRow(
+        config=TrimmedMean,
+        law="mean without the share beta of the weight at both ends, entry by entry",
+        memory=SMALL,
+        identity="trimmed-mean",
+        paper="Yin et al. 2018 (arXiv:1803.01498)",
+    ),
+    "wise-ft": RuleRow(
+        config=WiseFt,
+        law="alpha * sum w delta",
+        memory=SMALL,
+        identity="wise-ft(alpha=1)",
+        paper="Wortsman et al. 2022 (arXiv:2109.01903); BANG, Lin et al. 2024 (arXiv:2309.17230)",
     ),
 }

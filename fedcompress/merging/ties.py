@@ -32,23 +32,23 @@ def agreeing_mean(values: Array, weights: Floats, election: str, level: Array | 
         level: smallest magnitude of each site that takes part; all if left out.
     """
     size = values.shape[1]
-    above, total, scaled = np.zeros(size), np.zeros(size), np.empty(size)
-    plus, minus, kept = (np.zeros(size, np.float32) for _ in range(3))
-    mask = np.empty(size, np.bool_)
+    above, below, scaled, part = (np.zeros(size) for _ in range(4))
+    plus, minus = np.zeros(size), np.zeros(size)
+    kept, mask = np.empty(size, np.float32), np.empty(size, np.bool_)
     for number, (weight, value) in enumerate(zip(weights, values, strict=True)):
         if level is not None:
             np.abs(value, out=kept)
             np.greater_equal(kept, level[number], out=mask)
             value = np.multiply(value, mask, out=kept)
-        plus += np.greater(value, 0, out=mask) * np.float32(weight)
-        minus += np.less(value, 0, out=mask) * np.float32(weight)
-        total += np.multiply(value, weight, out=scaled)
-        above += np.maximum(scaled, 0, out=scaled)
-    vote = total if election == "mass" else plus - minus
-    mass = 2 * above - total if election == "mass" else plus + minus
+        plus += np.multiply(np.greater(value, 0, out=mask), weight, out=part)
+        minus += np.multiply(np.less(value, 0, out=mask), weight, out=part)
+        np.multiply(value, weight, out=scaled)
+        above += np.maximum(scaled, 0, out=part)
+        below += np.minimum(scaled, 0, out=part)  # apart: of 1e30 and 1e-10, a difference of sums keeps nothing
+    vote, mass = (above + below, above - below) if election == "mass" else (plus - minus, plus + minus)
     share = np.where(vote > 0, plus, minus)
     share[np.abs(vote) <= TIE * mass] = 0
-    chosen: Floats = np.where(vote > 0, above, total - above)
+    chosen: Floats = np.where(vote > 0, above, below)
     return np.divide(chosen, share, out=np.zeros(size), where=share > 0)
 
 

@@ -92,6 +92,13 @@ class Spool:
                 stream.write(np.ascontiguousarray(tensors[spec.name], "<f4").data)
         os.replace(part, self._folder / name)
 
+    def mapped(self, name: str) -> dict[str, Array]:
+        """One update, read-only, mapped: its pages are read when they are used, and need not stay in memory."""
+        empty = not self.layout.numel
+        flat = np.zeros(0, np.float32) if empty else np.memmap(self._folder / name, "<f4", mode="r")
+        parts = {t.name: flat[self._starts[t.name] :][: t.numel] for t in self.layout.tensors}
+        return {t.name: np.asarray(parts[t.name], np.float32).reshape(t.shape) for t in self.layout.tensors}
+
     def read(self, site: int, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Read from the file.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import resource
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,3 +106,17 @@ def test_decoding_ignores_threads() -> None:
             with threadpool_limits(limits=threads):
                 outs.append({n: v.tobytes() for n, v in decode_sections(spec, LAYOUT, sections).items()})
         assert outs[0] == outs[1]
+
+
+def test_decoding_keeps_nothing() -> None:
+    """The process does not grow with what it has decoded or refused."""
+
+    def decode_all(count: int) -> int:
+        for spec, honest in PAYLOADS.values():
+            for data in spoiled(honest[0], np.random.default_rng(2), count):
+                refused_or_decoded(spec, (data, *honest[1:]))
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    before = decode_all(20)
+    assert decode_all(200) - before < 3 << 20

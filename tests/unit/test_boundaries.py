@@ -25,7 +25,13 @@ HEAVY = ("torch", "transformers", "deepspeed", "bitsandbytes", "peft", "accelera
 
 @pytest.mark.parametrize(
     "statement",
-    ["import fedcompress.cli.main", "import clients.app", "import server.app", "import clients.worker.service"],
+    [
+        "import fedcompress.cli.main",
+        "import fedcompress.merging.data",
+        "import clients.app",
+        "import server.app",
+        "import clients.worker.service",
+    ],
 )
 def test_nothing_heavy_is_imported(statement: str) -> None:
     assert loaded_after(statement, *HEAVY) == set()

@@ -9,6 +9,7 @@ import pytest
 
 from fedcompress.config import TrainTask, parse_run_config
 from fedcompress.errors import ConfigError
+from fedcompress.merging.outer import Sgd
 from tests.unit.test_core import FLAT, TASK
 
 
@@ -67,3 +68,26 @@ def test_not_an_object(text: str) -> None:
 def test_numbers_out_of_range(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         parse_run_config({**FLAT, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weighting": "size"}, "weighting: size: must be one of"),
+        ({"weighting": "given"}, r"weighting\.given: given: needs sites"),
+        ({"server-optimizer": "lion"}, "server-optimizer: lion: must be one of"),
+        ({"server-optimizer": "adam(tau=0)"}, r"server-optimizer\.adam\.tau"),
+        ({"server-optimizer": "adam", "server-lr": 0.5}, "server-lr: 0.5: must be 1 with server-optimizer adam"),
+        ({"server-optimizer": "sgd(lr=0.1)", "server-lr": 0.5}, r"must be 1 with server-optimizer sgd\(lr=0.1\)"),
+    ],
+)
+def test_bad_weightings_and_server_optimizers(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        parse_run_config({**FLAT, **changes})
+
+
+def test_the_server_learning_rate_is_that_of_sgd() -> None:
+    assert parse_run_config({**FLAT, "server-lr": 0.5}).outer == Sgd(lr=0.5)
+    assert parse_run_config({**FLAT, "server-optimizer": "sgd(lr=0.5)"}).outer == Sgd(lr=0.5)
+    assert parse_run_config(FLAT).outer == Sgd(lr=1.0)
+    assert parse_run_config({**FLAT, "server-optimizer": "adam(lr=0.5)"}).outer.name == "adam"

@@ -170,7 +170,7 @@ def test_run_config_matches_pyproject() -> None:
         ({"quorum": 0}, "quorum: 0"),
         ({"codec": "zip"}, "codec: zip"),
         ({"downlink-codec": "zip"}, "downlink-codec: zip"),
-        ({"rule": "ties"}, "rule: ties"),
+        ({"rule": "tiers"}, "rule: tiers"),
         ({"optimizer": "x"}, "optimizer: x"),
         ({"labels": ""}, "labels: '': must be set"),
         ({"run": "a b"}, "run: 'a b'"),

@@ -11,7 +11,8 @@ import pytest
 
 from fedcompress.adapters import save_adapter
 from fedcompress.codecs import CODECS, CodecSpec
-from fedcompress.merging import RULES
+from fedcompress.merging import OUTER, RULES, WEIGHTINGS
+from fedcompress.merging.data import DATA_RULES
 from fedcompress.optim import OPTIMIZERS
 from fedcompress.pipeline import encode_update
 from tests.support import lora_layout, normal, update_header
@@ -23,11 +24,14 @@ def call(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([SCRIPT, *map(str, args)], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize(("command", "table"), [("codecs", CODECS), ("rules", RULES), ("optimizers", OPTIMIZERS)])
-def test_tables(command: str, table: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("command", "table"),
+    [("codecs", [*CODECS]), ("rules", [*RULES, *DATA_RULES, *OUTER, *WEIGHTINGS]), ("optimizers", [*OPTIMIZERS])],
+)
+def test_tables(command: str, table: list[str]) -> None:
     done = call(command, "--json")
     assert done.returncode == 0
-    assert [row["name"] for row in json.loads(done.stdout)] == list(table)
+    assert [row["name"] for row in json.loads(done.stdout)] == table
     plain = call(command)
     assert plain.returncode == 0
     assert all(name in plain.stdout for name in table)
@@ -38,6 +42,13 @@ def test_rules_say_identity() -> None:
     said = {row["name"]: row.get("identity", "") for row in rows if row["name"] in RULES}
     assert said == {name: row.identity for name, row in RULES.items()}
     assert call("adapters", "--json").returncode == 0
+
+
+def test_rules_that_need_data_say_what() -> None:
+    rows = {row["name"]: row for row in json.loads(call("rules", "--json").stdout)}
+    assert all(rows[name]["needs"] == row.needs for name, row in DATA_RULES.items())
+    assert rows["widen"]["call"] == "fedcompress.merging.data.widen(base, updates, t=1.0, s=1.0, transposed=())"
+    assert all("needs" not in rows[name] for name in RULES)
 
 
 def test_inspect_an_update_and_an_adapter(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_an_absent_package_is_named_with_the_remedy() -> None:
         ({"task": "x"}, "--task: x"),
         ({"codec": "zip"}, "--codec: zip"),
         ({"downlink_codec": "zip"}, "--downlink-codec: zip"),
-        ({"rule": "ties"}, "--rule: ties"),
+        ({"rule": "tiers"}, "--rule: tiers"),
     ],
 )
 def test_bad_options(changes: dict[str, Any], words: str) -> None:

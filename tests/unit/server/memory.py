@@ -86,6 +86,8 @@ class World:
             "rounds": 4,
             "min_sites": len(self.sites),
             "seed": 3,
+            "codec": "lora-ternary",  # the default codes have nothing left for so few entries but zeros
+            "downlink_codec": "lora-ternary",
         }
         return RunConfig(**{**fields, **changes})
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.adapters import load_adapter, seeded_init
-from fedcompress.errors import MismatchError, TrainingError
+from fedcompress.errors import ConfigError, MismatchError, TrainingError
 from fedcompress.pipeline import decode_update, encode_update
 from fedcompress.types import add
 from server.ledger import Ledger
@@ -50,6 +50,8 @@ def test_all_sites_and_the_export_hold_the_same_state(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.run()
     final = load_adapter(tmp_path / "coordinator" / "adapter").tensors
+    start = seeded_init(world.layout, 3)
+    assert all((final[n] != start[n]).any() for n in final)
     for site in world.sites.values():
         held = site.session.held("run")
         assert held is not None
@@ -110,6 +112,88 @@ def test_killed_around_the_commit(tmp_path: Path, method: str, monkeypatch: pyte
             world.run()
     world.run()
     assert world.result() == plain.result()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "nesterov(lr=0.5)"])
+def test_the_server_optimizer_goes_on_where_it_was(tmp_path: Path, optimizer: str) -> None:
+    """Stopped after round 1, then killed before round 3 is committed: the same bytes as never stopped."""
+    plain, changes = World(tmp_path / "plain"), {"server_optimizer": optimizer}
+    plain.run(**changes)
+    world = World(tmp_path / "stopped")
+    world.run(**changes, rounds=1)
+    with pytest.raises(Killed):
+        world.run(lambda what, node, number: stop_at(what, number, 3), **changes)
+    world.run(**changes)
+    query = "SELECT version, digest, outer_state FROM version ORDER BY version"
+    assert rows(world, query) == rows(plain, query)
+    assert len({row[1] for row in rows(world, query)}) == 5
+    assert [bool(row[2]) for row in rows(world, query)] == [False, False, False, False, True]
+    assert world.result() == plain.result()
+    other = World(tmp_path / "other")
+    other.run()
+    assert world.result() != other.result()
+
+
+def test_updates_wait_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a round that was killed are removed, and so are those of one that is done."""
+    world, folder, seen = World(tmp_path), tmp_path / "coordinator" / "updates" / "run", []
+
+    def watched(config: Any, layout: Any, published: Any, admitted: list[Admitted], round_: int) -> Any:
+        seen.append(len(list(folder.iterdir())))
+        assert not any(v.flags.owndata or v.flags.writeable for a in admitted for v in a.tensors.values())
+        return next_version(config, layout, published, admitted, round_)
+
+    monkeypatch.setattr("server.coordinator.next_version", watched)
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "publish", killed_at_version(1))
+        with pytest.raises(Killed):
+            world.run()
+    (folder / "left").touch()
+    assert len(list(folder.iterdir())) == 4
+    world.run(rounds=2)
+    assert seen == [3, 3, 3]
+    assert not folder.exists()
+
+
+def killed_at_version(version: int) -> Any:
+    original = Ledger.publish
+
+    def publish(self: Ledger, number: int, *args: Any) -> None:
+        if number == version:
+            raise Killed
+        original(self, number, *args)
+
+    return publish
+
+
+def test_a_run_keeps_its_server_optimizer(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run(rounds=1)
+    world.run(rounds=2, server_optimizer="adam")
+    for other in ("sgd", "yogi"):
+        with pytest.raises(ConfigError, match=f"server-optimizer: {other}: must be adam, whose state this run keeps"):
+            world.run(rounds=3, server_optimizer=other)
+    world.run(rounds=3, server_optimizer="adam(lr=0.1)")
+
+
+def test_a_ledger_from_before_server_optimizers(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run(rounds=1)
+    with sqlite3.connect(tmp_path / "coordinator" / "ledger.db") as db:
+        db.execute("ALTER TABLE version DROP COLUMN outer_state")
+    world.run(rounds=2, server_optimizer="adam")
+    assert rows(world, "SELECT COUNT(*) FROM version WHERE outer_state IS NOT NULL") == [(1,)]
+
+
+def test_updates_without_what_weighs_them_are_refused(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    with pytest.raises(TrainingError, match="0 updates admitted"):
+        world.run(rounds=1, weighting="inverse-loss")
+    assert rows(world, "SELECT DISTINCT code FROM refusal") == [("weight",)]
+    world.run(rounds=1, weighting="given(sites=north:2|south:1)", quorum=2)
+    assert [e["merged"] for e in world.events if e["event"] == "round"] == [2]
+    ((message,),) = rows(world, "SELECT message FROM refusal WHERE site='west' ORDER BY id DESC LIMIT 1")
+    assert "west: lacks what weighs it" in str(message)
 
 
 def test_new_node_ids_do_not_count_an_update_twice(tmp_path: Path) -> None:

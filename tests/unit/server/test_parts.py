@@ -12,7 +12,8 @@ import pytest
 from fedcompress.adapters import seeded_init
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import RunConfig
-from fedcompress.errors import AdmissionError, MismatchError, StateError
+from fedcompress.errors import AdmissionError, ConfigError, MismatchError, StateError
+from fedcompress.merging.weights import InverseLoss
 from fedcompress.pipeline import decode_state, encode_snapshot, encode_update
 from fedcompress.types import Layout, add, state_digest, zeros
 from fedcompress.wire import Envelope, Kind, Limits, split_bundle, unpack
@@ -56,6 +57,7 @@ CASES = {
     "adapter": update(adapter_digest=b"b" * 32),
     "codec": update(codec="none"),
     "examples": update(examples=0),
+    "weight": update(metrics={"train_loss": 0.0}),
     "duplicate-site": update(site="south"),
     "no-site": update(site=""),
 }
@@ -67,8 +69,9 @@ def test_every_reason_has_a_case() -> None:
 
 @pytest.mark.parametrize("code", CASES)
 def test_refused(code: str) -> None:
+    expected = replace(EXPECTED, weighting=InverseLoss()) if code == "weight" else EXPECTED
     with pytest.raises(AdmissionError) as caught:
-        admit(CASES[code], EXPECTED, Kind.UPDATE, {"south"})
+        admit(CASES[code], expected, Kind.UPDATE, {"south"})
     assert caught.value.code == code
 
 
@@ -152,6 +155,37 @@ def test_next_version_does_not_depend_on_arrival_and_keeps_the_residual(ledger: 
         merged = sum(w * a.tensors[name].astype(np.float64) for w, a in zip(weights, admitted, strict=True))
         sent = one.state[name].astype(np.float64) - published.state[name]
         assert np.allclose(sent + one.residual[name], merged + published.residual[name], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "expected"),
+    [
+        ("examples", [7, 14, 21]),
+        ("uniform", [1, 1, 1]),
+        ("inverse-loss", [1, 1 / 2, 1 / 3]),
+        ("given(sites=west:5|east:1|north:3)", [1, 3, 5]),
+    ],
+)
+def test_next_version_weighs(weighting: str, expected: list[float]) -> None:
+    config = RunConfig(run="run", state_dir="x", initial_adapter="x", labels="a|b", rule="mean", weighting=weighting)
+    published = Published(0, state_digest(LAYOUT, BASE), BASE, zeros(LAYOUT))
+    admitted = []
+    for number, site in enumerate(("east", "north", "west"), 1):
+        header = replace(update_header(LAYOUT, BASE), site=site, examples=7 * number, metrics={"train_loss": number})
+        admitted.append(Admitted(site, Envelope(header=header, sections=(), digest=b""), normal(LAYOUT, number)))
+    one, _ = next_version(config, LAYOUT, published, admitted, 1)
+    for name in one.state:
+        merged = sum(w * a.tensors[name].astype(np.float64) for w, a in zip(expected, admitted, strict=True))
+        sent = one.state[name].astype(np.float64) - BASE[name]
+        assert np.allclose(sent + one.residual[name], merged / sum(expected), atol=1e-5)
+
+
+def test_next_version_says_which_number_is_missing() -> None:
+    config = RunConfig(run="run", state_dir="x", initial_adapter="x", labels="a|b", weighting="inverse-loss")
+    envelope = Envelope(header=update_header(LAYOUT, BASE), sections=(), digest=b"")
+    published = Published(0, state_digest(LAYOUT, BASE), BASE, zeros(LAYOUT))
+    with pytest.raises(ConfigError, match=r"weighting\.losses\[0\]: None: must be a finite number above 0"):
+        next_version(config, LAYOUT, published, [Admitted("north", envelope, normal(LAYOUT, 1))], 1)
 
 
 def test_transactions_roll_back(ledger: Ledger) -> None:

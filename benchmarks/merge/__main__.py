@@ -1,0 +1,16 @@
+"""Every figure that the documentation gives for merging, with pass or miss.
+
+python -m benchmarks.merge [--parts speed,lora] [--out DIR] [--json]
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks.common import run_parts
+from benchmarks.merge import gauge, oneshot, speed
+
+PARTS = {"speed": speed.rows, "gauge": gauge.rows, "oneshot": oneshot.rows}
+
+if __name__ == "__main__":
+    run_parts(PARTS, __doc__, Path("runs/merge"))
