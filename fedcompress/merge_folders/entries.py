@@ -46,9 +46,10 @@ def merge_entries(
     for part in cut(layout):
         for piece in part:
             values = _values(piece, sites)
-            if re.search(row.frozen, piece.spec.name) if row.frozen else False:
+            if row.frozen and re.search(row.frozen, piece.spec.name):
                 _check_equal(piece, sites, values, kind)
-            gram += values @ values.T
+            else:
+                gram += values @ values.T
             done += piece.spec.numel
             progress(done, layout.numel)
     result = Result(config={**sites[0].config, "inference_mode": True}, layout=layout, factors={}, means=means)
@@ -65,7 +66,7 @@ def merge_entries(
         "site_norms": np.sqrt(np.diag(gram)).tolist(),
         "contribution": contribution(gram, weights),
         "cosines": cosines(gram),
-        "notes": ["norms and cosines are of the parameters, not of changes from the base model"],
+        "notes": ["norms and cosines are of the averaged parameters, not of changes from the base model"],
         "sites": [{"path": str(s.path), "weight": float(w)} for s, w in zip(sites, weights, strict=True)],
         "modules": [],
     }

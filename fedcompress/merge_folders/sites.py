@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,12 @@ import numpy as np
 from fedcompress.adapters.folder import CONFIG_FILE
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.files.tensors import Piece, Source, open_source
+from fedcompress.merge_folders.places import with_float_places
 from fedcompress.merge_folders.types import REFUSED, TYPES, TypeRow
 from fedcompress.types import Array, TensorSpec
 
 FCU = ".fcu"
+SPARSE = ("SHIRA", "SUPERTUNING")
 PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
@@ -107,12 +110,21 @@ def _folder(path: Path, base: Path | None, scratch: Path) -> Path:
     from fedcompress.files.convert import decode_file
 
     if path.suffix != FCU or path.is_dir():
-        return path
+        return with_float_places(path, scratch) if _is_sparse(path) else path
     container = open_container(path)
     if container.config is None:
         raise ConfigError("PATH", path, "must hold an adapter: it has tensors without a config")
     decode_file(path, scratch, base=base if container.has_base else None)
     return scratch
+
+
+def _is_sparse(folder: Path) -> bool:
+    """Whether it may have integers; a config that is broken is reported when it is opened."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and config.get("peft_type") in SPARSE
 
 
 def _open(path: Path, folder: Path) -> Site:

@@ -70,7 +70,7 @@ TYPES: dict[str, TypeRow] = {
     "ROAD": _not("is a rotation: the mean of its parameters is not the mean of the changes"),
     "SHADOW": _not(_ACTIVATIONS),
     "SHIRA": _mean("values at equal places: the change is linear in them", frozen="indices"),
-    "SUPERTUNING": _mean("values at equal places: the change is linear in them", frozen="indices"),
+    "SUPERTUNING": _mean("values at equal places; its LoRA while A is frozen", frozen="indices|lora_A"),
     "TINYLORA": _mean("coefficients of one basis: linear", frozen=r"tinylora_(?!v)"),
     "TRAINABLE_TOKENS": _mean("rows of an embedding, the same at all sites", frozen="indices"),
     "UNILORA": _not(f"is a product of parts of one vector: {CONVERT}"),

@@ -18,6 +18,7 @@ from peft import (
     LoraConfig,
     MissConfig,
     PeftModel,
+    ShiraConfig,
     VeraConfig,
     get_peft_model,
 )
@@ -318,9 +319,11 @@ ENTRIES = {
     "miss": MissConfig(r=4, target_modules=["up", "down"]),
     "c3a": C3AConfig(block_size=4, target_modules=["up", "down"]),
     "fourier": FourierFTConfig(n_frequency=9, target_modules=["up", "down"]),
+    "shira": ShiraConfig(r=2, random_seed=5, target_modules=["up", "down"]),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize("kind", ENTRIES)
 def test_linear_types_are_averaged_exactly(tmp_path: Path, kind: str) -> None:
     """The merged base weights of stock PEFT, against the mean of those of the sites."""
@@ -336,6 +339,15 @@ def test_linear_types_are_averaged_exactly(tmp_path: Path, kind: str) -> None:
     assert sum(report["contribution"]) == pytest.approx(1)
     with pytest.raises(ConfigError, match="is for LoRA"):
         merge_folders(folders, tmp_path / "no", rule="ties")
+
+
+def test_sparse_values_at_other_places_are_refused(tmp_path: Path) -> None:
+    folders = sites(tmp_path, [ENTRIES["shira"], ShiraConfig(r=2, random_seed=6, target_modules=["up", "down"])])
+    with pytest.raises(ConfigError, match="random_seed: 6: must be as in"):
+        merge_folders(folders, tmp_path / "no")
+    change_config(folders[1], random_seed=5)
+    with pytest.raises(ConfigError, match=r"shira_indices: differs: must be equal at all sites"):
+        merge_folders(folders, tmp_path / "no")
 
 
 def test_vera_is_averaged_while_d_is_frozen(tmp_path: Path) -> None:
