@@ -72,7 +72,7 @@ def _errors(axis: Any, modules: list[dict[str, Any]]) -> None:
         axis.barh(range(len(worst)), [m[key] or 0.0 for m in worst], height=height, color=color, label=key)
     axis.invert_yaxis()
     if worst:
-        axis.legend()
+        axis.legend(loc="lower right")
     if len(worst) <= MAX_BARS // 2:
         axis.set_yticks(range(len(worst)), [".".join(m["name"].split(".")[-4:]) for m in worst], fontsize=7)
     else:
