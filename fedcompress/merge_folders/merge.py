@@ -23,7 +23,7 @@ from fedcompress.merging.base import Elementwise, Floats
 from fedcompress.merging.engine import elementwise, normalized
 from fedcompress.merging.lowrank import Term, dense_spectrum
 from fedcompress.merging.product import DenseProducts
-from fedcompress.merging.updates import Updates
+from fedcompress.merging.updates import Part, Updates
 from fedcompress.types import Array, Layout, TensorSpec
 
 Progress = Callable[[int, int], None]  # modules done, modules in all
@@ -197,19 +197,3 @@ def _report(
         ],
         "modules": statistics.modules,
     }
-
-
-class Part:
-    """Some tensors of updates."""
-
-    def __init__(self, layout: Layout, updates: Updates) -> None:
-        self.layout, self._updates = layout, updates
-
-    @property
-    def count(self) -> int:
-        """How many sites."""
-        return self._updates.count
-
-    def read(self, site: int, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """As the updates have it."""
-        return self._updates.read(site, name, start, stop)

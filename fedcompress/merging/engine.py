@@ -15,7 +15,7 @@ from fedcompress.merging.base import Block, Elementwise, Floats, Modular, Module
 from fedcompress.merging.mean import Mean
 from fedcompress.merging.product import DenseProducts, changes, refactored
 from fedcompress.merging.table import FOLDERS_ONLY, RULES
-from fedcompress.merging.updates import THREADS, Updates, blocks
+from fedcompress.merging.updates import THREADS, Part, Updates, blocks
 from fedcompress.spec import parse_call
 from fedcompress.types import Array, Layout, Tensors
 
@@ -117,7 +117,7 @@ class Merger:
         progress: Progress,
     ) -> Tensors:
         pairs, lone = pairs_of(self.layout)
-        out, done = elementwise(Mean(), base, weights, _Part(Layout(tuple(lone)), updates)), 0
+        out, done = elementwise(Mean(), base, weights, Part(Layout(tuple(lone)), updates)), 0
         for pair in pairs:
             module = module_of(pair, base, weights, updates)
             out |= changes(pair, module, *rule.pair(module, round_))
@@ -135,32 +135,17 @@ class Merger:
         progress: Progress,
     ) -> Tensors:
         pairs, lone = pairs_of(self.layout)
-        out, done = elementwise(rule, base, weights, _Part(Layout(tuple(lone)), updates), round_=round_), 0
+        out, done = elementwise(rule, base, weights, Part(Layout(tuple(lone)), updates), round_=round_), 0
         products = DenseProducts(pairs, base, updates)
         facts = rule.survey(products, weights)
         for pair, spec in zip(pairs, products.layout.tensors, strict=True):
             published = {pair.name: base[pair.b.name] @ base[pair.a.name]}
-            part = _Part(Layout((spec,)), products)
+            part = Part(Layout((spec,)), products)
             dense = elementwise(rule, published, weights, part, facts=facts, round_=round_)
             out |= refactored(pair, module_of(pair, base, weights, updates), dense[pair.name])
             done += pair.a.numel + pair.b.numel
             progress(done, self.layout.numel)
         return {t.name: out[t.name] for t in self.layout.tensors}
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Some tensors of updates."""
-
-    layout: Layout
-    updates: Updates
-
-    @property
-    def count(self) -> int:
-        return self.updates.count
-
-    def read(self, site: int, name: str, start: int = 0, stop: int | None = None) -> Array:
-        return self.updates.read(site, name, start, stop)
 
 
 def module_of(pair: Pair, base: Mapping[str, Array], weights: Floats, updates: Updates) -> Module:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -51,6 +52,23 @@ class Held:
     def read(self, site: int, name: str, start: int = 0, stop: int | None = None) -> Array:
         """A view."""
         return self._tensors[site][name].reshape(-1)[start:stop]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some tensors of other updates."""
+
+    layout: Layout
+    updates: Updates
+
+    @property
+    def count(self) -> int:
+        """How many sites."""
+        return self.updates.count
+
+    def read(self, site: int, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """As the others have it."""
+        return self.updates.read(site, name, start, stop)
 
 
 class Spool:
