@@ -8,9 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.common import run_parts
-from benchmarks.merge import gauge, oneshot, speed
+from benchmarks.merge import forms, gauge, growth, oneshot, speed
 
-PARTS = {"speed": speed.rows, "gauge": gauge.rows, "oneshot": oneshot.rows}
+PARTS = {
+    "speed": speed.rows,
+    "forms": forms.table,
+    "growth": growth.rows,
+    "gauge": gauge.rows,
+    "oneshot": oneshot.rows,
+}
 
 if __name__ == "__main__":
     run_parts(PARTS, __doc__, Path("runs/merge"))

@@ -1,6 +1,6 @@
 """All LoRA forms against the dense mean of B A: merge error, rank, bytes of the adapter.
 
-    python -m benchmarks.lora_forms [FOLDER ...] [--sites 8] [--rank 8] [--width 256] [--noise 0.3] [--json]
+    python -m benchmarks.merge.forms [FOLDER ...] [--sites 8] [--rank 8] [--width 256] [--noise 0.3] [--json]
 
 Without folders, adapters are random: factors that all share, and noise of each site's own on both.
 Targets are what algebra promises: exact forms have no error beyond float32, and at one rank none is
@@ -102,6 +102,12 @@ def rows(folders: list[Path], rank: int, scratch: Path) -> list[dict[str, Any]]:
         out.append(row(f"{name}: rank", reached, ""))
         out.append(row(f"{name}: size", size, "bytes"))
     return out
+
+
+def table(out: Path) -> list[dict[str, Any]]:
+    """Of eight random adapters of rank 8."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return rows(sites(Path(scratch), 8, 8, 256, 0.3), 8, Path(scratch))
 
 
 def main() -> None:
