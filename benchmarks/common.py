@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -59,3 +59,25 @@ def run_parts(parts: Mapping[str, Callable[[Path], list[dict[str, Any]]]], about
         print(f"{name} ...", file=sys.stderr)
         rows += parts[name](args.out)
     show(rows, args.json)
+
+
+def curves(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], path: Path, *, across: str, up: str, title: str
+) -> None:
+    """A picture of lines by label, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4))
+    for label, (x, y) in lines.items():
+        axes.loglog(x, y, "o-", label=label)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

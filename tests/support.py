@@ -38,7 +38,7 @@ def update_header(layout: Layout, base: Tensors, **changes: object) -> Header:
         "base_digest": state_digest(layout, base),
         "examples": 10,
     }
-    return Header(**{**fields, **changes})  # type: ignore[arg-type]
+    return Header(**{**fields, **changes})
 
 
 def equal(left: Tensors, right: Tensors) -> bool:

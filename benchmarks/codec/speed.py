@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.codec.measure import header_for, one_tensor
-from benchmarks.common import row
+from benchmarks.common import curves, row
 from fedcompress.codecs import CodecSpec, encode_sections
 from fedcompress.pipeline import decode_update, encode_update
 from fedcompress.types import Array
@@ -120,25 +120,7 @@ def _growth(out: Path) -> list[dict[str, Any]]:
         points.append((entries, coded, decoded))
         found.append(row(f"encode {entries:.0e} entries", 1e9 * coded / entries, "ns each"))
         found.append(row(f"decode {entries:.0e} entries", 1e9 * decoded / entries, "ns each"))
-    _plot(points, out / "growth.png")
+    sizes, coded_all, decoded_all = zip(*points, strict=True)
+    lines = {"encode": (sizes, coded_all), "decode": (sizes, decoded_all)}
+    curves(lines, out / "growth.png", across="entries", up="seconds", title=f"{SPEC}, two cores")
     return found
-
-
-def _plot(points: list[tuple[int, float, float]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4))
-    sizes, coded, decoded = zip(*points, strict=True)
-    axes.loglog(sizes, coded, "o-", label="encode")
-    axes.loglog(sizes, decoded, "s-", label="decode")
-    axes.set_xlabel("entries")
-    axes.set_ylabel("seconds")
-    axes.set_title(f"{SPEC}, two cores")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import row
+from benchmarks.common import curves, row
 from fedcompress.merging.lowrank import Term, spectrum
 
 SIDE, SITES, RANK = 4096, 100, 16
@@ -51,24 +51,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
             points.setdefault(rank, []).append(seconds)
             title = f"{sites} sites x rank {rank}, {GROWTH_SIDE} x {GROWTH_SIDE}"
             found.append(row(title, seconds, "s", note=f"peak {peak:.0f} MiB"))
-    _plot(points, out / "growth.png")
+    lines = {f"rank {rank}": (GROWTH_SITES, seconds) for rank, seconds in points.items()}
+    title = f"exact merge of one {GROWTH_SIDE} x {GROWTH_SIDE} module, two cores"
+    curves(lines, out / "growth.png", across="sites", up="seconds", title=title)
     return found
-
-
-def _plot(points: dict[int, list[float]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for rank, seconds in points.items():
-        axes.loglog(GROWTH_SITES, seconds, "o-", label=f"rank {rank}")
-    axes.set_xlabel("sites")
-    axes.set_ylabel("seconds")
-    axes.set_title(f"exact merge of one {GROWTH_SIDE} x {GROWTH_SIDE} module, two cores")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)

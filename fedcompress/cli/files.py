@@ -47,9 +47,9 @@ def encode(
     """
     from fedcompress.files import encode_file
 
-    with _progress("encoding") as progress:
+    with progress_bar("encoding") as progress:
         facts = encode_file(path, out, base=base, codec=codec, budget=budget, seed=seed, progress=progress)
-    _show(facts, as_json)
+    show(facts, as_json)
 
 
 def decode(
@@ -69,9 +69,9 @@ def decode(
     """
     from fedcompress.files import decode_file
 
-    with _progress("decoding") as progress:
+    with progress_bar("decoding") as progress:
         facts = decode_file(path, out, base=base, progress=progress)
-    _show(facts, as_json)
+    show(facts, as_json)
 
 
 def inspect(
@@ -93,13 +93,13 @@ def inspect(
     """
     from fedcompress.files import inspect_file
 
-    with _progress("reading") as progress:
+    with progress_bar("reading") as progress:
         facts = inspect_file(path, reference=reference, base=base, progress=progress)
-    _show(facts, as_json)
+    show(facts, as_json)
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on a terminal's stderr, gone when the work is done; errors of the file system become one line."""
     from rich.console import Console
     from rich.progress import Progress
@@ -115,7 +115,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         raise ConfigError("file", error.filename, f"{error.strerror}: must be readable, or writable") from error
 
 
-def _show(facts: dict[str, Any], as_json: bool) -> None:
+def show(facts: dict[str, Any], as_json: bool) -> None:
     """Facts as JSON, or as lines and tables."""
     if as_json:
         print(json.dumps(facts))

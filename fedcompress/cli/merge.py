@@ -54,13 +54,13 @@ def merge(
 
 
 def _run(paths: list[Path], out: Path, options: dict[str, Any], report: Path | None, as_json: bool) -> None:
-    from fedcompress.cli.files import _progress
+    from fedcompress.cli.files import progress_bar
     from fedcompress.errors import ConfigError
     from fedcompress.merge_folders import merge_folders
 
     if report is not None and report.suffix not in (".json", ".png"):
         raise ConfigError("--report", report, "must be a name that ends in .json or .png")
-    with _progress("merging") as progress:
+    with progress_bar("merging") as progress:
         facts = merge_folders(paths, out, progress=progress, **options)
         if report is not None:
             _write(facts, report)
@@ -87,7 +87,7 @@ def _write(facts: dict[str, Any], report: Path) -> None:
 
 
 def _print(facts: dict[str, Any], as_json: bool) -> None:
-    from fedcompress.cli.files import _show
+    from fedcompress.cli.files import show
 
     if as_json:
         print(json.dumps(facts))
@@ -99,4 +99,4 @@ def _print(facts: dict[str, Any], as_json: bool) -> None:
     worst = sorted(facts["modules"], key=lambda m: m["merge_error"] or 0.0, reverse=True)[:10]
     if worst:
         shown["largest errors"] = [{key: module[key] for key in ROW} for module in worst]
-    _show(shown, False)
+    show(shown, False)

@@ -36,7 +36,7 @@ def merge_entries(
         ConfigError: a form or rule other than the mean is asked for, or a frozen tensor differs.
     """
     kind = str(sites[0].config["peft_type"])
-    name = choice.rule if isinstance(choice.rule, str) else choice.rule.name
+    name = choice.name
     if name not in (EXACT, "mean") or choice.rank is not None or choice.energy is not None:
         raise ConfigError("--rule", name, f"is for LoRA: {kind} has its weighted mean, which is exact, and no rank")
     means = means_of(sites, dtype, scaled=False)

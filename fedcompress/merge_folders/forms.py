@@ -37,9 +37,14 @@ class Choice:
         return found.rank if self.energy is None else found.rank_for(self.energy)
 
     @property
-    def is_elementwise(self) -> bool:
-        """Whether entries are merged one by one."""
-        return not isinstance(self.rule, str) and RULES[self.rule.name].kind == "elementwise"
+    def name(self) -> str:
+        """Of the rule or form."""
+        return self.rule if isinstance(self.rule, str) else self.rule.name
+
+    @property
+    def elementwise(self) -> Elementwise | None:
+        """The rule, if it merges entries one by one."""
+        return None if isinstance(self.rule, str | Modular) else self.rule
 
 
 def choose(rule: str, space: str, rank: int | None, energy: float | None) -> Choice:
@@ -61,7 +66,7 @@ def choose(rule: str, space: str, rank: int | None, energy: float | None) -> Cho
     choice = Choice(rule=made, space=space, rank=rank, energy=energy)
     if space not in ("factors", PRODUCT):
         raise ConfigError("--space", space, "one of ['factors', 'product']")
-    if space == PRODUCT and not choice.is_elementwise:
+    if space == PRODUCT and choice.elementwise is None:
         raise ConfigError("--space", space, f"must be factors: {rule} works on products by itself")
     if rank is not None and rank < 1:
         raise ConfigError("--rank", rank, "must be at least 1")
@@ -120,14 +125,13 @@ def merged(held: Held, choice: Choice) -> Merged:
                 np.hstack([t.weight * np.asarray(t.b, np.float64) for t in terms]),
                 np.vstack([np.asarray(t.a, np.float64) for t in terms]),
             )
-        case str():
-            return _fedex(held, choice)
-        case rule:
+        case Modular() as rule:
             if rule.name == "ffa":
                 _check_frozen(held)
-            module = _module(held, rule.name)
-            a, b = rule.pair(module, 1)  # type: ignore[union-attr]
+            a, b = rule.pair(_module(held, rule.name), 1)
             return Merged(b, a)
+        case _:
+            return _fedex(held, choice)
 
 
 def shortened(found: Spectrum, choice: Choice) -> Merged:

@@ -83,21 +83,22 @@ def _lora(
     sites: Sequence[Site], weights: Floats, choice: Choice, out: Path, dtype: str, progress: Progress
 ) -> dict[str, Any]:
     statistics, found = Statistics(weights=weights), {}
-    names = sorted({n for s in sites for n in s.modules})
-    pairs = pairs_for(sites, _named(choice), pad=choice.space == PRODUCT) if choice.is_elementwise else []
+    names, rule = sorted({n for s in sites for n in s.modules}), choice.elementwise
+    pairs = pairs_for(sites, choice.name, pad=choice.space == PRODUCT) if rule else []
     updates = FactorUpdates(sites, pairs, weights.tolist())
     by_name, products = {p.name: p for p in pairs}, None
     if choice.space == PRODUCT:
         zero = {t.name: np.zeros(t.shape, np.float32) for t in updates.layout.tensors}
         products = DenseProducts(pairs, zero, updates)
-    facts = choice.rule.survey(products or updates, weights) if choice.is_elementwise else None  # type: ignore[union-attr]
+    facts = rule.survey(products or updates, weights) if rule else None
     progress(0, len(names))
     for done, name in enumerate(names):
         held = _held(name, sites, weights)
-        if products is not None:
-            pair = _in_product(choice, by_name[name], products, weights, facts)
-        elif choice.is_elementwise:
-            pair = _in_factors(choice, by_name[name], updates, weights, facts)
+        if rule and products:
+            dense = _merged_entries(rule, (products.layout.by_name[name],), products, weights, facts)[name]
+            pair = shortened(dense_spectrum(dense), choice)
+        elif rule:
+            pair = _in_factors(rule, by_name[name], updates, weights, facts)
         else:
             pair = merged(held, choice)
         found[name] = replace(pair, a=pair.a.astype(np.float32), b=pair.b.astype(np.float32))
@@ -119,22 +120,15 @@ def _held(name: str, sites: Sequence[Site], weights: Floats) -> Held:
 
 
 def _merged_entries(
-    choice: Choice, specs: tuple[TensorSpec, ...], updates: Updates, weights: Floats, facts: Any
+    rule: Elementwise, specs: tuple[TensorSpec, ...], updates: Updates, weights: Floats, facts: Any
 ) -> dict[str, Array]:
-    rule: Elementwise = choice.rule  # type: ignore[assignment]
     base = {t.name: np.zeros(t.shape, np.float32) for t in specs}
     return elementwise(rule, base, weights, Part(Layout(specs), updates), facts=facts)
 
 
-def _in_factors(choice: Choice, pair: Pair, updates: Updates, weights: Floats, facts: Any) -> Merged:
-    out = _merged_entries(choice, (pair.a, pair.b), updates, weights, facts)
+def _in_factors(rule: Elementwise, pair: Pair, updates: Updates, weights: Floats, facts: Any) -> Merged:
+    out = _merged_entries(rule, (pair.a, pair.b), updates, weights, facts)
     return Merged(out[pair.b.name].astype(np.float64), out[pair.a.name].astype(np.float64))
-
-
-def _in_product(choice: Choice, pair: Pair, products: DenseProducts, weights: Floats, facts: Any) -> Merged:
-    spec = products.layout.by_name[pair.name]
-    dense = _merged_entries(choice, (spec,), products, weights, facts)[pair.name]
-    return shortened(dense_spectrum(dense), choice)
 
 
 def _result(sites: Sequence[Site], found: dict[str, Merged], dtype: str) -> Result:
@@ -155,10 +149,6 @@ def _result(sites: Sequence[Site], found: dict[str, Merged], dtype: str) -> Resu
     return Result(config=config, layout=layout, factors=factors, means=means)
 
 
-def _named(choice: Choice) -> str:
-    return choice.rule if isinstance(choice.rule, str) else choice.rule.name
-
-
 def _report(
     sites: Sequence[Site],
     weights: Floats,
@@ -177,7 +167,7 @@ def _report(
     return {
         "path": str(out),
         "peft_type": "LORA",
-        "rule": _named(choice),
+        "rule": choice.name,
         "space": choice.space,
         "bytes": size,
         "parameters": result.layout.numel,

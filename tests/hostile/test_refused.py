@@ -37,7 +37,7 @@ def rebuilt(change: object = None, body: bytes | None = None) -> bytes:
     message = update_pb2.Header.FromString(DATA[20 : 20 + head])
     payload = DATA[20 + head : 20 + head + size] if body is None else body
     if change is not None:
-        change(message)  # type: ignore[operator]
+        change(message)
     raw = message.SerializeToString()
     return seal(struct.pack("<4sHHIQ", b"FCU\x01", 1, 0, len(raw), len(payload)) + raw + payload + b"\0" * 32)
 

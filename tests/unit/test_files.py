@@ -169,7 +169,7 @@ def test_budgets(tmp_path: Path) -> None:
 def test_bad_options(tmp_path: Path, options: dict[str, object], words: str) -> None:
     source = folder(tmp_path / "a", 0)
     with pytest.raises(errors.ConfigError) as caught:
-        encode_file(source, tmp_path / "a.fcu", **options)  # type: ignore[arg-type]
+        encode_file(source, tmp_path / "a.fcu", **options)
     assert words in str(caught.value)
     assert not (tmp_path / "a.fcu").exists()
 

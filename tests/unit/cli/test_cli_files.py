@@ -70,7 +70,7 @@ def test_a_difference_and_its_distortion(call, work: Path) -> None:
     assert {"bytes", "kind", "section_bytes", "sections", "captured", "captured_by_group", "worst_tensors"} <= set(
         facts
     )
-    assert facts["captured"] > 0.99  # type: ignore[operator]
+    assert facts["captured"] > 0.99
     text = call("inspect", work / "d.fcu", "--reference", work / "new", *options).out
     assert all(word in text for word in ("FILE", "captured", "worst_tensors", "m0.lora_A.weight"))
     done = call("decode", work / "d.fcu", "-o", work / "no", "--base", work / "new")
@@ -85,9 +85,9 @@ def test_a_checkpoint(call, work: Path) -> None:
     assert load_file(work / "again.safetensors")["w"].dtype == np.float16
     facts = call("inspect", work / "m.fcu", "--json").facts
     assert facts["codec"] == "transform(budget=1KiB)"
-    assert sum(facts["section_bytes"][1:]) <= 1025  # type: ignore[index]
+    assert sum(facts["section_bytes"][1:]) <= 1025
     facts = call("inspect", work / "m.safetensors", "--json").facts
-    assert facts["groups"]["other"]["parameters"] == 4096  # type: ignore[index]
+    assert facts["groups"]["other"]["parameters"] == 4096
     assert "kurtosis" in call("inspect", work / "m.safetensors").out
 
 

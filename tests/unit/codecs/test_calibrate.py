@@ -28,7 +28,7 @@ def test_q_by_score_finds_the_top_of_a_hill() -> None:
     assert calibrate.q_by_score(lambda q: q, 0.3) == 1.0
     assert calibrate.q_by_score(lambda q: -q, 0.3) == 0.3
     asked: list[float] = []
-    calibrate.q_by_score(lambda q: asked.append(q) or 0.0, 0.25)  # type: ignore[func-returns-value]
+    calibrate.q_by_score(lambda q: asked.append(q) or 0.0, 0.25)
     assert all(0.25 <= q <= 1 for q in asked)
 
 
@@ -84,7 +84,7 @@ def test_ternary_scales_are_calibrated_by_what_a_layer_puts_out() -> None:
 
     spec = CodecSpec.parse("topk(density=0.05)|ternary")
     found = calibrate.calibrated(spec, layout, values, distance)
-    gain = found.clauses[0].code.quantize.gain  # type: ignore[attr-defined]
+    gain = found.clauses[0].code.quantize.gain
     assert gain > 1.3
     plain, better = (distance(decode_sections(s, layout, encode_sections(s, layout, values))) for s in (spec, found))
     assert better < 0.7 * plain

@@ -66,8 +66,8 @@ def relative(x: Tensors, y: Tensors, names: list[str]) -> tuple[float, float]:
 
 
 def int_bound(x: np.ndarray, code: object) -> np.ndarray:
-    step = 2.02 * np.abs(x).max(initial=0) / (2**code.bits - 2)  # type: ignore[attr-defined]
-    return step * (0.5 if code.rounding == "nearest" else 1) + 1e-40  # type: ignore[attr-defined]
+    step = 2.02 * np.abs(x).max(initial=0) / (2**code.bits - 2)
+    return step * (0.5 if code.rounding == "nearest" else 1) + 1e-40
 
 
 # Largest error of each entry, from the tensor and the quantizer, for rows whose law is one.
@@ -94,7 +94,7 @@ def test_law(name: str) -> None:
         names = [m.name for m in members]
         select, quantize = None, clause.code
         if isinstance(clause.code, Chain):
-            select, quantize = clause.code.select, clause.code.quantize  # type: ignore[assignment]
+            select, quantize = clause.code.select, clause.code.quantize
         if select is not None:
             chosen = select.select([values[n].ravel() for n in names], [values[n].shape for n in names], 0)
             for n, places in zip(names, chosen, strict=True):

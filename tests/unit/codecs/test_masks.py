@@ -39,7 +39,7 @@ def draw(shapes: list[tuple[int, ...]], seed: int, density: float) -> list[Place
 
 
 def same(left: list[Places], right: list[Places]) -> bool:
-    return [(p.shape, p.positions.tolist()) for p in left] == [(p.shape, p.positions.tolist()) for p in right]  # type: ignore[union-attr]
+    return [(p.shape, p.positions.tolist()) for p in left] == [(p.shape, p.positions.tolist()) for p in right]
 
 
 @settings(max_examples=150, deadline=None)
@@ -69,7 +69,7 @@ def test_version_1_is_still_read(seed: int, sizes: list[int], density: float) ->
     reader = Reader(writer.getvalue(), version=1)
     again = read_places(reader, [(n,) for n in sizes])
     reader.finish()
-    assert [p.positions.tolist() for p in again] == [np.flatnonzero(m).tolist() for m in masks]  # type: ignore[union-attr]
+    assert [p.positions.tolist() for p in again] == [np.flatnonzero(m).tolist() for m in masks]
 
 
 @settings(max_examples=150, deadline=None)

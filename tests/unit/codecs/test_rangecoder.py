@@ -83,9 +83,9 @@ def test_models_may_be_mixed_in_a_stream(kinds: list[str], seed: int) -> None:
         for kind, symbols, model in pieces():
             match kind:
                 case "bits":
-                    writer.put_bits(symbols, model)  # type: ignore[arg-type]
+                    writer.put_bits(symbols, model)
                 case "family":
-                    writer.put_each(symbols, model)  # type: ignore[arg-type]
+                    writer.put_each(symbols, model)
                 case _:
                     writer.put(symbols, model)
         return writer.getvalue()
@@ -97,9 +97,9 @@ def test_models_may_be_mixed_in_a_stream(kinds: list[str], seed: int) -> None:
     for kind, symbols, model in pieces():
         match kind:
             case "bits":
-                found: np.ndarray = reader.get_bits(model)  # type: ignore[arg-type]
+                found: np.ndarray = reader.get_bits(model)
             case "family":
-                found = reader.get_each(model)  # type: ignore[arg-type]
+                found = reader.get_each(model)
             case _:
                 found = reader.get(model, symbols.size)
         assert np.array_equal(found, symbols), kind

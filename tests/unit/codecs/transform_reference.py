@@ -150,11 +150,11 @@ def decode(section: bytes, shapes: list[tuple[int, int, float]]) -> list[list[li
             row, own = next(points), step / math.sqrt(weight)
             if mode == 1:
                 vector = what[number]
-                own = f32(own / math.sqrt(sum(v * v for v in vector)))  # type: ignore[union-attr]
+                own = f32(own / math.sqrt(sum(v * v for v in vector)))
                 scaled = [f32(p * own) for p in row]
-                for i, entry in enumerate(vector):  # type: ignore[arg-type]
+                for i, entry in enumerate(vector):
                     total[i] = [f32(t + f32(entry * p)) for t, p in zip(total[i], scaled, strict=True)]
             else:
-                total[what[number]] = [f32(p * f32(own)) for p in row]  # type: ignore[index]
+                total[what[number]] = [f32(p * f32(own)) for p in row]
         out.append([[f32(math.ldexp(t, exponent)) for t in row] for row in total])
     return out

@@ -107,7 +107,7 @@ def test_many_terms_in_bounded_memory() -> None:
             yield Term(1 / 300, np.roll(b, i, axis=0), np.roll(a, i, axis=1))
 
     tracemalloc.start()
-    found = spectrum(terms(), shape)  # type: ignore[arg-type]
+    found = spectrum(terms(), shape)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 6e6

@@ -9,6 +9,7 @@ import pytest
 
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.merging import RULES, Held, Merger, Spool, pairs_of, rule_named
+from fedcompress.merging.engine import SPACES
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
 from tests.support import equal, lora_layout, normal
 
@@ -23,12 +24,12 @@ def merge(rule: str, weights: list[float], updates: list[Tensors], space: str = 
 IDENTITIES = {name: row.identity for name, row in RULES.items() if row.identity}
 
 
-@pytest.mark.parametrize("space", ["factors", "product"])
-@pytest.mark.parametrize("call", IDENTITIES.values(), ids=IDENTITIES)
+@pytest.mark.parametrize(
+    ("call", "space"),
+    [(call, s) for n, call in IDENTITIES.items() for s in SPACES if s == "factors" or RULES[n].kind == "elementwise"],
+)
 def test_equal_updates_are_returned(call: str, space: str) -> None:
     """One update with weight 1, and several that are equal."""
-    if space == "product" and RULES[rule_named(call).name].kind == "lora":
-        pytest.skip("works on products by itself")
     update = normal(LAYOUT, 1, 0.1)
     for weights in ([5.0], [1.0, 2.0]):
         merged = merge(call, weights, [update] * len(weights), space=space)

@@ -95,10 +95,10 @@ def test_kinds_need_their_digests(kind: Kind) -> None:
     }.get(kind, {"base_digest"})
     digests = {name: b"d" * 32 for name in ("base_digest", "result_digest")}
     fields = {"kind": kind, "run": "r", "round": 0, "version": 0, "codec": "none", "layout_digest": b"l" * 32}
-    Header(**fields, **digests)  # type: ignore[arg-type]
+    Header(**fields, **digests)
     for name in needed:
         with pytest.raises(HeaderError, match=name):
-            Header(**fields, **{**digests, name: b""})  # type: ignore[arg-type]
+            Header(**fields, **{**digests, name: b""})
 
 
 def test_only_a_file_may_be_without_a_run() -> None:
@@ -110,7 +110,7 @@ def test_only_a_file_may_be_without_a_run() -> None:
         "layout_digest": b"l" * 32,
         "result_digest": b"r" * 32,
     }
-    header = Header(kind=Kind.FILE, **fields)  # type: ignore[arg-type]
+    header = Header(kind=Kind.FILE, **fields)
     data = pack(header, (b"abc",))
     assert unpack(data, Limits(max_body=3)).header == header
     assert size_of(data[:20], Limits(max_body=3)) == len(data)
@@ -119,7 +119,7 @@ def test_only_a_file_may_be_without_a_run() -> None:
     with pytest.raises(TruncatedError):
         size_of(data[:19], Limits(max_body=3))
     with pytest.raises(HeaderError, match=r"header\.run"):
-        Header(kind=Kind.FILE, **{**fields, "run": "a b"})  # type: ignore[arg-type]
+        Header(kind=Kind.FILE, **{**fields, "run": "a b"})
 
 
 def test_too_many_sections() -> None:

@@ -38,7 +38,7 @@ def test_the_dump_is_the_envelope() -> None:
     section = TEXT.partition("## 7.")[2].partition("(version is 0")[0]
     dump = "".join(
         re.match(r"    ((?:[0-9a-f]{2} ?)+)", line)[1] for line in section.splitlines() if line[:4] == "    "
-    )  # type: ignore[index]
+    )
     assert bytes.fromhex(dump) == data
     decoded = decode_update(data, layout)[1]["w"]
     assert np.flatnonzero(decoded).tolist() == [1, 4, 9]
