@@ -18,7 +18,7 @@ from fedcompress.errors import ConfigError
 from fedcompress.merging import check_space, outer_named, rule_named, weighting_named
 from fedcompress.merging.outer import Outer, Sgd
 from fedcompress.merging.weights import Weighting
-from fedcompress.optim import OPTIMIZERS
+from fedcompress.optim import optimizer_named
 from fedcompress.wire.envelope import NAME
 
 PROTOCOL = 2
@@ -81,8 +81,7 @@ class TrainTask:
             _positive(f"task.{name}", getattr(self, name))
         for name in ("steps", "version"):
             _positive(f"task.{name}", getattr(self, name), zero=True)
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError("task.optimizer", self.optimizer, f"must be one of {list(OPTIMIZERS)}")
+        optimizer_named(self.optimizer, field="task.optimizer")
         if self.head not in HEADS:
             raise ConfigError("task.head", self.head, f"must be one of {list(HEADS)}")
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
@@ -179,8 +178,7 @@ class RunConfig:
             CodecSpec.parse(getattr(self, name), field=name.replace("_", "-"))
         check_space(rule_named(self.rule), self.space)
         _ = self.weigh_by, self.outer, self.error_feedback  # they check their ranges
-        if self.optimizer not in OPTIMIZERS:
-            raise ConfigError("optimizer", self.optimizer, f"must be one of {list(OPTIMIZERS)}")
+        optimizer_named(self.optimizer)
 
     @property
     def error_feedback(self) -> Feedback:

@@ -1,6 +1,6 @@
 """Every figure that the documentation gives for merging, with pass or miss.
 
-python -m benchmarks.merge [--parts speed,lora] [--out DIR] [--json]
+python -m benchmarks.merge [--parts speed,forms] [--out DIR] [--json]
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.common import run_parts
-from benchmarks.merge import forms, gauge, growth, oneshot, speed
+from benchmarks.merge import forms, gauge, growth, oneshot, rounds, speed
 
 PARTS = {
     "speed": speed.rows,
@@ -16,6 +16,7 @@ PARTS = {
     "growth": growth.rows,
     "gauge": gauge.rows,
     "oneshot": oneshot.rows,
+    "rounds": rounds.rows,
 }
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """DeepSpeed, kept warm: one engine for many rounds. The only importer of deepspeed.
 
 ``deepspeed.initialize`` is called directly: accelerate's DeepSpeed path does not shard data
-on a CPU. Client optimizers run on ZeRO's flat shards, so they must be elementwise.
+on a CPU.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class WarmEngine:
         import deepspeed
 
         self.micro, self.accumulation = micro_batches(task, site)
-        optimizer = build(task.optimizer, [p for p in model.parameters() if p.requires_grad], lr=task.lr)
+        optimizer = build(model, task.optimizer, lr=task.lr, seed=task.seed)
         self.stage = site.zero_stage
         self.engine, self._outer, _, _ = deepspeed.initialize(
             model=model,
@@ -89,7 +89,7 @@ class WarmEngine:
         )
         return gathered
 
-    def begin(self, state: Tensors, lr: float) -> None:
+    def begin(self, state: Tensors, lr: float, round_: int) -> None:
         """Set the trainable tensors, forget optimizer state, set the learning rate.
 
         All ranks call it. Master copies and ZeRO's partitions follow.
@@ -102,7 +102,7 @@ class WarmEngine:
         refresh = getattr(self._outer, "refresh_fp32_params", None)
         if refresh is not None:
             refresh()
-        self._inner.state.clear()
+        self._inner.new_round(round_)
         for group in self._inner.param_groups:
             group["lr"] = lr
         self.engine.zero_grad()

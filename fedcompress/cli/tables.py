@@ -98,10 +98,19 @@ def rules(as_json: Json = False) -> None:
 
 
 def optimizers(as_json: Json = False) -> None:
-    """Local optimizers: state bytes per parameter, placement, paper."""
-    from fedcompress.optim import OPTIMIZERS
+    """Local optimizers: parameters, state, placement, law, paper.
 
-    _show(OPTIMIZERS, as_json)
+    ``state_bytes`` are for each parameter of a 1024 x 1024 matrix, with the parameters of the rule as they stand.
+    """
+    from fedcompress.optim import OPTIMIZERS
+    from fedcompress.optim.table import state_bytes
+
+    rows = []
+    for row in _rows(OPTIMIZERS):
+        rule = OPTIMIZERS[row["name"]].config()
+        each = round(state_bytes(rule, (1024, 1024)) / 1024**2, 3)
+        rows.append({**row, "placement": rule.placement, "state_bytes": each})
+    _print(rows, as_json)
 
 
 def adapters(as_json: Json = False) -> None:

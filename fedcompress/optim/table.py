@@ -1,57 +1,77 @@
-"""The one literal table of optimizers, and the place that imports bitsandbytes."""
+"""The one literal table of optimizers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from fedcompress.errors import ConfigError, MissingPackageError
+from fedcompress.optim.adamw import AdamW, AdamW8bit
+from fedcompress.optim.base import Rule
+from fedcompress.optim.frugal import Frugal
+from fedcompress.optim.galore import GaLore
+from fedcompress.optim.lion import Lion
+from fedcompress.optim.sgd import SGD
+from fedcompress.optim.sign import SignSGD
+from fedcompress.optim.states import stored_bytes
+from fedcompress.spec import parse_call
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRow:
-    """One optimizer. All rows are elementwise, so they run on any flat ZeRO shard."""
+    """One optimizer.
 
-    state_bytes: float  # per parameter, without block scales
-    placement: str
+    With ``matrices_only``, embeddings, heads, norms and biases go to AdamW with the same kind of states.
+    """
+
+    config: type[Rule]
+    law: str
     paper: str
+    matrices_only: bool = False
 
 
 OPTIMIZERS: dict[str, OptimizerRow] = {
-    "adamw8bit": OptimizerRow(
-        state_bytes=2.0,
-        placement="elementwise: any shard",
-        paper="Dettmers et al. 2022 (arXiv:2110.02861), from bitsandbytes, on CPU and GPU",
-    ),
     "adamw": OptimizerRow(
-        state_bytes=8.0, placement="elementwise: any shard", paper="Loshchilov and Hutter 2019 (arXiv:1711.05101)"
+        config=AdamW,
+        law="m_hat / (sqrt(v_hat) + eps)",
+        paper="Loshchilov and Hutter 2019 (arXiv:1711.05101)",
     ),
-    "sgd": OptimizerRow(state_bytes=0.0, placement="elementwise: any shard", paper="Robbins and Monro 1951"),
+    "adamw8bit": OptimizerRow(
+        config=AdamW8bit,
+        law="adamw(state=8bit)",
+        paper="Dettmers et al. 2022 (arXiv:2110.02861)",
+    ),
+    "frugal": OptimizerRow(
+        config=Frugal,
+        law="Adam on a part of each matrix that is drawn anew, the sign of the gradient elsewhere",
+        paper="Zmushko et al. 2024 (arXiv:2411.07837)",
+        matrices_only=True,
+    ),
+    "galore": OptimizerRow(
+        config=GaLore,
+        law="Adam in the leading singular directions of the gradient",
+        paper="Zhao et al. 2024 (arXiv:2403.03507)",
+        matrices_only=True,
+    ),
+    "lion": OptimizerRow(
+        config=Lion,
+        law="the sign of an interpolated momentum",
+        paper="Chen et al. 2023 (arXiv:2302.06675)",
+    ),
+    "sgd": OptimizerRow(config=SGD, law="the gradient, or its momentum", paper="Robbins and Monro 1951; Polyak 1964"),
+    "signsgd": OptimizerRow(
+        config=SignSGD, law="the sign of the gradient", paper="Bernstein et al. 2018 (arXiv:1802.04434)"
+    ),
 }
 
 
-def build(name: str, params: Iterable[Any], *, lr: float, weight_decay: float = 0.0) -> Any:
-    """A ``torch.optim.Optimizer`` over ``params``.
+def optimizer_named(text: str, *, field: str = "optimizer") -> Rule:
+    """A rule from ``name`` or ``name(key=value,...)``.
 
     Raises:
-        ConfigError: unknown name; lists the choices.
-        MissingPackageError: bitsandbytes is needed and absent.
+        ConfigError: unknown name or key, or a value out of range; lists the choices.
     """
-    if name not in OPTIMIZERS:
-        raise ConfigError("optimizer", name, f"must be one of {list(OPTIMIZERS)}")
-    import torch
+    return parse_call(text, {name: row.config for name, row in OPTIMIZERS.items()}, field)  # type: ignore[type-var]
 
-    match name:
-        case "adamw":
-            return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay)
-        case "sgd":
-            return torch.optim.SGD(params, lr=lr, weight_decay=weight_decay)
-        case _:
-            try:
-                from bitsandbytes.optim import AdamW8bit
-            except ImportError as error:
-                raise MissingPackageError(
-                    "optimizer adamw8bit: bitsandbytes is absent: pip install 'fedcompress[site]'"
-                ) from error
-            return AdamW8bit(params, lr=lr, weight_decay=weight_decay)
+
+def state_bytes(rule: Rule, shape: tuple[int, ...]) -> int:
+    """Bytes of state that a rule keeps for a whole parameter."""
+    return sum(stored_bytes(rule.state, n) for n in rule.sizes(shape).values()) + rule.other_bytes(shape)

@@ -1,0 +1,137 @@
+"""GaLore: Adam in the leading singular directions of the gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from fedcompress.errors import ConfigError
+from fedcompress.optim.base import (
+    MATRIX,
+    STORES,
+    Part,
+    State,
+    check_beta,
+    check_choice,
+    check_matrix,
+    check_positive,
+)
+from fedcompress.optim.bases import BASES, basis_of
+from fedcompress.optim.moments import adam
+from fedcompress.optim.subspace import CARRIES, carried, larger_side, to_full, to_low
+
+SIDES: tuple[str, ...] = ("std", "reverse", "right", "left", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaLore:
+    """``scale * back(Adam(project(g)))``, with a new basis every ``update_gap`` steps.
+
+    Zhao et al. 2024 (arXiv:2403.03507, algorithm 2), with the released code's defaults, its eps and
+    its moments that stay as they are when the basis changes. Each matrix refreshes at steps of its own, there all
+    at once. Weight decay comes before the step, there after it.
+
+    Args:
+        rank: of the subspace; at most the smaller side.
+        update_gap: steps between refreshes.
+        scale: of the step.
+        side: ``std`` projects the smaller side, ``reverse`` the other, ``full`` both.
+        basis: ``svd`` is the paper's; ``randomized`` and ``power`` (warm-started) cost a tenth of it.
+        carry: what becomes of the moments: ``keep`` (the paper), ``reset``, ``project``.
+    """
+
+    name: ClassVar[str] = "galore"
+    placement: ClassVar[str] = MATRIX
+    moments: ClassVar[Mapping[str, bool]] = {"m": True, "v": False}
+    needs_weight: ClassVar[bool] = False
+    rank: int = 128
+    update_gap: int = 200
+    scale: float = 0.25
+    side: str = "std"
+    basis: str = "svd"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-6
+    carry: str = "keep"
+    state: str = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "update_gap", "scale", "eps"):
+            check_positive(f"optimizer.galore.{name}", getattr(self, name))
+        check_choice("optimizer.galore.side", self.side, SIDES)
+        check_choice("optimizer.galore.basis", self.basis, BASES)
+        check_beta("optimizer.galore.beta1", self.beta1)
+        check_beta("optimizer.galore.beta2", self.beta2)
+        check_choice("optimizer.galore.carry", self.carry, CARRIES)
+        check_choice("optimizer.galore.state", self.state, STORES)
+        if self.side == "full" and self.carry == "project":
+            raise ConfigError("optimizer.galore.carry", self.carry, "must be keep or reset with side=full")
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Matrices whose smaller side is at least the rank."""
+        check_matrix(self.name, name, shape)
+        if self.rank > min(shape):
+            rule = f"must be at most {min(shape)}, the smaller side of {name}"
+            raise ConfigError("optimizer.galore.rank", self.rank, rule)
+
+    def _side(self, shape: tuple[int, ...]) -> str:
+        std = larger_side(shape)
+        match self.side:
+            case "std":
+                return std
+            case "reverse":
+                return "left" if std == "right" else "right"
+            case _:
+                return self.side
+
+    def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """Two moments in the subspace."""
+        match self._side(shape):
+            case "right":
+                numel = self.rank * shape[0]
+            case "left":
+                numel = self.rank * shape[1]
+            case _:
+                numel = self.rank**2
+        return {"m": numel, "v": numel}
+
+    def other_bytes(self, shape: tuple[int, ...]) -> int:
+        """The basis, or two."""
+        match self._side(shape):
+            case "right":
+                return 4 * self.rank * shape[1]
+            case "left":
+                return 4 * self.rank * shape[0]
+            case _:
+                return 4 * self.rank * sum(shape)
+
+    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+        """One step."""
+        side, refresh = self._side(part.shape), part.refresh(step, self.update_gap)
+        if side == "full":
+            return self._full(grad, state, part, refresh)
+        if state.get("refresh") != refresh:
+            before = state.get("basis")
+            basis = self._basis(grad, side, before, part, refresh)
+            state = carried(state, before, basis, side, self.carry) | {"basis": basis}
+        basis, age = state["basis"], state.get("age", 0) + 1
+        inner, kept = adam(to_low(grad, basis, side), state, age, (self.beta1, self.beta2), self.eps, plain_eps=True)
+        delta = to_full(inner, basis, side).mul_(self.scale)
+        return delta, kept | {"basis": basis, "age": age, "refresh": refresh}
+
+    def _basis(self, grad: Any, side: str, before: Any, part: Part, refresh: int) -> Any:
+        generator = part.generator(refresh)
+        return basis_of(grad, self.rank, self.basis, side=side, before=before, generator=generator)
+
+    def _full(self, grad: Any, state: State, part: Part, refresh: int) -> tuple[Any, State]:
+        """Both sides: ``Adam(U^T G V)``."""
+        if state.get("refresh") != refresh:
+            old = state if self.carry == "keep" else {}
+            left = self._basis(grad, "left", state.get("left"), part, refresh)
+            right = self._basis(grad, "right", state.get("right"), part, refresh)
+            state = old | {"left": left, "right": right}
+        left, right, age = state["left"], state["right"], state.get("age", 0) + 1
+        inner, kept = adam(left.T @ grad @ right, state, age, (self.beta1, self.beta2), self.eps, plain_eps=True)
+        delta = (left @ inner @ right.T).mul_(self.scale)
+        return delta, kept | {"left": left, "right": right, "age": age, "refresh": refresh}

@@ -1,0 +1,236 @@
+"""The torch optimizer that runs rules, whatever shards the parameters. Import it from functions: it imports torch."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from fedcompress.errors import NonFiniteError, StateError
+from fedcompress.optim.base import MATRIX, Part, Rule, State, check_choice
+from fedcompress.optim.checkpoint import FORMAT, Entry, combine, entry_of, packed_state, state_for, unpacked_state
+from fedcompress.optim.owners import Exchange, owners_of, waves
+from fedcompress.optim.shards import Shard, shards_of
+from fedcompress.optim.states import bytes_of
+from fedcompress.optim.table import optimizer_named
+
+ROUND_STATES = ("reset", "keep")
+
+
+class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
+    """Runs one rule for each group.
+
+    It steps whole parameters, ZeRO's flat partitions and FSDP2's DTensors. Groups have ``names``
+    and ``shapes`` of their parameters and the ``rule`` as text, beside ``lr`` and ``weight_decay``.
+    State is kept by the name of the parameter, on the rank where it is needed, in ``memory``; ``state`` stays empty.
+
+    Args:
+        groups: parameter groups.
+        lr: default.
+        weight_decay: decoupled; default.
+        seed: of everything that rules draw.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]], *, lr: float, weight_decay: float = 0.0, seed: int = 0):
+        super().__init__(list(groups), {"lr": lr, "weight_decay": weight_decay})
+        self._originals = {
+            name: weakref.ref(p) for g in self.param_groups for name, p in zip(g["names"], g["params"], strict=True)
+        }
+        self._rules = {g["rule"]: optimizer_named(g["rule"]) for g in self.param_groups}
+        self._parts = _parts(self.param_groups, seed)
+        self._matrices = {
+            n: self._parts[n].shape
+            for g in self.param_groups
+            if self._rules[g["rule"]].placement == MATRIX
+            for n in g["names"]
+        }
+        self._exchanges: dict[tuple[str, ...], Exchange] = {}
+        self._here: dict[str, Part] = {}  # of what memory holds
+        self._loaded: dict[str, Entry] = {}
+        self.memory: dict[str, State] = {}
+        self.calls: Counter[str] = Counter()  # how often a rule ran on a parameter, here
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of every group.
+
+        Raises:
+            NonFiniteError: a gradient has NaN or infinity; then no parameter of this call has changed.
+            TrainingError: the gradients are sparse, or sharded in a way that is not known.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        resolved = [(g, *shards_of(g, self._living())) for g in self.param_groups if g["params"]]
+        self._refuse_non_finite([s for _, _, shards in resolved for s in shards])
+        for group, names, shards in resolved:
+            rule = self._rules[group["rule"]]
+            if rule.placement == MATRIX:
+                self._step_matrices(group, rule, names, shards)
+            else:
+                self._step_shards(group, rule, shards)
+            for name in names:
+                self._loaded.pop(name, None)
+        return loss
+
+    def _living(self) -> dict[str, Any]:
+        return {name: p for name, ref in self._originals.items() if (p := ref()) is not None}
+
+    def _refuse_non_finite(self, shards: Sequence[Shard]) -> None:
+        """All ranks raise, or none: the others would wait for ever."""
+        bad = [s.name for s in shards if (g := s.grad()) is not None and not _is_finite(g)]
+        flag = torch.tensor([float(len(bad))], device=_device(shards))
+        if _world() > 1:
+            torch.distributed.all_reduce(flag)
+        if flag.item():
+            raise NonFiniteError(f"gradient: {bad[0] if bad else 'on another rank'}: must be finite")
+
+    def _step_shards(self, group: dict[str, Any], rule: Rule, shards: Sequence[Shard]) -> None:
+        for shard in shards:
+            grad = shard.grad()
+            if grad is not None:
+                part = replace(self._parts[shard.name], start=shard.start, numel=shard.numel)
+                shard.apply(self._update(rule, grad, part, shard.weight()), group["lr"], group["weight_decay"])
+
+    def _step_matrices(self, group: dict[str, Any], rule: Rule, names: Sequence[str], shards: Sequence[Shard]) -> None:
+        grads = {s.name: g for s in shards if (g := s.grad()) is not None}
+        here = {s.name: s for s in shards if s.name in grads}
+        if all(s.home.grad is None for s in shards) and shards:
+            return
+        if _world() == 1:
+            for name, shard in here.items():
+                shape = self._parts[name].shape
+                weight = shard.weight().float().view(shape) if rule.needs_weight else None
+                delta = self._update(rule, grads[name].view(shape), self._parts[name], weight)
+                shard.apply(delta.reshape(-1), group["lr"], group["weight_decay"])
+            return
+        exchange = self._exchange(tuple(names), shards)
+        for wave in waves(names, exchange.owners):
+            whole = exchange.to_owners(wave, grads)
+            weights: dict[str, Any] = {}
+            if rule.needs_weight:
+                weights = exchange.to_owners(wave, {n: here[n].weight().float() for n in wave if n in here})
+            deltas = {n: self._update(rule, g, self._parts[n], weights.get(n)) for n, g in whole.items()}
+            for name, piece in exchange.from_owners(wave, deltas).items():
+                shard = here[name]
+                shard.apply(piece.to(shard.home.device), group["lr"], group["weight_decay"])
+
+    def _exchange(self, names: tuple[str, ...], shards: Sequence[Shard]) -> Exchange:
+        """Made once for each set of matrices: who has what, and who owns it."""
+        if names not in self._exchanges:
+            mine = {s.name: (s.start, s.numel) for s in shards}
+            everyone: list[Any] = [None] * _world()
+            torch.distributed.all_gather_object(everyone, mine)
+            shapes = {n: self._parts[n].shape for n in names}
+            self._exchanges[names] = Exchange(
+                spans={n: [have.get(n, (0, 0)) for have in everyone] for n in names},
+                shapes=shapes,
+                owners=owners_of(self._matrices, _world()),
+                rank=torch.distributed.get_rank(),
+                replicated=all(have.get(n) == (0, self._parts[n].total) for have in everyone for n in names),
+                device=_device(shards),
+            )
+        return self._exchanges[names]
+
+    def _update(self, rule: Rule, grad: Any, part: Part, weight: Any) -> Any:
+        """Run a rule on one parameter, and keep its new state."""
+        kept = self.memory.get(part.name, {})
+        if part.name in self._loaded:
+            kept = state_for(rule, self._loaded.pop(part.name), part)
+        state = unpacked_state(rule, kept)
+        step = state.pop("step", 0) + 1
+        delta, new = rule.update(grad, state, step, part, weight)
+        self.memory[part.name], self._here[part.name] = packed_state(rule, new, part, step), part
+        self.calls[part.name] += 1
+        return delta
+
+    def new_round(self, epoch: int, *, state: str = "reset") -> None:
+        """A new global state has arrived: bases and masks are drawn anew from ``epoch``.
+
+        Args:
+            epoch: number of the round; equal at all sites, so that they share bases.
+            state: ``reset`` drops all state, ``keep`` leaves it to each rule's ``carry``.
+        """
+        check_choice("optimizer.round-state", state, ROUND_STATES)
+        self._parts = {name: replace(part, epoch=epoch) for name, part in self._parts.items()}
+        if state == "reset":
+            self.memory.clear()
+            self._here.clear()
+            self._loaded.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of this rank, with the places that it is of. ``combine`` joins those of all ranks."""
+        memory = {name: entry_of(self._here[name], kept) for name, kept in self.memory.items()}
+        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
+        return {"fedcompress": FORMAT, "memory": self._loaded | memory, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state dict of this rank, or from one of whole parameters.
+
+        Raises:
+            StateError: it is of another rule or of other parameters.
+        """
+        if state_dict.get("fedcompress") != FORMAT:
+            raise StateError(f"optimizer state: must be of format {FORMAT}: this is of another optimizer")
+        groups = state_dict["param_groups"]
+        for key in ("rule", "names", "shapes"):
+            theirs, ours = ([_plain(g[key]) for g in gs] for gs in (groups, self.param_groups))
+            if theirs != ours:
+                raise StateError(f"optimizer state: {key}: {str(theirs)[:200]}: must be {str(ours)[:200]}")
+        for group, loaded in zip(self.param_groups, groups, strict=True):
+            group.update({k: v for k, v in loaded.items() if k != "params"})
+        self.memory.clear()
+        self._here.clear()
+        self._loaded = dict(state_dict["memory"])
+
+    def whole_state_dict(self) -> dict[str, Any]:
+        """The state of all ranks, with whole parameters; all ranks call it."""
+        if _world() == 1:
+            return combine([self.state_dict()])
+        everyone: list[Any] = [None] * _world()
+        torch.distributed.all_gather_object(everyone, self.state_dict())
+        return combine(everyone)
+
+    def state_bytes(self) -> int:
+        """Bytes that the state takes here."""
+        return sum(bytes_of(kept) for kept in self.memory.values())
+
+
+def _parts(groups: Sequence[dict[str, Any]], seed: int) -> dict[str, Part]:
+    found = {}
+    for group in groups:
+        layers = 1 + max(group["layers"], default=-1)
+        count = len(group["names"])
+        for index, (name, shape, layer) in enumerate(
+            zip(group["names"], group["shapes"], group["layers"], strict=True)
+        ):
+            found[name] = Part(
+                name=name, shape=tuple(shape), seed=seed, index=index, count=count, layer=layer, layers=layers
+            )
+    return found
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _is_finite(grad: Any) -> bool:
+    """One pass without a temporary; only a sum that is not finite needs another."""
+    return bool(torch.isfinite(grad.sum())) or bool(torch.isfinite(grad).all())
+
+
+def _world() -> int:
+    dist = torch.distributed
+    return int(dist.get_world_size()) if dist.is_available() and dist.is_initialized() else 1
+
+
+def _device(shards: Sequence[Shard]) -> Any:
+    """Where collectives work: the current GPU under nccl."""
+    if _world() > 1 and "nccl" in torch.distributed.get_backend():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu") if _world() > 1 or not shards else shards[0].home.device

@@ -1,0 +1,81 @@
+"""Small models with every kind of parameter, and calls of every rule that fit them."""
+
+import math
+
+import torch
+
+from fedcompress.optim import OPTIMIZERS
+
+# One call at least for each row; parameters that suit matrices of side 12 and more.
+CALLS = {
+    "adamw": ["adamw", "adamw(state=bf16)", "adamw(state=4bit)"],
+    "adamw8bit": ["adamw8bit"],
+    "frugal": [
+        "frugal(update_gap=3)",
+        "frugal(update_gap=3,state=8bit)",
+        "frugal(projection=rows,update_gap=3,carry=project)",
+        "frugal(projection=blocks,density=0.5,update_gap=3)",
+        "frugal(projection=randk,update_gap=3)",
+        "frugal(projection=svd,update_gap=3)",
+        "frugal(projection=dct,update_gap=3,carry=project)",
+        "frugal(projection=random,update_gap=3,free=sgd)",
+    ],
+    "galore": [
+        "galore(rank=4,update_gap=3)",
+        "galore(rank=4,update_gap=3,basis=randomized,side=left)",
+        "galore(rank=4,update_gap=3,basis=power,side=reverse,carry=project)",
+        "galore(rank=4,update_gap=3,side=full)",
+    ],
+    "lion": ["lion", "lion(state=8bit)"],
+    "sgd": ["sgd", "sgd(momentum=0.9)"],
+    "signsgd": ["signsgd"],
+}
+ALL_CALLS = [call for calls in CALLS.values() for call in calls]
+assert CALLS.keys() == OPTIMIZERS.keys(), "every row needs a call"
+
+
+class Net(torch.nn.Module):
+    """Embedding, three layers, a norm, a head."""
+
+    def __init__(self, width: int = 16, vocabulary: int = 20) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(vocabulary, width)
+        self.layers = torch.nn.ModuleList(
+            [torch.nn.Linear(width, 2 * width), torch.nn.Linear(2 * width, width), torch.nn.Linear(width, width)]
+        )
+        self.norm = torch.nn.LayerNorm(width)
+        self.lm_head = torch.nn.Linear(width, vocabulary)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(tokens)
+        for layer in self.layers:
+            hidden = torch.tanh(layer(hidden))
+        return self.lm_head(self.norm(hidden))
+
+    def loss(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self(tokens).flatten(0, 1), (tokens * 7 + 3).flatten() % 20)
+
+
+def net(seed: int = 0, width: int = 16) -> Net:
+    torch.manual_seed(seed)
+    return Net(width)
+
+
+def batch(step: int) -> torch.Tensor:
+    return torch.randint(20, (4, 8), generator=torch.Generator().manual_seed(step))
+
+
+def train(model: Net, optimizer: torch.optim.Optimizer, first: int, last: int) -> list[float]:
+    losses = []
+    for step in range(first, last):
+        optimizer.zero_grad()
+        loss = model.loss(batch(step))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(map(math.isfinite, losses))
+    return losses
+
+
+def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
