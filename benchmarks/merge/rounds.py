@@ -21,8 +21,8 @@ UP = {"transform": "lora-transform", "ternary 5 %": "topk(density=0.05)|ternary"
 DOWN = "lora-transform-down"
 SEEDS = (0, 1, 2)
 # Three seeds for those that people would choose; the others have the first.
-CANDIDATES = ("mean", "lora-ridge", "lora-als", "lora-svd", "clip", "ties", "pcb", "trimmed-mean", "disjoint-mean")
-WITH_TERNARY = (*CANDIDATES, "median", "pcb-paper", "sparse-mean")
+CANDIDATES = ("mean", "lora-ridge", "clip", "ties", "trimmed-mean")
+WITH_TERNARY = ("mean", "lora-ridge", "ties", "pcb", "median", "disjoint-mean")
 
 
 @cache

@@ -67,7 +67,10 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             with torch.enable_grad():
                 loss = closure()
         resolved = [(g, *shards_of(g, self._living())) for g in self.param_groups if g["params"]]
-        self._refuse_non_finite([s for _, _, shards in resolved for s in shards])
+        every = [s for _, _, shards in resolved for s in shards]
+        if self._is_rehearsal(every):
+            return loss
+        self._refuse_non_finite(every)
         for group, names, shards in resolved:
             rule = self._rules[group["rule"]]
             if rule.placement == MATRIX:
@@ -80,6 +83,14 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _living(self) -> dict[str, Any]:
         return {name: p for name, ref in self._originals.items() if (p := ref()) is not None}
+
+    def _is_rehearsal(self, shards: Sequence[Shard]) -> bool:
+        """DeepSpeed's 16-bit optimizers of stage 0 step once on zeros, for their states to be allocated."""
+        if self.memory or self._loaded:
+            return False
+        living = self._living()
+        copies = all(s.home is not living.get(s.name) and s.home.shape == self._parts[s.name].shape for s in shards)
+        return copies and all((g := s.grad()) is not None and not bool(g.any()) for s in shards)
 
     def _refuse_non_finite(self, shards: Sequence[Shard]) -> None:
         """All ranks raise, or none: the others would wait for ever."""
