@@ -94,6 +94,15 @@ def test_fifty_steps_of_every_call() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_fsdp2_and_accelerate() -> None:
+    calls = [calls[0] for calls in CALLS.values()]
+    cases = [{"fsdp2": "torch"}, {"fsdp2": "torch", "accumulation": 2}, {"fsdp2": "accelerate"}]
+    for result in run(2, calls, cases, 6, timeout=550):
+        check(result, 6, 2)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_zero_init_and_offload() -> None:
     cases = [{"stage": 3, "zero_init": True}, {"stage": 2, "offload": True}, {"stage": 3, "offload": True}]

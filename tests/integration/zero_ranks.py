@@ -1,7 +1,7 @@
 """Ranks that train a tiny Llama for each rule at once under DeepSpeed, and compare with one process.
 
 Started by torchrun: ``zero_ranks.py JSON``, with ``cases`` of stage, bf16, fp16, accumulation, offload,
-zero_init, save and load, ``calls`` of optimizers, and ``steps``. Rank 0 prints one JSON line for each case.
+zero_init, save and load, or fsdp2, ``calls`` of optimizers, and ``steps``. Rank 0 prints one JSON line for each case.
 """
 
 import copy
@@ -149,6 +149,35 @@ def sharded(calls: list[str], steps: range, case: dict) -> tuple[dict[str, torch
     return weights, counts
 
 
+def fully_sharded(calls: list[str], steps: int, case: dict) -> tuple[dict[str, torch.Tensor], list[dict[str, int]]]:
+    """The same with FSDP2, or with accelerate, which has no more than data parallelism on a CPU."""
+    from torch.distributed.fsdp import fully_shard
+
+    rank, world, models = dist.get_rank(), dist.get_world_size(), Models(calls)
+    if case["fsdp2"] == "accelerate":
+        from accelerate import Accelerator
+
+        prepared, optimizer = Accelerator(cpu=True).prepare(models, optimizer_of(models, calls))
+        optimizer = optimizer.optimizer
+    else:
+        for model in models.models:
+            for layer in model.model.layers:
+                fully_shard(layer)
+        prepared = fully_shard(models)
+        optimizer = optimizer_of(models, calls)
+    for step in range(steps):
+        for tokens in batch(step, case.get("accumulation", 1)):
+            mine = tokens[rank * BATCH // world : (rank + 1) * BATCH // world]
+            (prepared(mine) / case.get("accumulation", 1)).backward()
+        torch.nn.utils.clip_grad_norm_(models.parameters(), CLIP)
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = {n: getattr(p.detach(), "full_tensor", p.detach)() for n, p in models.named_parameters()}
+    counts: list = [None] * world
+    dist.all_gather_object(counts, dict(optimizer.calls))
+    return weights, counts
+
+
 def overflow(calls: list[str], case: dict) -> dict:
     """A step whose gradients overflow must leave weights and state as they are; the next one must not."""
     # DeepSpeed asks for instructions that make fp16 fast; torch computes without them too.
@@ -172,7 +201,10 @@ def compare(calls: list[str], case: dict, steps: int) -> dict:
     """Errors by call, how often rules ran on each parameter over all ranks, and at most on one."""
     reference = alone(calls, steps, case.get("accumulation", 1), bool(case.get("bf16")))
     start = {n: p.detach() for n, p in Models(calls).named_parameters()}
-    found, counts = sharded(calls, range(case.get("first", 0), case.get("last", steps)), case)
+    if "fsdp2" in case:
+        found, counts = fully_sharded(calls, steps, case)
+    else:
+        found, counts = sharded(calls, range(case.get("first", 0), case.get("last", steps)), case)
     errors = {}
     for number, call in enumerate(calls):
         names = [n for n in reference if n.startswith(f"models.{number}.")]
