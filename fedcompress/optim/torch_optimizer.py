@@ -51,6 +51,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         self._exchanges: dict[tuple[str, ...], Exchange] = {}
         self._here: dict[str, Part] = {}  # of what memory holds
         self._loaded: dict[str, Entry] = {}
+        self.fused = False  # steps are made in the backward pass
         self.memory: dict[str, State] = {}
         self.calls: Counter[str] = Counter()  # how often a rule ran on a parameter, here
 
@@ -66,6 +67,8 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.fused:
+            return loss
         resolved = [(g, *shards_of(g, self._living())) for g in self.param_groups if g["params"]]
         every = [s for _, _, shards in resolved for s in shards]
         if self._is_rehearsal(every):
@@ -80,6 +83,21 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for name in names:
                 self._loaded.pop(name, None)
         return loss
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step_one(self, group: dict[str, Any], name: str, parameter: Any) -> None:
+        """One step of one whole parameter, for fused backward.
+
+        Raises:
+            NonFiniteError: its gradient has NaN or infinity.
+        """
+        shards = [Shard(name, 0, self._parts[name].total, parameter, 0)]
+        self._refuse_non_finite(shards)
+        rule = self._rules[group["rule"]]
+        if rule.placement == MATRIX:
+            self._step_matrices(group, rule, [name], shards)
+        else:
+            self._step_shards(group, rule, shards)
 
     def _living(self) -> dict[str, Any]:
         return {name: p for name, ref in self._originals.items() if (p := ref()) is not None}
