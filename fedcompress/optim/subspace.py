@@ -7,6 +7,7 @@ from typing import Any
 from fedcompress.errors import ConfigError
 from fedcompress.optim.base import State, check_matrix
 
+TINY = 1e-8
 CARRIES: tuple[str, ...] = ("reset", "keep", "project")
 
 
@@ -49,6 +50,12 @@ def carried(state: State, before: Any, basis: Any, side: str, how: str) -> State
     if side == "right":
         return state | {"m": first @ turn, "v": second @ squared}
     return state | {"m": turn.T @ first, "v": squared.T @ second}
+
+
+def channel_scale(inner: Any, low: Any, side: str) -> Any:
+    """``|N| / |R|`` of each row (``right``) or column (``left``), as a column or a row."""
+    dim = 1 if side == "right" else 0
+    return inner.norm(dim=dim, keepdim=True) / low.norm(dim=dim, keepdim=True).add_(TINY)
 
 
 def limited(matrix: Any, last: Any, growth: float) -> tuple[Any, Any]:
