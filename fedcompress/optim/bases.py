@@ -35,7 +35,7 @@ def basis_of(grad: Any, rank: int, kind: str, *, side: str, before: Any = None, 
     matrix = grad if side == "right" else grad.T
     match kind:
         case "svd":
-            return _singular(matrix, rank, before)
+            return _singular(grad, rank, side, before)
         case "power" if before is not None and before.shape[1] == rank:
             return torch.linalg.qr(matrix.T @ (matrix @ before))[0]
         case "randomized" | "power":
@@ -64,18 +64,19 @@ def dct_matrix(size: int, device: Any) -> Any:
     return matrix.float().to(device)
 
 
-def _singular(matrix: Any, rank: int, before: Any) -> Any:
+def _singular(grad: Any, rank: int, side: str, before: Any) -> Any:
+    """Of the gradient as it lies: signs of singular vectors depend on that, and both sides then agree."""
     import torch
 
     try:
-        return torch.linalg.svd(matrix, full_matrices=False)[2][:rank].T.contiguous()
+        left, _, right = torch.linalg.svd(grad, full_matrices=False)
+        return (right[:rank].T if side == "right" else left[:, :rank]).contiguous()
     except torch.linalg.LinAlgError as error:
         if before is None:
-            LOG.warning(
-                "the SVD of a gradient of shape %s failed, the range finder takes over: %s", matrix.shape, error
-            )
+            LOG.warning("the SVD of a gradient of shape %s failed, the range finder takes over: %s", grad.shape, error)
+            matrix = grad if side == "right" else grad.T
             return _randomized(matrix, rank, torch.Generator().manual_seed(0))
-        LOG.warning("the SVD of a gradient of shape %s failed, the old basis stays: %s", matrix.shape, error)
+        LOG.warning("the SVD of a gradient of shape %s failed, the old basis stays: %s", grad.shape, error)
         return before
 
 

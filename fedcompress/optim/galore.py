@@ -14,12 +14,11 @@ from fedcompress.optim.base import (
     State,
     check_beta,
     check_choice,
-    check_matrix,
     check_positive,
 )
 from fedcompress.optim.bases import BASES, basis_of
 from fedcompress.optim.moments import adam
-from fedcompress.optim.subspace import CARRIES, carried, larger_side, to_full, to_low
+from fedcompress.optim.subspace import CARRIES, carried, check_rank, larger_side, to_full, to_low
 
 SIDES: tuple[str, ...] = ("std", "reverse", "right", "left", "full")
 
@@ -57,23 +56,21 @@ class GaLore:
     state: str = "fp32"
 
     def __post_init__(self) -> None:
+        field = f"optimizer.{self.name}"
         for name in ("rank", "update_gap", "scale", "eps"):
-            check_positive(f"optimizer.galore.{name}", getattr(self, name))
-        check_choice("optimizer.galore.side", self.side, SIDES)
-        check_choice("optimizer.galore.basis", self.basis, BASES)
-        check_beta("optimizer.galore.beta1", self.beta1)
-        check_beta("optimizer.galore.beta2", self.beta2)
-        check_choice("optimizer.galore.carry", self.carry, CARRIES)
-        check_choice("optimizer.galore.state", self.state, STORES)
+            check_positive(f"{field}.{name}", getattr(self, name))
+        check_choice(f"{field}.side", self.side, SIDES)
+        check_choice(f"{field}.basis", self.basis, BASES)
+        check_beta(f"{field}.beta1", self.beta1)
+        check_beta(f"{field}.beta2", self.beta2)
+        check_choice(f"{field}.carry", self.carry, CARRIES)
+        check_choice(f"{field}.state", self.state, STORES)
         if self.side == "full" and self.carry == "project":
-            raise ConfigError("optimizer.galore.carry", self.carry, "must be keep or reset with side=full")
+            raise ConfigError(f"{field}.carry", self.carry, "must be keep or reset with side=full")
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Matrices whose smaller side is at least the rank."""
-        check_matrix(self.name, name, shape)
-        if self.rank > min(shape):
-            rule = f"must be at most {min(shape)}, the smaller side of {name}"
-            raise ConfigError("optimizer.galore.rank", self.rank, rule)
+        check_rank(self.name, self.rank, name, shape)
 
     def _side(self, shape: tuple[int, ...]) -> str:
         std = larger_side(shape)
@@ -108,17 +105,23 @@ class GaLore:
 
     def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
         """One step."""
-        side, refresh = self._side(part.shape), part.refresh(step, self.update_gap)
+        side = self._side(part.shape)
         if side == "full":
-            return self._full(grad, state, part, refresh)
+            return self._full(grad, state, part, part.refresh(step, self.update_gap))
+        _, inner, kept = self._inside(grad, state, step, part, side)
+        return to_full(inner, kept["basis"], side).mul_(self.scale), kept
+
+    def _inside(self, grad: Any, state: State, step: int, part: Part, side: str) -> tuple[Any, Any, State]:
+        """The projected gradient, Adam's direction there, and the new state."""
+        refresh = part.refresh(step, self.update_gap)
         if state.get("refresh") != refresh:
             before = state.get("basis")
             basis = self._basis(grad, side, before, part, refresh)
             state = carried(state, before, basis, side, self.carry) | {"basis": basis}
         basis, age = state["basis"], state.get("age", 0) + 1
-        inner, kept = adam(to_low(grad, basis, side), state, age, (self.beta1, self.beta2), self.eps, plain_eps=True)
-        delta = to_full(inner, basis, side).mul_(self.scale)
-        return delta, kept | {"basis": basis, "age": age, "refresh": refresh}
+        low = to_low(grad, basis, side)
+        inner, kept = adam(low, state, age, (self.beta1, self.beta2), self.eps, plain_eps=True)
+        return low, inner, kept | {"basis": basis, "age": age, "refresh": refresh}
 
     def _basis(self, grad: Any, side: str, before: Any, part: Part, refresh: int) -> Any:
         generator = part.generator(refresh)

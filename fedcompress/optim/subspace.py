@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedcompress.optim.base import State
+from fedcompress.errors import ConfigError
+from fedcompress.optim.base import State, check_matrix
 
+TINY = 1e-8
 CARRIES: tuple[str, ...] = ("reset", "keep", "project")
+
+
+def check_rank(rule: str, rank: int, name: str, shape: tuple[int, ...]) -> None:
+    """Raise ``ConfigError`` unless a parameter is a matrix whose smaller side is at least the rank."""
+    check_matrix(rule, name, shape)
+    if rank > min(shape):
+        raise ConfigError(f"optimizer.{rule}.rank", rank, f"must be at most {min(shape)}, the smaller side of {name}")
 
 
 def larger_side(shape: tuple[int, ...]) -> str:
@@ -41,3 +50,30 @@ def carried(state: State, before: Any, basis: Any, side: str, how: str) -> State
     if side == "right":
         return state | {"m": first @ turn, "v": second @ squared}
     return state | {"m": turn.T @ first, "v": squared.T @ second}
+
+
+def channel_scale(inner: Any, low: Any, side: str) -> Any:
+    """``|N| / |R|`` of each row (``right``) or column (``left``), as a column or a row."""
+    dim = 1 if side == "right" else 0
+    return inner.norm(dim=dim, keepdim=True) / low.norm(dim=dim, keepdim=True).add_(TINY)
+
+
+def limited(matrix: Any, last: Any, growth: float) -> tuple[Any, Any]:
+    """A matrix whose norm is at most ``growth`` times the last one, and its norm.
+
+    The norm-growth limiter of Fira (Chen et al. 2024, arXiv:2410.01623). The released code adds 1e-8 to the
+    last norm, and a gradient that is 0 once, as that of LoRA's A at the first step, then holds the norm
+    near 1e-8 for thousands of steps; here a norm of 0 limits nothing.
+
+    Args:
+        matrix: float32; it is written to.
+        last: the norm of the last step, a 0-d tensor; None at first.
+        growth: at least 1.
+    """
+    import torch
+
+    norm = matrix.norm()
+    if last is None:
+        return matrix, norm
+    over = torch.where(last > 0, (norm / (growth * last)).clamp_(min=1), 1)
+    return matrix.div_(over), norm / over

@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fedcompress.optim.adamw import AdamW, AdamW8bit
+from fedcompress.optim.apollo import Apollo, ApolloMini
 from fedcompress.optim.base import Rule
+from fedcompress.optim.dct import DCTAdamW
+from fedcompress.optim.fira import Fira
 from fedcompress.optim.frugal import Frugal
 from fedcompress.optim.galore import GaLore
+from fedcompress.optim.gradnormlorp import GradNormLoRP
+from fedcompress.optim.ldadam import LDAdam
 from fedcompress.optim.lion import Lion
+from fedcompress.optim.qgalore import QGaLore
 from fedcompress.optim.sgd import SGD
 from fedcompress.optim.sign import SignSGD
 from fedcompress.optim.states import stored_bytes
@@ -39,6 +45,30 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
         law="adamw(state=8bit)",
         paper="Dettmers et al. 2022 (arXiv:2110.02861)",
     ),
+    "apollo": OptimizerRow(
+        config=Apollo,
+        law="the gradient, each channel scaled as Adam does in a random projection",
+        paper="Zhu et al. 2024 (arXiv:2412.05270)",
+        matrices_only=True,
+    ),
+    "apollo-mini": OptimizerRow(
+        config=ApolloMini,
+        law="apollo(rank=1,scaling=tensor,scale=128)",
+        paper="Zhu et al. 2024 (arXiv:2412.05270)",
+        matrices_only=True,
+    ),
+    "dct-adamw": OptimizerRow(
+        config=DCTAdamW,
+        law="Adam in the cosines that hold most of the gradient",
+        paper="Modoranu et al. 2025 (arXiv:2505.17967)",
+        matrices_only=True,
+    ),
+    "fira": OptimizerRow(
+        config=Fira,
+        law="galore, and the rest of the gradient by the scale that Adam has in the subspace",
+        paper="Chen et al. 2024 (arXiv:2410.01623)",
+        matrices_only=True,
+    ),
     "frugal": OptimizerRow(
         config=Frugal,
         law="Adam on a part of each matrix that is drawn anew, the sign of the gradient elsewhere",
@@ -51,10 +81,28 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
         paper="Zhao et al. 2024 (arXiv:2403.03507)",
         matrices_only=True,
     ),
+    "gradnormlorp": OptimizerRow(
+        config=GradNormLoRP,
+        law="galore on the directions of a weight's rows, Adam on their lengths",
+        paper="Huang et al. 2024 (arXiv:2412.19616)",
+        matrices_only=True,
+    ),
+    "ldadam": OptimizerRow(
+        config=LDAdam,
+        law="Adam in a subspace that follows the gradient at every step, with error feedback",
+        paper="Robert et al. 2024 (arXiv:2410.16103)",
+        matrices_only=True,
+    ),
     "lion": OptimizerRow(
         config=Lion,
         law="the sign of an interpolated momentum",
         paper="Chen et al. 2023 (arXiv:2302.06675)",
+    ),
+    "q-galore": OptimizerRow(
+        config=QGaLore,
+        law="galore with a basis of 4 bits that is drawn anew ever less often",
+        paper="Zhang et al. 2024 (arXiv:2407.08296)",
+        matrices_only=True,
     ),
     "sgd": OptimizerRow(config=SGD, law="the gradient, or its momentum", paper="Robbins and Monro 1951; Polyak 1964"),
     "signsgd": OptimizerRow(

@@ -10,6 +10,14 @@ from fedcompress.optim import OPTIMIZERS
 CALLS = {
     "adamw": ["adamw", "adamw(state=bf16)", "adamw(state=4bit)"],
     "adamw8bit": ["adamw8bit"],
+    "apollo": ["apollo(rank=4,update_gap=3)", "apollo(rank=4,update_gap=3,basis=kept,scaling=tensor,state=8bit)"],
+    "apollo-mini": ["apollo-mini(update_gap=3)"],
+    "dct-adamw": [
+        "dct-adamw(rank=4)",
+        "dct-adamw(rank=4,carry=project,feedback=8bit)",
+        "dct-adamw(rank=4,update_gap=3,carry=reset,feedback=fp32)",
+    ],
+    "fira": ["fira(rank=4,update_gap=3)", "fira(rank=4,update_gap=3,basis=random,side=reverse,carry=reset)"],
     "frugal": [
         "frugal(update_gap=3)",
         "frugal(update_gap=3,state=8bit)",
@@ -26,7 +34,10 @@ CALLS = {
         "galore(rank=4,update_gap=3,basis=power,side=reverse,carry=project)",
         "galore(rank=4,update_gap=3,side=full)",
     ],
+    "gradnormlorp": ["gradnormlorp(rank=4,update_gap=3)", "gradnormlorp(rank=4,update_gap=3,side=full)"],
+    "ldadam": ["ldadam(rank=4)", "ldadam(rank=4,start=randomized,feedback=4bit,state=bf16)"],
     "lion": ["lion", "lion(state=8bit)"],
+    "q-galore": ["q-galore(rank=4,update_gap=3)", "q-galore(rank=5,update_gap=2,window=1,group=7,basis=power)"],
     "sgd": ["sgd", "sgd(momentum=0.9)"],
     "signsgd": ["signsgd"],
 }
