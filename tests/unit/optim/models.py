@@ -8,8 +8,10 @@ from fedcompress.optim import OPTIMIZERS
 
 # One call at least for each row; parameters that suit matrices of side 12 and more.
 CALLS = {
+    "adamp": ["adamp", "adamp(delta=1.0,state=bf16)"],
     "adamw": ["adamw", "adamw(state=bf16)", "adamw(state=4bit)"],
     "adamw8bit": ["adamw8bit"],
+    "badam": ["badam(update_gap=3,others=trained)", "badam(update_gap=3,order=ascending)"],
     "frugal": [
         "frugal(update_gap=3)",
         "frugal(update_gap=3,state=8bit)",
@@ -26,7 +28,11 @@ CALLS = {
         "galore(rank=4,update_gap=3,basis=power,side=reverse,carry=project)",
         "galore(rank=4,update_gap=3,side=full)",
     ],
+    "id3": ["id3(density=0.2,steps=3)", "id3(density=0.5,steps=2,exp=1.0,state=8bit)"],
+    "lift": ["lift(rank=2,filter_rank=4,update_gap=3)", "lift(rank=2,update_gap=3,basis=randomized,state=bf16)"],
     "lion": ["lion", "lion(state=8bit)"],
+    "lisa": ["lisa(update_gap=3)", "lisa(layers=1,update_gap=3,state=8bit)"],
+    "schedule-free": ["schedule-free", "schedule-free(state=8bit)"],
     "sgd": ["sgd", "sgd(momentum=0.9)"],
     "signsgd": ["signsgd"],
 }
