@@ -125,7 +125,7 @@ class _Layerwise:
 
 @dataclass(frozen=True, kw_only=True)
 class BAdam(_Layerwise):
-    """Adam on one layer after another; at each switch all state is dropped.
+    """Adam on one layer after another; at each switch all state of layers is dropped.
 
     Luo et al. 2024 (arXiv:2404.02827, algorithm 1), with the released code's interval and its frozen
     embeddings, head and last norm. The default order is the paper's random reshuffling, not the code's
@@ -166,9 +166,9 @@ class LISA(_Layerwise):
     """AdamW on a few layers that are drawn anew every ``update_gap`` steps, and on all that is outside of them.
 
     Pan et al. 2024 (arXiv:2403.17919, algorithm 1), with the released scripts' two layers and
-    interval of 20, drawn uniformly. The released code froze layers without freeing their state; here
-    state exists for active layers only. A layer that is drawn twice in a row goes on with its moments,
-    which the paper leaves open.
+    interval of 20, drawn uniformly. Released code first froze layers without freeing their state, and later
+    dropped all state at a switch; here state exists for active layers only, and what is drawn again
+    at once, or is in no layer, goes on with its moments.
 
     Args:
         layers: that are active at once; all if the model has fewer.
