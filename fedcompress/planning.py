@@ -16,7 +16,7 @@ from fedcompress.errors import ConfigError
 from fedcompress.optim import build
 from fedcompress.optim.base import MATRIX
 from fedcompress.optim.owners import owners_of
-from fedcompress.optim.table import optimizer_named, state_bytes
+from fedcompress.optim.table import optimizer_named, state_by_name
 
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)  # GiB
@@ -120,14 +120,9 @@ def plan(model: Any, setup: Setup) -> Plan:
 
 def _state(groups: Sequence[dict[str, Any]], shapes: dict[str, tuple[int, ...]], setup: Setup) -> int:
     """Of the rank that has most: shards of elementwise rules, whole matrices of their owner."""
-    spread, matrices = 0, {}
-    for group in groups:
-        rule = optimizer_named(group["rule"])
-        for name in group["names"]:
-            if rule.placement == MATRIX:
-                matrices[name] = state_bytes(rule, shapes[name])
-            else:
-                spread += state_bytes(rule, shapes[name])
+    every = state_by_name(groups)
+    matrices = {n: every[n] for g in groups if optimizer_named(g["rule"]).placement == MATRIX for n in g["names"]}
+    spread = sum(every.values()) - sum(matrices.values())
     held = [0] * setup.ranks
     for name, owner in owners_of({n: shapes[n] for n in matrices}, setup.ranks).items():
         held[owner] += matrices[name]

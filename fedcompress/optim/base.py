@@ -2,7 +2,8 @@
 
 A rule knows one parameter at a time. ``update(grad, state, step, part, weight)`` gives the
 direction to go against and the new state; learning rate and decoupled weight decay are applied
-by the caller, as ``weight -= lr * (delta + weight_decay * weight)``. What a rule draws, it
+by the caller, as ``weight -= lr * (delta + weight_decay * weight)``, but for rules that are
+``Decaying`` without the second term. What a rule draws, it
 draws from the parameter's name and the number of the refresh, so that every rank, every
 placement and every site of a round draws the same.
 """
@@ -20,7 +21,7 @@ from fedcompress.errors import ConfigError
 State = dict[str, Any]  # tensors and ints
 ELEMENTWISE, MATRIX = "elementwise", "matrix"
 STORES: tuple[str, ...] = ("fp32", "bf16", "8bit", "4bit")
-_EPOCH = 1 << 40
+EPOCH = 1 << 40
 
 
 def hashed(*items: object) -> int:
@@ -44,6 +45,8 @@ class Part:
         count: how many parameters the rule has.
         layer: of the model that it belongs to; -1 if none.
         layers: how many there are.
+        lr: of this step.
+        weight_decay: of this step; for rules that are ``Decaying``.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Part:
     count: int = 1
     layer: int = -1
     layers: int = 0
+    lr: float = 0.0
+    weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
         if self.numel < 0:
@@ -77,7 +82,7 @@ class Part:
         Staggered, parameters change at different steps, by a hash of their names, so that no step pays for all.
         """
         phase = hashed(self.name) % gap if staggered else 0
-        return self.epoch * _EPOCH + (step - 1 + phase) // gap
+        return self.epoch * EPOCH + (step - 1 + phase) // gap
 
     def generator(self, refresh: int) -> Any:
         """A ``torch.Generator`` on the CPU for one refresh."""
@@ -142,6 +147,13 @@ class Resharded(Protocol):
     def cut(self, state: State, whole: Part, part: Part) -> State:
         """The state of a part, of that of the whole."""
         ...
+
+
+@runtime_checkable
+class Decaying(Protocol):
+    """A rule that adds ``part.weight_decay * weight`` to its direction where it is due; the caller adds none."""
+
+    decays: ClassVar[bool]
 
 
 def check_positive(field: str, value: float) -> None:

@@ -31,7 +31,7 @@ def build(
     heads, norms and biases get ``rest``. Norms and biases have no weight decay.
 
     Args:
-        model: a module, before DeepSpeed or ``fully_shard`` wraps it.
+        model: a module; before ``deepspeed.initialize``, and after ``fully_shard``, which makes new parameters.
         optimizer: ``name`` or ``name(key=value,...)``, as ``frugal(density=0.25,state=8bit)``.
         lr: learning rate.
         weight_decay: decoupled, times ``lr``.

@@ -57,15 +57,23 @@ class Shard:
 
     def apply(self, delta: Any, lr: float, weight_decay: float) -> None:
         """``weight -= lr * (delta + weight_decay * weight)``."""
+        target = self._target()
+        if weight_decay:
+            target.mul_(1 - lr * weight_decay)
+        target.add_(delta.view(target.shape).to(target.dtype), alpha=-lr)
+
+    def assign(self, values: Any) -> None:
+        """Set the entries."""
+        target = self._target()
+        target.copy_(values.view(target.shape))
+
+    def _target(self) -> Any:
+        """The entries where they are, in the shape of ``home`` if they are all of it: that need not be contiguous."""
         home = self.home.detach()
         local = home.to_local() if hasattr(home, "to_local") else home
         if self.offset == 0 and self.numel == local.numel():
-            target, change = local, delta.view(local.shape)
-        else:
-            target, change = local.view(-1)[self.offset : self.offset + self.numel], delta
-        if weight_decay:
-            target.mul_(1 - lr * weight_decay)
-        target.add_(change.to(target.dtype), alpha=-lr)
+            return local
+        return local.view(-1)[self.offset : self.offset + self.numel]
 
 
 def shards_of(group: dict[str, Any], originals: dict[str, Any]) -> tuple[list[str], list[Shard]]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from fedcompress.optim.adamp import AdamP
 from fedcompress.optim.adamw import AdamW, AdamW8bit
 from fedcompress.optim.apollo import Apollo, ApolloMini
 from fedcompress.optim.base import Rule
@@ -12,9 +15,13 @@ from fedcompress.optim.fira import Fira
 from fedcompress.optim.frugal import Frugal
 from fedcompress.optim.galore import GaLore
 from fedcompress.optim.gradnormlorp import GradNormLoRP
+from fedcompress.optim.id3 import ID3
+from fedcompress.optim.layerwise import LISA, BAdam, Layerwise
 from fedcompress.optim.ldadam import LDAdam
+from fedcompress.optim.lift import LIFT
 from fedcompress.optim.lion import Lion
 from fedcompress.optim.qgalore import QGaLore
+from fedcompress.optim.schedule_free import ScheduleFree
 from fedcompress.optim.sgd import SGD
 from fedcompress.optim.sign import SignSGD
 from fedcompress.optim.states import stored_bytes
@@ -35,6 +42,11 @@ class OptimizerRow:
 
 
 OPTIMIZERS: dict[str, OptimizerRow] = {
+    "adamp": OptimizerRow(
+        config=AdamP,
+        law="Adam, orthogonal to weights that are scale-invariant",
+        paper="Heo et al. 2021 (arXiv:2006.08217)",
+    ),
     "adamw": OptimizerRow(
         config=AdamW,
         law="m_hat / (sqrt(v_hat) + eps)",
@@ -56,6 +68,9 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
         law="apollo(rank=1,scaling=tensor,scale=128)",
         paper="Zhu et al. 2024 (arXiv:2412.05270)",
         matrices_only=True,
+    ),
+    "badam": OptimizerRow(
+        config=BAdam, law="Adam on one layer after another", paper="Luo et al. 2024 (arXiv:2404.02827)"
     ),
     "dct-adamw": OptimizerRow(
         config=DCTAdamW,
@@ -87,10 +102,22 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
         paper="Huang et al. 2024 (arXiv:2412.19616)",
         matrices_only=True,
     ),
+    "id3": OptimizerRow(
+        config=ID3,
+        law="Adam on entries with large gradients, more of them at each step",
+        paper="Agarwal et al. 2024 (arXiv:2408.14470)",
+        matrices_only=True,
+    ),
     "ldadam": OptimizerRow(
         config=LDAdam,
         law="Adam in a subspace that follows the gradient at every step, with error feedback",
         paper="Robert et al. 2024 (arXiv:2410.16103)",
+        matrices_only=True,
+    ),
+    "lift": OptimizerRow(
+        config=LIFT,
+        law="Adam on the entries that are large in the weight's low-rank approximation",
+        paper="Liu et al. 2025 (arXiv:2506.00772)",
         matrices_only=True,
     ),
     "lion": OptimizerRow(
@@ -98,11 +125,21 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
         law="the sign of an interpolated momentum",
         paper="Chen et al. 2023 (arXiv:2302.06675)",
     ),
+    "lisa": OptimizerRow(
+        config=LISA,
+        law="AdamW on a few random layers for a while, and on all that is in no layer",
+        paper="Pan et al. 2024 (arXiv:2403.17919)",
+    ),
     "q-galore": OptimizerRow(
         config=QGaLore,
         law="galore with a basis of 4 bits that is drawn anew ever less often",
         paper="Zhang et al. 2024 (arXiv:2407.08296)",
         matrices_only=True,
+    ),
+    "schedule-free": OptimizerRow(
+        config=ScheduleFree,
+        law="Adam's second moment, with an average of the weights instead of a schedule",
+        paper="Defazio et al. 2024 (arXiv:2405.15682)",
     ),
     "sgd": OptimizerRow(config=SGD, law="the gradient, or its momentum", paper="Robbins and Monro 1951; Polyak 1964"),
     "signsgd": OptimizerRow(
@@ -123,3 +160,19 @@ def optimizer_named(text: str, *, field: str = "optimizer") -> Rule:
 def state_bytes(rule: Rule, shape: tuple[int, ...]) -> int:
     """Bytes of state that a rule keeps for a whole parameter."""
     return sum(stored_bytes(rule.state, n) for n in rule.sizes(shape).values()) + rule.other_bytes(shape)
+
+
+def state_by_name(groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Bytes of state of each parameter of a model, from an optimizer's groups.
+
+    For rules that train a layer at a time, of the mean over time; their sum is what is there at any time, if
+    layers are alike.
+    """
+    layers = 1 + max((layer for g in groups for layer in g["layers"]), default=-1)
+    found = {}
+    for group in groups:
+        rule = optimizer_named(group["rule"])
+        for name, shape, layer in zip(group["names"], group["shapes"], group["layers"], strict=True):
+            share = rule.active_share(layer, layers) if isinstance(rule, Layerwise) else 1.0
+            found[name] = round(share * state_bytes(rule, tuple(shape)))
+    return found

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fedcompress.errors import NonFiniteError, StateError
-from fedcompress.optim.base import MATRIX, Part, Rule, State, check_choice
+from fedcompress.optim.base import MATRIX, Decaying, Part, Rule, State, check_choice
 from fedcompress.optim.checkpoint import FORMAT, Entry, combine, entry_of, packed_state, state_for, unpacked_state
 from fedcompress.optim.owners import Exchange, owners_of, waves
 from fedcompress.optim.shards import Shard, shards_of
@@ -54,6 +54,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         self.fused = False  # steps are made in the backward pass
         self.memory: dict[str, State] = {}
         self.calls: Counter[str] = Counter()  # how often a rule ran on a parameter, here
+        self.active_layers: set[int] | None = None  # others are not stepped; None: all are, as is what is in no layer
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -75,12 +76,8 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             return loss
         self._refuse_non_finite(every)
         for group, names, shards in resolved:
-            rule = self._rules[group["rule"]]
-            if rule.placement == MATRIX:
-                self._step_matrices(group, rule, names, shards)
-            else:
-                self._step_shards(group, rule, shards)
-            for name in names:
+            self._step_group(group, names, shards)
+            for name in filter(self._is_active, names):
                 self._loaded.pop(name, None)
         return loss
 
@@ -93,9 +90,16 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         """
         shards = [Shard(name, 0, self._parts[name].total, parameter, 0)]
         self._refuse_non_finite(shards)
+        self._step_group(group, [name], shards)
+
+    def _step_group(self, group: dict[str, Any], names: Sequence[str], shards: Sequence[Shard]) -> None:
         rule = self._rules[group["rule"]]
+        rates = {"lr": float(group["lr"]), "weight_decay": group["weight_decay"]}
+        self._parts.update({n: replace(self._parts[n], **rates) for n in names})
+        if isinstance(rule, Decaying):
+            group = group | {"weight_decay": 0.0}
         if rule.placement == MATRIX:
-            self._step_matrices(group, rule, [name], shards)
+            self._step_matrices(group, rule, names, shards)
         else:
             self._step_shards(group, rule, shards)
 
@@ -110,6 +114,25 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         copies = all(s.home is not living.get(s.name) and s.home.shape == self._parts[s.name].shape for s in shards)
         return copies and all((g := s.grad()) is not None and not bool(g.any()) for s in shards)
 
+    def _is_active(self, name: str) -> bool:
+        layer = self._parts[name].layer
+        return self.active_layers is None or layer < 0 or layer in self.active_layers
+
+    def states(self) -> Iterator[tuple[Rule, Shard, State]]:
+        """What this rank has of each parameter, with its rule and its state as that is kept."""
+        for group in self.param_groups:
+            rule = self._rules[group["rule"]]
+            for shard in shards_of(group, self._living())[1] if group["params"] else ():
+                kept = self.memory.get(shard.name, {})
+                if shard.name in self._loaded:
+                    part = replace(self._parts[shard.name], start=shard.start, numel=shard.numel)
+                    kept = state_for(rule, self._loaded[shard.name], part)
+                yield rule, shard, kept
+
+    def is_of_model(self, shard: Shard) -> bool:
+        """The model itself has these entries, not a copy of them."""
+        return shard.home is self._living().get(shard.name)
+
     def _refuse_non_finite(self, shards: Sequence[Shard]) -> None:
         """All ranks raise, or none: the others would wait for ever."""
         bad = [s.name for s in shards if (g := s.grad()) is not None and not _is_finite(g)]
@@ -121,13 +144,13 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
     def _step_shards(self, group: dict[str, Any], rule: Rule, shards: Sequence[Shard]) -> None:
         for shard in shards:
-            grad = shard.grad()
+            grad = shard.grad() if self._is_active(shard.name) else None
             if grad is not None:
                 part = replace(self._parts[shard.name], start=shard.start, numel=shard.numel)
                 shard.apply(self._update(rule, grad, part, shard.weight()), group["lr"], group["weight_decay"])
 
     def _step_matrices(self, group: dict[str, Any], rule: Rule, names: Sequence[str], shards: Sequence[Shard]) -> None:
-        grads = {s.name: g for s in shards if (g := s.grad()) is not None}
+        grads = {s.name: g for s in shards if self._is_active(s.name) and (g := s.grad()) is not None}
         here = {s.name: s for s in shards if s.name in grads}
         if all(s.home.grad is None for s in shards) and shards:
             return
@@ -139,7 +162,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
                 shard.apply(delta.reshape(-1), group["lr"], group["weight_decay"])
             return
         exchange = self._exchange(tuple(names), shards)
-        for wave in waves(names, exchange.owners):
+        for wave in waves([*filter(self._is_active, names)], exchange.owners):
             whole = exchange.to_owners(wave, grads)
             weights: dict[str, Any] = {}
             if rule.needs_weight:
@@ -232,8 +255,8 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
 
 def _parts(groups: Sequence[dict[str, Any]], seed: int) -> dict[str, Part]:
     found = {}
+    layers = 1 + max((layer for group in groups for layer in group["layers"]), default=-1)
     for group in groups:
-        layers = 1 + max(group["layers"], default=-1)
         count = len(group["names"])
         for index, (name, shape, layer) in enumerate(
             zip(group["names"], group["shapes"], group["layers"], strict=True)

@@ -8,10 +8,12 @@ from fedcompress.optim import OPTIMIZERS
 
 # One call at least for each row; parameters that suit matrices of side 12 and more.
 CALLS = {
+    "adamp": ["adamp", "adamp(delta=1.0,state=bf16)"],
     "adamw": ["adamw", "adamw(state=bf16)", "adamw(state=4bit)"],
     "adamw8bit": ["adamw8bit"],
     "apollo": ["apollo(rank=4,update_gap=3)", "apollo(rank=4,update_gap=3,basis=kept,scaling=tensor,state=8bit)"],
     "apollo-mini": ["apollo-mini(update_gap=3)"],
+    "badam": ["badam(update_gap=3,others=trained)", "badam(update_gap=3,order=ascending)"],
     "dct-adamw": [
         "dct-adamw(rank=4)",
         "dct-adamw(rank=4,carry=project,feedback=8bit)",
@@ -35,9 +37,13 @@ CALLS = {
         "galore(rank=4,update_gap=3,side=full)",
     ],
     "gradnormlorp": ["gradnormlorp(rank=4,update_gap=3)", "gradnormlorp(rank=4,update_gap=3,side=full)"],
+    "id3": ["id3(density=0.2,steps=3)", "id3(density=0.5,steps=2,exp=1.0,state=8bit)"],
     "ldadam": ["ldadam(rank=4)", "ldadam(rank=4,start=randomized,feedback=4bit,state=bf16)"],
+    "lift": ["lift(rank=2,filter_rank=4,update_gap=3)", "lift(rank=2,update_gap=3,basis=randomized,state=bf16)"],
     "lion": ["lion", "lion(state=8bit)"],
+    "lisa": ["lisa(update_gap=3)", "lisa(layers=1,update_gap=3,state=8bit)"],
     "q-galore": ["q-galore(rank=4,update_gap=3)", "q-galore(rank=5,update_gap=2,window=1,group=7,basis=power)"],
+    "schedule-free": ["schedule-free", "schedule-free(state=8bit)"],
     "sgd": ["sgd", "sgd(momentum=0.9)"],
     "signsgd": ["signsgd"],
 }
