@@ -1,7 +1,7 @@
 """Ranks that train a tiny Llama for each rule at once under DeepSpeed, and compare with one process.
 
 Started by torchrun: ``zero_ranks.py JSON``, with ``cases`` of stage, bf16, fp16, accumulation, offload,
-zero_init, save and load, or fsdp2, ``calls`` of optimizers, and ``steps``. Rank 0 prints one JSON line for each case.
+zero_init, save and load, or fsdp2, ``calls`` of optimizers, ``steps`` and ``width``. Rank 0 prints one JSON line for each case.
 """
 
 import copy
@@ -222,6 +222,8 @@ def compare(calls: list[str], case: dict, steps: int) -> dict:
 
 def main() -> None:
     asked = json.loads(sys.argv[1])
+    LLAMA.hidden_size = asked.get("width", LLAMA.hidden_size)
+    LLAMA.head_dim = LLAMA.hidden_size // LLAMA.num_attention_heads
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend="gloo", verbose=False)
     for case in asked["cases"]:
