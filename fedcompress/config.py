@@ -15,7 +15,7 @@ from typing import Any
 
 from fedcompress.codecs import CodecSpec, Feedback
 from fedcompress.errors import ConfigError
-from fedcompress.merging import check_space, outer_named, rule_named, weighting_named
+from fedcompress.merging import RULES, check_space, outer_named, rule_named, weighting_named
 from fedcompress.merging.outer import Outer, Sgd
 from fedcompress.merging.weights import Weighting
 from fedcompress.optim import optimizer_named
@@ -185,6 +185,13 @@ class RunConfig:
         """How both ends keep what their codecs leave out."""
         warmup, reset = self.feedback_warmup, self.feedback_reset
         return Feedback(decay=self.feedback, warmup=warmup, reset=reset, store=self.residual_store)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is allowed, and known to go badly together."""
+        rule = rule_named(self.rule)
+        told = RULES[rule.name].after_sparse if CodecSpec.parse(self.codec).sparse else ""
+        return [f"rule {rule.name} with codec {self.codec}: {told}"] if told else []
 
     @property
     def weigh_by(self) -> Weighting:

@@ -105,6 +105,8 @@ class Coordinator:
             TrainingError: no site came, or none could train.
         """
         first = self.ledger.rounds_done + 1
+        for message in self._config.warnings:
+            self._emit({"event": "warning", "message": message})
         self._emit(
             {"event": "start", "first_round": first, "rounds": self._config.rounds, "parameters": self.layout.numel}
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from fedcompress.codecs.base import Code, Quantizer, Selector
 from fedcompress.codecs.chain import Chain
+from fedcompress.codecs.compeft import ComPEFT
 from fedcompress.codecs.table import CODECS
 from fedcompress.errors import ConfigError
 from fedcompress.spec import call_text, parse_call
@@ -64,6 +65,12 @@ class CodecSpec:
     def warm(self) -> bool:
         """Whether a code starts from the update that was sent before."""
         return any(c.code.warm for c in self.clauses)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether a code leaves most entries 0."""
+        chains = any(isinstance(c.code, Chain) and c.code.select is not None for c in self.clauses)
+        return chains or any(isinstance(c.code, ComPEFT) for c in self.clauses)
 
     def assign(self, layout: Layout) -> list[list[TensorSpec]]:
         """The tensors of each clause, in layout order.

@@ -39,6 +39,8 @@ class DemoView:
         match event["event"]:
             case "phase":
                 self._status = event["text"]
+            case "warning":
+                self._console.print(f"warning: {event['message']}", style="yellow", markup=False)
             case "waiting":
                 self._status = f"waiting for sites: {event['sites']} of {event['needed']} are connected"
             case "asked":

@@ -46,7 +46,9 @@ class RuleRow:
 
     ``kind`` is ``elementwise`` or ``lora``; ``memory`` is what is held beside the published state
     and the result. With the call ``identity`` one update with weight 1 returns itself, and equal
-    updates return their value; empty where no parameters promise that.
+    updates return their value; empty where no parameters promise that. ``after_sparse`` says what happens to
+    updates whose entries are mostly 0, where that is bad: measured accuracy of 8 sites' updates merged once,
+    exact and as sparse ternary with 5 %, of which ``mean`` makes .676 and .543 (``docs/results.md``).
     """
 
     config: type[Any]
@@ -55,6 +57,7 @@ class RuleRow:
     paper: str
     identity: str
     kind: str = "elementwise"
+    after_sparse: str = ""
 
 
 # Forms that `fedcompress merge` has for folders, but a round cannot have.
@@ -85,6 +88,7 @@ RULES: dict[str, RuleRow] = {
         memory=SMALL,
         identity="dare(density=1)",
         paper="Yu et al. 2024 (arXiv:2311.03099)",
+        after_sparse="drops what a codec has left: accuracy .180, and .050 after sparse ternary",
     ),
     "dare-ties": RuleRow(
         config=DareTies,
@@ -92,6 +96,7 @@ RULES: dict[str, RuleRow] = {
         memory=SMALL,
         identity="dare-ties(density=1)",
         paper="Yu et al. 2024 (arXiv:2311.03099) with Yadav et al. 2023 (arXiv:2306.01708)",
+        after_sparse="drops what a codec has left: accuracy .003, and .031 after sparse ternary",
     ),
     "darex-q": RuleRow(
         config=DarexQ,
@@ -99,6 +104,7 @@ RULES: dict[str, RuleRow] = {
         memory=SMALL,
         identity="darex-q(density=1,q=1)",
         paper="Deng et al. 2025 (arXiv:2410.09344)",
+        after_sparse="drops what a codec has left: accuracy .170, and .048 after sparse ternary",
     ),
     "disjoint-mean": RuleRow(
         config=DisjointMean,
@@ -106,6 +112,7 @@ RULES: dict[str, RuleRow] = {
         memory=SMALL,
         identity="disjoint-mean",
         paper="SparseLoCo, Sarfi et al. 2025 (arXiv:2508.15706)",
+        after_sparse="who alone sent an entry speaks for all: accuracy .676, and .443 after sparse ternary",
     ),
     "fedit": RuleRow(
         config=FedIT,
@@ -198,6 +205,7 @@ RULES: dict[str, RuleRow] = {
         memory=SMALL,
         identity="median",
         paper="Yin et al. 2018 (arXiv:1803.01498)",
+        after_sparse="most entries have no majority, and become 0: accuracy .631, and .018 after sparse ternary",
     ),
     "multi-krum": RuleRow(
         config=MultiKrum,
@@ -212,6 +220,7 @@ RULES: dict[str, RuleRow] = {
         memory=f"{ONE_TENSOR}, and 0.5 MB for each site",
         identity="",
         paper="the released code of Du et al. 2024 (arXiv:2410.02396)",
+        after_sparse="one magnitude tells it nothing: accuracy .685, and .450 after sparse ternary",
     ),
     "pcb-paper": RuleRow(
         config=PcbPaper,
@@ -219,6 +228,7 @@ RULES: dict[str, RuleRow] = {
         memory=SCORES,
         identity="pcb-paper(ratio=1)",
         paper="Du et al. 2024 (arXiv:2410.02396)",
+        after_sparse="one magnitude tells it nothing: accuracy .518, and .446 after sparse ternary",
     ),
     "rolora": RuleRow(
         config=RoLoRA,
@@ -249,6 +259,7 @@ RULES: dict[str, RuleRow] = {
         memory=ONE_TENSOR,
         identity="ties(density=1)",
         paper="Yadav et al. 2023 (arXiv:2306.01708)",
+        after_sparse="one magnitude cannot be trimmed: accuracy .516, and .451 after sparse ternary",
     ),
     "trimmed-mean": RuleRow(
         config=TrimmedMean,
@@ -256,6 +267,7 @@ RULES: dict[str, RuleRow] = {
         memory=SMALL,
         identity="trimmed-mean",
         paper="Yin et al. 2018 (arXiv:1803.01498)",
+        after_sparse="trims the few that sent an entry: accuracy .588, and .283 after sparse ternary",
     ),
     "wise-ft": RuleRow(
         config=WiseFt,

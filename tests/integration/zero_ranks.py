@@ -1,7 +1,8 @@
 """Ranks that train a tiny Llama for each rule at once under DeepSpeed, and compare with one process.
 
 Started by torchrun: ``zero_ranks.py JSON``, with ``cases`` of stage, bf16, fp16, accumulation, offload,
-zero_init, save and load, or fsdp2, ``calls`` of optimizers, ``steps`` and ``width``. Rank 0 prints one JSON line for each case.
+zero_init, save and load, or fsdp2, ``calls`` of optimizers, ``steps`` and ``width``. Rank 0 prints one
+JSON line for each case.
 """
 
 import copy

@@ -379,3 +379,10 @@ def test_finished_runs_can_be_submitted_again(tmp_path: Path) -> None:
     world.run()
     assert world.result() == first
     assert [s.trained for s in world.sites.values()] == [4, 4, 4]
+
+
+def test_a_rule_and_a_codec_that_go_badly_together_are_named_first(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run(rule="median", rounds=1)
+    assert world.events[0]["event"] == "warning"
+    assert "median" in world.events[0]["message"]

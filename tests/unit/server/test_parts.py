@@ -274,3 +274,19 @@ def test_choose() -> None:
     assert choose(nodes, 2, 1, 1) == choose(nodes[::-1], 2, 1, 1)
     picked = {n for r in range(40) for n in choose(nodes, 2, 1, r)}
     assert picked == set(nodes)
+
+
+@pytest.mark.parametrize(
+    ("rule", "codec", "told"),
+    [
+        ("median", "topk(density=0.05)|ternary", "have no majority"),
+        ("pcb(ratio=0.2)", "compeft", "one magnitude"),
+        ("dare", "lora:topk(density=0.1)|ternary; head:int8", "drops what a codec has left"),
+        ("median", "lora-transform", ""),
+        ("mean", "topk(density=0.05)|ternary", ""),
+        ("lora-ridge", "compeft", ""),
+    ],
+)
+def test_a_rule_that_a_codec_spoils_is_told_before_the_first_round(rule: str, codec: str, told: str) -> None:
+    config = RunConfig(run="run", state_dir="x", initial_adapter="x", labels="a|b", rule=rule, codec=codec)
+    assert (told in " ".join(config.warnings)) if told else not config.warnings
