@@ -22,6 +22,7 @@ from fedcompress.optim import optimizer_named
 from fedcompress.wire.envelope import NAME
 
 PROTOCOL = 2
+OPTIMIZER_STATES = ("reset", "keep")
 HEADS = ("mean-pool-linear",)
 
 
@@ -38,6 +39,14 @@ def _is_written_as(value: object, kind: str) -> bool:
     items = value if isinstance(value, list) else []
     fits = isinstance(value, _JSON_TYPES[kind]) and not isinstance(value, bool)
     return fits and all(isinstance(item, str) for item in items)
+
+
+def _check_optimizer(field: str, text: str, state: str) -> None:
+    rule = optimizer_named(text, field=field)
+    if rule.name == "schedule-free":
+        raise ConfigError(field, text, "is for training in one place: its average does not outlive a round")
+    if state not in OPTIMIZER_STATES:
+        raise ConfigError(f"{field}-state", state, f"must be one of {list(OPTIMIZER_STATES)}")
 
 
 def _positive(field: str, value: float, *, zero: bool = False) -> None:
@@ -63,6 +72,7 @@ class TrainTask:
     feedback_warmup: int = 0  # rounds
     feedback_reset: int = 0  # rounds
     residual_store: str = "none"
+    optimizer_state: str = "reset"
     max_length: int  # tokens
     labels: tuple[str, ...]
     head: str
@@ -81,7 +91,7 @@ class TrainTask:
             _positive(f"task.{name}", getattr(self, name))
         for name in ("steps", "version"):
             _positive(f"task.{name}", getattr(self, name), zero=True)
-        optimizer_named(self.optimizer, field="task.optimizer")
+        _check_optimizer("task.optimizer", self.optimizer, self.optimizer_state)
         if self.head not in HEADS:
             raise ConfigError("task.head", self.head, f"must be one of {list(HEADS)}")
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
@@ -138,6 +148,7 @@ class RunConfig:
     batch_size: int = 16
     lr: float = 2e-3
     optimizer: str = "adamw8bit"
+    optimizer_state: str = "reset"  # or keep: what a site does with it when a round begins
     codec: str = "lora-transform"
     downlink_codec: str = "lora-transform-down"
     feedback: float = 1.0
@@ -178,7 +189,7 @@ class RunConfig:
             CodecSpec.parse(getattr(self, name), field=name.replace("_", "-"))
         check_space(rule_named(self.rule), self.space)
         _ = self.weigh_by, self.outer, self.error_feedback  # they check their ranges
-        optimizer_named(self.optimizer)
+        _check_optimizer("optimizer", self.optimizer, self.optimizer_state)
 
     @property
     def error_feedback(self) -> Feedback:

@@ -221,6 +221,7 @@ class Coordinator:
             feedback_warmup=config.feedback_warmup,
             feedback_reset=config.feedback_reset,
             residual_store=config.residual_store,
+            optimizer_state=config.optimizer_state,
             max_length=config.max_length,
             labels=config.label_names,
             head=config.head,

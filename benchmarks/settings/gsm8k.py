@@ -42,7 +42,8 @@ def load_smollm2() -> tuple[Any, Any]:
 Row = tuple[list[int], list[int]]  # tokens of a question and of its answer
 
 
-def _rows(tokenizer: Any, name: str) -> list[Row]:
+def questions(tokenizer: Any, name: str) -> list[Row]:
+    """Tokens of all questions of a split."""
     path = data_folder("gsm8k") / f"{name}.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     asked = tokenizer([f"Question: {r['question']}\nAnswer: " for r in lines])["input_ids"]
@@ -50,7 +51,7 @@ def _rows(tokenizer: Any, name: str) -> list[Row]:
     return list(zip(asked, said, strict=True))
 
 
-def _loss(model: Any, batch: Sequence[Row], reduction: str) -> Any:
+def answer_loss(model: Any, batch: Sequence[Row], reduction: str) -> Any:
     """Cross entropy of the answers' tokens, cut to ``LENGTH``."""
     import torch
 
@@ -70,21 +71,21 @@ def gsm8k(*, steps: int = 30) -> Setting:
     """Mean loss of the answer tokens of test questions."""
     model, tokenizer = load_smollm2()
     model = add_adapter(model, CONFIG)
-    train = sorted(_rows(tokenizer, "train"), key=lambda r: len(r[1]))
+    train = sorted(questions(tokenizer, "train"), key=lambda r: len(r[1]))
     sites = [train[i * len(train) // SITES : (i + 1) * len(train) // SITES] for i in range(SITES)]
-    test = _rows(tokenizer, "test")
+    test = questions(tokenizer, "test")
     picks = np.random.default_rng(0).permutation(len(test))[:EVAL_ROWS]
     held = [test[i] for i in picks if len(test[i][0]) < LENGTH - 8]
 
     def evaluate() -> float:
-        total = sum(float(_loss(model, held[at : at + 16], "sum")) for at in range(0, len(held), 16))
+        total = sum(float(answer_loss(model, held[at : at + 16], "sum")) for at in range(0, len(held), 16))
         return total / sum(min(len(a) + len(s), LENGTH) - len(a) for a, s in held)
 
     return Setting(
         name="S",
         model=model,
         examples=[len(s) for s in sites],
-        loss=lambda site, picks: _loss(model, [sites[site][i] for i in picks], "mean"),
+        loss=lambda site, picks: answer_loss(model, [sites[site][i] for i in picks], "mean"),
         evaluate=evaluate,
         steps=steps,
         batch=4,

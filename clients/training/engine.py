@@ -89,8 +89,8 @@ class WarmEngine:
         )
         return gathered
 
-    def begin(self, state: Tensors, lr: float, round_: int) -> None:
-        """Set the trainable tensors, forget optimizer state, set the learning rate.
+    def begin(self, state: Tensors, task: TrainTask) -> None:
+        """Set the trainable tensors and the learning rate, and reset or keep optimizer state.
 
         All ranks call it. Master copies and ZeRO's partitions follow.
         """
@@ -102,9 +102,9 @@ class WarmEngine:
         refresh = getattr(self._outer, "refresh_fp32_params", None)
         if refresh is not None:
             refresh()
-        self._inner.new_round(round_)
+        self._inner.new_round(task.round, state=task.optimizer_state)
         for group in self._inner.param_groups:
-            group["lr"] = lr
+            group["lr"] = task.lr
         self.engine.zero_grad()
 
     def read(self) -> Tensors:

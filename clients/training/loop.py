@@ -45,7 +45,7 @@ class Trainer:
         started = time.monotonic()
         warm = self._prepare(task, adapter.config, progress)
         loaded = time.monotonic()
-        warm.begin(adapter.tensors, task.lr, task.round)
+        warm.begin(adapter.tensors, task)
         progress(phase="evaluate")
         metrics = self._evaluate(warm)
         evaluated = time.monotonic()

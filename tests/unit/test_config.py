@@ -91,3 +91,16 @@ def test_the_server_learning_rate_is_that_of_sgd() -> None:
     assert parse_run_config({**FLAT, "server-optimizer": "sgd(lr=0.5)"}).outer == Sgd(lr=0.5)
     assert parse_run_config(FLAT).outer == Sgd(lr=1.0)
     assert parse_run_config({**FLAT, "server-optimizer": "adam(lr=0.5)"}).outer.name == "adam"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("optimizer", "galore(rank=0)", "above 0"),
+        ("optimizer", "schedule-free", "does not outlive a round"),
+        ("optimizer_state", "forget", "must be one of"),
+    ],
+)
+def test_optimizers_are_checked_before_a_site_sees_them(key: str, value: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        RunConfig(**{"state_dir": "x", "initial_adapter": "x", "labels": "a|b", key: value})
