@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedcompress.config import TrainTask, parse_run_config
+from fedcompress.config import RunConfig, TrainTask, parse_run_config
 from fedcompress.errors import ConfigError
 from fedcompress.merging.outer import Sgd
 from tests.unit.test_core import FLAT, TASK
