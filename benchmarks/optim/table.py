@@ -1,0 +1,61 @@
+"""The table of optimizers in the README, from the benchmark's JSON.
+
+python -m benchmarks.optim --json > optim.json; python -m benchmarks.optim.table optim.json README.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from fedcompress.optim import OPTIMIZERS, optimizer_named
+from fedcompress.optim.table import state_bytes
+
+START, END = "<!-- optimizers: written by python -m benchmarks.optim.table -->\n", "<!-- /optimizers -->"
+TASKS = ("letters", "stories260k", "smollm2")
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each call that was trained, the best loss of each task in bold."""
+    found: dict[str, dict[str, float]] = {}
+    for result in results:
+        task, _, call = result["name"].partition(": ")
+        if task in TASKS and call.partition("(")[0] in OPTIMIZERS:
+            found.setdefault(_plain(call), {})[task] = result["value"]
+    best = {task: min((r[task] for r in found.values() if task in r), default=0.0) for task in TASKS}
+    lines = [
+        f"| optimizer | bytes a parameter | placement | {' | '.join(TASKS)} |",
+        "|---|---|---|" + "---|" * len(TASKS),
+    ]
+    for call, losses in found.items():
+        each = state_bytes(optimizer_named(call), (1024, 1024)) / 1024**2
+        cells = [_cell(losses.get(task), best[task]) for task in TASKS]
+        lines.append(f"| `{call}` | {each:.2f} | {optimizer_named(call).placement} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(call: str) -> str:
+    """Ranks of a quarter of 1024, and without the interval, which is each task's own."""
+    call = re.sub(r"rank=\d+", "rank=256", re.sub(r",?update_gap=\d+", "", call))
+    return call.replace("(,", "(").replace("()", "")
+
+
+def _cell(value: float | None, best: float) -> str:
+    if value is None:
+        return ""
+    return f"**{value:.3f}**" if value == best else f"{value:.3f}"
+
+
+def main() -> None:
+    """Rewrite the file between the two marks."""
+    results, path = json.loads(Path(sys.argv[1]).read_text())["results"], Path(sys.argv[2])
+    head, _, rest = path.read_text(encoding="utf-8").partition(START)
+    tail = rest.partition(END)[2]
+    path.write_text(head + START + table(results) + END + tail, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
