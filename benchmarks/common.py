@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fedcompress.errors import ConfigError
+
 
 def environment() -> dict[str, Any]:
     """Machine and versions."""
@@ -40,6 +42,20 @@ def show(rows: list[dict[str, Any]], as_json: bool) -> None:
     for r in rows:
         mark = {True: "pass", False: "MISS", None: ""}[r["pass"]]
         print(f"{r['name']:<44} {r['value']:>12.4f} {r['unit']:<8} {r['target']:<14} {mark} {r['note']}")
+
+
+def write_between(path: Path, mark: str, text: str) -> None:
+    """Replace what a file has between ``<!-- mark`` and ``<!-- /mark -->``.
+
+    Raises:
+        ConfigError: the file has no such marks.
+    """
+    old = path.read_text(encoding="utf-8")
+    start, end = old.find(f"<!-- {mark}"), old.find(f"<!-- /{mark} -->")
+    if start < 0 or end < start:
+        raise ConfigError("file", path, f"must have lines <!-- {mark} --> and <!-- /{mark} -->")
+    head = old[: old.index("\n", start) + 1]
+    path.write_text(head + text + old[end:], encoding="utf-8")
 
 
 def run_parts(parts: Mapping[str, Callable[[Path], list[dict[str, Any]]]], about: str, out: Path) -> None:

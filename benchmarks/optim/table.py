@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import write_between
 from fedcompress.optim import OPTIMIZERS, optimizer_named
 from fedcompress.optim.table import state_bytes
 
-START, END = "<!-- optimizers: written by python -m benchmarks.optim.table -->\n", "<!-- /optimizers -->"
 TASKS = ("letters", "stories260k", "smollm2")
 
 
@@ -51,10 +51,7 @@ def _cell(value: float | None, best: float) -> str:
 
 def main() -> None:
     """Rewrite the file between the two marks."""
-    results, path = json.loads(Path(sys.argv[1]).read_text())["results"], Path(sys.argv[2])
-    head, _, rest = path.read_text(encoding="utf-8").partition(START)
-    tail = rest.partition(END)[2]
-    path.write_text(head + START + table(results) + END + tail, encoding="utf-8")
+    write_between(Path(sys.argv[2]), "optimizers", table(json.loads(Path(sys.argv[1]).read_text())["results"]))
 
 
 if __name__ == "__main__":
