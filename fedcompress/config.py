@@ -16,6 +16,8 @@ from typing import Any
 from fedcompress.codecs import CodecSpec, Feedback
 from fedcompress.errors import ConfigError
 from fedcompress.merging import RULES, check_space, outer_named, rule_named, weighting_named
+from fedcompress.merging.krum import Krum
+from fedcompress.merging.multi_krum import MultiKrum
 from fedcompress.merging.outer import Outer, Sgd
 from fedcompress.merging.weights import Weighting
 from fedcompress.optim import optimizer_named
@@ -188,8 +190,16 @@ class RunConfig:
         for name in ("codec", "downlink_codec"):
             CodecSpec.parse(getattr(self, name), field=name.replace("_", "-"))
         check_space(rule_named(self.rule), self.space)
+        self._check_quorum()
         _ = self.weigh_by, self.outer, self.error_feedback  # they check their ranges
         _check_optimizer("optimizer", self.optimizer, self.optimizer_state)
+
+    def _check_quorum(self) -> None:
+        """A round with too few updates for Krum is to wait for more, not to fail when it merges."""
+        rule = rule_named(self.rule)
+        needed = 2 * rule.malicious + 3 if isinstance(rule, Krum | MultiKrum) and rule.malicious else 1
+        if self.quorum < needed:
+            raise ConfigError("quorum", self.quorum, f"must be at least {needed} with rule {self.rule}")
 
     @property
     def error_feedback(self) -> Feedback:
