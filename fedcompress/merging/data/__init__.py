@@ -1,10 +1,11 @@
 """Merge rules that need more than updates: Fisher diagonals, Gram matrices, dense weights or unlabelled batches.
 
 They are functions and no part of a round, since no message carries what they need. ``DATA_RULES`` is the one table.
-Only ``collect_grams``, ``expert`` and ``alignment`` need torch.
+Only ``collect_fisher``, ``collect_grams``, ``expert`` and ``alignment`` need torch.
 """
 
 from fedcompress.merging.data.chunks import chunk_counts, importance_of
+from fedcompress.merging.data.diagonals import collect_fisher
 from fedcompress.merging.data.expert import Expert, Learned, alignment, expert, merged_adapters
 from fedcompress.merging.data.factored import Factored, change_of, stacked
 from fedcompress.merging.data.fisher import fisher
@@ -23,6 +24,7 @@ __all__ = [
     "alignment",
     "change_of",
     "chunk_counts",
+    "collect_fisher",
     "collect_grams",
     "column_weights",
     "expert",
