@@ -8,9 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.common import run_parts
-from benchmarks.optim import memory, quality, speed, zero
+from benchmarks.optim import across, memory, quality, speed, zero
 
-PARTS = {"memory": memory.rows, "speed": speed.rows, "quality": quality.rows, "zero": zero.rows}
+PARTS = {
+    "memory": memory.rows,
+    "speed": speed.rows,
+    "across": across.rows,
+    "quality": quality.rows,
+    "zero": zero.rows,
+}
 
 if __name__ == "__main__":
     run_parts(PARTS, __doc__, Path("runs/optim"))

@@ -63,6 +63,15 @@ class Setting:
         self._steps, self._batch, self._lr = steps, batch, lr
         self._parameters = trainable(model)
         self.layout = layout_of(model)
+        self._rule: tuple[str, str] | None = None
+        self._kept: dict[int, dict[str, Any]] = {}  # state of a site's optimizer
+
+    def use(self, optimizer: str, lr: float, state: str = "reset") -> None:
+        """Train with one of our optimizers from now on, whose state a round resets or keeps."""
+        from fedcompress.optim import build
+
+        self._built, self._rule = build(self._model, optimizer, lr=lr), (optimizer, state)
+        self._kept.clear()
 
     def initial(self, seed: int) -> Tensors:
         """The seeded start."""
@@ -84,14 +93,27 @@ class Setting:
         text = f"{self.name}/{seed}/{round_}/{site}".encode()
         draw = np.random.default_rng(int.from_bytes(hashlib.sha256(text).digest()[:8], "little"))
         torch.manual_seed(int(draw.integers(1 << 31)))
-        optimizer = torch.optim.AdamW(self._parameters.values(), lr=self._lr, weight_decay=0.0)
+        optimizer = self._begin(site, round_)
         for _ in range(self._steps):
             picks = draw.integers(self.examples[site], size=self._batch)
             optimizer.zero_grad()
             self._loss(site, picks.tolist()).backward()
             torch.nn.utils.clip_grad_norm_(self._parameters.values(), 1.0)
             optimizer.step()
+        if self._rule:
+            self._kept[site] = optimizer.state_dict()
         return {n: p.detach().float().numpy().copy() for n, p in self._parameters.items()}
+
+    def _begin(self, site: int, round_: int) -> Any:
+        """The optimizer of a site's round."""
+        import torch
+
+        if self._rule is None:
+            return torch.optim.AdamW(self._parameters.values(), lr=self._lr, weight_decay=0.0)
+        if site in self._kept and self._rule[1] == "keep":
+            self._built.load_state_dict(self._kept[site])
+        self._built.new_round(round_, state=self._rule[1])
+        return self._built
 
     def evaluate(self, state: Tensors) -> float:
         """The metric of a state."""
