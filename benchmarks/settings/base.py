@@ -110,9 +110,10 @@ class Setting:
 
         if self._rule is None:
             return torch.optim.AdamW(self._parameters.values(), lr=self._lr, weight_decay=0.0)
-        if site in self._kept and self._rule[1] == "keep":
+        keep = site in self._kept and self._rule[1] == "keep"
+        if keep:
             self._built.load_state_dict(self._kept[site])
-        self._built.new_round(round_, state=self._rule[1])
+        self._built.new_round(round_, state="keep" if keep else "reset")
         return self._built
 
     def evaluate(self, state: Tensors) -> float:
