@@ -42,13 +42,17 @@ class Shard:
         """The entries, flat; writing to it writes to the parameter, if that is contiguous."""
         return self._flat(self.home.detach())
 
-    def grad(self) -> Any:
-        """Their gradient in float32, flat; None if there is none."""
+    def raw_grad(self) -> Any:
+        """Their gradient as it is, flat; None if there is none."""
         if self.home.grad is None:
             return None
         if self.home.grad.is_sparse:
             raise TrainingError("sparse-gradient", f"{self.name}: sparse gradients are not supported: use sparse=False")
-        return self._flat(self.home.grad.detach()).float()
+        return self._flat(self.home.grad.detach())
+
+    def grad(self) -> Any:
+        """Their gradient in float32, flat; None if there is none."""
+        return None if (grad := self.raw_grad()) is None else grad.float()
 
     def _flat(self, tensor: Any) -> Any:
         if hasattr(tensor, "to_local"):
@@ -94,11 +98,8 @@ def shards_of(group: dict[str, Any], originals: dict[str, Any]) -> tuple[list[st
     mapped = [originals.get(n) for n in names]
     if len(params) == 1 and params[0] is not mapped[0] and any(hasattr(p, "_hp_mapping") for p in mapped):
         return names, _mapped(params[0], names, mapped)
-    if len(params) == len(names):
-        if all(hasattr(p, "placements") for p in params):
-            return names, [s for p, n, shape in zip(params, names, shapes, strict=True) for s in _rows(p, n, shape)]
-        if all(tuple(p.shape) == shape for p, shape in zip(params, shapes, strict=True)):
-            return names, [Shard(n, 0, math.prod(s), p, 0) for p, n, s in zip(params, names, shapes, strict=True)]
+    if len(params) == len(names) and all(tuple(p.shape) == shape for p, shape in zip(params, shapes, strict=True)):
+        return names, [s for p, n, shape in zip(params, names, shapes, strict=True) for s in _own(p, n, shape)]
     found = [list(p.shape) for p in params[:3]]
     text = f"a group of {len(names)} parameters from {names[0]} has tensors of shapes {found}"
     raise TrainingError("unknown-sharding", f"{text}: ZeRO 0 to 3, FSDP2 and data parallel are known")
@@ -136,8 +137,10 @@ def _zero_three(flat: Any, names: Sequence[str], originals: dict[str, Any]) -> t
     return scope, found
 
 
-def _rows(parameter: Any, name: str, shape: tuple[int, ...]) -> list[Shard]:
-    """FSDP2: ``Shard(0)`` over a mesh of one dimension."""
+def _own(parameter: Any, name: str, shape: tuple[int, ...]) -> list[Shard]:
+    """All of a plain tensor; of FSDP2's, rows: ``Shard(0)`` over a mesh of one dimension."""
+    if not hasattr(parameter, "placements"):
+        return [Shard(name, 0, math.prod(shape), parameter, 0)]
     placements, mesh = parameter.placements, parameter.device_mesh
     if len(placements) != 1 or not placements[0].is_shard(0):
         raise TrainingError("unknown-sharding", f"{name}: placements {placements}: only one of Shard(0) is supported")

@@ -51,6 +51,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         self._exchanges: dict[tuple[str, ...], Exchange] = {}
         self._here: dict[str, Part] = {}  # of what memory holds
         self._loaded: dict[str, Entry] = {}
+        self._called = False
         self.fused = False  # steps are made in the backward pass
         self.memory: dict[str, State] = {}
         self.calls: Counter[str] = Counter()  # how often a rule ran on a parameter, here
@@ -71,14 +72,11 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         if self.fused:
             return loss
         resolved = [(g, *shards_of(g, self._living())) for g in self.param_groups if g["params"]]
-        every = [s for _, _, shards in resolved for s in shards]
-        if self._is_rehearsal(every):
-            return loss
-        self._refuse_non_finite(every)
+        stepped = self._agreed([n for _, names, _ in resolved for n in names], [s for _, _, ss in resolved for s in ss])
         for group, names, shards in resolved:
-            self._step_group(group, names, shards)
-            for name in filter(self._is_active, names):
-                self._loaded.pop(name, None)
+            self._step_group(group, names, shards, stepped)
+        for name in stepped:
+            self._loaded.pop(name, None)
         return loss
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
@@ -89,30 +87,51 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             NonFiniteError: its gradient has NaN or infinity.
         """
         shards = [Shard(name, 0, self._parts[name].total, parameter, 0)]
-        self._refuse_non_finite(shards)
-        self._step_group(group, [name], shards)
+        self._step_group(group, [name], shards, self._agreed([name], shards))
 
-    def _step_group(self, group: dict[str, Any], names: Sequence[str], shards: Sequence[Shard]) -> None:
+    def _step_group(
+        self, group: dict[str, Any], names: Sequence[str], shards: Sequence[Shard], stepped: set[str]
+    ) -> None:
         rule = self._rules[group["rule"]]
         rates = {"lr": float(group["lr"]), "weight_decay": group["weight_decay"]}
         self._parts.update({n: replace(self._parts[n], **rates) for n in names})
         if isinstance(rule, Decaying):
             group = group | {"weight_decay": 0.0}
         if rule.placement == MATRIX:
-            self._step_matrices(group, rule, names, shards)
+            self._step_matrices(group, rule, names, shards, stepped)
         else:
-            self._step_shards(group, rule, shards)
+            self._step_shards(group, rule, [s for s in shards if s.name in stepped])
 
     def _living(self) -> dict[str, Any]:
         return {name: p for name, ref in self._originals.items() if (p := ref()) is not None}
 
-    def _is_rehearsal(self, shards: Sequence[Shard]) -> bool:
-        """DeepSpeed's 16-bit optimizers of stage 0 step once on zeros, for their states to be allocated."""
-        if self.memory or self._loaded:
+    def _agreed(self, names: Sequence[str], shards: Sequence[Shard]) -> set[str]:
+        """Names of active parameters that have a gradient on some rank; none in a rehearsal.
+
+        All ranks find the same, or all raise: else some would wait for ever for others that have no entries of a
+        parameter, and so cannot see its gradient.
+        """
+        bad = [s.name for s in shards if (g := s.raw_grad()) is not None and not _is_finite(g)]
+        here = {s.name for s in shards if s.home.grad is not None}
+        found = [float(len(bad)), float(not self._may_rehearse(shards)), *(float(n in here) for n in names)]
+        if _world() > 1:
+            flags = torch.tensor(found, device=_device(shards))
+            torch.distributed.all_reduce(flags)
+            found = flags.tolist()
+        if found[0]:
+            raise NonFiniteError(f"gradient: {bad[0] if bad else 'on another rank'}: must be finite")
+        if not found[1]:
+            return set()
+        return {n for n, count in zip(names, found[2:], strict=True) if count and self._is_active(n)}
+
+    def _may_rehearse(self, shards: Sequence[Shard]) -> bool:
+        """DeepSpeed's 16-bit optimizers of stage 0 step once on zeros when made, for their states to be allocated."""
+        if self._called:
             return False
+        self._called = True
         living = self._living()
         copies = all(s.home is not living.get(s.name) and s.home.shape == self._parts[s.name].shape for s in shards)
-        return copies and all((g := s.grad()) is not None and not bool(g.any()) for s in shards)
+        return copies and all((g := s.raw_grad()) is not None and not bool(g.any()) for s in shards)
 
     def _is_active(self, name: str) -> bool:
         layer = self._parts[name].layer
@@ -133,40 +152,33 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         """The model itself has these entries, not a copy of them."""
         return shard.home is self._living().get(shard.name)
 
-    def _refuse_non_finite(self, shards: Sequence[Shard]) -> None:
-        """All ranks raise, or none: the others would wait for ever."""
-        bad = [s.name for s in shards if (g := s.grad()) is not None and not _is_finite(g)]
-        flag = torch.tensor([float(len(bad))], device=_device(shards))
-        if _world() > 1:
-            torch.distributed.all_reduce(flag)
-        if flag.item():
-            raise NonFiniteError(f"gradient: {bad[0] if bad else 'on another rank'}: must be finite")
-
     def _step_shards(self, group: dict[str, Any], rule: Rule, shards: Sequence[Shard]) -> None:
         for shard in shards:
-            grad = shard.grad() if self._is_active(shard.name) else None
-            if grad is not None:
+            if (grad := shard.grad()) is not None:
                 part = replace(self._parts[shard.name], start=shard.start, numel=shard.numel)
                 shard.apply(self._update(rule, grad, part, shard.weight()), group["lr"], group["weight_decay"])
 
-    def _step_matrices(self, group: dict[str, Any], rule: Rule, names: Sequence[str], shards: Sequence[Shard]) -> None:
-        grads = {s.name: g for s in shards if self._is_active(s.name) and (g := s.grad()) is not None}
-        here = {s.name: s for s in shards if s.name in grads}
-        if all(s.home.grad is None for s in shards) and shards:
-            return
+    def _step_matrices(
+        self, group: dict[str, Any], rule: Rule, names: Sequence[str], shards: Sequence[Shard], stepped: set[str]
+    ) -> None:
+        """Gradients become float32 as their matrix has its turn, so that those of all are never held."""
+        here, turns = {s.name: s for s in shards}, [n for n in names if n in stepped]
         if _world() == 1:
-            for name, shard in here.items():
-                shape = self._parts[name].shape
+            for name in turns:
+                shard, shape = here[name], self._parts[name].shape
                 weight = shard.weight().float().view(shape) if rule.needs_weight else None
-                delta = self._update(rule, grads[name].view(shape), self._parts[name], weight)
+                delta = self._update(rule, shard.grad().view(shape), self._parts[name], weight)
                 shard.apply(delta.reshape(-1), group["lr"], group["weight_decay"])
             return
+        if not turns:
+            return
         exchange = self._exchange(tuple(names), shards)
-        for wave in waves([*filter(self._is_active, names)], exchange.owners):
-            whole = exchange.to_owners(wave, grads)
+        for wave in waves(turns, exchange.owners):
+            held = [here[n] for n in wave if n in here]
+            whole = exchange.to_owners(wave, {s.name: _or_zeros(s) for s in held})
             weights: dict[str, Any] = {}
             if rule.needs_weight:
-                weights = exchange.to_owners(wave, {n: here[n].weight().float() for n in wave if n in here})
+                weights = exchange.to_owners(wave, {s.name: s.weight().float() for s in held})
             deltas = {n: self._update(rule, g, self._parts[n], weights.get(n)) for n, g in whole.items()}
             for name, piece in exchange.from_owners(wave, deltas).items():
                 shard = here[name]
@@ -269,6 +281,12 @@ def _parts(groups: Sequence[dict[str, Any]], seed: int) -> dict[str, Part]:
 
 def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _or_zeros(shard: Shard) -> Any:
+    """A gradient that other ranks have is 0 where there is none."""
+    grad = shard.grad()
+    return torch.zeros(shard.numel, device=shard.home.device) if grad is None else grad
 
 
 def _is_finite(grad: Any) -> bool:

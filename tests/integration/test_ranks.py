@@ -1,0 +1,153 @@
+"""Ranks without DeepSpeed: some have no entries, some parameters no gradient, and nobody waits for ever."""
+
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+
+from fedcompress.errors import NonFiniteError
+from fedcompress.optim import build
+from fedcompress.optim.torch_optimizer import LowMemoryOptimizer
+
+CALLS = ["galore(rank=1,update_gap=2)", "adamp", "frugal(update_gap=2)"]
+
+
+class Model(torch.nn.Module):
+    """``layers.1.weight`` has one row, so that a second rank of FSDP2 has none; ``layers.2`` is used at times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sides = [(6, 8), (8, 1), (6, 6)]
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(a, b, bias=False) for a, b in sides])
+
+    def forward(self, x: torch.Tensor, used: set[int]) -> torch.Tensor:
+        first = self.layers[2](x) if 2 in used else x
+        second = self.layers[0](first)
+        return (self.layers[1](torch.tanh(second)) if 1 in used else second).square().mean()
+
+
+def train(prepared: torch.nn.Module, optimizer: LowMemoryOptimizer) -> None:
+    """In turn, nothing but ``layers.0``, all but ``layers.2``, and all have a gradient."""
+    for step, used in enumerate([{0}, {0, 1}, {0, 1, 2}, {0, 1}, {0}, {0, 1, 2}]):
+        x = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+        prepared(x, used).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def rank_of(rank: int, world: int, folder: str) -> None:
+    limit = timedelta(seconds=20)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world, timeout=limit)
+    works = (replicated, by_rows, partly_by_rows, on_one_rank, loaded, not_finite)
+    found = {work.__name__: work(rank) for work in works}
+    if rank == 0:
+        torch.save(found, f"{folder}/found.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+    """What the first of two ranks gives."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(rank_of, (2, str(folder)), nprocs=2)
+    return torch.load(folder / "found.pt", weights_only=True)
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {n: getattr(p.detach(), "full_tensor", p.detach)() for n, p in model.named_parameters()}
+
+
+def replicated(rank: int) -> list[dict[str, torch.Tensor]]:
+    found = []
+    for call in CALLS:
+        model = Model()
+        train(model, build(model, call, lr=1e-2, weight_decay=0.1))
+        found.append(weights_of(model))
+    return found
+
+
+def by_rows(rank: int) -> list[dict[str, torch.Tensor]]:
+    found = []
+    for call in CALLS:
+        model = Model()
+        fully_shard(model)
+        train(model, build(model, call, lr=1e-2, weight_decay=0.1))
+        found.append(weights_of(model))
+    return found
+
+
+def partly_by_rows(rank: int) -> list[dict[str, torch.Tensor]]:
+    """FSDP2 leaves one parameter whole."""
+    found = []
+    for call in CALLS:
+        model = Model()
+        fully_shard(model, ignored_params={model.layers[0].weight})
+        train(model, build(model, call, lr=1e-2, weight_decay=0.1))
+        found.append(weights_of(model))
+    return found
+
+
+def on_one_rank(rank: int) -> list[dict[str, torch.Tensor]]:
+    """The second rank of FSDP2 has nothing at all."""
+    model = torch.nn.Sequential(torch.nn.Linear(6, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    fully_shard(model)
+    optimizer = build(model, "signsgd", lr=0.5)
+    for _ in range(2):
+        model(torch.ones(4, 6)).sum().backward()
+        optimizer.step()
+    return [weights_of(model)]
+
+
+def loaded(rank: int) -> list[bool]:
+    """State of a parameter that had no gradient since is still there, of one that had is new, on both ranks."""
+    model = Model()
+    fully_shard(model)
+    optimizer = build(model, "adamw", lr=1e-2)
+    train(model, optimizer)
+    state = optimizer.whole_state_dict()
+    optimizer.load_state_dict(state)
+    model(torch.ones(4, 6), {0}).backward()
+    optimizer.step()
+    before, after = state["memory"], optimizer.whole_state_dict()["memory"]
+    return [torch.equal(before[n]["state"]["m"], after[n]["state"]["m"]) for n, _ in model.named_parameters()]
+
+
+def not_finite(rank: int) -> list[bool]:
+    """A gradient that is not finite on one rank stops all; so does one on the rank of a parameter alone."""
+    found = []
+    for bad in (0, 1):
+        model = Model()
+        optimizer = build(model, CALLS[0], lr=1e-2)
+        before = weights_of(model)
+        model(torch.full((4, 6), float("nan") if rank == bad else 1.0), {0, 1}).backward()
+        try:
+            optimizer.step()
+            stopped = torch.tensor(0.0)
+        except NonFiniteError:
+            stopped = torch.tensor(1.0)
+        dist.all_reduce(stopped)
+        same = all(torch.equal(before[n], w) for n, w in weights_of(model).items())
+        found += [stopped.item() == 2, same]
+    return found
+
+
+@pytest.mark.parametrize("work", ["replicated", "by_rows", "partly_by_rows"])
+def test_parameters_without_entries_or_gradients(work: str, found: dict[str, list]) -> None:
+    for call, ours, theirs in zip(CALLS, found[work], replicated(0), strict=True):
+        for name, weight in theirs.items():
+            torch.testing.assert_close(ours[name], weight, rtol=1e-5, atol=1e-6, msg=lambda m, c=call: f"{c}: {m}")
+
+
+def test_a_rank_without_anything(found: dict[str, list]) -> None:
+    assert torch.equal(found["on_one_rank"][0]["0.weight"], torch.zeros(1, 6))
+
+
+@pytest.mark.parametrize(("work", "expected"), [("loaded", [False, True, True]), ("not_finite", [True] * 4)])
+def test_all_ranks_agree(work: str, expected: list[bool], found: dict[str, list]) -> None:
+    assert found[work] == expected
