@@ -13,7 +13,7 @@ from typing import Any
 
 from fedcompress.errors import StateError
 from fedcompress.optim.base import MATRIX, Part, Resharded, Rule, State
-from fedcompress.optim.states import kind_for, pack, unpack
+from fedcompress.optim.states import kind_for, pack, placed, unpack
 from fedcompress.optim.table import optimizer_named
 
 FORMAT = 1
@@ -98,6 +98,6 @@ def _joined(name: str, rule: Rule, entries: list[Entry]) -> Entry:
         raise StateError(
             f"optimizer state: {name}: parts end at {ends} of {total}: must follow each other; a rank lacks"
         )
-    states = [unpacked_state(rule, e["state"]) for e in entries]
+    states = [unpacked_state(rule, placed(e["state"], "cpu")) for e in entries]  # each may be on a GPU of its own
     joined = {k: torch.cat([s[k] for s in states if k in s]) if torch.is_tensor(v) else v for k, v in states[0].items()}
     return {"start": 0, "numel": total, "shape": entries[0]["shape"], "state": joined}

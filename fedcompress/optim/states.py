@@ -94,6 +94,15 @@ def bytes_of(kept: Any) -> int:
     return sum(map(bytes_of, kept.values())) if isinstance(kept, dict) else 0
 
 
+def placed(value: Any, device: Any, *, copy: bool = False) -> Any:
+    """A value of a state on a device; with ``copy``, in memory of its own even if it was there."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.to(device, copy=copy)
+    return {k: placed(v, device, copy=copy) for k, v in value.items()} if isinstance(value, dict) else value
+
+
 def _stochastic(values: Any, start: int, seed: int) -> Any:
     """bfloat16, up or down with the probability that keeps the mean; bits from places, not from a sequence."""
     import torch

@@ -15,7 +15,7 @@ from fedcompress.optim.base import MATRIX, Decaying, Part, Rule, State, check_ch
 from fedcompress.optim.checkpoint import FORMAT, Entry, combine, entry_of, packed_state, state_for, unpacked_state
 from fedcompress.optim.owners import Exchange, owners_of, waves
 from fedcompress.optim.shards import Shard, shards_of
-from fedcompress.optim.states import bytes_of
+from fedcompress.optim.states import bytes_of, placed
 from fedcompress.optim.table import optimizer_named
 
 ROUND_STATES = ("reset", "keep")
@@ -205,7 +205,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         """Run a rule on one parameter, and keep its new state."""
         kept = self.memory.get(part.name, {})
         if part.name in self._loaded:
-            kept = state_for(rule, self._loaded.pop(part.name), part)
+            kept = placed(state_for(rule, self._loaded.pop(part.name), part), grad.device, copy=True)
         state = unpacked_state(rule, kept)
         step = state.pop("step", 0) + 1
         delta, new = rule.update(grad, state, step, part, weight)
@@ -234,7 +234,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         return {"fedcompress": FORMAT, "memory": self._loaded | memory, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state dict of this rank, or from one of whole parameters.
+        """Continue from a state dict of this rank, or from one of whole parameters; its tensors are only read.
 
         Raises:
             StateError: it is of another rule or of other parameters.
@@ -253,11 +253,11 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         self._loaded = dict(state_dict["memory"])
 
     def whole_state_dict(self) -> dict[str, Any]:
-        """The state of all ranks, with whole parameters; all ranks call it."""
+        """The state of all ranks, with whole parameters, on the CPU if there are many; all ranks call it."""
         if _world() == 1:
             return combine([self.state_dict()])
         everyone: list[Any] = [None] * _world()
-        torch.distributed.all_gather_object(everyone, self.state_dict())
+        torch.distributed.all_gather_object(everyone, placed(self.state_dict(), "cpu"))
         return combine(everyone)
 
     def state_bytes(self) -> int:

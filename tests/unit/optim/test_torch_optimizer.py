@@ -1,12 +1,15 @@
 """What the torch optimizer does around the rules: loads, steps that are none, and what it holds."""
 
+import copy
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fedcompress.optim import build
+from fedcompress.optim import build, combine
 from fedcompress.optim.shards import Shard
+from fedcompress.optim.states import placed
 from tests.unit.optim.models import batch, net, state, train
 
 
@@ -15,6 +18,43 @@ def trained(call: str, width: int = 16) -> dict:
     optimizer = build(model, call, lr=1e-2)
     train(model, optimizer, 0, 3)
     return optimizer.state_dict()
+
+
+@pytest.mark.parametrize("call", ["adamw", "frugal(carry=keep)", "galore(rank=4)", "adamw(state=8bit)"])
+def test_a_loaded_state_dict_is_not_written_to(call: str) -> None:
+    given = trained(call, width=64)
+    before, models = copy.deepcopy(given), [net(width=64), net(width=64)]
+    for model in models:
+        optimizer = build(model, call, lr=1e-2)
+        optimizer.load_state_dict(given)
+        train(model, optimizer, 3, 6)
+    assert all(torch.equal(a, b) for a, b in zip(*(state(m).values() for m in models), strict=True))
+    for name, entry in before["memory"].items():
+        for key, value in entry["state"].items():
+            torch.testing.assert_close(given["memory"][name]["state"][key], value, rtol=0, atol=0)
+
+
+def test_a_part_of_a_loaded_state_does_not_hold_the_whole() -> None:
+    """As under ZeRO: a run of entries, in a copy of the weights."""
+    model = net()
+    optimizer = build(model, "schedule-free", lr=1e-2)
+    train(model, optimizer, 0, 2)
+    whole, part = combine([optimizer.state_dict()]), optimizer._parts["layers.2.weight"]
+    optimizer.load_state_dict(whole)
+    piece = replace(part, start=32, numel=16, lr=1e-2)
+    rule = optimizer._rules[optimizer.param_groups[0]["rule"]]
+    optimizer._update(rule, torch.ones(16), piece, torch.ones(16))
+    for key in ("v", "z"):
+        assert optimizer.memory[part.name][key].untyped_storage().nbytes() == 4 * 16
+
+
+def test_a_loaded_state_follows_the_gradient_to_its_device() -> None:
+    kept = {"m": torch.ones(3), "v": {"codes": torch.ones(3), "shape": [3]}, "age": 4}
+    there = placed(kept, "meta")
+    assert there["m"].device.type == there["v"]["codes"].device.type == "meta"
+    assert (there["v"]["shape"], there["age"]) == ([3], 4)
+    assert placed(kept, "cpu")["m"] is kept["m"]
+    assert placed(kept, "cpu", copy=True)["m"].data_ptr() != kept["m"].data_ptr()
 
 
 @pytest.mark.parametrize("call", ["adamw", "galore(rank=4)"])
