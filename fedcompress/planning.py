@@ -110,7 +110,7 @@ def plan(model: Any, setup: Setup) -> Plan:
         trainable=trainable,
         weights=size * (-(-every // ranks) if setup.zero == 3 else every),
         masters=masters,
-        gradients=size * (each if setup.zero >= 2 else trainable) + (4 * each if sharded and size == 2 else 0),
+        gradients=size * (each if setup.zero >= 2 else trainable) + (masters if size == 2 else 0),  # in float32 too
         state=_state(groups, shapes, setup),
         buffers=buffers,
         activations=activations(getattr(model, "config", None), setup, size),

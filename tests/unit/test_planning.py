@@ -37,7 +37,7 @@ def test_parts_of_each_stage() -> None:
     assert [p.weights for p in bf16] == pytest.approx([2 * NUMEL] * 3 + [2 * quarter], rel=1e-3)
     assert [p.masters for p in bf16] == pytest.approx([4 * NUMEL] + [4 * quarter] * 3, rel=1e-3)
     assert [p.gradients for p in bf16] == pytest.approx(
-        [2 * NUMEL, 2 * NUMEL + 4 * quarter, 6 * quarter, 6 * quarter], rel=1e-3
+        [6 * NUMEL, 2 * NUMEL + 4 * quarter, 6 * quarter, 6 * quarter], rel=1e-3
     )
     assert [p.state for p in bf16] == pytest.approx([8 * NUMEL] + [8 * quarter] * 3, rel=1e-3)
     assert count(zero=0, dtype="fp32").masters == 0
