@@ -41,6 +41,7 @@ class Part:
         numel: entries; matrix rules always see all.
         seed: of the run.
         epoch: grows when a new global state arrives; bases are drawn anew.
+        before: steps that were made before the epoch, and are counted on.
         index: of the parameter among those of its rule.
         count: how many parameters the rule has.
         layer: of the model that it belongs to; -1 if none.
@@ -55,6 +56,7 @@ class Part:
     numel: int = -1
     seed: int = 0
     epoch: int = 0
+    before: int = 0
     index: int = 0
     count: int = 1
     layer: int = -1

@@ -32,7 +32,7 @@ OTHERS: tuple[str, ...] = ("frozen", "trained")
 def block_at(part: Part, refresh: int, order: str) -> int:
     """The one layer of an interval: each once in a pass.
 
-    A round begins one place after the last began, so that rounds of one interval visit all layers too.
+    A round begins one place after the last began, so that rounds of any length visit all layers.
 
     Args:
         part: of any parameter.
@@ -114,7 +114,7 @@ class Layerwise:
         """
         if not part.layers:
             raise ConfigError(f"optimizer.{self.name}", part.name, "needs a model whose names number its layers")
-        refresh = part.refresh(step, self.update_gap, staggered=False)
+        refresh = part.refresh(step - part.before, self.update_gap, staggered=False)
         if not self.active(part, refresh):
             return grad.new_zeros(grad.shape), {}
         interval = self.interval(part, refresh)

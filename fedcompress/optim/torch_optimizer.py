@@ -221,11 +221,13 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             state: ``reset`` drops all state, ``keep`` leaves it to each rule's ``carry``.
         """
         check_choice("optimizer.round-state", state, ROUND_STATES)
-        self._parts = {name: replace(part, epoch=epoch) for name, part in self._parts.items()}
         if state == "reset":
             self.memory.clear()
             self._here.clear()
             self._loaded.clear()
+        kept = {name: entry["state"] for name, entry in self._loaded.items()} | self.memory
+        steps = {name: found["step"] for name, found in kept.items()}
+        self._parts = {n: replace(p, epoch=epoch, before=steps.get(n, 0)) for n, p in self._parts.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """State of this rank, with the places that it is of. ``combine`` joins those of all ranks."""

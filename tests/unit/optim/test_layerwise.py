@@ -42,6 +42,24 @@ def test_rounds_of_one_interval_visit_all_layers(order: str) -> None:
     assert {block_at(part(8), epoch * EPOCH, order) for epoch in range(8)} == set(range(8))
 
 
+@pytest.mark.parametrize("order", ["random", "ascending", "descending"])
+@pytest.mark.parametrize("kept", ["reset", "keep"])
+@pytest.mark.parametrize("intervals", [1, 2])
+def test_rounds_of_a_run_train_all_layers(order: str, kept: str, intervals: int) -> None:
+    """Where steps are counted on, too: 3 layers and 2 intervals, whose end is one short of a pass."""
+    model, seen = net(), []
+    optimizer = build(model, f"badam(update_gap=2,order={order})", lr=1e-2)
+    for number in range(3):
+        optimizer.new_round(number, state=kept)
+        for _ in range(intervals):
+            before = state(model)
+            train(model, optimizer, 0, 2)
+            seen.append(moved_layers(before, state(model)))
+    assert {len(layers) for layers in seen} == {1}
+    assert set().union(*seen) == {0, 1, 2}
+    assert set().union(*seen[::intervals]) == {0, 1, 2}, "rounds begin with the same layers"
+
+
 def test_lisa_draws_so_many_layers_uniformly() -> None:
     drawn = [sample_at(part(6), i, 2) for i in range(600)]
     assert {len(d) for d in drawn} == {2}
