@@ -1,7 +1,7 @@
 """Optimizer state on its way to disk and to other numbers of ranks.
 
-An entry is the state of one parameter on one rank: ``start``, ``numel``, ``shape`` and the kept
-``state``. Entries of all ranks combine to whole ones, and a whole one is cut to whatever a
+An entry is the state of one parameter on one rank: ``start``, ``numel``, ``shape``, steps ``before`` the
+epoch, and the kept ``state``. Entries of all ranks combine to whole ones, and a whole one is cut to whatever a
 rank has.
 """
 
@@ -37,7 +37,8 @@ def unpacked_state(rule: Rule, kept: Mapping[str, Any]) -> State:
 
 def entry_of(part: Part, kept: State) -> Entry:
     """The entry of a part."""
-    return {"start": part.start, "numel": part.numel, "shape": list(part.shape), "state": kept}
+    place = {"start": part.start, "numel": part.numel, "shape": list(part.shape)}
+    return {**place, "before": part.before, "state": kept}
 
 
 def state_for(rule: Rule, entry: Entry, part: Part) -> State:
@@ -82,7 +83,8 @@ def combine(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for name, entry in state["memory"].items():
             found.setdefault(name, []).append(entry)
     memory = {name: _joined(name, optimizer_named(rules[name]), entries) for name, entries in found.items()}
-    return {"fedcompress": FORMAT, "memory": memory, "param_groups": groups}
+    time = {"seed": states[0]["seed"], "epoch": states[0]["epoch"]}
+    return {"fedcompress": FORMAT, **time, "memory": memory, "param_groups": groups}
 
 
 def _joined(name: str, rule: Rule, entries: list[Entry]) -> Entry:
@@ -100,4 +102,4 @@ def _joined(name: str, rule: Rule, entries: list[Entry]) -> Entry:
         )
     states = [unpacked_state(rule, placed(e["state"], "cpu")) for e in entries]  # each may be on a GPU of its own
     joined = {k: torch.cat([s[k] for s in states if k in s]) if torch.is_tensor(v) else v for k, v in states[0].items()}
-    return {"start": 0, "numel": total, "shape": entries[0]["shape"], "state": joined}
+    return {**entries[0], "start": 0, "numel": total, "state": joined}

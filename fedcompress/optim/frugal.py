@@ -106,7 +106,10 @@ class Frugal:
 
     def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
         """One step."""
-        refresh = part.refresh(step, self.update_gap, staggered=self.projection != "blocks")
+        if self.projection == "blocks":
+            refresh = part.refresh(step - part.before, self.update_gap, staggered=False)
+        else:
+            refresh = part.refresh(step, self.update_gap)
         if self.placement == ELEMENTWISE:
             return self._by_entries(grad, state, part, refresh)
         side = larger_side(part.shape)

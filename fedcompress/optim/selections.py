@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedcompress.optim.base import Part, hashed
+from fedcompress.optim.base import EPOCH, Part, hashed
 
 SELECTIONS: tuple[str, ...] = ("columns", "rows", "blocks", "randk")
 
@@ -53,11 +53,14 @@ def selected(part: Part, kind: str, density: float, refresh: int, device: Any) -
 
 
 def block_set(part: Part, density: float, refresh: int) -> set[int]:
-    """Numbers of the matrices that are selected: the next ones of an order that is drawn for each pass."""
+    """Numbers of the matrices that are selected: the next ones of an order that is drawn for each pass.
+
+    A round begins one interval after the last began, so that rounds of any length come to all matrices.
+    """
     import torch
 
-    count = max(1, round(density * part.count))
-    passes, at = divmod(refresh * count, part.count)
+    count, (epoch, interval) = max(1, round(density * part.count)), divmod(refresh, EPOCH)
+    passes, at = divmod((epoch + interval) * count, part.count)
     order: list[int] = []
     for number in (passes, passes + 1):
         generator = torch.Generator().manual_seed(hashed(part.seed, "blocks", number))

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from fedcompress.errors import NonFiniteError, StateError
+from fedcompress.errors import ConfigError, NonFiniteError, StateError
 from fedcompress.optim.base import MATRIX, Decaying, Part, Rule, State, check_choice
 from fedcompress.optim.checkpoint import FORMAT, Entry, combine, entry_of, packed_state, state_for, unpacked_state
 from fedcompress.optim.owners import Exchange, owners_of, waves
+from fedcompress.optim.schedule_free import ScheduleFree
 from fedcompress.optim.shards import Shard, shards_of
 from fedcompress.optim.states import bytes_of, placed
 from fedcompress.optim.table import optimizer_named
@@ -41,7 +42,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             name: weakref.ref(p) for g in self.param_groups for name, p in zip(g["names"], g["params"], strict=True)
         }
         self._rules = {g["rule"]: optimizer_named(g["rule"]) for g in self.param_groups}
-        self._parts = _parts(self.param_groups, seed)
+        self._parts, self._seed, self._epoch = _parts(self.param_groups, seed), seed, 0
         self._matrices = {
             n: self._parts[n].shape
             for g in self.param_groups
@@ -202,10 +203,15 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         return self._exchanges[names]
 
     def _update(self, rule: Rule, grad: Any, part: Part, weight: Any) -> Any:
-        """Run a rule on one parameter, and keep its new state."""
+        """Run a rule on one parameter, and keep its new state.
+
+        A matrix whose first gradient is 0, as that of LoRA's A, waits for one that says where to look.
+        """
         kept = self.memory.get(part.name, {})
         if part.name in self._loaded:
             kept = placed(state_for(rule, self._loaded.pop(part.name), part), grad.device, copy=True)
+        if rule.placement == MATRIX and not kept and not bool(grad.any()):
+            return torch.zeros_like(grad)
         state = unpacked_state(rule, kept)
         step = state.pop("step", 0) + 1
         delta, new = rule.update(grad, state, step, part, weight)
@@ -219,8 +225,15 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         Args:
             epoch: number of the round; equal at all sites, so that they share bases.
             state: ``reset`` drops all state, ``keep`` leaves it to each rule's ``carry``.
+
+        Raises:
+            ConfigError: schedule-free cannot keep its state.
         """
         check_choice("optimizer.round-state", state, ROUND_STATES)
+        if state == "keep" and any(isinstance(rule, ScheduleFree) for rule in self._rules.values()):
+            raise ConfigError(
+                "optimizer.round-state", state, "must be reset with schedule-free: its z is of old weights"
+            )
         if state == "reset":
             self.memory.clear()
             self._here.clear()
@@ -228,12 +241,14 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         kept = {name: entry["state"] for name, entry in self._loaded.items()} | self.memory
         steps = {name: found["step"] for name, found in kept.items()}
         self._parts = {n: replace(p, epoch=epoch, before=steps.get(n, 0)) for n, p in self._parts.items()}
+        self._epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
         """State of this rank, with the places that it is of. ``combine`` joins those of all ranks."""
         memory = {name: entry_of(self._here[name], kept) for name, kept in self.memory.items()}
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
-        return {"fedcompress": FORMAT, "memory": self._loaded | memory, "param_groups": groups}
+        time = {"seed": self._seed, "epoch": self._epoch}
+        return {"fedcompress": FORMAT, **time, "memory": self._loaded | memory, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state dict of this rank, or from one of whole parameters; its tensors are only read.
@@ -248,8 +263,14 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             theirs, ours = ([_plain(g[key]) for g in gs] for gs in (groups, self.param_groups))
             if theirs != ours:
                 raise StateError(f"optimizer state: {key}: {str(theirs)[:200]}: must be {str(ours)[:200]}")
+        if state_dict["seed"] != self._seed:
+            rule = f"must be {self._seed}: its selections would be others"
+            raise StateError(f"optimizer state: seed: {state_dict['seed']}: {rule}")
         for group, loaded in zip(self.param_groups, groups, strict=True):
             group.update({k: v for k, v in loaded.items() if k != "params"})
+        self._epoch = state_dict["epoch"]
+        for name, entry in state_dict["memory"].items():
+            self._parts[name] = replace(self._parts[name], epoch=self._epoch, before=entry["before"])
         self.memory.clear()
         self._here.clear()
         self._loaded = dict(state_dict["memory"])

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedcompress.errors import ConfigError
 from fedcompress.merging.data.probe import resting
-from fedcompress.types import Tensors
+from fedcompress.types import Array, Tensors
 
 
 def collect_fisher(
@@ -60,11 +60,13 @@ def collect_fisher(
                         sums[name] += share * gradient.detach().double().cpu().square()
     if not count:
         raise ConfigError("examples", "none", "must be at least one")
-    made = {n: (s / count).float().numpy() for n, s in sums.items()}
-    for name, value in made.items():
-        if not np.isfinite(value).all():
-            raise ConfigError("examples", f"NaN or infinity in the gradient of {name}", "must give finite gradients")
-    return made
+    return {n: _finite(n, (s / count).float().numpy()) for n, s in sums.items()}
+
+
+def _finite(name: str, value: Array) -> Array:
+    if not np.isfinite(value).all():
+        raise ConfigError("examples", f"NaN or infinity in the gradient of {name}", "must give finite gradients")
+    return value
 
 
 def _labels(chances: Any, samples: int, draw: Any) -> list[tuple[int, float]]:
