@@ -52,6 +52,8 @@ bench: install
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m benchmarks.quality --json
 	$(BIN)/python -m benchmarks.codec --parts size,speed --json
+	$(BIN)/python -m benchmarks.merge --parts speed,forms --json
+	$(BIN)/python -m benchmarks.optim --parts memory,speed --json
 
 FUZZ_RUNS ?= 10000000
 fuzz: install
