@@ -22,8 +22,8 @@ DOWN = "lora-transform-down"
 SEEDS = (0, 1, 2)
 # Three seeds for those that people would choose; the others have the first.
 CANDIDATES = ("mean", "lora-ridge", "clip", "ties", "trimmed-mean")
-# On updates without zeros, and with default parameters, these are the mean to the bit or to rounding.
-SAME_AS_MEAN = ("disjoint-mean", "fedit", "multi-krum", "sparse-mean", "task-arithmetic")
+# With default parameters these are the mean, to rounding.
+SAME_AS_MEAN = ("fedit", "multi-krum", "task-arithmetic")
 WITH_TERNARY = ("mean", "lora-ridge", "ties", "pcb", "median", "disjoint-mean")
 
 
