@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+DEFAULT = "frugal(state=8bit)"
 PARTS = ("weights", "masters", "gradients", "state", "buffers", "activations", "total")
 
 
@@ -18,8 +19,9 @@ def register(app: typer.Typer) -> None:
 def plan(
     model: Annotated[str, typer.Argument(help="Folder with a config.json, or a name on the hub.")],
     optimizer: Annotated[
-        list[str], typer.Option(help="As frugal(density=0.25,state=8bit); may be given more than once.")
-    ] = ["frugal(state=8bit)"],  # noqa: B006
+        list[str] | None,
+        typer.Option(help="As frugal(density=0.25), again for more. [default: frugal(state=8bit)]"),
+    ] = None,
     zero: Annotated[int, typer.Option(help="ZeRO stage, 0 to 3.")] = 2,
     gpus: Annotated[int, typer.Option(help="Ranks.")] = 1,
     dtype: Annotated[str, typer.Option(help="Of the weights: bf16, fp16, fp32.")] = "bf16",
@@ -44,7 +46,7 @@ def plan(
 
     shape = {"zero": zero, "ranks": gpus, "dtype": dtype, "micro_batch": micro_batch, "length": length}
     options: dict[str, Any] = shape | {"checkpointing": checkpointing, "bucket": bucket}
-    setups = [Setup(optimizer=text, **options) for text in optimizer]
+    setups = [Setup(optimizer=text, **options) for text in optimizer or [DEFAULT]]
     built = _on_meta(model, lora_rank)
     rows = [{"optimizer": s.optimizer, **count(built, s).as_dict()} for s in setups]
     if as_json:
@@ -64,6 +66,8 @@ def _on_meta(name: str, lora_rank: int) -> Any:
 
     from fedcompress.errors import ConfigError
 
+    if lora_rank < 0:
+        raise ConfigError("lora-rank", lora_rank, "must be at least 0")
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:

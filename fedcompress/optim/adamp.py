@@ -10,11 +10,9 @@ from typing import Any, ClassVar
 from fedcompress.errors import ConfigError
 from fedcompress.optim.base import (
     MATRIX,
-    STORES,
     Part,
     State,
-    check_beta,
-    check_choice,
+    check_moments,
     check_positive,
     check_share,
 )
@@ -51,10 +49,8 @@ class AdamP:
     def __post_init__(self) -> None:
         check_positive("optimizer.adamp.delta", self.delta)
         check_share("optimizer.adamp.wd_ratio", self.wd_ratio)
-        check_beta("optimizer.adamp.beta1", self.beta1)
-        check_beta("optimizer.adamp.beta2", self.beta2)
+        check_moments(self)
         check_positive("optimizer.adamp.eps", self.eps)
-        check_choice("optimizer.adamp.state", self.state, STORES)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Any parameter but a scalar."""

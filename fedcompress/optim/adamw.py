@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
-from fedcompress.optim.base import ELEMENTWISE, STORES, Part, State, check_beta, check_choice, check_positive
+from fedcompress.optim.base import (
+    ELEMENTWISE,
+    Part,
+    State,
+    check_moments,
+    check_positive,
+)
 from fedcompress.optim.moments import adam
 
 
@@ -29,10 +35,8 @@ class AdamW:
     state: str = "fp32"
 
     def __post_init__(self) -> None:
-        check_beta("optimizer.adamw.beta1", self.beta1)
-        check_beta("optimizer.adamw.beta2", self.beta2)
+        check_moments(self)
         check_positive("optimizer.adamw.eps", self.eps)
-        check_choice("optimizer.adamw.state", self.state, STORES)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Any parameter."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim.base import MATRIX, STORES, Part, State, check_beta, check_choice, check_positive
+from fedcompress.optim.base import MATRIX, Part, State, check_choice, check_moments, check_positive
 from fedcompress.optim.moments import adam
 from fedcompress.optim.subspace import TINY, channel_scale, check_rank, larger_side, limited, to_low
 
@@ -56,9 +56,7 @@ class Apollo:
         check_choice(f"{field}.basis", self.basis, SOURCES)
         if self.growth < 1:
             raise ConfigError(f"{field}.growth", self.growth, "must be at least 1")
-        check_beta(f"{field}.beta1", self.beta1)
-        check_beta(f"{field}.beta2", self.beta2)
-        check_choice(f"{field}.state", self.state, STORES)
+        check_moments(self)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Matrices whose smaller side is at least the rank."""

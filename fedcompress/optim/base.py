@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from fedcompress.errors import ConfigError
@@ -104,6 +104,7 @@ class Rule(Protocol):
     """
 
     name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     moments: ClassVar[Mapping[str, bool]]
     needs_weight: ClassVar[bool]
 
@@ -164,6 +165,12 @@ def check_positive(field: str, value: float) -> None:
         raise ConfigError(field, value, "must be above 0")
 
 
+def check_rate(field: str, value: float) -> None:
+    """Raise ``ConfigError`` unless finite and at least 0."""
+    if not 0 <= value < math.inf:
+        raise ConfigError(field, value, "must be finite and at least 0")
+
+
 def check_share(field: str, value: float) -> None:
     """Raise ``ConfigError`` unless in (0, 1]."""
     if not 0 < value <= 1:
@@ -174,6 +181,13 @@ def check_beta(field: str, value: float) -> None:
     """Raise ``ConfigError`` unless in [0, 1)."""
     if not 0 <= value < 1:
         raise ConfigError(field, value, "must be at least 0 and below 1")
+
+
+def check_moments(rule: Any) -> None:
+    """Raise ``ConfigError`` unless a rule's betas are in [0, 1) and its kind of states is known."""
+    for key in ("beta1", "beta2"):
+        check_beta(f"optimizer.{rule.name}.{key}", getattr(rule, key))
+    check_choice(f"optimizer.{rule.name}.state", rule.state, STORES)
 
 
 def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:

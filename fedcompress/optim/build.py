@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim.base import Rule
+from fedcompress.optim.base import Rule, check_rate
 from fedcompress.optim.roles import EMBEDDING, HEAD, MATRIX, Named, named_parameters
 from fedcompress.optim.table import OPTIMIZERS, optimizer_named
 from fedcompress.spec import call_text
@@ -47,9 +47,7 @@ def build(
     from fedcompress.optim.torch_optimizer import LowMemoryOptimizer
 
     rule, parameters = optimizer_named(optimizer), named_parameters(model)
-    unknown = sorted(set(also) - set(EXTRAS))
-    if unknown:
-        raise ConfigError("also", unknown, f"must be of {list(EXTRAS)}")
+    _check({"lr": lr, "weight-decay": weight_decay, "rest-lr": rest_lr or 0.0}, also)
     if not parameters:
         raise ConfigError("model", type(model).__name__, "must have a parameter that requires a gradient")
     other = optimizer_named(rest, field="rest") if rest else optimizer_named(f"adamw(state={rule.state})")
@@ -65,6 +63,14 @@ def build(
     return LowMemoryOptimizer([g for g in groups if g["params"]], lr=lr, weight_decay=weight_decay, seed=seed)
 
 
+def _check(rates: dict[str, float], also: tuple[str, ...]) -> None:
+    for field, value in rates.items():
+        check_rate(field, value)
+    unknown = sorted(set(also) - set(EXTRAS))
+    if unknown:
+        raise ConfigError("also", unknown, f"must be of {list(EXTRAS)}")
+
+
 def _takes(rule: Rule, parameter: Named, also: tuple[str, ...]) -> bool:
     if not OPTIMIZERS[rule.name].matrices_only:
         return True
@@ -77,7 +83,7 @@ def _group(rule: Rule, parameters: list[Named], lr: float, weight_decay: float) 
         "names": [p.name for p in parameters],
         "shapes": [list(p.shape) for p in parameters],
         "layers": [p.layer for p in parameters],
-        "rule": call_text(rule),  # type: ignore[arg-type]
+        "rule": call_text(rule),
         "lr": lr,
         "weight_decay": weight_decay,
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedcompress.optim.base import MATRIX, STORES, Part, State, check_beta, check_choice, check_positive
+from fedcompress.optim.base import MATRIX, Part, State, check_choice, check_moments, check_positive
 from fedcompress.optim.bases import dct_columns, dct_matrix
 from fedcompress.optim.feedback import FEEDBACKS, error_bytes, kept_error, with_error
 from fedcompress.optim.moments import adam
@@ -49,9 +49,7 @@ class DCTAdamW:
             check_positive(f"optimizer.dct-adamw.{name}", getattr(self, name))
         check_choice("optimizer.dct-adamw.carry", self.carry, CARRIES)
         check_choice("optimizer.dct-adamw.feedback", self.feedback, FEEDBACKS)
-        check_beta("optimizer.dct-adamw.beta1", self.beta1)
-        check_beta("optimizer.dct-adamw.beta2", self.beta2)
-        check_choice("optimizer.dct-adamw.state", self.state, STORES)
+        check_moments(self)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Matrices whose smaller side is at least the rank."""

@@ -9,12 +9,11 @@ from typing import Any, ClassVar
 from fedcompress.optim.base import (
     ELEMENTWISE,
     MATRIX,
-    STORES,
     Part,
     State,
-    check_beta,
     check_choice,
     check_matrix,
+    check_moments,
     check_positive,
     check_share,
 )
@@ -66,12 +65,10 @@ class Frugal:
         check_share("optimizer.frugal.density", self.density)
         check_choice("optimizer.frugal.projection", self.projection, SELECTIONS + BASES)
         check_positive("optimizer.frugal.update_gap", self.update_gap)
-        check_beta("optimizer.frugal.beta1", self.beta1)
-        check_beta("optimizer.frugal.beta2", self.beta2)
+        check_moments(self)
         check_positive("optimizer.frugal.eps", self.eps)
         check_choice("optimizer.frugal.free", self.free, FREE)
         check_choice("optimizer.frugal.carry", self.carry, CARRIES)
-        check_choice("optimizer.frugal.state", self.state, STORES)
 
     @property
     def placement(self) -> str:

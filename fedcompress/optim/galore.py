@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 from fedcompress.errors import ConfigError
 from fedcompress.optim.base import (
     MATRIX,
-    STORES,
     Part,
     State,
-    check_beta,
     check_choice,
+    check_moments,
     check_positive,
 )
 from fedcompress.optim.bases import BASES, basis_of
@@ -61,10 +60,8 @@ class GaLore:
             check_positive(f"{field}.{name}", getattr(self, name))
         check_choice(f"{field}.side", self.side, SIDES)
         check_choice(f"{field}.basis", self.basis, BASES)
-        check_beta(f"{field}.beta1", self.beta1)
-        check_beta(f"{field}.beta2", self.beta2)
+        check_moments(self)
         check_choice(f"{field}.carry", self.carry, CARRIES)
-        check_choice(f"{field}.state", self.state, STORES)
         if self.side == "full" and self.carry == "project":
             raise ConfigError(f"{field}.carry", self.carry, "must be keep or reset with side=full")
 

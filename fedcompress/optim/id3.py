@@ -10,11 +10,9 @@ from typing import Any, ClassVar
 from fedcompress.errors import ConfigError
 from fedcompress.optim.base import (
     MATRIX,
-    STORES,
     Part,
     State,
-    check_beta,
-    check_choice,
+    check_moments,
     check_positive,
     check_share,
 )
@@ -60,9 +58,7 @@ class ID3:
             check_positive(f"optimizer.id3.{name}", getattr(self, name))
         if self.exp < 0:
             raise ConfigError("optimizer.id3.exp", self.exp, "must be at least 0")
-        check_beta("optimizer.id3.beta1", self.beta1)
-        check_beta("optimizer.id3.beta2", self.beta2)
-        check_choice("optimizer.id3.state", self.state, STORES)
+        check_moments(self)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Matrices."""

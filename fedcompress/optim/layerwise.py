@@ -15,11 +15,10 @@ from fedcompress.errors import ConfigError
 from fedcompress.optim.base import (
     ELEMENTWISE,
     EPOCH,
-    STORES,
     Part,
     State,
-    check_beta,
     check_choice,
+    check_moments,
     check_positive,
     hashed,
 )
@@ -78,10 +77,8 @@ class Layerwise:
 
     def __post_init__(self) -> None:
         check_positive(f"optimizer.{self.name}.update_gap", self.update_gap)
-        check_beta(f"optimizer.{self.name}.beta1", self.beta1)
-        check_beta(f"optimizer.{self.name}.beta2", self.beta2)
+        check_moments(self)
         check_positive(f"optimizer.{self.name}.eps", self.eps)
-        check_choice(f"optimizer.{self.name}.state", self.state, STORES)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Any parameter."""
@@ -95,7 +92,7 @@ class Layerwise:
         return 0
 
     def active(self, part: Part, refresh: int) -> bool:
-        """Whether a parameter is trained in an interval."""
+        """Whether a parameter is trained in an interval; each rule says."""
         raise NotImplementedError
 
     def interval(self, part: Part, refresh: int) -> int:
@@ -103,7 +100,7 @@ class Layerwise:
         return refresh
 
     def active_share(self, layer: int, layers: int) -> float:
-        """Share of the time that a parameter of a layer, or of none, is active."""
+        """Share of the time that a parameter of a layer, or of none, is active; each rule says."""
         raise NotImplementedError
 
     def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:

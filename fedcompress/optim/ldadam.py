@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedcompress.optim.base import MATRIX, STORES, Part, State, check_beta, check_choice, check_positive
+from fedcompress.optim.base import MATRIX, Part, State, check_beta, check_choice, check_moments, check_positive
 from fedcompress.optim.bases import basis_of
 from fedcompress.optim.feedback import FEEDBACKS, error_bytes, kept_error, with_error
 from fedcompress.optim.moments import adam
@@ -51,10 +51,8 @@ class LDAdam:
         check_beta("optimizer.ldadam.rho", self.rho)
         check_choice("optimizer.ldadam.start", self.start, STARTS)
         check_choice("optimizer.ldadam.feedback", self.feedback, FEEDBACKS)
-        check_beta("optimizer.ldadam.beta1", self.beta1)
-        check_beta("optimizer.ldadam.beta2", self.beta2)
+        check_moments(self)
         check_positive("optimizer.ldadam.eps", self.eps)
-        check_choice("optimizer.ldadam.state", self.state, STORES)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Matrices whose smaller side is at least the rank."""

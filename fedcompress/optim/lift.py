@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 
 from fedcompress.optim.base import (
     MATRIX,
-    STORES,
     Part,
     State,
-    check_beta,
     check_choice,
+    check_moments,
     check_positive,
 )
 from fedcompress.optim.bases import basis_of
@@ -59,9 +58,7 @@ class LIFT:
         for name in ("rank", "filter_rank", "update_gap", "eps"):
             check_positive(f"optimizer.lift.{name}", getattr(self, name))
         check_choice("optimizer.lift.basis", self.basis, BASES)
-        check_beta("optimizer.lift.beta1", self.beta1)
-        check_beta("optimizer.lift.beta2", self.beta2)
-        check_choice("optimizer.lift.state", self.state, STORES)
+        check_moments(self)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Matrices."""

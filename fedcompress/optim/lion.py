@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
-from fedcompress.optim.base import ELEMENTWISE, STORES, Part, State, check_beta, check_choice
+from fedcompress.optim.base import ELEMENTWISE, Part, State, check_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,7 @@ class Lion:
     state: str = "fp32"
 
     def __post_init__(self) -> None:
-        check_beta("optimizer.lion.beta1", self.beta1)
-        check_beta("optimizer.lion.beta2", self.beta2)
-        check_choice("optimizer.lion.state", self.state, STORES)
+        check_moments(self)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Any parameter."""

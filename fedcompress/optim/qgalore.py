@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim.base import MATRIX, STORES, Part, State, check_beta, check_choice, check_positive
+from fedcompress.optim.base import MATRIX, Part, State, check_choice, check_moments, check_positive
 from fedcompress.optim.bases import basis_of
 from fedcompress.optim.moments import adam
 from fedcompress.optim.subspace import check_rank, larger_side, to_full, to_low
@@ -62,9 +62,7 @@ class QGaLore:
         check_choice("optimizer.q-galore.basis", self.basis, BASES)
         if not 0 < self.threshold <= 1:
             raise ConfigError("optimizer.q-galore.threshold", self.threshold, "must be above 0 and at most 1")
-        check_beta("optimizer.q-galore.beta1", self.beta1)
-        check_beta("optimizer.q-galore.beta2", self.beta2)
-        check_choice("optimizer.q-galore.state", self.state, STORES)
+        check_moments(self)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Matrices whose smaller side is at least the rank."""

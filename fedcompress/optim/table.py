@@ -154,7 +154,7 @@ def optimizer_named(text: str, *, field: str = "optimizer") -> Rule:
     Raises:
         ConfigError: unknown name or key, or a value out of range; lists the choices.
     """
-    return parse_call(text, {name: row.config for name, row in OPTIMIZERS.items()}, field)  # type: ignore[type-var]
+    return parse_call(text, {name: row.config for name, row in OPTIMIZERS.items()}, field)
 
 
 def state_bytes(rule: Rule, shape: tuple[int, ...]) -> int:

@@ -39,8 +39,6 @@ def trainer(folder: Path, call: str, steps: int) -> Trainer:
 def test_a_trainer_that_resumes_ends_as_one_that_did_not_stop(call: str, tmp_path: Path) -> None:
     through = trainer(tmp_path / "through", call, 8)
     through.train()
-    logged = [e["learning_rate"] for e in through.state.log_history if "learning_rate" in e]
-    assert not logged or logged[0] >= 0
     again = trainer(tmp_path / "again", call, 8)
     again.train(resume_from_checkpoint=str(tmp_path / "through" / "checkpoint-4"))
     ours, theirs = (dict(t.model.named_parameters()) for t in (again, through))

@@ -39,7 +39,7 @@ def collect_fisher(
         By parameter name, float32.
 
     Raises:
-        ConfigError: there is no example or nothing to train, or a gradient is NaN or infinite.
+        ConfigError: ``samples`` is below 0, there is no example or nothing to train, or a gradient is NaN or infinite.
     """
     import torch
 
@@ -73,6 +73,8 @@ def _labels(chances: Any, samples: int, draw: Any) -> list[tuple[int, float]]:
     """Labels with what each counts."""
     import torch
 
+    if samples < 0:
+        raise ConfigError("samples", samples, "must be at least 0")
     if not samples:
         return [(label, float(chance)) for label, chance in enumerate(chances)]
     drawn = torch.multinomial(chances, samples, replacement=True, generator=draw)

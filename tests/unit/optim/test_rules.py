@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from fedcompress.errors import ConfigError, NonFiniteError, StateError
+from fedcompress.errors import ConfigError, NonFiniteError, StateError, TrainingError
 from fedcompress.optim import OPTIMIZERS, Part, build, combine, optimizer_named
 from fedcompress.optim.base import ELEMENTWISE, MATRIX, Rule, State
 from fedcompress.optim.checkpoint import packed_state, unpacked_state
@@ -177,7 +177,7 @@ def test_sparse_gradients_are_refused() -> None:
     model.embed = torch.nn.Embedding(20, 16, sparse=True)
     optimizer = build(model, "adamw", lr=1e-3)
     model.loss(batch(0)).backward()
-    with pytest.raises(Exception, match="sparse"):
+    with pytest.raises(TrainingError, match="sparse"):
         optimizer.step()
 
 
@@ -259,3 +259,11 @@ def test_a_basis_is_not_taken_from_a_gradient_of_zeros(call: str) -> None:
 def test_short_rounds_come_to_every_block() -> None:
     seen = {i: block_set(Part(name="w", shape=(4, 4), count=4, epoch=i), 0.25, i << 40) for i in range(4)}
     assert set().union(*seen.values()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("lr", -1.0), ("lr", float("nan")), ("weight_decay", -0.1), ("rest_lr", float("inf"))]
+)
+def test_rates_are_checked(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match="must be finite and at least 0"):
+        build(net(), "frugal", **{"lr": 1e-3, key: value})
