@@ -5,18 +5,28 @@ name = "hospital-north"      # unique in the federation
 state_dir = "state"          # relative to this file; residuals and outbox live here
 
 [model]
-path = "models/minilm"       # frozen base model, safetensors
+path = "models/smollm2"      # folder with safetensors or one GGUF file, or a hub id as organisation/name
+revision = ""                # of a hub id
+dtype = "float32"            # or bfloat16, float16
+quantization = "none"        # or 4bit (NF4), 8bit: of the frozen base
+attention = "sdpa"           # or eager, flash_attention_2
+gradient_checkpointing = false
+compile = false              # torch.compile
 
 [data]
 train = "train.jsonl"        # one JSON object a line
-heldout = "heldout.jsonl"
-text = "text"                # key of the text
-label = "label"              # key of the class name
+heldout = "heldout.jsonl"    # absent: heldout_share of train, by a hash of the row
+heldout_share = 0.1
+text = "text"                # classification: keys of the text and of the class name
+label = "label"
+prompt = "prompt"            # language models: keys of the prompt and of the completion
+completion = "completion"
+messages = "messages"        # or of a chat, a list of {"role": ..., "content": ...}
 
 [engine]
 ranks = 1                    # training processes
 zero_stage = 2               # DeepSpeed ZeRO 0 to 3
-micro_batch = 16             # examples a rank handles at once
+micro_batch = 16             # examples a rank handles at once, halved when memory is short; 0: as many as fit
 threads = 1                  # CPU threads a rank
 collective_timeout = 3600    # seconds that a rank waits for the others within a step
 
@@ -32,6 +42,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fedcompress.adapters.base_model import BaseModel, resolve_model
 from fedcompress.errors import ConfigError
 from fedcompress.wire.envelope import NAME
 
@@ -52,24 +63,31 @@ class Engine:
             raise ConfigError("engine.ranks", self.ranks, f"must be from 1 to {cores}, the cores of this machine")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigError("engine.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
-        for name in ("micro_batch", "threads", "collective_timeout"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"engine.{name}", getattr(self, name), "must be at least 1")
+        for name, least in (("micro_batch", 0), ("threads", 1), ("collective_timeout", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"engine.{name}", getattr(self, name), f"must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where the site's rows are."""
+    """Where the site's rows are, and what their fields are called."""
 
     train: Path
-    heldout: Path
+    heldout: Path | None = None
+    heldout_share: float = 0.1
     text: str = "text"
     label: str = "label"
+    prompt: str = "prompt"
+    completion: str = "completion"
+    messages: str = "messages"
 
     def __post_init__(self) -> None:
         for name in ("train", "heldout"):
-            if not getattr(self, name).is_file():
-                raise ConfigError(f"data.{name}", getattr(self, name), "must be an existing file")
+            path = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ConfigError(f"data.{name}", path, "must be an existing file")
+        if not 0 < self.heldout_share < 1:
+            raise ConfigError("data.heldout_share", self.heldout_share, "must be between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +96,7 @@ class SiteConfig:
 
     name: str
     state_dir: Path
-    model: Path
+    model: BaseModel
     data: Data
     engine: Engine = field(default_factory=Engine)
     max_update_norm: float = 0.0
@@ -86,10 +104,12 @@ class SiteConfig:
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ConfigError("site.name", repr(self.name), f"must match {NAME.pattern}")
-        if not (self.model / "config.json").is_file():
-            raise ConfigError("model.path", self.model, "must be a folder with config.json and weights")
         if not self.max_update_norm >= 0:  # NaN is refused too
             raise ConfigError("privacy.max_update_norm", self.max_update_norm, "must be >= 0 (0: do not clip)")
+        if self.model.quantization != "none" and self.engine.zero_stage == 3:
+            raise ConfigError(
+                "engine.zero_stage", 3, f"must be below 3 with model.quantization {self.model.quantization}"
+            )
 
     @classmethod
     def load(cls, path: Path) -> SiteConfig:
@@ -102,30 +122,38 @@ class SiteConfig:
             raw = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError("site.toml", path, f"must be a readable TOML file: {error}") from error
-        known: dict[str, dict[str, type]] = {
-            "site": {"name": str, "state_dir": str},
-            "model": {"path": str},
-            "data": {"train": str, "heldout": str, "text": str, "label": str},
-            "engine": {f.name: int for f in fields(Engine)},
-            "privacy": {"max_update_norm": float},
-        }
-        _check_keys(raw, known)
-        site, data = raw.get("site", {}), raw.get("data", {})
+        _check_keys(raw, KNOWN)
         base = path.resolve().parent
-        for name in ("site.name", "site.state_dir", "model.path", "data.train", "data.heldout"):
+        for name in ("site.name", "site.state_dir", "model.path", "data.train"):
             section, _, key = name.partition(".")
             if key not in raw.get(section, {}):
-                raise ConfigError(f"{section}.{key}", "nothing", "must be set in site.toml")
-        paths = {k: base / data[k] for k in ("train", "heldout")}
-        keys = {k: data[k] for k in ("text", "label") if k in data}
+                raise ConfigError(name, "nothing", "must be set in site.toml")
+        site, data, model = raw["site"], raw["data"], dict(raw["model"])
+        folder = resolve_model(model.pop("path"), base, model.pop("revision", ""))
+        paths = {k: base / data[k] for k in ("train", "heldout") if k in data}
         return cls(
             name=site["name"],
             state_dir=base / site["state_dir"],
-            model=base / raw["model"]["path"],
-            data=Data(**paths, **keys),
+            model=BaseModel(path=folder, **model),
+            data=Data(**{**data, **paths}),
             engine=Engine(**raw.get("engine", {})),
             max_update_norm=float(raw.get("privacy", {}).get("max_update_norm", 0.0)),
         )
+
+
+def _kinds(config: type, **others: type) -> dict[str, type]:
+    """TOML types of a dataclass's fields; paths are written as text."""
+    types: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
+    return {f.name: types.get(str(f.type), str) for f in fields(config)} | others
+
+
+KNOWN: dict[str, dict[str, type]] = {
+    "site": {"name": str, "state_dir": str},
+    "model": _kinds(BaseModel, revision=str),
+    "data": _kinds(Data),
+    "engine": _kinds(Engine),
+    "privacy": {"max_update_norm": float},
+}
 
 
 def _check_keys(raw: dict[str, Any], known: dict[str, dict[str, type]]) -> None:
@@ -137,5 +165,5 @@ def _check_keys(raw: dict[str, Any], known: dict[str, dict[str, type]]) -> None:
             if kind is None:
                 raise ConfigError(f"{section}.{key}", value, f"unknown key: must be one of {list(known[section])}")
             allowed = (int, float) if kind is float else (kind,)
-            if not isinstance(value, allowed) or isinstance(value, bool):
+            if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
                 raise ConfigError(f"{section}.{key}", repr(value), f"must be of type {kind.__name__}")

@@ -20,12 +20,13 @@ from fedcompress.merging.krum import Krum
 from fedcompress.merging.multi_krum import MultiKrum
 from fedcompress.merging.outer import Outer, Sgd
 from fedcompress.merging.weights import Weighting
+from fedcompress.objective import Objective, objective_from
 from fedcompress.optim import optimizer_named
+from fedcompress.training import correction_named, schedule_named
 from fedcompress.wire.envelope import NAME
 
-PROTOCOL = 2
+PROTOCOL = 3
 OPTIMIZER_STATES = ("reset", "keep")
-HEADS = ("mean-pool-linear",)
 
 
 # How the fields of a task are written in JSON.
@@ -75,12 +76,20 @@ class TrainTask:
     feedback_reset: int = 0  # rounds
     residual_store: str = "none"
     optimizer_state: str = "reset"
+    schedule: str = "constant"  # of the learning rate, over all rounds
+    rounds: int = 1  # of the whole run, which the schedule spans
+    clip: float = 1.0  # global norm of the gradient; 0: not clipped
+    correction: str = "none"  # of drift
+    deadline: float = 0.0  # seconds of training, after which a site sends what it has; 0: none
     max_length: int  # tokens
-    labels: tuple[str, ...]
-    head: str
+    objective: str  # canonical JSON
     seed: int
     adapter_config: str  # canonical JSON of adapter_config.json
     layout: str  # canonical JSON of the layout
+    freeze: tuple[str, ...] = ()  # parts of names that are not trained
+    base_fingerprint: str = ""  # hex; empty: not known
+    tokenizer: str = ""  # hex; empty: not known
+    constants: str = ""  # hex; empty: there are none
     merged: tuple[str, ...] = ()  # hex digests, this site's last merged update is among them if there is one
     protocol: int = PROTOCOL
 
@@ -89,15 +98,14 @@ class TrainTask:
             raise ConfigError("task.protocol", self.protocol, f"this version of fedcompress speaks {PROTOCOL}")
         if not NAME.fullmatch(self.run):
             raise ConfigError("task.run", repr(self.run), f"must match {NAME.pattern}")
-        for name in ("batch_size", "lr", "max_length", "round"):
+        for name in ("batch_size", "lr", "max_length", "round", "rounds"):
             _positive(f"task.{name}", getattr(self, name))
-        for name in ("steps", "version"):
+        for name in ("steps", "version", "clip", "deadline"):
             _positive(f"task.{name}", getattr(self, name), zero=True)
         _check_optimizer("task.optimizer", self.optimizer, self.optimizer_state)
-        if self.head not in HEADS:
-            raise ConfigError("task.head", self.head, f"must be one of {list(HEADS)}")
-        if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
-            raise ConfigError("task.labels", list(self.labels), "must be at least 2 distinct names")
+        objective_from(self.objective, field="task.objective")
+        schedule_named(self.schedule, field="task.schedule")
+        correction_named(self.correction, field="task.correction")
         CodecSpec.parse(self.codec, field="task.codec")
         _ = self.error_feedback  # checks its ranges
 
@@ -106,6 +114,11 @@ class TrainTask:
         """How the site keeps what its codec leaves out."""
         warmup, reset = self.feedback_warmup, self.feedback_reset
         return Feedback(decay=self.feedback, warmup=warmup, reset=reset, store=self.residual_store)
+
+    @property
+    def learns(self) -> Objective:
+        """The objective."""
+        return objective_from(self.objective, field="task.objective")
 
     def to_json(self) -> str:
         """Canonical JSON."""
@@ -137,9 +150,8 @@ class RunConfig:
 
     run: str = "run"
     state_dir: str = ""
-    initial_adapter: str = ""  # PEFT folder: layout, config and start
-    base_fingerprint: str = ""  # hex; empty: the first one seen is kept
-    labels: str = ""  # joined by |
+    initial_adapter: str = ""  # folder that `fedcompress template` makes: objective, config, layout and start
+    base_fingerprint: str = ""  # hex; empty: the template's, or else the first one seen is kept
     rounds: int = 5
     min_sites: int = 1
     sites_per_round: int = 0  # asked in a round; 0: all that are there
@@ -162,14 +174,17 @@ class RunConfig:
     weighting: str = "examples"  # how much a site counts
     server_optimizer: str = "sgd"
     server_lr: float = 1.0  # of sgd; other server optimizers have their own lr
+    schedule: str = "constant"  # of the sites' learning rate, over all rounds
+    clip: float = 1.0  # norm of a site's gradient; 0: not clipped
+    correction: str = "none"  # of the drift of sites
+    train_timeout: float = 0.0  # seconds that a site trains at most in a round; 0: no limit
     max_length: int = 64
-    head: str = "mean-pool-linear"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.run):
             raise ConfigError("run", repr(self.run), f"must match {NAME.pattern}")
-        for name in ("state_dir", "initial_adapter", "labels"):
+        for name in ("state_dir", "initial_adapter"):
             if not getattr(self, name):
                 raise ConfigError(name.replace("_", "-"), "''", "must be set in the run config")
         for name in (
@@ -183,7 +198,7 @@ class RunConfig:
             "max_length",
         ):
             _positive(name.replace("_", "-"), getattr(self, name))
-        for name in ("steps", "sites_per_round", "server_lr", "seed"):
+        for name in ("steps", "sites_per_round", "server_lr", "clip", "train_timeout", "seed"):
             _positive(name.replace("_", "-"), getattr(self, name), zero=True)
         if self.seed >= 1 << 64:
             raise ConfigError("seed", self.seed, "must be below 2^64")
@@ -193,6 +208,8 @@ class RunConfig:
         self._check_quorum()
         _ = self.weigh_by, self.outer, self.error_feedback  # they check their ranges
         _check_optimizer("optimizer", self.optimizer, self.optimizer_state)
+        schedule_named(self.schedule, field="schedule")
+        correction_named(self.correction, field="correction")
 
     def _check_quorum(self) -> None:
         """A round with too few updates for Krum is to wait for more, not to fail when it merges."""
@@ -234,11 +251,6 @@ class RunConfig:
     def state_path(self) -> Path:
         """State directory."""
         return Path(self.state_dir)
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Class names, in the order of the head's rows."""
-        return tuple(self.labels.split("|"))
 
 
 def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 
 from fedcompress.adapters.init import seeded_init
+from fedcompress.adapters.template import constants_digest, load_constants
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
-from fedcompress.errors import ConfigError, HeaderError, MismatchError, PayloadError
+from fedcompress.errors import ConfigError, HeaderError, MismatchError, PayloadError, StateError
 from fedcompress.types import Array, Layout, Tensors, add, state_digest, to_arrays
 from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack
 
@@ -157,6 +158,35 @@ def encode_snapshot(
     return pack(replace(full, codec=str(spec)), encode_sections(spec, layout, state))
 
 
+def encode_constants(data: bytes, digest: str, *, run: str) -> bytes:
+    """A CONSTANTS envelope from the bytes of a safetensors file and the digest of what is in it, hex."""
+    known = bytes.fromhex(digest)
+    header = Header(
+        kind=Kind.CONSTANTS, run=run, round=0, version=0, codec="", layout_digest=known, result_digest=known
+    )
+    return pack(header, (data,))
+
+
+def decode_constants(data: bytes) -> tuple[str, bytes]:
+    """Digest, hex, and safetensors bytes of a CONSTANTS envelope; what is in them is hashed.
+
+    Raises:
+        WireError: the bytes are malformed.
+        MismatchError: the tensors have another digest.
+    """
+    envelope = unpack(data, Limits(max_body=len(data)))
+    if envelope.header.kind is not Kind.CONSTANTS or len(envelope.sections) != 1:
+        raise HeaderError(f"header.kind: {envelope.header.kind.name}: must be CONSTANTS here, with one section")
+    try:
+        found = constants_digest(load_constants(envelope.sections[0]))
+    except StateError as error:
+        raise PayloadError(str(error)) from error
+    digest = envelope.header.result_digest.hex()
+    if found != digest:
+        raise MismatchError("constants", f"constants: {found[:16]}: must be {digest[:16]}")
+    return digest, envelope.sections[0]
+
+
 def decode_state(
     data: bytes, layout: Layout, base: Mapping[str, Array] | None, limits: Limits | None = None
 ) -> tuple[Envelope, Tensors]:
@@ -195,7 +225,7 @@ def decode_state(
             for name, value in state.items():
                 if not np.isfinite(value).all():
                     raise PayloadError(f"delta: {name}: overflows the state: all values must be finite")
-        case Kind.UPDATE | Kind.REPORT | Kind.FILE:
+        case Kind.UPDATE | Kind.REPORT | Kind.FILE | Kind.CONSTANTS:
             raise HeaderError(f"header.kind: {header.kind.name}: must be SNAPSHOT or DELTA here")
     check_result(header, layout, state)
     return envelope, state

@@ -11,14 +11,17 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedcompress.adapters import adapter_digest, load_adapter, save_adapter, seeded_init
+from fedcompress.adapters import adapter_digest, load_template, seeded_init
+from fedcompress.adapters.template import CONSTANTS, START, export_adapter, load_constants
 from fedcompress.config import RunConfig, TrainTask
 from fedcompress.errors import AdmissionError, TrainingError
 from fedcompress.merging import Spool
-from fedcompress.pipeline import encode_snapshot
+from fedcompress.objective import objective_json
+from fedcompress.pipeline import encode_constants, encode_snapshot
 from fedcompress.types import state_digest, zeros
 from fedcompress.wire import Kind, digest_of
 from server.admission import Expected, admit
@@ -28,7 +31,7 @@ from server.publish import Downlinks
 from server.sampling import choose
 from server.strategy import Admitted, next_version
 
-RESYNC = ("base-digest", "result-digest", "StateError")  # failures that a whole state can heal
+RESYNC = ("base-digest", "result-digest", "StateError", "constants")  # failures that sending more can heal
 
 
 @dataclass(frozen=True)
@@ -75,14 +78,22 @@ class Coordinator:
         self._transport = transport
         self._emit = emit
         self._clock = clock
-        adapter = load_adapter(Path(config.initial_adapter))
-        self.layout = adapter.layout
-        self._adapter_config = dict(adapter.config)
+        folder = Path(config.initial_adapter)
+        self._template = template = load_template(folder)
+        self._constants = (folder / CONSTANTS).read_bytes() if template.constants else b""
+        self.layout = template.adapter.layout
+        self._adapter_config = dict(template.adapter.config)
         self.ledger = Ledger(config.state_path, config.run)
-        self.ledger.begin(self.layout, json.dumps(self._adapter_config, sort_keys=True), config.base_fingerprint)
+        fingerprint = config.base_fingerprint or template.base_fingerprint
+        self.ledger.begin(self.layout, json.dumps(self._adapter_config, sort_keys=True), fingerprint)
         self._updates = config.state_path / "updates" / config.run  # decoded ones of the open round
         published = self.ledger.published(self.layout)
-        self._published = published or self._publish_start(adapter.tensors)
+        self._published = published or self._publish_start(template.adapter.tensors)
+
+    @cached_property
+    def _constants_are_needed(self) -> bool:
+        """Whether no site can rebuild them: a new site is sent them at once, others when they ask."""
+        return bool(self._constants) and any(name.endswith(START) for name in load_constants(self._constants))
 
     def _publish_start(self, tensors: dict[str, Any]) -> Published:
         """Commit version 0: the initial adapter, sent as its seed if the seed rebuilds it."""
@@ -168,8 +179,10 @@ class Coordinator:
                 if reply.status.get("code") in RESYNC and reply.node not in resent:
                     resent.add(reply.node)
                     self._refuse(round_, reply, reply.status["code"], str(reply.status.get("message", "")))
-                    self.ledger.forget(reply.node)
-                    self._send(reply.node, round_, steps, downlinks)
+                    lacks = reply.status["code"] == "constants"
+                    if not lacks:
+                        self.ledger.forget(reply.node)
+                    self._send(reply.node, round_, steps, downlinks, constants=lacks)
                     continue
                 waiting.discard(reply.node)
                 update = self._admit(round_, reply, {a.site for a in admitted}, steps)
@@ -203,7 +216,7 @@ class Coordinator:
             for _ in self._transport.receive(0.2):
                 pass
 
-    def _send(self, node: int, round_: int, steps: int, downlinks: Downlinks) -> None:
+    def _send(self, node: int, round_: int, steps: int, downlinks: Downlinks, *, constants: bool = False) -> None:
         rows = self.ledger.sites()
         known = next((r for r in rows if r.node == node), None)
         merged = [known.merged] if known is not None else [r.merged for r in rows]
@@ -222,15 +235,25 @@ class Coordinator:
             feedback_reset=config.feedback_reset,
             residual_store=config.residual_store,
             optimizer_state=config.optimizer_state,
+            schedule=config.schedule,
+            rounds=config.rounds,
+            clip=config.clip,
+            correction=config.correction,
+            deadline=config.train_timeout,
             max_length=config.max_length,
-            labels=config.label_names,
-            head=config.head,
+            objective=objective_json(self._template.objective),
             seed=config.seed,
             adapter_config=json.dumps(self._adapter_config, sort_keys=True, separators=(",", ":")),
             layout=self.layout.to_json(),
+            freeze=self._template.freeze,
+            base_fingerprint=self.ledger.base_fingerprint,
+            tokenizer=self._template.tokenizer,
+            constants=self._template.constants,
             merged=tuple(m for m in merged if m),
         )
         payload = downlinks.bundle(known.acked if known is not None else None)
+        if constants or (known is None and self._constants_are_needed):
+            payload = encode_constants(self._constants, self._template.constants, run=config.run) + payload
         self._transport.send(node, task, payload)
         site = known.site if known is not None else ""
         self.ledger.record_message(round_, node, site, "down", "state", len(payload), digest_of(payload).hex())
@@ -301,5 +324,6 @@ class Coordinator:
 
     def export(self, folder: Path) -> Path:
         """Write the published state as a stock PEFT folder."""
-        save_adapter(folder, {**self._adapter_config, "inference_mode": True}, self.layout, self._published.state)
+        constants = load_constants(self._constants) if self._constants else {}
+        export_adapter(folder, self._template, self._published.state, constants)
         return folder

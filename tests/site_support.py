@@ -22,6 +22,7 @@ from fedcompress.config import TrainTask
 from fedcompress.demo import data as demo_data
 from fedcompress.demo.federation import Federation
 from fedcompress.demo.processes import wait_until
+from fedcompress.objective import Classification, objective_json
 from fedcompress.pipeline import encode_snapshot
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 from fedcompress.wire import Limits, unpack
@@ -31,8 +32,11 @@ LABELS = demo_data.LABELS[:3]
 
 def make_template(folder: Path) -> None:
     """Write the initial adapter for ``LABELS`` in a process of its own (it imports torch)."""
-    args = [str(folder), str(demo_data.model_folder()), str(len(LABELS)), "0"]
-    subprocess.run([sys.executable, "-m", "fedcompress.demo.template", *args], check=True, capture_output=True)
+    model, options = str(demo_data.model_folder()), ["--adapter", "lora(r=8,targets=query+value)", "--out", str(folder)]
+    task = ["--task", "classification", "--labels", ",".join(LABELS)]
+    subprocess.run(
+        [sys.executable, "-m", "fedcompress", "template", model, *options, *task], check=True, capture_output=True
+    )
 
 
 def write_site(
@@ -94,8 +98,7 @@ class WorkerSite:
             "codec": "lora-ternary",
             "feedback": 1.0,
             "max_length": 24,
-            "labels": LABELS,
-            "head": "mean-pool-linear",
+            "objective": objective_json(Classification(labels=LABELS)),
             "seed": 0,
             "adapter_config": json.dumps(self.adapter.config, sort_keys=True),
             "layout": self.adapter.layout.to_json(),
@@ -182,7 +185,6 @@ def run_federation(
         "run": "test",
         "state-dir": str(folder / "coordinator"),
         "initial-adapter": str(template),
-        "labels": "|".join(LABELS),
         "rounds": rounds,
         "min-sites": sites,
         "quorum": sites,

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from clients.site import SiteConfig
-from clients.training.data import Rows, collate, load_rows, picks_for_steps
-from clients.training.engine import WarmEngine
+from clients.training.data import load_examples, picks_for_steps
+from clients.training.engine import WarmEngine, micro_batches
+from clients.training.job import Job
+from clients.training.prepare import prepared
+from clients.training.tasks import Example, Task, task_for
 from fedcompress.adapters import load_adapter, save_adapter
-from fedcompress.adapters.classifier import add_adapter, build_classifier, layout_of
+from fedcompress.adapters.base_model import load_tokenizer
 from fedcompress.config import TrainTask
-from fedcompress.errors import MismatchError
+from fedcompress.errors import TrainingError
+from fedcompress.training import FedProx, correction_named, schedule_named
+from fedcompress.types import Tensors
 
-EVAL_BATCH = 64
 OnProgress = Callable[..., None]
 
 
@@ -31,113 +35,167 @@ class Trainer:
     loads: int = 0
     key: tuple[Any, ...] = ()
     warm: WarmEngine | None = None
-    rows: dict[str, Rows] = field(default_factory=dict)
-    tokenizer: Any = None
+    task: Task | None = None
+    examples: dict[str, Sequence[Example]] = field(default_factory=dict)
 
-    def run(self, task: TrainTask, published: Path, out: Path, progress: OnProgress) -> dict[str, float]:
-        """Metrics of the job; rank 0 writes the trained adapter to ``out``.
+    def run(self, job: Job, progress: OnProgress) -> dict[str, float]:
+        """Metrics of the job; rank 0 writes the trained adapter to ``job.out``.
 
         Raises:
-            MismatchError: the model built here has another layout than the coordinator's.
+            MismatchError: the model built here has another layout, or other constants, than the coordinator's.
             ConfigError: a bad row, or settings that do not fit together.
+            TrainingError: a loss that is not a number, or nothing was trained.
         """
-        adapter = load_adapter(published)
+        try:
+            return self._run(job, progress)
+        except BaseException:
+            self.drop()  # the engine may have stopped in the middle of a step
+            raise
+
+    def drop(self) -> None:
+        """Forget model and rows, so that their memory is free."""
+        self.warm, self.task, self.key = None, None, ()
+        self.examples.clear()
+
+    def _run(self, job: Job, progress: OnProgress) -> dict[str, float]:
+        adapter, task = load_adapter(job.published), job.task
         started = time.monotonic()
-        warm = self._prepare(task, adapter.config, progress)
+        warm = self._prepare(job, adapter.config, progress)
         loaded = time.monotonic()
         warm.begin(adapter.tensors, task)
         progress(phase="evaluate")
         metrics = self._evaluate(warm)
         evaluated = time.monotonic()
         metrics |= {
-            "train_examples": float(len(self.rows["train"])),
+            "train_examples": float(len(self.examples["train"])),
             "model_loads": float(self.loads),
             "seconds_load": loaded - started,
             "seconds_evaluate": evaluated - loaded,
         }
         if task.steps:
-            metrics["train_loss"] = self._train(warm, task, progress)
+            metrics |= self._train(warm, task, adapter.tensors, progress)
             metrics["seconds_train"] = time.monotonic() - evaluated
             trained = warm.read()
+            if all((trained[n] == adapter.tensors[n]).all() for n in trained):
+                raise TrainingError("no-update", f"round {task.round}: nothing changed in {task.steps} steps")
             if self.rank == 0:
-                save_adapter(
-                    out, adapter.config, adapter.layout, {t.name: trained[t.name] for t in adapter.layout.tensors}
-                )
+                ordered = {t.name: trained[t.name] for t in adapter.layout.tensors}
+                save_adapter(job.out, adapter.config, adapter.layout, ordered)
         return metrics
 
-    def _prepare(self, task: TrainTask, config: Any, progress: OnProgress) -> WarmEngine:
+    def _prepare(self, job: Job, config: Any, progress: OnProgress) -> WarmEngine:
         """Load model and rows, unless the last job used the same."""
-        from transformers import AutoTokenizer
-
-        key = (task.adapter_config, task.labels, task.head, task.batch_size, task.optimizer, task.max_length)
+        task = job.task
+        settings = (task.adapter_config, task.objective, task.freeze, task.constants, task.max_length)
+        key = (*settings, task.batch_size, task.optimizer, task.clip, job.micro_batch)
         if self.warm is not None and key == self.key:
             return self.warm
-        progress(phase="load", text=str(self.site.model))
-        self.tokenizer = AutoTokenizer.from_pretrained(self.site.model)
-        data = self.site.data
-        self.rows = {
-            name: load_rows(path, data, task.labels, self.tokenizer, task.max_length)
-            for name, path in (("train", data.train), ("heldout", data.heldout))
-        }
-        model = add_adapter(build_classifier(self.site.model, len(task.labels)), config)
-        here = layout_of(model)
-        if here.to_json() != task.layout:
-            raise MismatchError("layout-mismatch", "adapter: the base model here gives other trainable tensors")
-        self.warm = WarmEngine(model, self.site.engine, task)
+        self.drop()  # before another is built
+        progress(phase="load", text=str(self.site.model.path))
+        tokenizer = load_tokenizer(self.site.model.path)
+        self.task = task_for(task.learns, self.site.data, tokenizer, task.max_length)
+        self.examples = {part: load_examples(self.site.data, part, self.task) for part in ("train", "heldout")}
+        attached = prepared(self.site.model, task, config, job.constants)
+        micro, accumulation = micro_batches(task.batch_size, self.world, job.micro_batch)
+        self.warm = WarmEngine(attached, self.site.engine, task, micro=micro, accumulation=accumulation)
         self.key = key
         self.loads += 1
         return self.warm
 
     def _evaluate(self, warm: WarmEngine) -> dict[str, float]:
-        """Accuracy and mean loss on the held-out rows, shared among the ranks."""
+        """Sums over the predictions of the held-out rows, shared among the ranks."""
         import torch
 
-        rows, module = self.rows["heldout"], warm.engine.module
-        mine = sorted(range(self.rank, len(rows), self.world), key=lambda i: len(rows.tokens[i]))
+        rows, task = self.examples["heldout"], self.task
+        assert task is not None
+        size = warm.micro
+        mine = sorted(range(self.rank, len(rows), self.world), key=lambda i: len(rows[i].tokens))
+        batches = [mine[at : at + size] for at in range(0, len(mine), size)]
+        real, most = len(batches), math.ceil(math.ceil(len(rows) / self.world) / size)
+        batches += [mine[:1] or [0]] * (most - real)  # every rank must take part in every gather
         sums = torch.zeros(3, dtype=torch.float64)
-        batches = [mine[at : at + EVAL_BATCH] for at in range(0, len(mine), EVAL_BATCH)]
-        if warm.stage == 3:  # every rank must take part in every gather
-            batches += [mine[:1] or [0]] * (-(-len(rows) // self.world) // EVAL_BATCH + 1 - len(batches))
-        real = -(-len(mine) // EVAL_BATCH)
-        module.eval()
+        warm.engine.eval()
         with torch.no_grad():
             for number, picks in enumerate(batches):
-                ids, mask, labels = collate(rows, picks, self.tokenizer.pad_token_id)
-                logits = module(input_ids=ids.to(warm.engine.device), attention_mask=mask.to(warm.engine.device))
+                found = task.measure(warm.module, self._batch([rows[i] for i in picks], warm))
                 if number < real:
-                    logits, labels = logits.float().cpu(), labels
-                    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-                    sums += torch.tensor([(logits.argmax(1) == labels).sum(), loss, len(picks)], dtype=torch.float64)
-        sums = sums.to(warm.engine.device)
+                    sums += torch.tensor([float(found.correct), float(found.loss), found.count], dtype=torch.float64)
+        sums = sums.to(warm.device)
         torch.distributed.all_reduce(sums)
         correct, loss, count = sums.tolist()
         return {"eval_correct": correct, "eval_loss_sum": loss, "eval_examples": count}
 
-    def _train(self, warm: WarmEngine, task: TrainTask, progress: OnProgress) -> float:
-        """Mean loss of the last steps on this rank."""
+    def _batch(self, examples: Sequence[Example], warm: WarmEngine) -> dict[str, Any]:
+        assert self.task is not None
+        return {name: value.to(warm.device) for name, value in self.task.batch(examples).items()}
+
+    def _train(self, warm: WarmEngine, task: TrainTask, start: Tensors, progress: OnProgress) -> dict[str, float]:
+        """Mean loss of the last steps, and how many were made."""
         import torch
 
-        rows, engine = self.rows["train"], warm.engine
-        torch.manual_seed(_seed(task, self.site.name, f"dropout/{self.rank}"))
-        engine.module.train()
+        rows, schedule = self.examples["train"], schedule_named(task.schedule)
+        torch.manual_seed(seed_of(task, self.site.name, f"dropout/{self.rank}"))
+        warm.engine.train()
+        extra = self._drift(warm, task, start)
         losses: list[float] = []
-        order = picks_for_steps(len(rows), task.batch_size, task.steps, _seed(task, self.site.name, "order"))
+        order = picks_for_steps(len(rows), task.batch_size, task.steps, seed_of(task, self.site.name, "order"))
+        began, total_steps = time.monotonic(), task.steps * task.rounds
         for step, batch in enumerate(order, start=1):
-            mine, total = batch[self.rank :: self.world], 0.0
-            for at in range(0, len(mine), warm.micro):
-                ids, mask, labels = collate(rows, mine[at : at + warm.micro], self.tokenizer.pad_token_id)
-                logits = engine(input_ids=ids.to(engine.device), attention_mask=mask.to(engine.device))
-                loss = torch.nn.functional.cross_entropy(logits.float(), labels.to(engine.device))
-                warm.step(loss)
-                total += loss.item() / warm.accumulation
-            losses.append(total)
-            if step % max(1, task.steps // 4) == 0:
-                progress(phase="train", step=step, steps=task.steps, loss=total)
+            warm.set_lr(task.lr * schedule.factor((task.round - 1) * task.steps + step - 1, total_steps))
+            losses.append(self._step(warm, [rows[i] for i in batch], extra, step))
+            if step % max(1, task.steps // 20) == 0:
+                progress(phase="train", step=step, steps=task.steps, loss=losses[-1])
+            if self._is_late(warm, began, task.deadline):
+                progress(phase="train", step=step, steps=task.steps, loss=losses[-1], text="stopped by the deadline")
+                break
         tail = losses[-max(1, len(losses) // 4) :]
-        return sum(tail) / len(tail)
+        return {"train_loss": sum(tail) / len(tail), "steps_done": float(len(losses))}
+
+    def _step(self, warm: WarmEngine, batch: Sequence[Example], extra: Callable[[], Any], step: int) -> float:
+        """One optimizer step; the loss is the mean over what the whole batch predicts, on whatever rank.
+
+        Raises:
+            TrainingError: it is not finite.
+        """
+        assert self.task is not None
+        mine, total = batch[self.rank :: self.world], 0.0
+        whole = sum(e.predictions for e in batch)
+        for at in range(0, len(mine), warm.micro):
+            part = mine[at : at + warm.micro]
+            loss = self.task.measure(warm.module, self._batch(part, warm)).loss * (self.world / whole)
+            value = float(loss)
+            if value != value or value in (float("inf"), float("-inf")):
+                places = ", ".join(e.where for e in part)
+                raise TrainingError("nan-loss", f"step {step}: loss {value}: of rows {places}")
+            total += value
+            last = at + warm.micro >= len(mine)
+            warm.step(loss * warm.accumulation + (extra() if last else 0.0))
+        return total
+
+    def _drift(self, warm: WarmEngine, task: TrainTask, start: Tensors) -> Callable[[], Any]:
+        """What the correction of drift adds to the loss of a step."""
+        import torch
+
+        match correction_named(task.correction):
+            case FedProx(mu=mu):
+                anchors = {n: torch.from_numpy(v).to(warm.device) for n, v in start.items()}
+                scale = mu / 2 * warm.accumulation
+                return lambda: scale * sum(((p - anchors[n]) ** 2).sum() for n, p in warm.parameters.items())
+            case _:
+                return lambda: 0.0
+
+    def _is_late(self, warm: WarmEngine, began: float, deadline: float) -> bool:
+        """Whether any rank's time is over; all ranks stop at the same step."""
+        if not deadline:
+            return False
+        import torch
+
+        late = torch.tensor([float(time.monotonic() - began > deadline)], device=warm.device)
+        torch.distributed.all_reduce(late)
+        return bool(late.item())
 
 
-def _seed(task: TrainTask, site: str, purpose: str) -> int:
+def seed_of(task: TrainTask, site: str, purpose: str) -> int:
     """63 bits from run seed, site, round and purpose."""
     text = f"{task.seed}/{site}/{task.round}/{purpose}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clients.site import SiteConfig
-from fedcompress.config import TrainTask
+from clients.training.job import OUT_OF_MEMORY, Job
 from fedcompress.errors import FedCompressError, MismatchError, TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
@@ -64,19 +64,29 @@ def _run(stub: Any, trainer: Any, rank: int, command: Any) -> None:
             report(progress=worker_pb2.Progress(**fields))
 
     try:
-        job = json.loads(command.job_json)
-        task = TrainTask.from_json(json.dumps(job["task"]))
-        result = trainer.run(task, Path(job["published"]), Path(job["out"]), progress)
+        result = trainer.run(Job.from_json(command.job_json), progress)
     except FedCompressError as error:
         code = error.code if isinstance(error, MismatchError | TrainingError) else type(error).__name__
         LOG.error("job failed: %s", error)
         report(error=f"{code}: {error}")
     except Exception as error:
         LOG.exception("job failed")
+        if _is_out_of_memory(error):
+            report(error=f"{OUT_OF_MEMORY}: {error}")
+            return
         report(error=f"rank-failed: {type(error).__name__}: {error}")
         raise  # ranks may now disagree: the elastic agent restarts the group
     else:
         report(result_json=json.dumps(result))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of the host where it refuses."""
+    import torch
+
+    text = str(error).lower()
+    refused = isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or refused
 
 
 if __name__ == "__main__":

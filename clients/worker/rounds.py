@@ -6,20 +6,23 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from clients.site import SiteConfig
+from clients.training.job import OUT_OF_MEMORY, Job
 from clients.worker.hub import RankHub
 from clients.worker.session import Held, Session
 from fedcompress.adapters import adapter_digest, base_fingerprint, load_adapter, save_adapter
+from fedcompress.adapters.template import CONSTANTS
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import TrainTask
-from fedcompress.errors import MismatchError
+from fedcompress.errors import MismatchError, TrainingError
 from fedcompress.pipeline import encode_update
 from fedcompress.privacy import clip_update
 from fedcompress.types import Layout, subtract
 from fedcompress.wire import Header, Kind, pack
 
+MAX_DEATHS = 2  # of ranks, in one round
 START_TIMEOUT = 300.0  # seconds for the ranks to import and load
 OnProgress = Callable[..., None]
 
@@ -42,7 +45,8 @@ class RoundRunner:
         self._work = site.state_dir / "work"
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
-        self._fingerprint = base_fingerprint(site.model)
+        self._micro_batch = 0  # what memory has room for, once it was short
+        self._fingerprint = base_fingerprint(site.model.path)
 
     def run(self, task: TrainTask, bundle: bytes, progress: OnProgress) -> Reply:
         """The reply to ``task``; from the outbox if this round was done before.
@@ -52,6 +56,7 @@ class RoundRunner:
             TrainingError: a rank failed.
             StateError: the session is corrupt.
         """
+        self._check_base(task)
         layout = Layout.from_json(task.layout)
         held = self._session.receive(task.run, layout, bundle)
         if held.version != task.version:
@@ -84,14 +89,55 @@ class RoundRunner:
             return Reply(pack(header, ()), replayed=False)
         return Reply(self._encode(task, header, progress), replayed=False)
 
+    def _check_base(self, task: TrainTask) -> None:
+        """Refuse before anything is computed if the base or the tokenizer here is not the run's."""
+        here, wanted = self._fingerprint.hex(), task.base_fingerprint
+        if wanted and here != wanted:
+            path = self._site.model.path
+            raise MismatchError("base-model", f"model.path: {path}: {here[:16]}: the run's base is {wanted[:16]}")
+
     def _train(self, task: TrainTask, held: Held, progress: OnProgress) -> dict[str, float]:
         """Metrics of rank 0; leaves the trained tensors in the work folder."""
         shutil.rmtree(self._work / "trained", ignore_errors=True)
         config = json.loads(task.adapter_config)
         save_adapter(self._work / "published", config, held.layout, held.state)
-        job = {"task": asdict(task), "published": str(self._work / "published"), "out": str(self._work / "trained")}
+        constants = self._session.constants(task.run, task.constants) if task.constants else None
+        if constants is not None:
+            (self._work / CONSTANTS).write_bytes(constants)
+        job = Job(
+            task=task,
+            published=self._work / "published",
+            constants=self._work / CONSTANTS if constants is not None else None,
+            out=self._work / "trained",
+            micro_batch=self._micro_batch or self._site.engine.micro_batch or task.batch_size,
+        )
+        return self._persist(job, progress)
+
+    def _persist(self, job: Job, progress: OnProgress) -> dict[str, float]:
+        """Run a job; again with half the micro-batch if memory is short, and again if a rank dies.
+
+        Raises:
+            TrainingError: neither helps.
+        """
+        deaths = 0
+        while True:
+            try:
+                return self._ask(job, progress)
+            except TrainingError as error:
+                if error.code == OUT_OF_MEMORY and job.micro_batch > 1:
+                    self._micro_batch = job.micro_batch // 2
+                    job = replace(job, micro_batch=self._micro_batch)
+                    progress(phase="recover", text=f"out of memory: micro-batch is now {job.micro_batch}: {error}")
+                elif error.code == "rank-died" and deaths < MAX_DEATHS:
+                    deaths += 1
+                    progress(phase="recover", text=f"a rank died, all start afresh: {error}")
+                else:
+                    raise
+
+    def _ask(self, job: Job, progress: OnProgress) -> dict[str, float]:
+        """Metrics of rank 0."""
         metrics: dict[str, float] = {}
-        for report in self._hub.run(json.dumps(job), start_timeout=START_TIMEOUT):
+        for report in self._hub.run(job.to_json(), start_timeout=START_TIMEOUT):
             if report.result_json and report.rank == 0:
                 metrics = json.loads(report.result_json)
             elif not report.result_json:

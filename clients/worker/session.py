@@ -17,7 +17,7 @@ from fedcompress.blobs import BlobStore
 from fedcompress.codecs import Feedback, pack_residual, unpack_residual
 from fedcompress.database import open_database, transaction
 from fedcompress.errors import MismatchError, StateError
-from fedcompress.pipeline import check_layout, decode_state, decode_update
+from fedcompress.pipeline import check_layout, decode_constants, decode_state, decode_update
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest, to_bytes, zeros
 from fedcompress.wire import Kind, Limits, digest_of, split_bundle, unpack
 
@@ -30,7 +30,9 @@ CREATE TABLE IF NOT EXISTS outbox (
   run TEXT NOT NULL, round INTEGER NOT NULL, base_digest TEXT NOT NULL, digest TEXT NOT NULL,
   blob TEXT NOT NULL, status TEXT NOT NULL CHECK (status IN ('open', 'merged', 'returned')),
   PRIMARY KEY (run, round));
+CREATE TABLE IF NOT EXISTS constant (run TEXT PRIMARY KEY, digest TEXT NOT NULL, blob TEXT NOT NULL);
 """
+MAX_CONSTANTS = 1 << 34  # bytes
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,10 @@ class Session:
     def _transaction(self) -> Iterator[None]:
         with transaction(self._db):
             yield
-        rows = self._db.execute("SELECT state, residual FROM run UNION ALL SELECT blob, blob FROM outbox")
+        rows = self._db.execute(
+            "SELECT state, residual FROM run UNION ALL SELECT blob, blob FROM outbox"
+            " UNION ALL SELECT blob, blob FROM constant"
+        )
         self._blobs.keep_only(name for row in rows for name in row)
 
     def held(self, run: str) -> Held | None:
@@ -93,7 +98,9 @@ class Session:
             StateError: what is held is corrupt, and there is no snapshot.
         """
         limits = Limits.for_numel(layout.numel)
-        pieces = split_bundle(bundle, limits)
+        pieces = split_bundle(bundle, Limits(max_body=max(limits.max_body, MAX_CONSTANTS)))
+        if len(pieces) > 1 and _is_constants(pieces[0]):
+            self._keep_constants(run, pieces.pop(0))
         headers = [unpack(piece, limits).header for piece in pieces]
         for header in headers:
             check_layout(header, layout)
@@ -191,6 +198,17 @@ class Session:
             )
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (rest, run))
 
+    def _keep_constants(self, run: str, envelope: bytes) -> None:
+        digest, data = decode_constants(envelope)
+        name = self._blobs.put(data)
+        with self._transaction():
+            self._db.execute("INSERT OR REPLACE INTO constant VALUES (?, ?, ?)", (run, digest, name))
+
+    def constants(self, run: str, digest: str) -> bytes | None:
+        """The safetensors bytes that were sent with this digest, hex, or None."""
+        row = self._db.execute("SELECT blob FROM constant WHERE run=? AND digest=?", (run, digest)).fetchone()
+        return self._blobs.get(row[0]) if row is not None else None
+
     def _check_outbox(self, run: str) -> None:
         """Raise ``StateError`` if a reply that may have to be replayed or given back is corrupt."""
         rows = self._db.execute("SELECT blob FROM outbox WHERE run=? AND status='open'", (run,)).fetchall()
@@ -208,3 +226,7 @@ class Session:
             self._db.execute(
                 "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?)", (run, layout.to_json(), version, *names)
             )
+
+
+def _is_constants(envelope: bytes) -> bool:
+    return unpack(envelope, Limits(max_body=len(envelope))).header.kind is Kind.CONSTANTS

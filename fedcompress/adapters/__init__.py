@@ -1,17 +1,23 @@
-"""PEFT adapter folders to layouts and states, and back; fingerprints; seeded starts."""
+"""PEFT adapter folders to layouts and states, and back; templates of runs; fingerprints; seeded starts."""
 
 from fedcompress.adapters.fingerprint import base_fingerprint
 from fedcompress.adapters.folder import Adapter, adapter_digest, load_adapter, save_adapter
-from fedcompress.adapters.groups import ADAPTERS, group_of
+from fedcompress.adapters.groups import group_of
 from fedcompress.adapters.init import seeded_init
+from fedcompress.adapters.table import ADAPTERS, adapter_named
+from fedcompress.adapters.template import Template, load_template, save_template
 
 __all__ = [
     "ADAPTERS",
     "Adapter",
+    "Template",
     "adapter_digest",
+    "adapter_named",
     "base_fingerprint",
     "group_of",
     "load_adapter",
+    "load_template",
     "save_adapter",
+    "save_template",
     "seeded_init",
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters.classifier import USAGE
+from fedcompress.objective import CausalLM, Classification, Objective, Seq2SeqLM
 
 _CARD = """\
 ---
@@ -21,13 +22,38 @@ It loads with stock PEFT; fedcompress is not needed:
 ```python
 BASE = {base!r}
 ADAPTER = "."
-LABELS = {labels!r}
-
 {usage}```
+"""
+LANGUAGE = """\
+from peft import PeftModel
+from transformers import {kind}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(BASE)
+model = PeftModel.from_pretrained({kind}.from_pretrained(BASE), ADAPTER).eval()
+"""
+STOCK = """\
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+base = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=len(LABELS))
+model = PeftModel.from_pretrained(base, ADAPTER).eval()
 """
 
 
-def write_card(folder: Path, base: Path, labels: Sequence[str], result: Mapping[str, Any]) -> None:
+def usage_of(objective: Objective) -> str:
+    """Python that loads an adapter with stock PEFT from BASE and ADAPTER, as ``model``."""
+    match objective:
+        case Classification(head="mean-pool-linear"):
+            return f"LABELS = {list(objective.labels)!r}\n\n{USAGE}"
+        case Classification():
+            return f"LABELS = {list(objective.labels)!r}\n\n{STOCK}"
+        case CausalLM():
+            return LANGUAGE.format(kind="AutoModelForCausalLM")
+        case Seq2SeqLM():
+            return LANGUAGE.format(kind="AutoModelForSeq2SeqLM")
+
+
+def write_card(folder: Path, base: Path, objective: Objective, result: Mapping[str, Any]) -> None:
     """Write ``README.md`` into an adapter folder."""
     text = _CARD.format(
         task=result["task"],
@@ -36,7 +62,6 @@ def write_card(folder: Path, base: Path, labels: Sequence[str], result: Mapping[
         codec=result["codec"],
         accuracy=result["accuracy_end"],
         base=str(base),
-        labels=list(labels),
-        usage=USAGE,
+        usage=usage_of(objective),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

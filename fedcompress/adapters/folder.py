@@ -70,10 +70,17 @@ def load_adapter(folder: Path) -> Adapter:
     return Adapter(config=config, layout=Layout(tuple(specs)), tensors=tensors)
 
 
-def save_adapter(folder: Path, config: Mapping[str, Any], layout: Layout, tensors: Mapping[str, Array]) -> None:
+def save_adapter(
+    folder: Path,
+    config: Mapping[str, Any],
+    layout: Layout,
+    tensors: Mapping[str, Array],
+    constants: Mapping[str, NDArray[Any]] | None = None,
+) -> None:
     """Write a stock PEFT folder; equal input gives equal bytes, each file replaced whole.
 
-    Values beyond the range of a dtype of two bytes become its ends.
+    Values beyond the range of a dtype of two bytes become its ends. ``constants`` are tensors that are saved but
+    not trained, as they are.
 
     Raises:
         LayoutError: ``tensors`` does not have the layout.
@@ -82,15 +89,12 @@ def save_adapter(folder: Path, config: Mapping[str, Any], layout: Layout, tensor
     from safetensors import serialize
 
     layout.check(tensors, what="save_adapter")
-    stored = {t.name: from_float32(tensors[t.name], t.dtype) for t in layout.tensors}  # alive until serialized
+    stored = {t.name: (t.dtype, t.shape, from_float32(tensors[t.name], t.dtype)) for t in layout.tensors}
+    for name, value in (constants or {}).items():
+        stored[name] = (str(value.dtype), value.shape, np.ascontiguousarray(value))
     entries = {
-        t.name: Entry(
-            dtype=t.dtype,
-            shape=list(t.shape),
-            data_ptr=stored[t.name].ctypes.data,
-            data_len=stored[t.name].nbytes,
-        )
-        for t in layout.tensors
+        name: Entry(dtype=dtype, shape=list(shape), data_ptr=data.ctypes.data, data_len=data.nbytes)
+        for name, (dtype, shape, data) in stored.items()  # which keeps the data alive
     }
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / WEIGHTS_FILE, bytes(serialize(entries, {"format": "pt"})))

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
-FACTOR_A = re.compile(r"\.lora_(?:embedding_)?A(?:\.|$)")
-FACTOR_B = re.compile(r"\.lora_(?:embedding_)?B(?:\.|$)")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterRow:
-    """What the system knows about one PEFT type."""
-
-    merge: str
-    law: str
-    paper: str
-
-
-# Types that the training site accepts, and the merge rule that fits their tensors.
-ADAPTERS: dict[str, AdapterRow] = {
-    "LORA": AdapterRow(
-        merge="lora-ridge",
-        law="product of the merged factors is the mean of the products, up to the reported error",
-        paper="Hu et al. 2021 (arXiv:2106.09685)",
-    ),
-}
+FACTOR_A = re.compile(r"\.lora_(?:embedding_A|A\.)")
+FACTOR_B = re.compile(r"\.lora_(?:embedding_B|B\.)")
+# What PEFT's other types call their tensors; AdaLoRA's factors end in lora_A, without a dot.
+PART = re.compile(
+    r"\.(?:ia3|vera|pvera|randlora|miss|hada|lokr|fourierft|waveft|c3a|shira|supertuning|vblora|unilora"
+    r"|tinylora|oft|boft|hra|road|psoft|hira|delora|gralora|glora|lily|peanut|deft|frod|osf|beft|adaption)_"
+    r"|\.lora_(?:A$|B$|E$|magnitude_vector)|\.ln_tuning_layers\.|\.trainable_tokens_delta$|^prompt_embeddings$"
+)
 
 
 def group_of(name: str) -> str:
-    """``lora_a``, ``lora_b`` or ``head`` (a module that is saved whole) from a PEFT key."""
+    """``lora_a``, ``lora_b``, ``other`` (of another type) or ``head`` (of a module that is saved whole)."""
     if FACTOR_A.search(name):
         return "lora_a"
     if FACTOR_B.search(name):
         return "lora_b"
-    return "head"
+    return "other" if PART.search(name) else "head"

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    rounds: Annotated[int, typer.Option(help="Rounds of training.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds of training; 0: as the task has them.")] = 0,
     sites: Annotated[int, typer.Option(help="Sites, each a hospital with its own questions (1 to 8).")] = 3,
     codec: Annotated[str, typer.Option(help="Codec spec or preset, see `fedcompress codecs`.")] = "lora-transform",
     downlink_codec: Annotated[str, typer.Option(help="Codec towards the sites; default: what goes with --codec.")] = "",
@@ -23,9 +23,11 @@ def demo(
     space: Annotated[
         str, typer.Option(help="Where elementwise rules merge LoRA modules: factors or product.")
     ] = "factors",
-    steps: Annotated[int, typer.Option(help="Optimizer steps a site makes in a round.")] = 12,
+    steps: Annotated[int, typer.Option(help="Optimizer steps a site makes in a round; 0: as the task has them.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
-    task: Annotated[str, typer.Option(help="What is learnt.")] = "medmcqa-department",
+    task: Annotated[
+        str, typer.Option(help="medmcqa-department (a classifier) or chat (a language model).")
+    ] = "medmcqa-department",
     port: Annotated[int, typer.Option(help="Port of the SuperLink; 0 takes a free one.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for result.json, accuracy.png and adapter/.")] = Path("demo-out"),
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json on stdout, progress on stderr.")] = False,
@@ -34,6 +36,8 @@ def demo(
 
     Examples:
       fedcompress demo
+
+      fedcompress demo --task chat --out demo-chat
 
       fedcompress demo --codec none --out demo-plain
 

@@ -8,7 +8,7 @@ import sys
 import click
 import typer
 
-from fedcompress.cli import demo, experiment, files, merge, plan, tables, worker
+from fedcompress.cli import demo, experiment, files, merge, plan, tables, template, worker
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, MismatchError, MissingPackageError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ files.register(app)
 merge.register(app)
 plan.register(app)
 tables.register(app)
+template.register(app)
 worker.register(app)
 
 DEBUG = "--debug"

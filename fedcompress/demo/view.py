@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -58,7 +59,8 @@ class DemoView:
         table = Table(
             title=f"fedcompress demo: {self._options.task}, {self._options.sites} sites", title_justify="left"
         )
-        for name in ("round", "accuracy", "loss", "bytes up", "bytes down", "seconds"):
+        figure = "perplexity" if self._options.demo.samples else "loss"
+        for name in ("round", "accuracy", figure, "bytes up", "bytes down", "seconds"):
             table.add_column(name, justify="right")
         table.add_row("start", *self._accuracy(0), "", "", "")
         for row in self._rows:
@@ -69,12 +71,28 @@ class DemoView:
 
     def _accuracy(self, version: int) -> tuple[str, str]:
         quality = self._quality.get(version)
-        return (f"{quality['accuracy']:.4f}", f"{quality['loss']:.4f}") if quality else ("...", "...")
+        if not quality:
+            return "...", "..."
+        figure = math.exp(min(quality["loss"], 700.0)) if self._options.demo.samples else quality["loss"]
+        return f"{quality['accuracy']:.4f}", f"{figure:.4f}"
 
     def summary(self, result: dict[str, Any]) -> None:
         """The last lines."""
         ratio, payload = result["ratio_vs_bf16"], result["payload_bytes"]
         lines = [
+            line
+            for sample in result.get("samples", [])
+            for line in (
+                f"question: {sample['prompt']}",
+                f"  wanted: {sample['wanted']}",
+                f"  before: {' '.join(sample['before'].split())}",
+                f"  after:  {' '.join(sample['after'].split())}",
+                "",
+            )
+        ]
+        if "perplexity_end" in result:
+            lines.append(f"perplexity {result['perplexity_start']:.3f} -> {result['perplexity_end']:.3f}")
+        lines += [
             f"accuracy {result['accuracy_start']:.4f} -> {result['accuracy_end']:.4f} "
             f"in {len(result['rounds'])} rounds, {result['wall_seconds']:.0f} s",
             f"sent up {payload['up']:,} bytes ({ratio['up']:.1f} x fewer than bf16), "
@@ -83,4 +101,4 @@ class DemoView:
             f"adapter (stock PEFT): {result['adapter_dir']}",
             f"result and picture:   {self._options.out.resolve()}/result.json, accuracy.png",
         ]
-        self._console.print("\n".join(lines), highlight=False)
+        self._console.print("\n".join(lines), highlight=False, markup=False)

@@ -69,6 +69,7 @@ class Kind(IntEnum):
     SNAPSHOT = 3
     REPORT = 4
     FILE = 5
+    CONSTANTS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,7 @@ class Header:
             Kind.SNAPSHOT: ("result_digest", "layout_digest"),
             Kind.REPORT: ("base_digest", "layout_digest"),
             Kind.FILE: ("result_digest", "layout_digest"),
+            Kind.CONSTANTS: ("result_digest", "layout_digest"),
         }[self.kind]
         for name in ("base_digest", "result_digest", "layout_digest", "base_fingerprint", "adapter_digest"):
             size = len(getattr(self, name))

@@ -11,10 +11,11 @@ import pytest
 
 from fedcompress.adapters import load_adapter
 from fedcompress.errors import TrainingError
+from fedcompress.objective import Classification, objective_json
 from fedcompress.pipeline import decode_update
 from fedcompress.types import l2_norm, state_digest, subtract
 from fedcompress.wire import Kind, Limits, unpack
-from tests.site_support import WorkerSite, metrics_of, write_site
+from tests.site_support import LABELS, WorkerSite, metrics_of, write_site
 
 
 @pytest.mark.timeout(180)
@@ -45,7 +46,7 @@ def test_rounds_are_warm_replayed_and_reported(worker_site: WorkerSite) -> None:
     with pytest.raises(TrainingError, match="envelope"):
         worker_site.train(worker_site.task(4), first[:-1] + bytes([first[-1] ^ 1]))
     with pytest.raises(TrainingError, match=r"north-train.jsonl:\d+.label"):
-        worker_site.train(worker_site.task(5, labels=(*worker_site.task(5).labels[:2], "Unseen")))
+        worker_site.train(worker_site.task(5, objective=objective_json(Classification(labels=(*LABELS[:2], "Unseen")))))
     assert worker_site.status().phase == "idle"
 
 

@@ -30,8 +30,8 @@ from tests.unit.test_core import FLAT, TASK
         {"lr": float("inf")},
         {"lr": float("nan")},
         {"feedback": None},
-        {"labels": "ab"},
-        {"labels": ["a", 1]},
+        {"objective": ["a", 1]},
+        {"freeze": "ab"},
         {"merged": [1]},
         {"merged": {"a": 1}},
         {"protocol": "1"},
@@ -103,11 +103,11 @@ def test_the_server_learning_rate_is_that_of_sgd() -> None:
 )
 def test_optimizers_are_checked_before_a_site_sees_them(key: str, value: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        RunConfig(**{"state_dir": "x", "initial_adapter": "x", "labels": "a|b", key: value})
+        RunConfig(**{"state_dir": "x", "initial_adapter": "x", key: value})
 
 
 def test_the_quorum_is_enough_for_krum() -> None:
-    fields = {"state_dir": "x", "initial_adapter": "x", "labels": "a|b", "rule": "multi-krum(malicious=2)"}
+    fields = {"state_dir": "x", "initial_adapter": "x", "rule": "multi-krum(malicious=2)"}
     with pytest.raises(ConfigError, match="at least 7"):
         RunConfig(**fields, quorum=6)
     RunConfig(**fields, quorum=7)

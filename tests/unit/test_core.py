@@ -17,6 +17,7 @@ from fedcompress.blobs import BlobStore
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import RunConfig, TrainTask, parse_run_config
 from fedcompress.errors import ConfigError, HeaderError, LayoutError, MismatchError, NonFiniteError, StateError
+from fedcompress.objective import Classification, objective_json
 from fedcompress.pipeline import decode_state, encode_delta, encode_snapshot
 from fedcompress.types import Layout, TensorSpec, from_bytes, state_digest, to_bytes
 from tests.support import equal, lora_layout, normal, update_header
@@ -108,8 +109,7 @@ TASK = TrainTask(
     codec="none",
     feedback=1.0,
     max_length=8,
-    labels=("a", "b"),
-    head="mean-pool-linear",
+    objective=objective_json(Classification(labels=("a", "b"))),
     seed=0,
     adapter_config="{}",
     layout=LAYOUT.to_json(),
@@ -130,8 +130,11 @@ def test_tasks_round_trip() -> None:
         ({"lr": float("nan")}, "task.lr: nan"),
         ({"steps": -1}, "task.steps: -1"),
         ({"optimizer": "adam"}, "task.optimizer: adam"),
-        ({"head": "cls"}, "task.head: cls"),
-        ({"labels": ("a", "a")}, "task.labels"),
+        ({"objective": "{}"}, "task.objective"),
+        ({"objective": '{"labels":["a","a"],"name":"classification"}'}, "objective.labels"),
+        ({"objective": '{"head":"cls","labels":["a","b"],"name":"classification"}'}, "objective.head: cls"),
+        ({"schedule": "step"}, "task.schedule: step"),
+        ({"correction": "fedprox(mu=0)"}, "correction.fedprox.mu"),
         ({"codec": "zip"}, "task.codec"),
         ({"feedback": 2.0}, "feedback.decay: 2.0"),
     ],
@@ -147,7 +150,7 @@ def test_a_task_that_is_not_one() -> None:
             TrainTask.from_json(text)
 
 
-FLAT = {"run": "r", "state-dir": "s", "initial-adapter": "i", "labels": "a|b"}
+FLAT = {"run": "r", "state-dir": "s", "initial-adapter": "i"}
 
 
 def test_run_config_matches_pyproject() -> None:
@@ -156,8 +159,7 @@ def test_run_config_matches_pyproject() -> None:
 
     listed = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
     config = parse_run_config({**listed, **FLAT})
-    assert config == RunConfig(run="r", state_dir="s", initial_adapter="i", labels="a|b")
-    assert config.label_names == ("a", "b")
+    assert config == RunConfig(run="r", state_dir="s", initial_adapter="i")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,8 @@ def test_run_config_matches_pyproject() -> None:
         ({"downlink-codec": "zip"}, "downlink-codec: zip"),
         ({"rule": "tiers"}, "rule: tiers"),
         ({"optimizer": "x"}, "optimizer: x"),
-        ({"labels": ""}, "labels: '': must be set"),
+        ({"initial-adapter": ""}, "initial-adapter: '': must be set"),
+        ({"schedule": "linear(warmup=-1)"}, "schedule.warmup"),
         ({"run": "a b"}, "run: 'a b'"),
     ],
 )

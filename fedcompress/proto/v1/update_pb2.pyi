@@ -15,12 +15,14 @@ class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     KIND_SNAPSHOT: _ClassVar[Kind]
     KIND_REPORT: _ClassVar[Kind]
     KIND_FILE: _ClassVar[Kind]
+    KIND_CONSTANTS: _ClassVar[Kind]
 KIND_UNSPECIFIED: Kind
 KIND_UPDATE: Kind
 KIND_DELTA: Kind
 KIND_SNAPSHOT: Kind
 KIND_REPORT: Kind
 KIND_FILE: Kind
+KIND_CONSTANTS: Kind
 
 class Header(_message.Message):
     __slots__ = ("kind", "run", "site", "round", "version", "base_digest", "result_digest", "layout_digest", "base_fingerprint", "adapter_digest", "codec", "examples", "metrics", "sections", "init_seed", "metric_codes", "metric_values")

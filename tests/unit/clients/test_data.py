@@ -9,33 +9,44 @@ from typing import Any
 import pytest
 
 from clients.site import Data
-from clients.training.data import Rows, collate, load_rows, picks_for_steps
+from clients.training.data import load_examples, picks_for_steps
+from clients.training.rows import rows_of
+from clients.training.tasks import Example
+from clients.training.tasks.classification import ClassificationTask
+from clients.training.tasks.padding import padded
 from fedcompress.errors import ConfigError
+from fedcompress.objective import Classification
 
 
-def tokenizer(texts: list[str], *, truncation: bool, max_length: int) -> dict[str, Any]:
-    """A stand-in: one token a letter."""
-    assert truncation
-    return {"input_ids": [[ord(c) for c in t[:max_length]] for t in texts]}
+class Letters:
+    """A stand-in for a tokenizer: one token a letter."""
+
+    pad_token_id = 0
+
+    def __call__(self, text: str, *, truncation: bool, max_length: int) -> dict[str, Any]:
+        assert truncation
+        return {"input_ids": [ord(c) for c in text[:max_length]]}
 
 
-def load(tmp_path: Path, lines: list[str]) -> Rows:
+def load(tmp_path: Path, lines: list[str] | bytes) -> list[Example]:
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(lines))
-    return load_rows(path, Data(train=path, heldout=path), ("a", "b"), tokenizer, 4)
+    path.write_bytes(lines if isinstance(lines, bytes) else "\n".join(lines).encode())
+    data = Data(train=path, heldout=path)
+    return load_examples(data, "train", ClassificationTask(Classification(labels=("a", "b")), data, Letters(), 4))
 
 
 def test_rows(tmp_path: Path) -> None:
     rows = load(tmp_path, [json.dumps({"text": "hello", "label": "b"}), "", json.dumps({"text": "x", "label": "a"})])
-    assert rows == Rows([[104, 101, 108, 108], [120]], [1, 0])
+    first, second = Example("rows.jsonl:1", [104, 101, 108, 108], [1], 1), Example("rows.jsonl:3", [120], [0], 1)
+    assert rows == [first, second]
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
         ('{"SECRET', ["rows.jsonl:2: 8 bytes", "JSON object"]),
-        ('{"text": "SECRET"}', ["rows.jsonl:2: 18 bytes", "'label'"]),
-        ('["SECRET"]', ["rows.jsonl:2: 10 bytes", "JSON object"]),
+        ('{"text": "SECRET"}', ["rows.jsonl:2: a row without 'label'"]),
+        ('["SECRET"]', ["rows.jsonl:2: list", "JSON object"]),
         ('{"text": "x", "label": "SECRET"}', ["rows.jsonl:2.label: another string", "one of ('a', 'b')"]),
         ('{"text": "x", "label": ["SECRET"]}', ["rows.jsonl:2.label: list", "one of ('a', 'b')"]),
         ('{"text": ["SECRET"], "label": "a"}', ["rows.jsonl:2.text: list: must be a string"]),
@@ -52,10 +63,8 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, words: l
 
 
 def test_another_encoding_is_a_bad_row(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"text": "fine", "label": "a"}\n{"text": "caf\xe9", "label": "a"}\n')
     with pytest.raises(ConfigError, match=r"rows.jsonl:2: 31 bytes: .*UTF-8"):
-        load_rows(path, Data(train=path, heldout=path), ("a", "b"), tokenizer, 4)
+        load(tmp_path, b'{"text": "fine", "label": "a"}\n{"text": "caf\xe9", "label": "a"}\n')
 
 
 def test_no_rows(tmp_path: Path) -> None:
@@ -72,8 +81,23 @@ def test_order_is_seeded_and_complete() -> None:
     assert [len(b) for b in one] == [4] * 5
 
 
-def test_collate_pads_and_masks() -> None:
-    ids, mask, labels = collate(Rows([[7, 8, 9], [5]], [1, 0]), [1, 0], pad=0)
-    assert ids.tolist() == [[5, 0, 0], [7, 8, 9]]
+def test_batches_are_padded_and_masked() -> None:
+    values, mask = padded([[5], [7, 8, 9]], 0)
+    assert values.tolist() == [[5, 0, 0], [7, 8, 9]]
     assert mask.tolist() == [[1, 0, 0], [1, 1, 1]]
-    assert labels.tolist() == [0, 1]
+    assert padded([[5], [7, 8, 9]], 0, left=True)[0].tolist() == [[0, 0, 5], [7, 8, 9]]
+
+
+def test_the_heldout_part_is_cut_by_a_hash(tmp_path: Path) -> None:
+    """Equal rows lie on one side, and a row that is added moves no other."""
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"text": f"row {i % 400}", "label": "a"}) for i in range(800)]
+    path.write_text("\n".join(lines))
+    data = Data(train=path, heldout_share=0.25)
+    parts = {part: [row.values["text"] for row in rows_of(data, part)] for part in ("train", "heldout")}
+    assert not set(parts["train"]) & set(parts["heldout"])
+    assert len(parts["train"]) + len(parts["heldout"]) == 800
+    assert 0.2 < len(parts["heldout"]) / 800 < 0.3
+    path.write_text("\n".join(['{"text": "new", "label": "b"}', *lines]))
+    again = [row.values["text"] for row in rows_of(data, "heldout")]
+    assert [text for text in again if text != "new"] == parts["heldout"]

@@ -30,6 +30,7 @@ from clients.worker.session import Session
 from fedcompress.adapters import load_adapter, save_adapter
 from fedcompress.config import TrainTask
 from fedcompress.errors import ProcessError, TrainingError
+from fedcompress.objective import Classification, objective_json
 from fedcompress.pipeline import encode_snapshot
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 from fedcompress.wire import Kind, Limits, unpack
@@ -144,8 +145,7 @@ def task(round_: int, *, steps: int = 1, version: int = 0) -> TrainTask:
         codec="bf16",
         feedback=1.0,
         max_length=8,
-        labels=("a", "b"),
-        head="mean-pool-linear",
+        objective=objective_json(Classification(labels=("a", "b"))),
         seed=0,
         adapter_config="{}",
         layout=LAYOUT.to_json(),
@@ -165,15 +165,49 @@ def test_a_round_streams_progress_and_its_reply(worker: Worker) -> None:
     rank.die()
 
 
-def test_a_rank_that_dies_fails_the_round_and_the_next_one_works(worker: Worker) -> None:
-    rank = worker.rank(behave=lambda rank, job: rank.die() or METRICS)
+def test_a_rank_that_dies_is_waited_for_and_the_round_is_done_again(worker: Worker) -> None:
+    died = worker.rank(behave=lambda rank, job: rank.die() or METRICS)
+    found: list[bool] = []
+    asked = threading.Thread(target=lambda: found.append(worker.train(task(1))[1]))
+    asked.start()
+    died.join(timeout=10)
+    again = worker.rank()
+    asked.join(timeout=30)
+    assert found == [False]
+    assert any("a rank died" in line for line in worker.log)
+    again.die()
+
+
+def test_ranks_that_always_die_fail_the_round(worker: Worker) -> None:
+    """The elastic agent starts them again; twice is once too often for one round."""
+
+    def die(rank: FakeRank, job: dict[str, Any]) -> dict[str, float]:
+        rank.die()
+        worker.rank(behave=die)
+        return METRICS
+
+    worker.rank(behave=die)
     with pytest.raises(TrainingError, match="the rank's process ended") as caught:
         worker.train(task(1))
     assert caught.value.code == "rank-died"
-    rank.join(timeout=10)
-    again = worker.rank()
+
+
+def test_a_round_without_memory_is_done_again_with_half_the_micro_batch(worker: Worker) -> None:
+    """And what fits is remembered."""
+    sizes: list[int] = []
+
+    def behave(rank: FakeRank, job: dict[str, Any]) -> dict[str, float]:
+        sizes.append(job["micro_batch"])
+        if job["micro_batch"] > 4:
+            raise TrainingError("out-of-memory", "CUDA out of memory")
+        return train(rank, job)
+
+    rank = worker.rank(behave=behave)
     assert worker.train(task(1))[1] is False
-    again.die()
+    assert sizes == [16, 8, 4]
+    worker.train(replace(task(2), version=0))
+    assert sizes == [16, 8, 4, 4]
+    rank.die()
 
 
 def test_an_error_of_a_rank_reaches_the_caller(worker: Worker) -> None:
@@ -336,7 +370,7 @@ def test_requests_that_lie(worker: Worker) -> None:
         ([item(task=head), item(chunk=b"xxxx")], "more than the 3 bytes"),
         ([item(task=head), item(chunk=b"x")], "1 bytes: 3 were promised"),
         ([item(task=worker_pb2.TaskHeader(task_json=task(1).to_json(), payload_size=1 << 60))], "at most"),
-        ([item(task=worker_pb2.TaskHeader(task_json="{", payload_size=0))], "must be a task of protocol 2"),
+        ([item(task=worker_pb2.TaskHeader(task_json="{", payload_size=0))], "must be a task of protocol 3"),
     ):
         (event,) = stub.Train(iter(requests))
         assert words in event.failure.message

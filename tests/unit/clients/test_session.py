@@ -19,6 +19,7 @@ from clients.worker.session import Session
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import TrainTask
 from fedcompress.errors import MismatchError, StateError
+from fedcompress.objective import Classification, objective_json
 from fedcompress.pipeline import decode_update, encode_delta, encode_snapshot
 from fedcompress.types import Tensors, add, zeros
 from fedcompress.wire import Header, Kind, digest_of
@@ -66,8 +67,7 @@ def task(round_: int, *merged: str, codec: str = "lora-ternary", steps: int = 1)
         codec=codec,
         feedback=1.0,
         max_length=8,
-        labels=("a", "b"),
-        head="mean-pool-linear",
+        objective=objective_json(Classification(labels=("a", "b"))),
         seed=0,
         adapter_config=json.dumps({}),
         layout=LAYOUT.to_json(),

@@ -44,7 +44,7 @@ def load(folder: Path, text: str) -> SiteConfig:
 
 def test_a_good_file(folder: Path) -> None:
     site = load(folder, GOOD)
-    assert (site.name, site.state_dir, site.model) == ("north", folder / "state", folder / "model")
+    assert (site.name, site.state_dir, site.model.path) == ("north", folder / "state", folder / "model")
     assert (site.engine.zero_stage, site.max_update_norm, site.data.text) == (2, 0.0, "text")
 
 
@@ -65,12 +65,14 @@ def test_the_example_in_deploy_has_only_known_keys(folder: Path) -> None:
         ("ranks = 1", "ranks = 0", ["engine.ranks: 0", "from 1 to"]),
         ("ranks = 1", "ranks = 4096", ["engine.ranks: 4096", "cores of this machine"]),
         ("ranks = 1", "zero_stage = 4", ["engine.zero_stage: 4", "0, 1, 2 or 3"]),
-        ("ranks = 1", "micro_batch = 0", ["engine.micro_batch: 0", "at least 1"]),
+        ("ranks = 1", "micro_batch = -1", ["engine.micro_batch: -1", "at least 0"]),
         ("train.jsonl", "absent.jsonl", ["data.train", "absent.jsonl", "existing file"]),
         ('path = "model"', 'path = "nowhere"', ["model.path", "nowhere", "config.json"]),
         ('"north"', '"a b"', ["site.name", "'a b'", "must match"]),
         ('name = "north"', "", ["site.name", "must be set"]),
-        ('heldout = "heldout.jsonl"', "", ["data.heldout", "must be set"]),
+        ('heldout = "heldout.jsonl"', "heldout_share = 1.0", ["data.heldout_share: 1.0", "between 0 and 1"]),
+        ('path = "model"', 'path = "model"\ndtype = "half"', ["model.dtype: half", "bfloat16"]),
+        ('path = "model"', 'path = "model"\ncompile = 1', ["model.compile", "type bool"]),
         ("[site]", "[site", ["site.toml", "readable TOML"]),
         ("[engine]", "[privacy]\nmax_update_norm = -1\n[engine]", ["privacy.max_update_norm: -1", ">= 0"]),
         ("[engine]", "[privacy]\nmax_update_norm = nan\n[engine]", ["privacy.max_update_norm: nan", ">= 0"]),

@@ -49,9 +49,9 @@ def test_an_absent_package_is_named_with_the_remedy() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rounds": 0}, "--rounds: 0"),
+        ({"rounds": -1}, "--rounds: -1"),
         ({"sites": 9}, "--sites: 9"),
-        ({"steps": 0}, "--steps: 0"),
+        ({"steps": -1}, "--steps: -1"),
         ({"seed": -1}, "--seed: -1"),
         ({"task": "x"}, "--task: x"),
         ({"codec": "zip"}, "--codec: zip"),

@@ -164,7 +164,7 @@ def test_forms_that_change_the_rank_are_refused_in_rounds(form: str) -> None:
     with pytest.raises(ConfigError, match=rf"rule: {form}: is for `fedcompress merge`.*rank"):
         rule_named(form)
     with pytest.raises(ConfigError, match="rank"):
-        RunConfig(rule=form, state_dir="s", initial_adapter="a", labels="x|y")
+        RunConfig(rule=form, state_dir="s", initial_adapter="a")
 
 
 @pytest.mark.parametrize(

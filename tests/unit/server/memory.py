@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from fedcompress.adapters import adapter_digest, load_adapter, save_adapter, seeded_init
+from fedcompress.adapters import Adapter, Template, adapter_digest, load_adapter, save_template, seeded_init
 from fedcompress.config import RunConfig, TrainTask
 from fedcompress.errors import MismatchError
+from fedcompress.objective import Classification
 from server.coordinator import Coordinator, Incoming
 from tests.support import lora_layout
 from tests.unit.clients.site_support import FakeSite
@@ -70,7 +71,8 @@ class World:
         self.folder = folder
         initial = folder / "initial"
         if not initial.exists():
-            save_adapter(initial, CONFIG, lora_layout(), seeded_init(lora_layout(), 3))
+            start = Adapter(config=CONFIG, layout=lora_layout(), tensors=seeded_init(lora_layout(), 3))
+            save_template(initial, Template(adapter=start, objective=Classification(labels=("a", "b"))), {})
         adapter = load_adapter(initial)
         self.layout = adapter.layout
         digest = adapter_digest(adapter.config)
@@ -82,7 +84,6 @@ class World:
             "run": "run",
             "state_dir": str(self.folder / "coordinator"),
             "initial_adapter": str(self.folder / "initial"),
-            "labels": "a|b",
             "rounds": 4,
             "min_sites": len(self.sites),
             "seed": 3,

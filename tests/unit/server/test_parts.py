@@ -101,7 +101,7 @@ def grow(ledger: Ledger, versions: int, codec: str) -> Published:
     """Versions 0..n, by ``next_version`` on random updates."""
     start = seeded_init(LAYOUT, 1)
     published = publish(ledger, 0, start, encode_snapshot(start, LAYOUT, run="run", version=0, init_seed=1))
-    config = RunConfig(run="run", state_dir="x", initial_adapter="x", labels="a|b", downlink_codec=codec)
+    config = RunConfig(run="run", state_dir="x", initial_adapter="x", downlink_codec=codec)
     for version in range(1, versions + 1):
         envelope = Envelope(header=update_header(LAYOUT, published.state), sections=(), digest=b"")
         admitted = [Admitted("north", envelope, normal(LAYOUT, version))]
@@ -140,7 +140,7 @@ def test_a_snapshot_when_it_is_shorter(ledger: Ledger) -> None:
 
 def test_next_version_does_not_depend_on_arrival_and_keeps_the_residual(ledger: Ledger) -> None:
     published = grow(ledger, 2, CODEC)
-    config = RunConfig(run="run", state_dir="x", initial_adapter="x", labels="a|b", rule="mean")
+    config = RunConfig(run="run", state_dir="x", initial_adapter="x", rule="mean")
     admitted = []
     for number, site in enumerate(("east", "north", "west")):
         header = replace(update_header(LAYOUT, published.state), site=site, examples=7 * (number + 1))
@@ -167,7 +167,7 @@ def test_next_version_does_not_depend_on_arrival_and_keeps_the_residual(ledger: 
     ],
 )
 def test_next_version_weighs(weighting: str, expected: list[float]) -> None:
-    config = RunConfig(run="run", state_dir="x", initial_adapter="x", labels="a|b", rule="mean", weighting=weighting)
+    config = RunConfig(run="run", state_dir="x", initial_adapter="x", rule="mean", weighting=weighting)
     published = Published(0, state_digest(LAYOUT, BASE), BASE, zeros(LAYOUT))
     admitted = []
     for number, site in enumerate(("east", "north", "west"), 1):
@@ -181,7 +181,7 @@ def test_next_version_weighs(weighting: str, expected: list[float]) -> None:
 
 
 def test_next_version_says_which_number_is_missing() -> None:
-    config = RunConfig(run="run", state_dir="x", initial_adapter="x", labels="a|b", weighting="inverse-loss")
+    config = RunConfig(run="run", state_dir="x", initial_adapter="x", weighting="inverse-loss")
     envelope = Envelope(header=update_header(LAYOUT, BASE), sections=(), digest=b"")
     published = Published(0, state_digest(LAYOUT, BASE), BASE, zeros(LAYOUT))
     with pytest.raises(ConfigError, match=r"weighting\.losses\[0\]: None: must be a finite number above 0"):
@@ -288,5 +288,5 @@ def test_choose() -> None:
     ],
 )
 def test_a_rule_that_a_codec_spoils_is_told_before_the_first_round(rule: str, codec: str, told: str) -> None:
-    config = RunConfig(run="run", state_dir="x", initial_adapter="x", labels="a|b", rule=rule, codec=codec)
+    config = RunConfig(run="run", state_dir="x", initial_adapter="x", rule=rule, codec=codec)
     assert (told in " ".join(config.warnings)) if told else not config.warnings

@@ -92,6 +92,7 @@ def test_kinds_need_their_digests(kind: Kind) -> None:
         Kind.SNAPSHOT: {"result_digest"},
         Kind.DELTA: {"base_digest", "result_digest"},
         Kind.FILE: {"result_digest"},
+        Kind.CONSTANTS: {"result_digest"},
     }.get(kind, {"base_digest"})
     digests = {name: b"d" * 32 for name in ("base_digest", "result_digest")}
     fields = {"kind": kind, "run": "r", "round": 0, "version": 0, "codec": "none", "layout_digest": b"l" * 32}

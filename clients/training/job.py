@@ -1,0 +1,47 @@
+"""What a worker asks of its ranks. Needs no torch: the worker writes it, the ranks read it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fedcompress.config import TrainTask
+
+OUT_OF_MEMORY = "out-of-memory"  # code of a failure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One round of training or evaluation.
+
+    Args:
+        task: the round.
+        published: PEFT folder of the state to start from.
+        constants: file of constants, if they were sent.
+        out: where rank 0 writes what was trained.
+        micro_batch: examples a rank handles at once, at most.
+    """
+
+    task: TrainTask
+    published: Path
+    constants: Path | None
+    out: Path
+    micro_batch: int
+
+    def to_json(self) -> str:
+        """For the ranks."""
+        paths = {"published": str(self.published), "out": str(self.out), "constants": str(self.constants or "")}
+        return json.dumps({"task": asdict(self.task), "micro_batch": self.micro_batch, **paths})
+
+    @classmethod
+    def from_json(cls, text: str) -> Job:
+        """Inverse of ``to_json``."""
+        raw = json.loads(text)
+        return cls(
+            task=TrainTask.from_json(json.dumps(raw["task"])),
+            published=Path(raw["published"]),
+            constants=Path(raw["constants"]) if raw["constants"] else None,
+            out=Path(raw["out"]),
+            micro_batch=raw["micro_batch"],
+        )

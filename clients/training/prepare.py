@@ -1,0 +1,53 @@
+"""A site's model, made ready: base, adapter, constants, and the checks that it is the run's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedcompress.adapters.attach import Attached, attach, set_constants
+from fedcompress.adapters.base_model import BaseModel, build_base, tokenizer_digest
+from fedcompress.adapters.template import constants_digest, load_constants
+from fedcompress.config import TrainTask
+from fedcompress.errors import MismatchError
+
+
+def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], constants: Path | None) -> Attached:
+    """The model of a round.
+
+    Raises:
+        MismatchError: ``tokenizer``, ``layout-mismatch`` or ``constants``: what is here is not what the run has.
+        ConfigError: the base cannot be loaded so, or the adapter does not fit it.
+    """
+    import torch
+
+    if task.tokenizer and (here := tokenizer_digest(base.path)) != task.tokenizer:
+        rule = f"the run's is {task.tokenizer[:16]}: its vocabulary, merges and chat template must be equal"
+        raise MismatchError("tokenizer", f"tokenizer: {base.path}: {here[:16]}: {rule}")
+    module = build_base(base, task.learns)
+    if base.quantization != "none":
+        from peft import prepare_model_for_kbit_training
+
+        module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=base.gradient_checkpointing)
+    elif base.gradient_checkpointing:
+        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        module.enable_input_require_grads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.seed)
+        attached = attach(module, config, task.freeze)
+    if attached.layout.to_json() != task.layout:
+        raise MismatchError("layout-mismatch", "adapter: the base model here gives other trainable tensors")
+    _agree(attached, task.constants, constants)
+    if base.compile:
+        attached.model.compile()
+    return attached
+
+
+def _agree(attached: Attached, wanted: str, sent: Path | None) -> None:
+    """Constants as the run has them: rebuilt here, or as they were sent."""
+    if constants_digest(attached.constants) == wanted:
+        return
+    if sent is None:
+        raise MismatchError("constants", "constants: this site builds others than the run's: it must be sent them")
+    set_constants(attached, load_constants(sent.read_bytes()))

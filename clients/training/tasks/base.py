@@ -1,0 +1,50 @@
+"""The contract of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from clients.training.rows import Row
+
+IGNORED = -100  # label of a position without loss, as torch's cross_entropy has it
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenized row: token ids, and a class or a label for each position."""
+
+    where: str
+    tokens: Sequence[int]
+    labels: Sequence[int]
+    predictions: int  # positions with a loss
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of a batch, over what is predicted: correct ones, their loss in nats, their number."""
+
+    correct: Any
+    loss: Any
+    count: int
+
+
+class Task(Protocol):
+    """One objective."""
+
+    def example(self, row: Row) -> Example:
+        """Tokenize.
+
+        Raises:
+            ConfigError: the row lacks a field, or has it wrong; says where it is, not what is in it.
+        """
+        ...
+
+    def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """Padded tensors, int64, for ``measure``."""
+        ...
+
+    def measure(self, module: Any, batch: dict[str, Any]) -> Sums:
+        """Run the model; the loss carries gradients."""
+        ...

@@ -1,0 +1,47 @@
+"""Classification of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from clients.site import Data
+from clients.training.rows import Row
+from clients.training.tasks.base import Example, Sums
+from clients.training.tasks.padding import padded
+from fedcompress.errors import ConfigError
+from fedcompress.objective import Classification
+
+
+class ClassificationTask:
+    """One class for each text; labels are those of the run."""
+
+    def __init__(self, objective: Classification, data: Data, tokenizer: Any, max_length: int) -> None:
+        self._index = {name: i for i, name in enumerate(objective.labels)}
+        self._data, self._tokenizer, self._max_length = data, tokenizer, max_length
+
+    def example(self, row: Row) -> Example:
+        """Tokens of the text, and its class."""
+        text, label = row.text(self._data.text), row.get(self._data.label)
+        if not isinstance(label, str) or label not in self._index:
+            found = "another string" if isinstance(label, str) else type(label).__name__
+            raise ConfigError(f"{row.where}.{self._data.label}", found, f"must be one of {tuple(self._index)}")
+        tokens = self._tokenizer(text, truncation=True, max_length=self._max_length)["input_ids"]
+        return Example(row.where, tokens, [self._index[label]], 1)
+
+    def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """``input_ids`` and ``attention_mask`` of (n, length), ``labels`` of (n,)."""
+        import torch
+
+        ids, mask = padded([e.tokens for e in examples], self._tokenizer.pad_token_id)
+        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([e.labels[0] for e in examples])}
+
+    def measure(self, module: Any, batch: dict[str, Any]) -> Sums:
+        """Cross entropy of the classes."""
+        import torch
+
+        found = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        logits = (found if torch.is_tensor(found) else found.logits).float()
+        labels = batch["labels"]
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        return Sums((logits.argmax(1) == labels).sum(), loss, len(labels))

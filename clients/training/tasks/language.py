@@ -1,0 +1,138 @@
+"""Language models: completions of prompts, and turns of chats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clients.site import Data
+from clients.training.rows import Row
+from clients.training.tasks.base import IGNORED, Example, Sums
+from clients.training.tasks.padding import padded
+from fedcompress.errors import ConfigError
+
+ANSWERS = "assistant"
+
+
+def turns_of(row: Row, data: Data) -> list[dict[str, str]]:
+    """A row as turns of a chat: its messages, or its prompt and completion.
+
+    Raises:
+        ConfigError: it has neither, or a message is malformed.
+    """
+    if data.messages not in row.values:
+        prompt, completion = row.text(data.prompt), row.text(data.completion)
+        return [{"role": "user", "content": prompt}, {"role": ANSWERS, "content": completion}]
+    field, turns = f"{row.where}.{data.messages}", row.get(data.messages)
+    well = isinstance(turns, list) and all(
+        isinstance(t, Mapping) and isinstance(t.get("role"), str) and isinstance(t.get("content"), str) for t in turns
+    )
+    if not well or not any(t["role"] == ANSWERS for t in turns):
+        rule = f'must be a list of {{"role", "content"}}, one of them of role {ANSWERS!r}'
+        raise ConfigError(field, type(turns).__name__, rule)
+    return [{"role": t["role"], "content": t["content"]} for t in turns]
+
+
+class CausalTask:
+    """Next tokens of the answers; prompts, and turns of others, have no loss."""
+
+    def __init__(self, data: Data, tokenizer: Any, max_length: int) -> None:
+        self._data, self._tokenizer, self._max_length = data, tokenizer, max_length
+
+    def example(self, row: Row) -> Example:
+        """Tokens of the conversation by the tokenizer's chat template, or plain where it has none.
+
+        What is longer than ``max_length`` loses its beginning if it is a single answer's prompt, and else its end.
+        """
+        turns = turns_of(row, self._data)
+        tokens, labels = self._chat(turns) if self._tokenizer.chat_template else self._plain(turns)
+        over = len(tokens) - self._max_length
+        if over > 0:
+            first = next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
+            start = min(over, first)
+            tokens, labels = tokens[start:][: self._max_length], labels[start:][: self._max_length]
+        # position 0 predicts nothing: its label is not the next of anything
+        count = sum(label != IGNORED for label in labels[1:])
+        if not count:
+            raise ConfigError(row.where, f"{len(tokens)} tokens", "must have an answer of at least one token")
+        return Example(row.where, tokens, labels, count)
+
+    def _chat(self, turns: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+        tokens: list[int] = []
+        labels: list[int] = []
+        for number, turn in enumerate(turns):
+            if turn["role"] != ANSWERS:
+                continue
+            asked = self._templated(turns[:number], prompt=True)
+            upto = self._templated(turns[: number + 1], prompt=False)
+            tokens += asked[len(tokens) :]
+            labels += [IGNORED] * (len(tokens) - len(labels))
+            tokens += upto[len(tokens) :]
+            labels += tokens[len(labels) :]
+        return tokens, labels
+
+    def _templated(self, turns: list[dict[str, str]], *, prompt: bool) -> list[int]:
+        text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+        tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokens
+
+    def _plain(self, turns: list[dict[str, str]]) -> tuple[list[int], list[int]]:
+        tokens: list[int] = []
+        labels: list[int] = []
+        for turn in turns:
+            ids = self._tokenizer(turn["content"], add_special_tokens=not tokens)["input_ids"]
+            answers = turn["role"] == ANSWERS
+            if answers and self._tokenizer.eos_token_id is not None and ids[-1:] != [self._tokenizer.eos_token_id]:
+                ids = [*ids, self._tokenizer.eos_token_id]
+            tokens += ids
+            labels += ids if answers else [IGNORED] * len(ids)
+        return tokens, labels
+
+    def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """``input_ids``, ``attention_mask`` and ``labels`` of (n, length)."""
+        ids, mask = padded([e.tokens for e in examples], self._tokenizer.pad_token_id)
+        labels, _ = padded([e.labels for e in examples], IGNORED)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def measure(self, module: Any, batch: dict[str, Any]) -> Sums:
+        """Cross entropy of the next tokens of the answers."""
+        logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        labels = batch["labels"][:, 1:]
+        logits = logits[:, -batch["labels"].shape[1] :][:, :-1]  # a prompt that is trained stands before them
+        return _sums(logits, labels)
+
+
+class Seq2SeqTask:
+    """The completion from the encoded prompt."""
+
+    def __init__(self, data: Data, tokenizer: Any, max_length: int) -> None:
+        self._data, self._tokenizer, self._max_length = data, tokenizer, max_length
+
+    def example(self, row: Row) -> Example:
+        """Tokens of the prompt, labels of the completion."""
+        prompt, completion = row.text(self._data.prompt), row.text(self._data.completion)
+        tokens = self._tokenizer(prompt, truncation=True, max_length=self._max_length)["input_ids"]
+        labels = self._tokenizer(text_target=completion, truncation=True, max_length=self._max_length)["input_ids"]
+        if not labels:
+            raise ConfigError(f"{row.where}.{self._data.completion}", "0 tokens", "must have at least one")
+        return Example(row.where, tokens, labels, len(labels))
+
+    def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
+        """``input_ids`` and ``attention_mask`` of (n, length), ``labels`` of (n, length of completions)."""
+        ids, mask = padded([e.tokens for e in examples], self._tokenizer.pad_token_id)
+        labels, _ = padded([e.labels for e in examples], IGNORED)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def measure(self, module: Any, batch: dict[str, Any]) -> Sums:
+        """Cross entropy of the completions' tokens."""
+        return _sums(module(**batch).logits, batch["labels"])
+
+
+def _sums(logits: Any, labels: Any) -> Sums:
+    import torch
+
+    flat, wanted = logits.flatten(0, 1), labels.flatten()
+    kept = wanted != IGNORED
+    flat, wanted = flat[kept].float(), wanted[kept]
+    loss = torch.nn.functional.cross_entropy(flat, wanted, reduction="sum")
+    return Sums((flat.argmax(1) == wanted).sum(), loss, int(kept.sum()))

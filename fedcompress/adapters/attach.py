@@ -1,0 +1,162 @@
+"""A PEFT adapter on a model: what is trained, what must be equal at all sites, and the names of both on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fedcompress.adapters.groups import group_of
+from fedcompress.adapters.template import START
+from fedcompress.errors import ConfigError, LayoutError, MismatchError
+from fedcompress.types import DTYPES, Layout, TensorSpec, to_arrays
+
+_PROMPT = {"prompt_encoder.default.embedding.weight": "prompt_embeddings"}
+_HERE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "revision", "peft_version")
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A model with an adapter.
+
+    Args:
+        model: PEFT's model.
+        parameters: what is trained, by the names of PEFT's state dict, in order of name.
+        constants: tensors that the adapter brought and that are not trained, by name.
+        saved: names of those constants that PEFT saves.
+    """
+
+    model: Any
+    parameters: Mapping[str, Any]
+    constants: Mapping[str, Any]
+    saved: tuple[str, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """Of what is trained."""
+        return layout_of(self.parameters)
+
+
+def attach(module: Any, config: Mapping[str, Any], freeze: Iterable[str] = ()) -> Attached:
+    """Put an adapter on a model.
+
+    Args:
+        module: the base.
+        config: JSON of an adapter_config.json.
+        freeze: parts of names; what has one is not trained.
+
+    Raises:
+        ConfigError: PEFT refuses the config, nothing is trained, or PEFT does not save what is trained.
+    """
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+
+    shared = {k: v for k, v in config.items() if k not in _HERE}
+    before = {t.data_ptr() for t in _tensors(module).values()}
+    try:
+        model = get_peft_model(module, PeftConfig.from_peft_type(**shared))
+    except (
+        TypeError,
+        ValueError,
+        AssertionError,
+        AttributeError,
+        RuntimeError,
+        KeyError,
+        NotImplementedError,
+    ) as error:
+        kind, targets = config.get("peft_type"), config.get("target_modules")
+        raise ConfigError("adapter", f"{kind} on {targets}", f"does not fit the model: {error}") from error
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and any(part in name for part in freeze):
+            parameter.requires_grad_(False)
+    named = dict(model.named_parameters())
+    trained = {n: p for n, p in named.items() if p.requires_grad}
+    if not trained:
+        raise ConfigError("adapter", config.get("peft_type"), f"trains nothing with freeze={list(freeze)}")
+    saved = get_peft_model_state_dict(model, save_embedding_layers=False)
+    parameters = _by_saved_name(saved, trained)
+    kept = {n: t for n, t in saved.items() if n not in parameters and not t.is_meta}
+    seen = before | {t.data_ptr() for t in (*parameters.values(), *kept.values())}
+    added = {n: t for n, t in _tensors(model).items() if t.data_ptr() not in seen}
+    return Attached(
+        model, dict(sorted(parameters.items())), dict(sorted({**kept, **added}.items())), tuple(sorted(kept))
+    )
+
+
+def _tensors(module: Any) -> dict[str, Any]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _by_saved_name(saved: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
+    """Trained parameters by the keys under which PEFT saves them.
+
+    A saved tensor is the parameter's own memory, so that is what they are matched by; on the meta device, where
+    nothing has memory, by name.
+    """
+    by_memory = {(t.data_ptr(), tuple(t.shape)): name for name, t in saved.items() if not t.is_meta}
+    out = {}
+    for name, parameter in trained.items():
+        plain = name.replace(".modules_to_save.default.", ".").replace(".default.", ".").removesuffix(".default")
+        found = by_memory.get((parameter.data_ptr(), tuple(parameter.shape))) or _PROMPT.get(name, plain)
+        if found not in saved:
+            raise ConfigError("adapter", name, "is trained, but PEFT does not save it: choose another adapter")
+        out[found] = parameter
+    return out
+
+
+def layout_of(parameters: Mapping[str, Any]) -> Layout:
+    """Layout of trained parameters, whole even where ZeRO has partitioned them."""
+    specs = []
+    for name, parameter in parameters.items():
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            raise LayoutError(f"adapter: {name}: {dtype}: one of {list(DTYPES)}")
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        specs.append(TensorSpec(name=name, shape=shape, dtype=dtype, group=group_of(name)))
+    return Layout(tuple(specs))
+
+
+def set_constants(attached: Attached, values: Mapping[str, Any]) -> None:
+    """Write constants that were sent into the model, and take the first factors out of the base.
+
+    Raises:
+        MismatchError: a name or shape that this model does not have.
+    """
+    import torch
+    from peft import set_peft_model_state_dict
+
+    own, plain = attached.constants, {n: v for n, v in values.items() if not n.endswith(START)}
+    for name, value in plain.items():
+        if name not in own or tuple(own[name].shape) != tuple(value.shape):
+            raise MismatchError("constants", f"constants: {name}: this model has no such tensor of that shape")
+    saved = {n: torch.from_numpy(plain[n].copy()) for n in attached.saved if n in plain}
+    if saved:
+        set_peft_model_state_dict(attached.model, saved)
+    with torch.no_grad():
+        for name in sorted(set(plain) - set(saved)):
+            own[name].copy_(torch.from_numpy(plain[name]))
+    starts = {n.removesuffix(START): v for n, v in values.items() if n.endswith(START)}
+    for name in sorted(starts):
+        if ".lora_B." in name:
+            _take_out(attached.model, name.partition(".lora_B.")[0], starts)
+
+
+def _take_out(model: Any, module_name: str, starts: Mapping[str, Any]) -> None:
+    """W - scaling * B0 A0, in float32."""
+    import torch
+
+    modules = dict(model.named_modules())
+    layer = modules.get(module_name)
+    if layer is None or not hasattr(layer, "get_base_layer"):
+        raise MismatchError("constants", f"constants: {module_name}: this model has no such module")
+    a, b = (torch.from_numpy(starts[f"{module_name}.lora_{f}.weight"]) for f in "AB")
+    weight = layer.get_base_layer().weight
+    if not weight.is_floating_point():
+        raise ConfigError("model.quantization", str(weight.dtype), "must be none with this adapter's start")
+    with torch.no_grad():
+        taken = layer.scaling["default"] * (b @ a)
+        weight.copy_((weight.float() - taken.to(weight.device)).to(weight.dtype))
+
+
+def start_values(attached: Attached) -> dict[str, Any]:
+    """What is trained, as it stands: float32 arrays."""
+    return to_arrays(attached.parameters)

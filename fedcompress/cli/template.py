@@ -1,0 +1,78 @@
+"""``fedcompress template``: what a run starts from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="template")(template)
+
+
+def template(
+    model: Annotated[str, typer.Argument(help="Folder of the base model, a GGUF file, or a hub id.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")],
+    task: Annotated[str, typer.Option(help="classification, causal-lm or seq2seq-lm.")] = "causal-lm",
+    adapter: Annotated[str, typer.Option(help="As lora(r=16), see `fedcompress adapters`.")] = "lora",
+    labels: Annotated[
+        str, typer.Option(help="Class names joined by commas, or @FILE with one a line; for classification.")
+    ] = "",
+    head: Annotated[str, typer.Option(help="Of a classifier: mean-pool-linear or stock.")] = "mean-pool-linear",
+    revision: Annotated[str, typer.Option(help="Of a hub id.")] = "",
+    seed: Annotated[int, typer.Option(help="Of all that is drawn; give the run the same.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Make the start of a run: the adapter, what it learns, and what all sites must agree on.
+
+    The coordinator's run config names the folder as ``initial-adapter``. It is a stock PEFT folder, with a manifest.
+
+    Examples:
+      fedcompress template ./smollm2 --adapter "lora(r=16,targets=all-linear)" -o initial
+
+      fedcompress template ./minilm --task classification --labels yes,no --adapter "lora(r=8,targets=query+value)" -o x
+
+      fedcompress template ./llama --adapter "vera(r=256)" -o initial --json
+    """
+    from fedcompress.adapters.base_model import BaseModel, resolve_model
+    from fedcompress.adapters.table import adapter_named
+    from fedcompress.adapters.template import write_template
+    from fedcompress.errors import ConfigError
+    from fedcompress.objective import OBJECTIVES, Classification, objective_from
+
+    if task not in OBJECTIVES:
+        raise ConfigError("--task", task, f"must be one of {list(OBJECTIVES)}")
+    raw: dict[str, object] = {"name": task}
+    if task == Classification.name:
+        raw |= {"labels": _labels(labels), "head": head}
+    elif labels:
+        raise ConfigError("--labels", labels, "is for --task classification")
+    spec = adapter_named(adapter, field="--adapter")
+    base = BaseModel(path=resolve_model(model, Path(), revision, field="model"))
+    made = write_template(out, base, objective_from(raw, field="--task"), spec, seed=seed)
+    numel = made.adapter.layout.numel
+    if as_json:
+        facts = {"out": str(out), "adapter": adapter, "task": task, "parameters": numel}
+        digests = {"base_fingerprint": made.base_fingerprint, "tokenizer": made.tokenizer, "constants": made.constants}
+        print(json.dumps({**facts, "tensors": len(made.adapter.layout.tensors), **digests}))
+    else:
+        print(
+            f"{out}: {adapter} on {base.path.name}: {numel:,} parameters in {len(made.adapter.layout.tensors)} tensors"
+        )
+
+
+def _labels(text: str) -> list[str]:
+    """Class names from the option, or from its file."""
+    from fedcompress.errors import ConfigError
+
+    if not text.startswith("@"):
+        return [name.strip() for name in text.split(",") if name.strip()]
+    try:
+        lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError("--labels", text, f"must be a readable file: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
