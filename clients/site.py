@@ -24,8 +24,12 @@ completion = "completion"
 messages = "messages"        # or of a chat, a list of {"role": ..., "content": ...}
 
 [engine]
+kind = "deepspeed"           # or accelerate
 ranks = 1                    # training processes
 zero_stage = 2               # DeepSpeed ZeRO 0 to 3
+offload = "none"             # or cpu, nvme: of what ZeRO shards
+offload_path = ""            # folder on an NVMe drive
+sharding = "none"            # or fsdp2, with kind accelerate
 micro_batch = 16             # examples a rank handles at once, halved when memory is short; 0: as many as fit
 threads = 1                  # CPU threads a rank
 collective_timeout = 3600    # seconds that a rank waits for the others within a step
@@ -46,13 +50,21 @@ from fedcompress.adapters.base_model import BaseModel, resolve_model
 from fedcompress.errors import ConfigError
 from fedcompress.wire.envelope import NAME
 
+KINDS = ("deepspeed", "accelerate")
+OFFLOADS = ("none", "cpu", "nvme")
+SHARDINGS = ("none", "fsdp2")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
     """How a site computes."""
 
+    kind: str = "deepspeed"
     ranks: int = 1
     zero_stage: int = 2
+    offload: str = "none"
+    offload_path: str = ""
+    sharding: str = "none"
     micro_batch: int = 16
     threads: int = 1
     collective_timeout: int = 3600  # seconds
@@ -63,6 +75,15 @@ class Engine:
             raise ConfigError("engine.ranks", self.ranks, f"must be from 1 to {cores}, the cores of this machine")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigError("engine.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
+        for name, choices in (("kind", KINDS), ("offload", OFFLOADS), ("sharding", SHARDINGS)):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"engine.{name}", getattr(self, name), f"must be one of {list(choices)}")
+        if self.offload != "none" and (self.kind != "deepspeed" or not self.zero_stage):
+            raise ConfigError("engine.offload", self.offload, "needs kind deepspeed and a zero_stage from 1 to 3")
+        if self.offload == "nvme" and not Path(self.offload_path).is_dir():
+            raise ConfigError("engine.offload_path", repr(self.offload_path), "must be a folder on an NVMe drive")
+        if self.sharding != "none" and self.kind != "accelerate":
+            raise ConfigError("engine.sharding", self.sharding, "is for kind accelerate: DeepSpeed has zero_stage")
         for name, least in (("micro_batch", 0), ("threads", 1), ("collective_timeout", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"engine.{name}", getattr(self, name), f"must be at least {least}")
@@ -106,7 +127,7 @@ class SiteConfig:
             raise ConfigError("site.name", repr(self.name), f"must match {NAME.pattern}")
         if not self.max_update_norm >= 0:  # NaN is refused too
             raise ConfigError("privacy.max_update_norm", self.max_update_norm, "must be >= 0 (0: do not clip)")
-        if self.model.quantization != "none" and self.engine.zero_stage == 3:
+        if self.model.quantization != "none" and self.engine.kind == "deepspeed" and self.engine.zero_stage == 3:
             raise ConfigError(
                 "engine.zero_stage", 3, f"must be below 3 with model.quantization {self.model.quantization}"
             )

@@ -11,7 +11,7 @@ from typing import Any
 
 from clients.site import SiteConfig
 from clients.training.data import load_examples, picks_for_steps
-from clients.training.engine import WarmEngine, micro_batches
+from clients.training.engines import WarmEngine, engine_for, micro_batches
 from clients.training.job import Job
 from clients.training.prepare import prepared
 from clients.training.tasks import Example, Task, task_for
@@ -97,7 +97,7 @@ class Trainer:
         self.examples = {part: load_examples(self.site.data, part, self.task) for part in ("train", "heldout")}
         attached = prepared(self.site.model, task, config, job.constants)
         micro, accumulation = micro_batches(task.batch_size, self.world, job.micro_batch)
-        self.warm = WarmEngine(attached, self.site.engine, task, micro=micro, accumulation=accumulation)
+        self.warm = engine_for(attached, self.site.engine, task, micro=micro, accumulation=accumulation)
         self.key = key
         self.loads += 1
         return self.warm
@@ -114,7 +114,7 @@ class Trainer:
         real, most = len(batches), math.ceil(math.ceil(len(rows) / self.world) / size)
         batches += [mine[:1] or [0]] * (most - real)  # every rank must take part in every gather
         sums = torch.zeros(3, dtype=torch.float64)
-        warm.engine.eval()
+        warm.mode(train=False)
         with torch.no_grad():
             for number, picks in enumerate(batches):
                 found = task.measure(warm.module, self._batch([rows[i] for i in picks], warm))
@@ -135,7 +135,7 @@ class Trainer:
 
         rows, schedule = self.examples["train"], schedule_named(task.schedule)
         torch.manual_seed(seed_of(task, self.site.name, f"dropout/{self.rank}"))
-        warm.engine.train()
+        warm.mode(train=True)
         extra = self._drift(warm, task, start)
         losses: list[float] = []
         order = picks_for_steps(len(rows), task.batch_size, task.steps, seed_of(task, self.site.name, "order"))
@@ -162,14 +162,14 @@ class Trainer:
         whole = sum(e.predictions for e in batch)
         for at in range(0, len(mine), warm.micro):
             part = mine[at : at + warm.micro]
-            loss = self.task.measure(warm.module, self._batch(part, warm)).loss * (self.world / whole)
+            loss = self.task.measure(warm.module, self._batch(part, warm)).loss / whole
             value = float(loss)
             if value != value or value in (float("inf"), float("-inf")):
                 places = ", ".join(e.where for e in part)
                 raise TrainingError("nan-loss", f"step {step}: loss {value}: of rows {places}")
             total += value
             last = at + warm.micro >= len(mine)
-            warm.step(loss * warm.accumulation + (extra() if last else 0.0))
+            warm.step(loss + (extra() if last else 0.0), last=last)
         return total
 
     def _drift(self, warm: WarmEngine, task: TrainTask, start: Tensors) -> Callable[[], Any]:
@@ -179,7 +179,7 @@ class Trainer:
         match correction_named(task.correction):
             case FedProx(mu=mu):
                 anchors = {n: torch.from_numpy(v).to(warm.device) for n, v in start.items()}
-                scale = mu / 2 * warm.accumulation
+                scale = mu / 2 / self.world  # the ranks' gradients are added
                 return lambda: scale * sum(((p - anchors[n]) ** 2).sum() for n, p in warm.parameters.items())
             case _:
                 return lambda: 0.0

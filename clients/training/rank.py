@@ -37,7 +37,7 @@ def main() -> int:
     import transformers  # noqa: F401
 
     torch.set_num_threads(site.engine.threads)
-    from clients.training.engine import init_distributed
+    from clients.training.engines import init_distributed
     from clients.training.loop import Trainer
 
     rank, world = init_distributed(site.engine.collective_timeout)
