@@ -252,13 +252,13 @@ def test_what_cannot_be_trained_is_said_with_its_place(place: Place) -> None:
         {"tokenizer": "ab" * 32},
         {"layout": "[]"},
         {"constants": "cd" * 32},
-        {"batch_size": 6, "max_length": 2},
+        {"max_length": 1},
     ]
     first, *found, last = place.run_all("zero_stage = 2", [good, *bad, good])
     words = ["nan-loss|rows train.jsonl:", "nothing changed in 1 steps", "tokenizer", "trainable tensors", "constants"]
     words.append("train.jsonl:1")
     for result, word in zip(found, words, strict=True):
-        assert any(w in result["metrics"]["error"] for w in word.split("|")), result
+        assert any(w in result["metrics"].get("error", "") for w in word.split("|")), (word, result)
     assert first["losses"] == last["losses"]
 
 
