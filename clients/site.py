@@ -33,6 +33,7 @@ sharding = "none"            # or fsdp2, with kind accelerate
 micro_batch = 16             # examples a rank handles at once, halved when memory is short; 0: as many as fit
 threads = 1                  # CPU threads a rank
 collective_timeout = 3600    # seconds that a rank waits for the others within a step
+keep_model = "always"        # between rounds; or pressure: not while under a tenth of the memory is free; or never
 
 [privacy]
 max_update_norm = 0.0        # 0: do not clip
@@ -53,6 +54,7 @@ from fedcompress.wire.envelope import NAME
 KINDS = ("deepspeed", "accelerate")
 OFFLOADS = ("none", "cpu", "nvme")
 SHARDINGS = ("none", "fsdp2")
+KEEPS = ("always", "pressure", "never")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class Engine:
     micro_batch: int = 16
     threads: int = 1
     collective_timeout: int = 3600  # seconds
+    keep_model: str = "always"
 
     def __post_init__(self) -> None:
         cores = len(os.sched_getaffinity(0))
@@ -75,12 +78,12 @@ class Engine:
             raise ConfigError("engine.ranks", self.ranks, f"must be from 1 to {cores}, the cores of this machine")
         if self.zero_stage not in (0, 1, 2, 3):
             raise ConfigError("engine.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
-        for name, choices in (("kind", KINDS), ("offload", OFFLOADS), ("sharding", SHARDINGS)):
+        for name, choices in (("kind", KINDS), ("offload", OFFLOADS), ("sharding", SHARDINGS), ("keep_model", KEEPS)):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"engine.{name}", getattr(self, name), f"must be one of {list(choices)}")
         if self.offload != "none" and (self.kind != "deepspeed" or not self.zero_stage):
             raise ConfigError("engine.offload", self.offload, "needs kind deepspeed and a zero_stage from 1 to 3")
-        if self.offload == "nvme" and not Path(self.offload_path).is_dir():
+        if self.offload == "nvme" and not (self.offload_path and Path(self.offload_path).is_dir()):
             raise ConfigError("engine.offload_path", repr(self.offload_path), "must be a folder on an NVMe drive")
         if self.sharding != "none" and self.kind != "accelerate":
             raise ConfigError("engine.sharding", self.sharding, "is for kind accelerate: DeepSpeed has zero_stage")

@@ -313,6 +313,7 @@ class Coordinator:
     def _emit_quality(self, quality: Quality | None) -> None:
         if quality is not None:
             fields = {"accuracy": quality.accuracy, "loss": quality.loss, "examples": quality.examples}
+            fields |= {"exact": quality.exact} if quality.exact is not None else {}
             self._emit({"event": "quality", "version": self._published.version, **fields})
 
     def _totals(self) -> dict[str, Any]:

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Quality:
-    """Accuracy and mean loss over the held-out rows of all sites that reported."""
+    """Accuracy and mean loss over what is predicted of the held-out rows of all sites that reported.
+
+    A language model predicts tokens; ``exact`` is its share of rows that are right from end to end.
+    """
 
     accuracy: float
     loss: float
     examples: int
+    exact: float | None = None
 
 
 def pool(metrics: Iterable[Mapping[str, float]]) -> Quality | None:
@@ -25,7 +29,9 @@ def pool(metrics: Iterable[Mapping[str, float]]) -> Quality | None:
     count = sum(m["eval_examples"] for m in rows)
     if not count:
         return None
+    whole = sum(m.get("eval_rows", 0.0) for m in rows)
     return Quality(
+        exact=sum(m.get("eval_exact", 0.0) for m in rows) / whole if whole else None,
         accuracy=sum(m["eval_correct"] for m in rows) / count,
         loss=sum(m["eval_loss_sum"] for m in rows) / count,
         examples=int(count),

@@ -21,6 +21,7 @@ class Job:
         constants: file of constants, if they were sent.
         out: where rank 0 writes what was trained.
         micro_batch: examples a rank handles at once, at most.
+        drop: forget the model afterwards, and free its memory.
     """
 
     task: TrainTask
@@ -28,11 +29,12 @@ class Job:
     constants: Path | None
     out: Path
     micro_batch: int
+    drop: bool = False
 
     def to_json(self) -> str:
         """For the ranks."""
         paths = {"published": str(self.published), "out": str(self.out), "constants": str(self.constants or "")}
-        return json.dumps({"task": asdict(self.task), "micro_batch": self.micro_batch, **paths})
+        return json.dumps({"task": asdict(self.task), "micro_batch": self.micro_batch, "drop": self.drop, **paths})
 
     @classmethod
     def from_json(cls, text: str) -> Job:
@@ -44,4 +46,5 @@ class Job:
             constants=Path(raw["constants"]) if raw["constants"] else None,
             out=Path(raw["out"]),
             micro_batch=raw["micro_batch"],
+            drop=raw["drop"],
         )

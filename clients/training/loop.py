@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -46,16 +48,22 @@ class Trainer:
             ConfigError: a bad row, or settings that do not fit together.
             TrainingError: a loss that is not a number, or nothing was trained.
         """
+        done = False
         try:
-            return self._run(job, progress)
-        except BaseException:
-            self.drop()  # the engine may have stopped in the middle of a step
-            raise
+            metrics = self._run(job, progress)
+            done = True
+            return metrics
+        finally:
+            if job.drop or not done:  # then the engine may have stopped in the middle of a step
+                self.drop()
 
     def drop(self) -> None:
         """Forget model and rows, so that their memory is free."""
         self.warm, self.task, self.key = None, None, ()
         self.examples.clear()
+        gc.collect()
+        if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+            sys.modules["torch"].cuda.empty_cache()
 
     def _run(self, job: Job, progress: OnProgress) -> dict[str, float]:
         adapter, task = load_adapter(job.published), job.task
@@ -113,17 +121,21 @@ class Trainer:
         batches = [mine[at : at + size] for at in range(0, len(mine), size)]
         real, most = len(batches), math.ceil(math.ceil(len(rows) / self.world) / size)
         batches += [mine[:1] or [0]] * (most - real)  # every rank must take part in every gather
-        sums = torch.zeros(3, dtype=torch.float64)
+        sums = torch.zeros(5, dtype=torch.float64)
         warm.mode(train=False)
         with torch.no_grad():
             for number, picks in enumerate(batches):
                 found = task.measure(warm.module, self._batch([rows[i] for i in picks], warm))
                 if number < real:
-                    sums += torch.tensor([float(found.correct), float(found.loss), found.count], dtype=torch.float64)
+                    figures = (found.correct, found.loss, found.count, found.exact, len(picks))
+                    sums += torch.tensor([float(f) for f in figures], dtype=torch.float64)
         sums = sums.to(warm.device)
         torch.distributed.all_reduce(sums)
-        correct, loss, count = sums.tolist()
-        return {"eval_correct": correct, "eval_loss_sum": loss, "eval_examples": count}
+        correct, loss, count, exact, rows_seen = sums.tolist()
+        metrics = {"eval_correct": correct, "eval_loss_sum": loss, "eval_examples": count}
+        if count != rows_seen:  # of a language model, whose predictions are tokens
+            metrics |= {"eval_exact": exact, "eval_rows": rows_seen}
+        return metrics
 
     def _batch(self, examples: Sequence[Example], warm: WarmEngine) -> dict[str, Any]:
         assert self.task is not None

@@ -22,6 +22,7 @@ from fedcompress.privacy import clip_update
 from fedcompress.types import Layout, subtract
 from fedcompress.wire import Header, Kind, pack
 
+SCARCE = 0.1  # of the memory
 MAX_DEATHS = 2  # of ranks, in one round
 START_TIMEOUT = 300.0  # seconds for the ranks to import and load
 OnProgress = Callable[..., None]
@@ -110,8 +111,18 @@ class RoundRunner:
             constants=self._work / CONSTANTS if constants is not None else None,
             out=self._work / "trained",
             micro_batch=self._micro_batch or self._site.engine.micro_batch or task.batch_size,
+            drop=self._is_to_drop(),
         )
         return self._persist(job, progress)
+
+    def _is_to_drop(self) -> bool:
+        """Whether the model is not to stay in memory after this round."""
+        import psutil
+
+        memory = psutil.virtual_memory()
+        short = memory.available < SCARCE * memory.total
+        keep = self._site.engine.keep_model
+        return keep == "never" or (keep == "pressure" and short)
 
     def _persist(self, job: Job, progress: OnProgress) -> dict[str, float]:
         """Run a job; again with half the micro-batch if memory is short, and again if a rank dies.

@@ -6,6 +6,7 @@ on, and the same request attaches to it again, or is answered from the outbox.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -47,6 +48,10 @@ class _Round(threading.Thread):
         except FedCompressError as error:
             LOG.warning("round %d failed: %s", self.task.round, error)
             self._finish(failure=_failure(error))
+        except OSError as error:
+            LOG.exception("round %d failed", self.task.round)
+            code = "disk-full" if error.errno == errno.ENOSPC else "os-error"
+            self._finish(failure=worker_pb2.Failure(code=code, message=f"site.state_dir: {error.strerror or error}"))
         except Exception as error:  # the round's thread is the last place that can report it
             LOG.exception("round %d failed", self.task.round)
             self._finish(failure=worker_pb2.Failure(code="internal", message=f"{type(error).__name__}: {error}"))

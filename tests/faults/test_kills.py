@@ -99,3 +99,50 @@ def test_site_that_lost_its_state_is_brought_up_to_date(tmp_path: Path, template
     events = run_federation(tmp_path, template, rounds=2)
     merged = [e["merged"] for e in events if e["event"] == "round"]
     assert merged == [2]
+
+
+@pytest.mark.timeout(180)
+def test_a_rank_killed_in_the_middle_of_a_round(worker_site: WorkerSite) -> None:
+    """kill -9 of a rank while training: the worker starts its ranks afresh, and does the round again by itself."""
+    killed: list[int] = []
+
+    def kill_when_training() -> None:
+        wait_until(lambda: any("train 1" in line for line in worker_site.log), timeout=90, what="step", alive=nobody)
+        ranks = [p for p in worker_site.descendants() if "clients.training.rank" in " ".join(p.cmdline())]
+        killed.append(worker_site.pid)
+        ranks[0].kill()
+
+    killer = threading.Thread(target=kill_when_training)
+    killer.start()
+    payload, replayed = worker_site.train(worker_site.task(1, steps=24))
+    killer.join()
+    assert not replayed
+    assert killed == [worker_site.pid], "the worker itself was lost"
+    assert any("a rank died" in line for line in worker_site.log)
+    assert metrics_of(payload)["steps_done"] == 24
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_supernode_killed_in_a_round(tmp_path: Path, template: Path) -> None:
+    """kill -9 of a site's SuperNode: the round goes on without it, and under its new id it takes part again."""
+    killed: list[int] = []
+
+    def kill_once(federation: Federation, event: dict[str, Any]) -> None:
+        if event["event"] != "asked" or event["round"] != 2 or killed:
+            return
+        config = str(federation.sites["site-1"])
+        nodes = [p for p in psutil.Process().children(recursive=True) if config in " ".join(p.cmdline())]
+        nodes = [p for p in nodes if any("flower-supernode" in part for part in p.cmdline()[:3])]
+        killed.extend(p.pid for p in nodes)
+        for node in nodes:
+            node.kill()
+        psutil.wait_procs(nodes, timeout=10)
+        federation.start_node("site-1", f"127.0.0.1:{federation.port}")
+
+    events = run_federation(tmp_path, template, rounds=4, on_event=kill_once, quorum=1)
+    assert killed
+    merged = [e["merged"] for e in events if e["event"] == "round"]
+    assert merged[0] == 2
+    assert merged[-1] == 2, "the site did not come back"
+    assert len(merged) == 4

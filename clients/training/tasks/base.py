@@ -23,11 +23,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Sums:
-    """Of a batch, over what is predicted: correct ones, their loss in nats, their number."""
+    """Of a batch, over what is predicted: correct ones, their loss in nats, their number.
+
+    ``exact`` counts rows of which all is correct: those that greedy decoding answers word for word.
+    """
 
     correct: Any
     loss: Any
     count: int
+    exact: Any
 
 
 class Task(Protocol):

@@ -44,4 +44,5 @@ class ClassificationTask:
         logits = (found if torch.is_tensor(found) else found.logits).float()
         labels = batch["labels"]
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        return Sums((logits.argmax(1) == labels).sum(), loss, len(labels))
+        correct = (logits.argmax(1) == labels).sum()
+        return Sums(correct, loss, len(labels), correct)

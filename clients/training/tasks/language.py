@@ -131,8 +131,9 @@ class Seq2SeqTask:
 def _sums(logits: Any, labels: Any) -> Sums:
     import torch
 
-    flat, wanted = logits.flatten(0, 1), labels.flatten()
-    kept = wanted != IGNORED
-    flat, wanted = flat[kept].float(), wanted[kept]
+    kept = labels != IGNORED
+    flat, wanted = logits[kept].float(), labels[kept]
     loss = torch.nn.functional.cross_entropy(flat, wanted, reduction="sum")
-    return Sums((flat.argmax(1) == wanted).sum(), loss, int(kept.sum()))
+    right = torch.ones_like(labels, dtype=torch.bool)
+    right[kept] = flat.argmax(1) == wanted
+    return Sums(right[kept].sum(), loss, int(kept.sum()), right.all(1).sum())

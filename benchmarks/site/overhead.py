@@ -1,0 +1,34 @@
+"""Seconds of a round that are neither training nor evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.common import row
+from benchmarks.site.place import Place, metrics_of
+
+ROUNDS, STEPS, ROUND = 6, 4, 60.0  # seconds of a round that the share is of
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """Median of the rounds after the first, which loads the model."""
+    place = Place(out / "overhead")
+    spent, loads = [], 0.0
+    try:
+        for number in range(1, ROUNDS + 1):
+            reply, seconds = place.train(place.task(number, STEPS))
+            metrics = metrics_of(reply)
+            loads = metrics["model_loads"]
+            if number > 1:
+                spent.append(seconds - metrics["seconds_train"] - metrics["seconds_evaluate"])
+    finally:
+        place.stop()
+    typical = median(spent)
+    note = "decode, load state, extract, encode, commit, reply: LoRA r=16 on SmolLM2-135M"
+    return [
+        row("overhead of a round", typical, "s", target="<= 1.5", **{"pass": typical <= 1.5}, spread=spent, note=note),
+        row("share of a round of 60 s", typical / ROUND, "", target="<= 0.02", **{"pass": typical / ROUND <= 0.02}),
+        row(f"loads of the model in {ROUNDS} rounds", loads, "", target="1", **{"pass": loads == 1}),
+    ]
