@@ -35,6 +35,9 @@ threads = 1                  # CPU threads a rank
 collective_timeout = 3600    # seconds that a rank waits for the others within a step
 keep_model = "always"        # between rounds; or pressure: not while under a tenth of the memory is free; or never
 
+[adapter]
+rank = 0                     # LoRA components of a module that this site trains in a round; 0: all
+
 [privacy]
 max_update_norm = 0.0        # 0: do not clip
 """
@@ -124,12 +127,17 @@ class SiteConfig:
     data: Data
     engine: Engine = field(default_factory=Engine)
     max_update_norm: float = 0.0
+    rank: int = 0
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
             raise ConfigError("site.name", repr(self.name), f"must match {NAME.pattern}")
         if not self.max_update_norm >= 0:  # NaN is refused too
             raise ConfigError("privacy.max_update_norm", self.max_update_norm, "must be >= 0 (0: do not clip)")
+        if self.rank < 0:
+            raise ConfigError("adapter.rank", self.rank, "must be at least 0 (0: all)")
+        if self.rank and self.engine.sharding != "none":
+            raise ConfigError("adapter.rank", self.rank, "must be 0 with engine.sharding, which hides whole gradients")
         if self.model.quantization != "none" and self.engine.kind == "deepspeed" and self.engine.zero_stage == 3:
             raise ConfigError(
                 "engine.zero_stage", 3, f"must be below 3 with model.quantization {self.model.quantization}"
@@ -161,6 +169,7 @@ class SiteConfig:
             model=BaseModel(path=folder, **model),
             data=Data(**{**data, **paths}),
             engine=Engine(**raw.get("engine", {})),
+            rank=raw.get("adapter", {}).get("rank", 0),
             max_update_norm=float(raw.get("privacy", {}).get("max_update_norm", 0.0)),
         )
 
@@ -176,6 +185,7 @@ KNOWN: dict[str, dict[str, type]] = {
     "model": _kinds(BaseModel, revision=str),
     "data": _kinds(Data),
     "engine": _kinds(Engine),
+    "adapter": {"rank": int},
     "privacy": {"max_update_norm": float},
 }
 

@@ -16,6 +16,7 @@ from clients.training.data import load_examples, picks_for_steps
 from clients.training.engines import WarmEngine, engine_for, micro_batches
 from clients.training.job import Job
 from clients.training.prepare import prepared
+from clients.training.rank_limit import RankLimit
 from clients.training.tasks import Example, Task, task_for
 from fedcompress.adapters import load_adapter, save_adapter
 from fedcompress.adapters.base_model import load_tokenizer
@@ -38,6 +39,7 @@ class Trainer:
     key: tuple[Any, ...] = ()
     warm: WarmEngine | None = None
     task: Task | None = None
+    limit: RankLimit | None = None
     examples: dict[str, Sequence[Example]] = field(default_factory=dict)
 
     def run(self, job: Job, progress: OnProgress) -> dict[str, float]:
@@ -71,6 +73,8 @@ class Trainer:
         warm = self._prepare(job, adapter.config, progress)
         loaded = time.monotonic()
         warm.begin(adapter.tensors, task)
+        if self.limit is not None:
+            self.limit.begin(task.seed, task.round)
         progress(phase="evaluate")
         metrics = self._evaluate(warm)
         evaluated = time.monotonic()
@@ -104,6 +108,7 @@ class Trainer:
         self.task = task_for(task.learns, self.site.data, tokenizer, task.max_length)
         self.examples = {part: load_examples(self.site.data, part, self.task) for part in ("train", "heldout")}
         attached = prepared(self.site.model, task, config, job.constants)
+        self.limit = RankLimit(attached.parameters, self.site.rank, self.site.name) if self.site.rank else None
         micro, accumulation = micro_batches(task.batch_size, self.world, job.micro_batch)
         self.warm = engine_for(attached, self.site.engine, task, micro=micro, accumulation=accumulation)
         self.key = key

@@ -275,3 +275,18 @@ def test_fedprox_holds_a_site_back(place: Place, alone: dict[str, Any]) -> None:
     free = far(alone["trained"], start)
     held = place.run("zero_stage = 2", correction="fedprox(mu=1000)", micro=2, clip=0.0)
     assert 0 < far(held["trained"], start) < 0.8 * free
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("engine", ["zero_stage = 2", pytest.param("zero_stage = 3", marks=pytest.mark.slow)])
+def test_a_site_with_a_smaller_rank_trains_some_components(place: Place, engine: str) -> None:
+    """Two of four in a round, the other two in the next; the rest of the factors stays as it was published."""
+    start = load_adapter(place.template()).tensors
+    moved = []
+    for round_ in (1, 2):
+        found = place.run(f"{engine}\n[adapter]\nrank = 2", ranks=2, round=round_, rounds=2, schedule="constant")
+        changed = {n: v != start[n] for n, v in found["trained"].items()}
+        moved.append({n: c.any(1 if "lora_A" in n else 0) for n, c in changed.items()})
+        assert all(c.sum() == 2 for n, c in moved[-1].items() if "lora_B" in n)
+        assert all((c <= moved[-1][n.replace("lora_A", "lora_B")]).all() for n, c in moved[-1].items() if "lora_A" in n)
+    assert all((moved[0][n] ^ moved[1][n]).all() for n in moved[0] if "lora_B" in n)
