@@ -51,18 +51,11 @@ def partition(
     lines, keys = _read(path, by)
     shares = share(len(lines), rule, keys if by else None)
     folders = [out / f"site-{number}" for number in range(1, sites + 1)]
+    facts = []
     for folder, rows in zip(folders, shares, strict=True):
         _write(folder / "train.jsonl", [lines[row] for row in rows])
-    tables = [dict(sorted(Counter(keys[row] for row in rows if by).items())) for rows in shares]
-    facts = [
-        {
-            "site": folder.name,
-            "path": str(folder / "train.jsonl"),
-            "rows": len(rows),
-            "classes": table,
-        }
-        for folder, rows, table in zip(folders, shares, tables, strict=True)
-    ]
+        classes = dict(sorted(Counter(keys[row] for row in rows if by).items()))
+        facts.append({"site": folder.name, "rows": len(rows), "classes": classes})
     if as_json:
         print(json.dumps({"how": how, "seed": seed, "rows": len(lines), "sites": facts}))
     else:
