@@ -135,6 +135,8 @@ def shared_store(
         if _failure(folder).is_file():
             said = json.loads(_failure(folder).read_text(encoding="utf-8"))
             raise ConfigError(*said) if len(said) == 3 else StateError(said[0])
+        if not _meta(folder):
+            raise StateError(f"{folder}: rank 0 has written none: it ended before")
         return TokenStore(folder)
 
 
