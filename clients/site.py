@@ -160,7 +160,7 @@ class SiteConfig:
         base = path.resolve().parent
         for name in ("site.name", "site.state_dir", "model.path", "data.train"):
             section, _, key = name.partition(".")
-            if key not in raw.get(section, {}):
+            if raw.get(section, {}).get(key, "") == "":
                 raise ConfigError(name, "nothing", "must be set in site.toml")
         site, data, model = raw["site"], raw["data"], dict(raw["model"])
         folder = resolve_model(model.pop("path"), base, model.pop("revision", ""))

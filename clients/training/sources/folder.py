@@ -50,7 +50,7 @@ class Folder(Source):
         """Whether the folder is one that ``save_to_disk`` wrote."""
         folder, split = self._found()
         if (folder / MANY).is_file():
-            splits = json.loads((folder / MANY).read_text(encoding="utf-8")).get("splits", [])
+            splits = self._splits(folder)
             if not split and splits != [self.part]:
                 raise ConfigError(self.field, self.text, f"must name a split of {splits}, as folder:split")
             if split and split not in splits:
@@ -61,6 +61,14 @@ class Folder(Source):
                 "wrote, hf:organisation/name, or package.module:function"
             )
             raise ConfigError(self.field, self.text, rule)
+
+    def _splits(self, folder: Path) -> list[str]:
+        try:
+            found = json.loads((folder / MANY).read_text(encoding="utf-8"))["splits"]
+            return [str(name) for name in found]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            rule = f"must be a data set that save_to_disk wrote: {type(error).__name__}"
+            raise ConfigError(self.field, folder / MANY, rule) from None
 
     def _place(self) -> Path:
         folder, split = self._found()

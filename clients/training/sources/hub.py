@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import cached_property
+from functools import lru_cache
 from typing import Any
 
 from clients.training.sources.base import Row, Source
@@ -15,6 +15,14 @@ PREFIX = "hf:"
 _FORM = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(/(?P<subset>[\w.-]+))?(:(?P<split>[\w.\[\]:%+-]+))?")
 
 
+@lru_cache(maxsize=2)
+def _loaded(text: str) -> Any:
+    """Opened once: each time asks the hub whether there is a newer one."""
+    datasets, found = datasets_package(), _FORM.fullmatch(text)
+    assert found is not None
+    return datasets.load_dataset(found["name"], found["subset"], split=found["split"] or "train")
+
+
 class Hub(Source):
     """``hf:organisation/name``, with ``/subset`` and ``:split`` where the data set has several; the split is train."""
 
@@ -23,12 +31,11 @@ class Hub(Source):
         if not _FORM.fullmatch(self.text):
             raise ConfigError(self.field, self.text, "must be hf:organisation/name, /subset and :split being optional")
 
-    @cached_property
+    @property
     def _dataset(self) -> Any:
-        datasets, found = datasets_package(), _FORM.fullmatch(self.text)
-        assert found is not None
+        self.check()
         try:
-            return datasets.load_dataset(found["name"], found["subset"], split=found["split"] or "train")
+            return _loaded(self.text)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             rule = f"must be a data set of the hub, or of its cache, that can be had: {type(error).__name__}"
             raise ConfigError(self.field, self.text, rule) from error

@@ -108,7 +108,7 @@ def run_apart(module: Any, ids: Any, places: Any) -> Any:
     sdpa and eager by a mask of length^2 for each block, with flash attention by lengths, for one block only, so
     that blocks are laid end to end.
     """
-    config = getattr(module, "config", None)
+    config = getattr(getattr(module, "module", module), "config", None)  # an engine has a config of its own
     flat = "flash" in str(getattr(config, "_attn_implementation", ""))
     shape = ids.shape
     if flat:

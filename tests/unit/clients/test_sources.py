@@ -219,6 +219,8 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert [dict(r.values) for r in source_of("hf:a/b", "train").rows()] == ROWS
+    assert source_of("hf:a/b", "heldout").stamp() == source_of("hf:a/b", "train").stamp() != ""
+    assert source_of("hf:a/b", "train").size() > 1000
     list(source_of("hf:a/b/c:test[:10%]", "train").rows())
     assert asked == [("a/b", None, "train"), ("a/b", "c", "test[:10%]")]
     with pytest.raises(ConfigError, match=r"data.train: hf:a/none: must be a data set of the hub"):
@@ -233,6 +235,9 @@ def test_splits_of_a_saved_data_set(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="one of the splits"):
         Data(train=f"{tmp_path / 'splits'}:none")
     assert len(list(source_of(f"{tmp_path / 'splits'}:test", "train").rows())) == 3
+    (tmp_path / "splits" / "dataset_dict.json").write_text("[]")
+    with pytest.raises(ConfigError, match="must be a data set that save_to_disk wrote"):
+        Data(train=f"{tmp_path / 'splits'}:test")
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
