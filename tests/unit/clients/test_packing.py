@@ -9,7 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
 
 from clients.site import Data
 from clients.training.data import load_examples, row_count
@@ -133,6 +142,12 @@ def test_models_that_mix_examples_are_refused() -> None:
     assert model.training
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64))
     assert keeps_apart(gpt2)
+    assert keeps_apart(llama().bfloat16())
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4))
+    assert not keeps_apart(bloom), "it has no positions; at random weights it hardly looks back"
+    size = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2}
+    opt = OPTForCausalLM(OPTConfig(vocab_size=64, num_attention_heads=4, max_position_embeddings=64, **size))
+    assert not keeps_apart(opt)
     assert not keeps_apart(Leaking(llama()))
     batch = task().batch(list(Packed(examples(), LENGTH)))
     with pytest.raises(ConfigError, match=r"data.packing: true: must be false with this model or adapter"):
