@@ -14,14 +14,18 @@ gradient_checkpointing = false
 compile = false              # torch.compile
 
 [data]
-train = "train.jsonl"        # one JSON object a line
-heldout = "heldout.jsonl"    # absent: heldout_share of train, by a hash of the row
+train = "train.jsonl"        # or .csv, .tsv, .parquet; a folder of save_to_disk, as folder:split if it has splits;
+                             # hf:organisation/name:split of the hub; package.module:function, called with "train"
+heldout = "heldout.jsonl"    # likewise; absent: heldout_share of train, by a hash of the row
 heldout_share = 0.1
 text = "text"                # classification: keys of the text and of the class name
 label = "label"
 prompt = "prompt"            # language models: keys of the prompt and of the completion
 completion = "completion"
 messages = "messages"        # or of a chat, a list of {"role": ..., "content": ...}
+streaming = false            # keep tokens in a file in state_dir, not in memory
+streaming_above = 1024       # MiB of a source from which that is done anyway; 0: never
+packing = false              # language models: join examples to blocks of the run's max-length, for training
 
 [engine]
 kind = "deepspeed"           # or accelerate
@@ -50,6 +54,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from clients.training.sources import absolute, source_of
 from fedcompress.adapters.base_model import BaseModel, resolve_model
 from fedcompress.errors import ConfigError
 from fedcompress.wire.envelope import NAME
@@ -99,20 +104,25 @@ class Engine:
 class Data:
     """Where the site's rows are, and what their fields are called."""
 
-    train: Path
-    heldout: Path | None = None
+    train: str  # a source, see clients.training.sources; paths are absolute
+    heldout: str = ""  # empty: cut from train
     heldout_share: float = 0.1
     text: str = "text"
     label: str = "label"
     prompt: str = "prompt"
     completion: str = "completion"
     messages: str = "messages"
+    streaming: bool = False
+    streaming_above: int = 1024  # MiB
+    packing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("train", "heldout"):
-            path = getattr(self, name)
-            if path is not None and not path.is_file():
-                raise ConfigError(f"data.{name}", path, "must be an existing file")
+            text = getattr(self, name)
+            if text or name == "train":
+                source_of(text, name).check()
+        if self.streaming_above < 0:
+            raise ConfigError("data.streaming_above", self.streaming_above, "must be at least 0")
         if not 0 < self.heldout_share < 1:
             raise ConfigError("data.heldout_share", self.heldout_share, "must be between 0 and 1")
 
@@ -158,16 +168,16 @@ class SiteConfig:
         base = path.resolve().parent
         for name in ("site.name", "site.state_dir", "model.path", "data.train"):
             section, _, key = name.partition(".")
-            if key not in raw.get(section, {}):
+            if raw.get(section, {}).get(key, "") == "":
                 raise ConfigError(name, "nothing", "must be set in site.toml")
         site, data, model = raw["site"], raw["data"], dict(raw["model"])
         folder = resolve_model(model.pop("path"), base, model.pop("revision", ""))
-        paths = {k: base / data[k] for k in ("train", "heldout") if k in data}
+        sources = {k: absolute(data[k], base) for k in ("train", "heldout") if data.get(k)}
         return cls(
             name=site["name"],
             state_dir=base / site["state_dir"],
             model=BaseModel(path=folder, **model),
-            data=Data(**{**data, **paths}),
+            data=Data(**{**data, **sources}),
             engine=Engine(**raw.get("engine", {})),
             rank=raw.get("adapter", {}).get("rank", 0),
             max_update_norm=float(raw.get("privacy", {}).get("max_update_norm", 0.0)),

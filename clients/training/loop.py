@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clients.site import SiteConfig
-from clients.training.data import load_examples, picks_for_steps
+from clients.training.data import Place, load_examples, picks_for_steps, row_count
 from clients.training.engines import WarmEngine, engine_for, micro_batches
 from clients.training.job import Job
 from clients.training.prepare import prepared
 from clients.training.rank_limit import RankLimit
 from clients.training.tasks import Example, Task, task_for
 from fedcompress.adapters import load_adapter, save_adapter
-from fedcompress.adapters.base_model import load_tokenizer
+from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.config import TrainTask
 from fedcompress.errors import TrainingError
 from fedcompress.training import FedProx, correction_named, schedule_named
@@ -79,7 +79,7 @@ class Trainer:
         metrics = self._evaluate(warm)
         evaluated = time.monotonic()
         metrics |= {
-            "train_examples": float(len(self.examples["train"])),
+            "train_examples": float(row_count(self.examples["train"])),
             "model_loads": float(self.loads),
             "seconds_load": loaded - started,
             "seconds_evaluate": evaluated - loaded,
@@ -106,7 +106,14 @@ class Trainer:
         progress(phase="load", text=str(self.site.model.path))
         tokenizer = load_tokenizer(self.site.model.path)
         self.task = task_for(task.learns, self.site.data, tokenizer, task.max_length)
-        self.examples = {part: load_examples(self.site.data, part, self.task) for part in ("train", "heldout")}
+        place = Place(
+            folder=self.site.state_dir / "tokens",
+            recipe=lambda: f"{task.objective}/{task.max_length}/{tokenizer_digest(self.site.model.path)}",
+            rank=self.rank,
+            world=self.world,
+        )
+        for part in ("train", "heldout"):
+            self.examples[part] = load_examples(self.site.data, part, self.task, place, progress)
         attached = prepared(self.site.model, task, config, job.constants)
         self.limit = RankLimit(attached.parameters, self.site.rank, self.site.name) if self.site.rank else None
         micro, accumulation = micro_batches(task.batch_size, self.world, job.micro_batch)

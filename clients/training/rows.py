@@ -1,66 +1,23 @@
-"""A site's rows as they stand in its files: read, split, never sent. Errors say where a row is, not what is in it."""
+"""A site's rows: from whatever source, with the columns that a task wants, cut in two parts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from clients.site import Data
+from clients.training.sources import Row, Source, source_of
+from clients.training.sources.base import told
 from fedcompress.errors import ConfigError
 
-
-@dataclass(frozen=True)
-class Row:
-    """One row, and where it is: ``file:line``."""
-
-    where: str
-    values: Mapping[str, Any]
-
-    def get(self, key: str) -> Any:
-        """A field.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        if key not in self.values:
-            raise ConfigError(self.where, f"a row without {key!r}", f"must have it: it has {sorted(self.values)[:8]}")
-        return self.values[key]
-
-    def text(self, key: str) -> str:
-        """A field that is text.
-
-        Raises:
-            ConfigError: there is none, or it is something else.
-        """
-        value = self.get(key)
-        if not isinstance(value, str):
-            raise ConfigError(f"{self.where}.{key}", type(value).__name__, "must be a string")
-        return value
+__all__ = ["Row", "is_heldout", "rows_of", "source_for"]
 
 
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """Rows of a JSONL file; empty lines are skipped.
-
-    Raises:
-        ConfigError: a line is not a JSON object in UTF-8.
-    """
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            where = f"{path.name}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                rule = f"must be a JSON object in UTF-8: {type(error).__name__}"
-                raise ConfigError(where, f"{len(line)} bytes", rule) from None
-            if not isinstance(row, dict):
-                raise ConfigError(where, type(row).__name__, "must be a JSON object")
-            yield Row(where, row)
+def source_for(data: Data, part: str) -> Source:
+    """Where the rows of ``train`` or ``heldout`` are; without a source for the second, both are cut from the first."""
+    cut = part == "train" or not data.heldout
+    return source_of(data.train if cut else data.heldout, "train" if cut else "heldout")
 
 
 def is_heldout(row: Row, share: float) -> bool:
@@ -70,11 +27,30 @@ def is_heldout(row: Row, share: float) -> bool:
     return bits < share * (1 << 32)
 
 
-def rows_of(data: Data, part: str) -> Iterator[Row]:
-    """Rows of ``train`` or ``heldout``; without a file for the second, both are cut from the first."""
-    if data.heldout is not None:
-        yield from read_jsonl(data.train if part == "train" else data.heldout)
-        return
-    for row in read_jsonl(data.train):
-        if is_heldout(row, data.heldout_share) == (part == "heldout"):
+def rows_of(data: Data, part: str, wants: Sequence[Sequence[str]] = ()) -> Iterator[Row]:
+    """Rows of a part.
+
+    Args:
+        data: a site's.
+        part: ``train`` or ``heldout``.
+        wants: the first row must have all columns of one of these.
+
+    Raises:
+        ConfigError: the source cannot be read, lacks columns, or has a malformed row.
+        MissingPackageError: what reads the source is absent.
+    """
+    source = source_for(data, part)
+    source.check()
+    for number, row in enumerate(source.rows()):
+        if number == 0:
+            _check_columns(source, row, wants)
+        if data.heldout or is_heldout(row, data.heldout_share) == (part == "heldout"):
             yield row
+
+
+def _check_columns(source: Source, row: Row, wants: Sequence[Sequence[str]]) -> None:
+    if not wants or any(set(names) <= set(row.values) for names in wants):
+        return
+    needed = ", or ".join(" and ".join(repr(name) for name in names) for names in wants)
+    rule = f"must have {needed}; other names are told under [data] in site.toml"
+    raise ConfigError(f"{source.field}: {row.where}", told(row.values), rule)

@@ -8,7 +8,7 @@ import sys
 import click
 import typer
 
-from fedcompress.cli import demo, experiment, files, merge, plan, tables, template, worker
+from fedcompress.cli import demo, experiment, files, merge, partition, plan, tables, template, worker
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, MismatchError, MissingPackageError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ demo.register(app)
 experiment.register(app)
 files.register(app)
 merge.register(app)
+partition.register(app)
 plan.register(app)
 tables.register(app)
 template.register(app)

@@ -33,9 +33,10 @@ STEPS, LR = 8, 1e-2
 
 @dataclass
 class Place:
-    """A folder with a model, rows and a template."""
+    """A folder with a model, rows and a template; ``data`` is more of that section of site.toml."""
 
     folder: Path
+    data: str = ""
 
     def task(self, template: Path, **changes: Any) -> TrainTask:
         made = load_template(template)
@@ -93,7 +94,8 @@ class Place:
         site = self.folder / "site.toml"
         site.write_text(
             f'[site]\nname = "north"\nstate_dir = "state"\n[model]\npath = "model"\n{model}\n'
-            f'[data]\ntrain = "train.jsonl"\nheldout = "heldout.jsonl"\n[engine]\nranks = {ranks}\n{engine}\n'
+            f'[data]\ntrain = "train.jsonl"\nheldout = "heldout.jsonl"\n{self.data}\n'
+            f"[engine]\nranks = {ranks}\n{engine}\n"
         )
         names = []
         for number, changes in enumerate(tasks):
@@ -156,7 +158,7 @@ def test_one_site_and_codec_none_is_plain_peft_with_the_trainer(place: Place, al
     assert not set_peft_model_state_dict(plain, start).unexpected_keys
 
     tokenizer = load_tokenizer(place.folder / "model")
-    data = Data(train=place.folder / "train.jsonl", heldout=place.folder / "heldout.jsonl")
+    data = Data(train=str(place.folder / "train.jsonl"), heldout=str(place.folder / "heldout.jsonl"))
     causal = CausalTask(data, tokenizer, task.max_length)
     examples = load_examples(data, "train", causal)
     order = picks_for_steps(len(examples), task.batch_size, STEPS, seed_of(task, "north", "order"))
@@ -290,3 +292,30 @@ def test_a_site_with_a_smaller_rank_trains_some_components(place: Place, engine:
         assert all(c.sum() == 2 for n, c in moved[-1].items() if "lora_B" in n)
         assert all((c <= moved[-1][n.replace("lora_A", "lora_B")]).all() for n, c in moved[-1].items() if "lora_A" in n)
     assert all((moved[0][n] ^ moved[1][n]).all() for n in moved[0] if "lora_B" in n)
+
+
+def test_tokens_on_disk_change_nothing(place: Place, alone: dict[str, Any]) -> None:
+    """Rank 0 writes them in the first job; the second reads them."""
+    streaming = Place(place.folder, "streaming = true")
+    found = streaming.run("zero_stage = 3", ranks=2, micro=3)
+    assert far(found["trained"], alone["trained"]) < 2e-4
+    store = place.folder / "state" / "tokens" / "train" / "meta.json"
+    written = store.stat().st_mtime_ns
+    assert streaming.run("zero_stage = 0")["losses"] == alone["losses"]
+    assert store.stat().st_mtime_ns == written
+
+
+def test_packed_rows_on_two_ranks_are_those_on_one(place: Place) -> None:
+    """Some blocks are one row and some several, so that ranks may have batches of both kinds."""
+    packing = Place(place.folder, "packing = true")
+    one = packing.run("zero_stage = 0")
+    two = packing.run("zero_stage = 3", ranks=2, micro=2)
+    assert far(two["trained"], one["trained"]) < 2e-4
+    assert one["losses"][-1] < one["losses"][0]
+    assert one["metrics"]["train_examples"] == 40, "rows count for a site, not blocks"
+
+
+def test_packing_with_a_trained_prompt_is_refused(place: Place) -> None:
+    packing = Place(place.folder, "packing = true")
+    found = packing.run("zero_stage = 2", template=packing.template("prompt-tuning(num_virtual_tokens=3)"))
+    assert "data.packing: true: must be false with this model or adapter" in found["metrics"]["error"]

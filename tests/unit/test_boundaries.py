@@ -20,7 +20,17 @@ def loaded_after(statement: str, *names: str) -> set[str]:
     return set(done.stdout.split())
 
 
-HEAVY = ("torch", "transformers", "deepspeed", "bitsandbytes", "peft", "accelerate", "matplotlib")
+HEAVY = (
+    "torch",
+    "transformers",
+    "deepspeed",
+    "bitsandbytes",
+    "peft",
+    "accelerate",
+    "matplotlib",
+    "datasets",
+    "pyarrow",
+)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,13 @@ IGNORED = -100  # label of a position without loss, as torch's cross_entropy has
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenized row: token ids, and a class or a label for each position."""
+    """One tokenized row, or several packed: token ids, and a class or a label for each position."""
 
     where: str
     tokens: Sequence[int]
     labels: Sequence[int]
     predictions: int  # positions with a loss
+    starts: tuple[int, ...] = ()  # of each row, where several are packed
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,16 @@ class Sums:
 
 class Task(Protocol):
     """One objective."""
+
+    @property
+    def columns(self) -> Sequence[Sequence[str]]:
+        """Fields of a row: all of one of these."""
+        ...
+
+    @property
+    def packs(self) -> int | None:
+        """Most tokens of a block of packed examples; None where they cannot be packed."""
+        ...
 
     def example(self, row: Row) -> Example:
         """Tokenize.

@@ -19,6 +19,8 @@ class ClassificationTask:
     def __init__(self, objective: Classification, data: Data, tokenizer: Any, max_length: int) -> None:
         self._index = {name: i for i, name in enumerate(objective.labels)}
         self._data, self._tokenizer, self._max_length = data, tokenizer, max_length
+        self.columns = ((data.text, data.label),)
+        self.packs = None
 
     def example(self, row: Row) -> Example:
         """Tokens of the text, and its class."""

@@ -8,10 +8,10 @@ from typing import Any
 from clients.site import Data
 from clients.training.rows import Row
 from clients.training.tasks.base import IGNORED, Example, Sums
+from clients.training.tasks.chat import ANSWERS, chat_tokens
+from clients.training.tasks.packing import keeps_apart, positions, run_apart
 from clients.training.tasks.padding import padded
 from fedcompress.errors import ConfigError
-
-ANSWERS = "assistant"
 
 
 def turns_of(row: Row, data: Data) -> list[dict[str, str]]:
@@ -38,43 +38,29 @@ class CausalTask:
 
     def __init__(self, data: Data, tokenizer: Any, max_length: int) -> None:
         self._data, self._tokenizer, self._max_length = data, tokenizer, max_length
+        self.columns = ((data.messages,), (data.prompt, data.completion))
+        self.packs = max_length if data.packing else None
+        self._apart = False  # whether the model was seen to keep packed examples apart
 
     def example(self, row: Row) -> Example:
         """Tokens of the conversation by the tokenizer's chat template, or plain where it has none.
 
-        What is longer than ``max_length`` loses its beginning if it is a single answer's prompt, and else its end.
+        What is longer than ``max_length`` loses its beginning, up to the token before the first answer, and then
+        its end.
         """
         turns = turns_of(row, self._data)
-        tokens, labels = self._chat(turns) if self._tokenizer.chat_template else self._plain(turns)
+        chat = bool(self._tokenizer.chat_template)
+        tokens, labels = chat_tokens(self._tokenizer, turns, row.where) if chat else self._plain(turns)
         over = len(tokens) - self._max_length
         if over > 0:
             first = next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
-            start = min(over, first)
+            start = min(over, max(0, first - 1))
             tokens, labels = tokens[start:][: self._max_length], labels[start:][: self._max_length]
         # position 0 predicts nothing: its label is not the next of anything
         count = sum(label != IGNORED for label in labels[1:])
         if not count:
             raise ConfigError(row.where, f"{len(tokens)} tokens", "must have an answer of at least one token")
         return Example(row.where, tokens, labels, count)
-
-    def _chat(self, turns: list[dict[str, str]]) -> tuple[list[int], list[int]]:
-        tokens: list[int] = []
-        labels: list[int] = []
-        for number, turn in enumerate(turns):
-            if turn["role"] != ANSWERS:
-                continue
-            asked = self._templated(turns[:number], prompt=True)
-            upto = self._templated(turns[: number + 1], prompt=False)
-            tokens += asked[len(tokens) :]
-            labels += [IGNORED] * (len(tokens) - len(labels))
-            tokens += upto[len(tokens) :]
-            labels += tokens[len(labels) :]
-        return tokens, labels
-
-    def _templated(self, turns: list[dict[str, str]], *, prompt: bool) -> list[int]:
-        text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
-        tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        return tokens
 
     def _plain(self, turns: list[dict[str, str]]) -> tuple[list[int], list[int]]:
         tokens: list[int] = []
@@ -89,17 +75,34 @@ class CausalTask:
         return tokens, labels
 
     def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """``input_ids``, ``attention_mask`` and ``labels`` of (n, length)."""
+        """``input_ids``, ``attention_mask`` and ``labels`` of (n, length); packed, ``position_ids`` for a mask."""
         ids, mask = padded([e.tokens for e in examples], self._tokenizer.pad_token_id)
         labels, _ = padded([e.labels for e in examples], IGNORED)
+        if any(e.starts for e in examples):
+            return {"input_ids": ids, "position_ids": positions(examples, ids.shape[1]), "labels": labels}
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def measure(self, module: Any, batch: dict[str, Any]) -> Sums:
-        """Cross entropy of the next tokens of the answers."""
-        logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        """Cross entropy of the next tokens of the answers.
+
+        Raises:
+            ConfigError: the site packs, and the model lets attention cross from one example to the next.
+        """
+        self._check_apart(module)
+        if "position_ids" in batch:
+            logits = run_apart(module, batch["input_ids"], batch["position_ids"])
+        else:
+            logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         labels = batch["labels"][:, 1:]
         logits = logits[:, -batch["labels"].shape[1] :][:, :-1]  # a prompt that is trained stands before them
         return _sums(logits, labels)
+
+    def _check_apart(self, module: Any) -> None:
+        """Once, on all ranks together: not all models can, and those that cannot do not say so."""
+        if self.packs is not None and not self._apart and not keeps_apart(module):
+            rule = "must be false with this model or adapter: what is packed before an example changes its loss"
+            raise ConfigError("data.packing", "true", rule)
+        self._apart = True
 
 
 class Seq2SeqTask:
@@ -107,6 +110,8 @@ class Seq2SeqTask:
 
     def __init__(self, data: Data, tokenizer: Any, max_length: int) -> None:
         self._data, self._tokenizer, self._max_length = data, tokenizer, max_length
+        self.columns = ((data.prompt, data.completion),)
+        self.packs = None
 
     def example(self, row: Row) -> Example:
         """Tokens of the prompt, labels of the completion."""

@@ -31,7 +31,7 @@ class Letters:
 def load(tmp_path: Path, lines: list[str] | bytes) -> list[Example]:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(lines if isinstance(lines, bytes) else "\n".join(lines).encode())
-    data = Data(train=path, heldout=path)
+    data = Data(train=str(path), heldout=str(path))
     return load_examples(data, "train", ClassificationTask(Classification(labels=("a", "b")), data, Letters(), 4))
 
 
@@ -93,7 +93,7 @@ def test_the_heldout_part_is_cut_by_a_hash(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     lines = [json.dumps({"text": f"row {i % 400}", "label": "a"}) for i in range(800)]
     path.write_text("\n".join(lines))
-    data = Data(train=path, heldout_share=0.25)
+    data = Data(train=str(path), heldout_share=0.25)
     parts = {part: [row.values["text"] for row in rows_of(data, part)] for part in ("train", "heldout")}
     assert not set(parts["train"]) & set(parts["heldout"])
     assert len(parts["train"]) + len(parts["heldout"]) == 800

@@ -72,6 +72,11 @@ def test_the_example_in_deploy_has_only_known_keys(folder: Path) -> None:
         ("ranks = 1", 'offload = "nvme"', ["engine.offload_path", "folder on an NVMe drive"]),
         ("ranks = 1", 'sharding = "fsdp2"', ["engine.sharding: fsdp2", "accelerate"]),
         ("train.jsonl", "absent.jsonl", ["data.train", "absent.jsonl", "existing file"]),
+        ('"train.jsonl"', '""', ["data.train", "must be set"]),
+        ("train.jsonl", "train.txt", ["data.train", "train.txt", "ends in .jsonl, .csv, .tsv or .parquet"]),
+        ("train.jsonl", "hf:squad", ["data.train: hf:squad", "hf:organisation/name"]),
+        ('"train.jsonl"', '"train.jsonl"\nstreaming = 1', ["data.streaming", "type bool"]),
+        ('"train.jsonl"', '"train.jsonl"\nstreaming_above = -1', ["data.streaming_above: -1", "at least 0"]),
         ('path = "model"', 'path = "nowhere"', ["model.path", "nowhere", "config.json"]),
         ('"north"', '"a b"', ["site.name", "'a b'", "must match"]),
         ('name = "north"', "", ["site.name", "must be set"]),
@@ -90,6 +95,14 @@ def test_mistakes(folder: Path, old: str, new: str, words: list[str]) -> None:
     assert "\n" not in str(caught.value).replace("\n", "", 0) or "TOML" in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["hf:organisation/name:train", "package.module:function"])
+def test_sources_that_are_no_paths(folder: Path, text: str) -> None:
+    """They are neither imported nor asked for when the file is read."""
+    site = load(folder, GOOD.replace("train.jsonl", text))
+    assert site.data.train == text
+    assert site.data.heldout == str(folder / "heldout.jsonl")
 
 
 def test_no_file(tmp_path: Path) -> None:
