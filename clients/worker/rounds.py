@@ -47,7 +47,7 @@ class RoundRunner:
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
         self._micro_batch = 0  # what memory has room for, once it was short
-        self._fingerprint = base_fingerprint(site.model.path)
+        self._fingerprint = base_fingerprint(site.model.path, site.state_dir / "fingerprint.json")
 
     def run(self, task: TrainTask, bundle: bytes, progress: OnProgress) -> Reply:
         """The reply to ``task``; from the outbox if this round was done before.

@@ -150,3 +150,18 @@ def test_seeded_start_is_frozen_for_ever() -> None:
     values = seeded_init(layout, 7)["m.lora_A.weight"]
     golden = json.loads((Path(__file__).parents[2] / "golden" / "seeded_init.json").read_text())
     assert [float(v).hex() for v in values.ravel()] == golden["values"]
+
+
+def test_a_fingerprint_is_kept_while_the_files_are_the_same(tmp_path: Path) -> None:
+    model, cache = tmp_path / "model", tmp_path / "state" / "fingerprint.json"
+    model.mkdir()
+    (model / "model.safetensors").write_bytes(b"one")
+    first = base_fingerprint(model, cache)
+    assert first == base_fingerprint(model)
+    kept = json.loads(cache.read_text())
+    cache.write_text(json.dumps({**kept, "digest": "ab" * 32}))
+    assert base_fingerprint(model, cache).hex() == "ab" * 32, "the files were read again"
+    (model / "model.safetensors").write_bytes(b"two!")
+    assert base_fingerprint(model, cache) not in (first, bytes.fromhex("ab" * 32))
+    cache.write_text("{")
+    assert base_fingerprint(model, cache) == base_fingerprint(model)
