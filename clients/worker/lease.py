@@ -62,5 +62,13 @@ def holder(path: Path) -> int:
     except FileNotFoundError:
         return 0
     except OSError:
-        return _pid_in(path)
+        return _written_pid(path)
     return 0
+
+
+def _written_pid(path: Path) -> int:
+    """The holder's process id, which it writes a moment after it has the lock."""
+    deadline = time.monotonic() + PATIENCE
+    while not (pid := _pid_in(path)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return pid
