@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -68,30 +69,27 @@ def run(options: Options, sleep: Callable[[float], None] = time.sleep) -> int:
 
 def follow(path: Path, at: int, sleep: Callable[[float], None]) -> Iterator[str]:
     """Lines as they come, from a byte of the file on; goes on in the new file when it is rotated."""
-    stream = None
     while True:
-        if stream is None and path.is_file():
-            stream = path.open("rb")
-            stream.seek(at)
-        if stream is not None:
-            for line in iter(stream.readline, b""):
-                if not line.endswith(b"\n"):  # is being written
-                    stream.seek(-len(line), 1)
-                    break
-                yield from _decoded(line)
-            if path.is_file() and path.stat().st_ino == _inode(stream):
-                sleep(POLL)
-                continue
-            yield from _decoded(stream.read())
-            stream.close()
-            stream, at = None, 0
+        if path.is_file():
+            with path.open("rb") as stream:
+                stream.seek(at)
+                yield from _of_one(stream, path, sleep)
+            at = 0
         sleep(POLL)
 
 
-def _inode(stream: Any) -> int:
-    import os
-
-    return os.fstat(stream.fileno()).st_ino
+def _of_one(stream: Any, path: Path, sleep: Callable[[float], None]) -> Iterator[str]:
+    """Lines of one file, until it is rotated."""
+    while True:
+        is_last = not path.is_file() or path.stat().st_ino != os.fstat(stream.fileno()).st_ino
+        for line in iter(stream.readline, b""):
+            if not line.endswith(b"\n"):  # is being written
+                stream.seek(-len(line), 1)
+                break
+            yield from _decoded(line)
+        if is_last:
+            return
+        sleep(POLL)
 
 
 def _decoded(data: bytes) -> list[str]:
