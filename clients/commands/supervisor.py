@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from fedcompress.errors import ProcessError
 
 Command = Sequence[str | Path]
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between restarts
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 STEADY = 300.0  # seconds of life after which the pauses begin anew
 KEY_PAUSE = 60  # seconds for which a SuperLink takes a key of a crashed SuperNode for one in use
 MAX_LOG = 8 << 20  # bytes, beyond which a log is put aside at the next start
@@ -116,7 +118,7 @@ class Supervisor:
             if self.clock() - child.began > STEADY:
                 child.pause = FIRST_PAUSE
             child.due = self.clock() + child.pause
-            self.say(f"{error}: started again in {child.pause:.0f} s")
+            self.say(f"{plain(str(error))}: started again in {child.pause:.0f} s")
             if child.name == NODE and self.authenticated:
                 self.say(
                     f"supernode: the SuperLink may refuse its key for {KEY_PAUSE} s after a crash: it is tried again"
@@ -125,8 +127,13 @@ class Supervisor:
 
     def _remember(self, name: str, pid: int) -> None:
         path = up_facts(self.site.state_dir)
-        facts = _read(path) | {name: {"pid": pid, "created": _created(pid)}}
+        facts = read_facts(path) | {"by": os.getpid(), name: {"pid": pid, "created": _created(pid)}}
         path.write_text(json.dumps(facts))
+
+
+def plain(line: str) -> str:
+    """A line of Flower's log without its colours."""
+    return COLOUR.sub("", line)
 
 
 def _put_aside(log: Path) -> None:
@@ -134,7 +141,8 @@ def _put_aside(log: Path) -> None:
         log.replace(log.with_name(f"{log.name}.1"))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a running ``up`` wrote; nothing, if the file is absent or torn."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -155,7 +163,7 @@ def end_orphans(state_dir: Path) -> list[str]:
     import psutil
 
     ended = []
-    for name, fact in _read(up_facts(state_dir)).items():
+    for name, fact in read_facts(up_facts(state_dir)).items():
         with contextlib.suppress(psutil.Error, KeyError, TypeError):
             process = psutil.Process(int(fact["pid"]))
             if not fact["created"] or abs(process.create_time() - fact["created"]) > 0.01:

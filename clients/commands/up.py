@@ -15,7 +15,7 @@ from typing import Any
 
 from clients.commands.common import is_terminal, no_worker, progress_line, python_environment, read_status, site_path
 from clients.commands.status import lines_of
-from clients.commands.supervisor import Supervisor, end_orphans, logs_of, up_facts, up_lock, worker_command
+from clients.commands.supervisor import Supervisor, end_orphans, logs_of, read_facts, up_facts, up_lock, worker_command
 from clients.site import SiteConfig
 from clients.worker.lease import hold, holder
 from clients.worker.logs import escaped
@@ -115,7 +115,7 @@ def _detach(options: Options, site: SiteConfig, site_file: Path) -> int:
             env=python_environment({}),
         )
     deadline = time.monotonic() + DETACH_TIMEOUT
-    while holder(up_lock(site.state_dir)) != process.pid or not up_facts(site.state_dir).is_file():
+    while read_facts(up_facts(site.state_dir)).get("by") != process.pid:
         if process.poll() is not None or time.monotonic() > deadline:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             raise ProcessError(f"up: did not start: {lines[-1]} (see {log})")

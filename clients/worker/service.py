@@ -65,9 +65,8 @@ class _Round(threading.Thread):
 
     def _progress(self, **fields: Any) -> None:
         note = worker_pb2.Progress(**fields)
-        LOG.info(
-            "round %d: %s %d/%d loss %.4f %s", self.task.round, note.phase, note.step, note.steps, note.loss, note.text
-        )
+        steps = f" {note.step}/{note.steps} loss {note.loss:.4f}" if note.steps else ""
+        LOG.info("%s", f"round {self.task.round}: {note.phase}{steps} {note.text}".rstrip())
         with self._changed:
             self._events.append(Event(progress=note))
             self.noted = time.monotonic()
