@@ -15,7 +15,7 @@ from typing import Any
 
 from clients.site import SiteConfig
 from clients.worker.lease import holder
-from clients.worker.paths import lock_path, log_dir, socket_path
+from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
 from fedcompress.config import TrainTask
 from fedcompress.errors import ProcessError, TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
@@ -27,8 +27,7 @@ STARTED: list[subprocess.Popen[bytes]] = []  # workers outlive their handles on 
 
 def start_worker(site_file: Path, site: SiteConfig, owner: int) -> subprocess.Popen[bytes]:
     """Start the site's worker in a session of its own; it outlives the caller, not ``owner``."""
-    logs = log_dir(site.state_dir)
-    logs.mkdir(parents=True, exist_ok=True)
+    logs = make_state_dir(site.state_dir)
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     command = [sys.executable, "-m", "clients.worker.main", "--site", str(site_file), "--owner", str(owner)]

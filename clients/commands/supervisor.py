@@ -15,7 +15,7 @@ from typing import Any
 
 from clients.site import SiteConfig
 from clients.worker.lease import holder
-from clients.worker.paths import lock_path, log_dir
+from clients.worker.paths import lock_path, make_state_dir
 from fedcompress.demo.processes import ProcessGroup
 from fedcompress.errors import ProcessError
 
@@ -198,6 +198,4 @@ def end_process(pid: int, *, grace: float) -> bool:
 
 def logs_of(site: SiteConfig) -> Path:
     """Folder of all logs of a site, made if it is not there."""
-    folder = log_dir(site.state_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return make_state_dir(site.state_dir)

@@ -23,7 +23,7 @@ from clients.commands.supervisor import end_process
 from clients.site import SiteConfig
 from clients.worker.lease import hold
 from clients.worker.logs import log_file
-from clients.worker.paths import log_dir, socket_path
+from clients.worker.paths import log_dir, make_state_dir, socket_path
 from fedcompress.adapters import load_adapter
 from fedcompress.adapters.template import CONSTANTS, Template, export_adapter, load_constants, load_template
 from fedcompress.config import TrainTask
@@ -82,6 +82,7 @@ def run(options: Options) -> int:
     private = replace(site, state_dir=site.state_dir / "local")
     task_of(options, template, 1, options.steps)  # checks the options before anything starts
     began = time.monotonic()
+    make_state_dir(site.state_dir)  # its folder, too, is private
     lock = hold(private.state_dir / "train.lock", f"site {site.name}: trains already, with pid")
     with lock, _worker(site_file, private), View(options) as view:
         found, state = _rounds(options, template, site_file, private, view.note)

@@ -19,6 +19,7 @@ from clients.commands.supervisor import Supervisor, end_orphans, logs_of, read_f
 from clients.site import SiteConfig
 from clients.worker.lease import hold, holder
 from clients.worker.logs import escaped
+from clients.worker.paths import make_state_dir
 from fedcompress.demo.federation import app_folder, environment
 from fedcompress.demo.processes import ProcessGroup, free_port, script
 from fedcompress.errors import ConfigError, LockedError, ProcessError
@@ -93,6 +94,7 @@ def run(options: Options) -> int:
     node = node_command(options, site_file)
     if options.detach:
         return _detach(options, site, site_file)
+    make_state_dir(site.state_dir)
     with hold(up_lock(site.state_dir), _held(site)):
         return _stay(options, site, site_file, node)
 

@@ -29,7 +29,7 @@ from clients.worker.counters import Counters
 from clients.worker.hub import RankHub
 from clients.worker.lease import hold
 from clients.worker.logs import log_file, set_up
-from clients.worker.paths import lock_path, log_dir, socket_path
+from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
 from clients.worker.service import WorkerService
 from clients.worker.session import Session
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, TrainingError
@@ -48,6 +48,7 @@ def lease(state_dir: Path) -> Iterator[None]:
     Raises:
         LockedError: another worker holds it.
     """
+    make_state_dir(state_dir)
     with hold(lock_path(state_dir), f"site.state_dir: {state_dir}: is held by the worker with pid"):
         yield
 

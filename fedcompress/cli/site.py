@@ -113,7 +113,7 @@ def doctor(
     Examples:
       fedcompress site doctor site.toml
 
-      fedcompress site doctor site.toml --superlink coordinator.example:9092 --run-template initial
+      fedcompress site doctor site.toml --superlink coordinator.example:8000 --run-template initial
 
       fedcompress site doctor site.toml --json
     """
@@ -132,11 +132,11 @@ def up(
     """Connect the site: its SuperNode and its warm worker, until Ctrl-C. The connection is TLS unless you say not.
 
     Examples:
-      fedcompress site up site.toml --superlink coordinator.example:9092 --root-certificates ca.crt
+      fedcompress site up site.toml --superlink coordinator.example:8000 --root-certificates ca.crt
 
       fedcompress site up site.toml --superlink 127.0.0.1:8000 --insecure
 
-      fedcompress site up site.toml --superlink coordinator.example:9092 --auth-supernode-private-key node.key --detach
+      fedcompress site up site.toml --superlink coordinator.example:8000 --auth-supernode-private-key node.key --detach
     """
     _command("up", locals())
 

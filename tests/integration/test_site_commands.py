@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,21 @@ from fedcompress.demo.processes import free_port
 from fedcompress.types import l2_norm, subtract
 from tests.site_support import write_site
 
+ROOT = Path(__file__).parents[2]
+
 
 def call(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fedcompress", "site", *map(str, args)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # a relative one would not be found from there
     return subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=250, check=False
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=250,
+        check=False,
     )
 
 

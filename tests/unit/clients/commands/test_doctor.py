@@ -256,5 +256,6 @@ def test_a_worker_that_runs_is_said(site_file: Path) -> None:
 
     with lease(site_file.parent / "state"):
         (found,) = network.check_worker(subject(site_file))
+        assert states(files.check_permissions(subject(site_file))) == [OK], "a worker makes its folder private"
     assert f"pid {os.getpid()}" in found.text
     assert doctor.CHECKS[0] is compute.check_packages
