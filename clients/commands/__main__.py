@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
+
+import click
 
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, MismatchError, MissingPackageError
 
@@ -19,13 +22,18 @@ def main(argv: list[str]) -> int:
     debug = options.pop("debug", False)
     command = importlib.import_module(f"clients.commands.{name}")
     try:
-        return int(command.run(command.Options(**options)))
+        code = int(command.run(command.Options(**options)))
+        sys.stdout.flush()
+        return code
     except FedCompressError as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError | LockedError | MismatchError | MissingPackageError) else 1
-    except KeyboardInterrupt:
+    except BrokenPipeError:  # as by `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, click.Abort):
         print("\nstopped", file=sys.stderr)
         return 130
 

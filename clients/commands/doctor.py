@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +37,8 @@ CHECKS: tuple[Callable[[Subject], list[Check]], ...] = (
     check_memory,
 )
 
+OFFLINE = "HF_HUB_OFFLINE"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -61,18 +67,34 @@ def run(options: Options, checks: tuple[Callable[[Subject], list[Check]], ...] =
         ConfigError: there is no such site.toml.
     """
     found = []
-    for check in examine(options, site_path(options.site), checks):
-        found.append(check)
-        if not options.as_json:
-            print(f"{check.status:<5} {check.name:<13} {escaped(check.text)}", flush=True)
-            if check.remedy:
-                print(f"{'':<19} -> {escaped(check.remedy)}", flush=True)
+    with _quiet():
+        for check in examine(options, site_path(options.site), checks):
+            found.append(check)
+            if not options.as_json:
+                print(f"{check.status:<5} {check.name:<13} {escaped(check.text)}", flush=True)
+                if check.remedy:
+                    print(f"{'':<19} -> {escaped(check.remedy)}", flush=True)
     failed = sum(check.status == FAIL for check in found)
     if options.as_json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in found]}))
     elif failed:
         print(f"{failed} of {len(found)} checks failed")
     return 1 if failed else 0
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What packages say when they are imported is not a result."""
+    before, offline = logging.root.manager.disable, os.environ.get(OFFLINE)
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        if offline is None:
+            os.environ.pop(OFFLINE, None)
 
 
 def examine(options: Options, file: Path, checks: tuple[Callable[[Subject], list[Check]], ...]) -> Iterator[Check]:
@@ -83,6 +105,7 @@ def examine(options: Options, file: Path, checks: tuple[Callable[[Subject], list
         yield fail("config", str(error), f"correct {file}")
         return
     yield ok("config", f"{file}: site {site.name}")
+    os.environ.setdefault(OFFLINE, "1")  # the model is here now, and no check waits for the hub
     template: Template | None = None
     if options.run_template:
         try:

@@ -19,6 +19,7 @@ from clients.commands.common import (
     size,
     status_facts,
 )
+from clients.commands.supervisor import up_lock
 from clients.site import SiteConfig
 from clients.worker.lease import holder
 from clients.worker.logs import escaped
@@ -59,15 +60,17 @@ def run(options: Options, sleep: Callable[[float], None] = time.sleep) -> int:
 
 
 def _show(site: SiteConfig, options: Options) -> int:
-    reply = read_status(site.state_dir)
+    reply, up = read_status(site.state_dir), holder(up_lock(site.state_dir)) or None
     if options.as_json:
-        facts = {"running": reply is not None, "held_by": holder(lock_path(site.state_dir)) or None}
+        held = holder(lock_path(site.state_dir)) or None
+        facts = {"running": reply is not None, "held_by": held, "up_pid": up}
         more = status_facts(reply) if reply is not None else {"site": site.name, "reason": no_worker(site.state_dir)}
         print(json.dumps({**facts, **more}))
     elif reply is None:
         print(f"{site.name}: {no_worker(site.state_dir)}")
     else:
         print("\n".join(lines_of(reply)))
+        print(f"{'connected':<11}{connection(up)}")
     return 0 if reply is not None else 1
 
 
@@ -80,6 +83,7 @@ def _watch(site: SiteConfig, options: Options) -> int:
         while True:
             reply = read_status(site.state_dir)
             lines = lines_of(reply) if reply is not None else [f"{site.name}: {no_worker(site.state_dir)}"]
+            lines.append(f"{'connected':<11}{connection(holder(up_lock(site.state_dir)) or None)}")
             live.update(Text("\n".join(lines)), refresh=True)
             time.sleep(options.interval)
 
@@ -104,6 +108,11 @@ def lines_of(reply: worker_pb2.StatusReply) -> list[str]:
     rows += [("gpu", f"{g.index} {g.name}: {size(g.used_bytes)} of {size(g.total_bytes)}") for g in reply.gpus]
     rows.append(("last error", _last_error(reply)))
     return [f"{name:<11}{escaped(text)}" for name, text in rows if text]
+
+
+def connection(up: int | None) -> str:
+    """Whether somebody keeps a SuperNode up."""
+    return f"by `site up`, pid {up}" if up else "not by `site up`"
 
 
 def _progress(reply: worker_pb2.StatusReply) -> str:
