@@ -165,7 +165,8 @@ def _rounds(
         found.append({**envelope.header.metrics, "examples": float(envelope.header.examples)})
         merged, first = (envelope.digest.hex(),), b""
         if steps:  # as the ranks left it, before the clipping of what would be sent
-            state = load_adapter(site.state_dir / "work" / "trained").tensors
+            trained = load_adapter(site.state_dir / "work" / "trained").tensors
+            state = {t.name: trained[t.name] for t in layout.tensors}
     return found, state
 
 

@@ -1,4 +1,4 @@
-"""``site train --local``: each round starts where the last one ended, and options are checked before anything starts."""
+"""``site train --local``: each round starts where the last one ended, and options are checked before that."""
 
 from __future__ import annotations
 
