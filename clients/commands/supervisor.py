@@ -17,11 +17,11 @@ from clients.site import SiteConfig
 from clients.worker.lease import holder
 from clients.worker.paths import lock_path, make_state_dir
 from fedcompress.demo.processes import ProcessGroup
-from fedcompress.errors import ProcessError
 
 Command = Sequence[str | Path]
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between restarts
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+MAX_TAIL = 1 << 16  # bytes
 STEADY = 300.0  # seconds of life after which the pauses begin anew
 KEY_PAUSE = 60  # seconds for which a SuperLink takes a key of a crashed SuperNode for one in use
 MAX_LOG = 8 << 20  # bytes, beyond which a log is put aside at the next start
@@ -54,6 +54,7 @@ class Child:
     pause: float = FIRST_PAUSE
     due: float = 0.0
     running: bool = False
+    log_size: int = 0  # bytes before it was started
 
 
 @dataclass
@@ -103,7 +104,7 @@ class Supervisor:
                 self._foreign, child.due = pid, self.clock() + FIRST_PAUSE
                 return
             self._foreign = 0
-        _put_aside(self.group.logs / f"{child.name}.log")
+        child.log_size = _put_aside(self.group.logs / f"{child.name}.log")
         process = self.group.start(child.name, child.command, cwd=self.cwd)
         child.running, child.began = True, self.clock()
         child.starts += 1
@@ -111,14 +112,15 @@ class Supervisor:
         self.say(f"{child.name}: started, pid {process.pid}")
 
     def _check(self, child: Child) -> None:
-        try:
-            self.group.check(child.name)
-        except ProcessError as error:
+        code = self.group.ended(child.name)
+        if code is not None:
             child.running = False
+            log = self.group.logs / f"{child.name}.log"
+            error = f"{child.name}: ended with exit code {code}: {reason(log, child.log_size)} (see {log})"
             if self.clock() - child.began > STEADY:
                 child.pause = FIRST_PAUSE
             child.due = self.clock() + child.pause
-            self.say(f"{plain(str(error))}: started again in {child.pause:.0f} s")
+            self.say(f"{error}: started again in {child.pause:.0f} s")
             if child.name == NODE and self.authenticated:
                 self.say(
                     f"supernode: the SuperLink may refuse its key for {KEY_PAUSE} s after a crash: it is tried again"
@@ -131,14 +133,29 @@ class Supervisor:
         path.write_text(json.dumps(facts))
 
 
-def plain(line: str) -> str:
-    """A line of Flower's log without its colours."""
-    return COLOUR.sub("", line)
+def reason(log: Path, start: int) -> str:
+    """Why a process ended, from its log after ``start`` bytes, without colours.
+
+    Flower writes ``Exit Code: N``, then why, and then that its servers were stopped.
+    """
+    with log.open("rb") as stream:
+        stream.seek(max(start, log.stat().st_size - MAX_TAIL))
+        lines = COLOUR.sub("", stream.read().decode("utf-8", "replace")).splitlines()
+    lines = [line.strip() for line in lines if line.strip()]
+    for number, line in enumerate(lines[:-1]):
+        if "Exit Code:" in line:
+            return lines[number + 1]
+    wrong = [line for line in lines if line.startswith(("ERROR", "error:"))]
+    return (wrong or lines or ["no output"])[-1]
 
 
-def _put_aside(log: Path) -> None:
-    if log.is_file() and log.stat().st_size > MAX_LOG:
+def _put_aside(log: Path) -> int:
+    """Start a new log if it is large; returns the bytes of the one that goes on."""
+    size = log.stat().st_size if log.is_file() else 0
+    if size > MAX_LOG:
         log.replace(log.with_name(f"{log.name}.1"))
+        return 0
+    return size
 
 
 def read_facts(path: Path) -> dict[str, Any]:

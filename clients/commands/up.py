@@ -46,6 +46,8 @@ class Options:
         host_and_port(self.superlink)
         if self.insecure and self.root_certificates:
             raise ConfigError("--insecure", True, "cannot go with --root-certificates: choose TLS or none")
+        if self.insecure and self.auth_supernode_private_key:
+            raise ConfigError("--insecure", True, "cannot go with --auth-supernode-private-key: keys need TLS")
         for name in ("root_certificates", "auth_supernode_private_key"):
             value = getattr(self, name)
             if value and not Path(value).is_file():

@@ -23,7 +23,8 @@ from fedcompress.demo.processes import ProcessGroup
 from fedcompress.errors import ConfigError, LockedError
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
-FAIL = [sys.executable, "-c", "print('\\x1b[31mrefused\\x1b[0m'); raise SystemExit(3)"]
+SAYS = "\x1b[91mERROR \x1b[0m:     Exit Code: 303\nrefused\nbecause\n\nINFO: Finished server process\n"
+FAIL = [sys.executable, "-c", f"print({SAYS!r}); raise SystemExit(3)"]
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_a_supernode_that_dies_is_started_again_and_waits_longer(site_file: Path
         it.supervisor.tick()
         (line,) = [x for x in it.said if "started again" in x]
         pauses.append(line.rsplit(" in ", 1)[1])
-        assert "exit code 3: refused" in line
+        assert "supernode: ended with exit code 3: refused (see " in line
         assert any("refuse its key for 60 s" in x for x in it.said)
         it.said.clear()
         it.supervisor.tick()
@@ -196,6 +197,7 @@ def test_tls_is_the_default(site_file: Path, tmp_path: Path) -> None:
         ({"superlink": "h:1", "root_certificates": "/absent"}, "--root-certificates: /absent"),
         ({"superlink": "h:1", "auth_supernode_private_key": "/absent"}, "--auth-supernode-private-key"),
         ({"superlink": "h:1", "insecure": True, "root_certificates": "/x"}, "cannot go with"),
+        ({"superlink": "h:1", "insecure": True, "auth_supernode_private_key": "/x"}, "keys need TLS"),
     ],
 )
 def test_options_that_do_not_fit(options: dict[str, Any], words: str) -> None:
