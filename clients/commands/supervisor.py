@@ -19,7 +19,7 @@ from clients.worker.paths import lock_path, make_state_dir
 from fedcompress.demo.processes import ProcessGroup
 
 Command = Sequence[str | Path]
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between restarts
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between restarts
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 MAX_TAIL = 1 << 16  # bytes
 STEADY = 300.0  # seconds of life after which the pauses begin anew
