@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from clients.site import SiteConfig
-from clients.worker.paths import lock_path, log_dir, socket_path
+from clients.worker.lease import holder
+from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
 from fedcompress.config import TrainTask
 from fedcompress.errors import ProcessError, TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
@@ -26,11 +27,11 @@ STARTED: list[subprocess.Popen[bytes]] = []  # workers outlive their handles on 
 
 def start_worker(site_file: Path, site: SiteConfig, owner: int) -> subprocess.Popen[bytes]:
     """Start the site's worker in a session of its own; it outlives the caller, not ``owner``."""
-    logs = log_dir(site.state_dir)
-    logs.mkdir(parents=True, exist_ok=True)
+    logs = make_state_dir(site.state_dir)
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     command = [sys.executable, "-m", "clients.worker.main", "--site", str(site_file), "--owner", str(owner)]
+    command += ["--state-dir", str(site.state_dir), "--quiet"]
     with (logs / "worker.log").open("ab") as log:
         process = subprocess.Popen(
             command,
@@ -64,15 +65,6 @@ def _ready(channel: Any, timeout: float) -> bool:
     return True
 
 
-def _has_holder(site: SiteConfig) -> bool:
-    """Whether a worker holds the state directory; it may have been started by hand, and still be loading."""
-    try:
-        os.kill(int(lock_path(site.state_dir).read_text()), 0)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def _connect(site_file: Path, site: SiteConfig) -> Any:
     """A ready channel to the worker, which is started if nobody answers.
 
@@ -93,7 +85,8 @@ def _connect(site_file: Path, site: SiteConfig) -> Any:
         if _ready(channel, 1.0):
             return channel
         channel.close()
-        if process.poll() is not None and not _has_holder(site):
+        # one that was started by hand may hold the state directory, and still be loading
+        if process.poll() is not None and not holder(lock_path(site.state_dir)):
             break
     log = log_dir(site.state_dir) / "worker.log"
     raise ProcessError(f"worker: site {site.name}: did not start (exit {process.poll()}): see {log}")
@@ -107,7 +100,12 @@ def _requests(task: TrainTask, bundle: bytes) -> Iterator[worker_pb2.TrainReques
 
 
 def train(
-    site_file: Path, site: SiteConfig, task: TrainTask, bundle: bytes, log: Callable[[str], None]
+    site_file: Path,
+    site: SiteConfig,
+    task: TrainTask,
+    bundle: bytes,
+    log: Callable[[str], None],
+    on_progress: Callable[[worker_pb2.Progress], None] = lambda note: None,
 ) -> tuple[bytes, bool]:
     """Send a round to the worker, and wait for its reply.
 
@@ -125,7 +123,7 @@ def train(
     for attempt in (1, 2):
         channel = _connect(site_file, site)
         try:
-            return _follow(worker_pb2_grpc.WorkerStub(channel).Train(_requests(task, bundle)), log)
+            return _follow(worker_pb2_grpc.WorkerStub(channel).Train(_requests(task, bundle)), log, on_progress)
         except grpc.RpcError as error:
             log(f"the worker was lost in round {task.round}, attempt {attempt}: {error.code().name}")
         finally:
@@ -133,7 +131,9 @@ def train(
     raise TrainingError("worker-lost", f"worker: site {site.name}: died twice in round {task.round}")
 
 
-def _follow(events: Any, log: Callable[[str], None]) -> tuple[bytes, bool]:
+def _follow(
+    events: Any, log: Callable[[str], None], on_progress: Callable[[worker_pb2.Progress], None]
+) -> tuple[bytes, bool]:
     header, parts = None, []
     for event in events:
         match event.WhichOneof("item"):
@@ -141,6 +141,7 @@ def _follow(events: Any, log: Callable[[str], None]) -> tuple[bytes, bool]:
                 note = event.progress
                 steps = f" {note.step}/{note.steps} loss {note.loss:.4f}" if note.steps else ""
                 log(f"{note.phase}{steps} {note.text}".rstrip())
+                on_progress(note)
             case "failure":
                 raise TrainingError(event.failure.code, event.failure.message)
             case "reply":

@@ -11,11 +11,14 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clients.site import SiteConfig
 from clients.training.job import OUT_OF_MEMORY, Job
+from clients.worker.logs import log_round, set_up
+from clients.worker.paths import log_dir
 from fedcompress.errors import FedCompressError, MismatchError, TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
@@ -30,8 +33,9 @@ def main() -> int:
     if sys.platform == "linux":  # no rank outlives its worker, even inside a collective
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     rank = int(os.environ["RANK"])
-    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s rank {rank} %(levelname)s %(message)s")
     site = SiteConfig.load(Path(os.environ["FEDCOMPRESS_SITE_TOML"]))
+    site = replace(site, state_dir=Path(os.environ["FEDCOMPRESS_STATE_DIR"]))
+    set_up(log_dir(site.state_dir), site.name, rank=rank)
     import peft  # noqa: F401  imported now, while Flower starts, instead of in the first round
     import torch
     import transformers  # noqa: F401
@@ -47,13 +51,15 @@ def main() -> int:
         LOG.info("ready: pid %d, world %d", os.getpid(), world)
         try:
             for command in stub.Attend(worker_pb2.RankHello(rank=rank, pid=os.getpid())):
-                _run(stub, trainer, rank, command)
+                job = Job.from_json(command.job_json)
+                with log_round(job.task.run, job.task.round):
+                    _run(stub, trainer, rank, command, job)
         except grpc.RpcError as error:
             LOG.info("the worker is gone: %s", error.code())
     return 0
 
 
-def _run(stub: Any, trainer: Any, rank: int, command: Any) -> None:
+def _run(stub: Any, trainer: Any, rank: int, command: Any, job: Job) -> None:
     """One job; whatever goes wrong is reported, and the group starts afresh."""
 
     def report(**fields: Any) -> None:
@@ -64,7 +70,7 @@ def _run(stub: Any, trainer: Any, rank: int, command: Any) -> None:
             report(progress=worker_pb2.Progress(**fields))
 
     try:
-        result = trainer.run(Job.from_json(command.job_json), progress)
+        result = trainer.run(job, progress)
     except FedCompressError as error:
         code = error.code if isinstance(error, MismatchError | TrainingError) else type(error).__name__
         LOG.error("job failed: %s", error)

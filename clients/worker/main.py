@@ -1,6 +1,6 @@
 """The worker's process: lease, service, ranks by torchrun's elastic API.
 
-    python -m clients.worker.main --site site.toml [--owner PID]
+    python -m clients.worker.main --site site.toml [--owner PID] [--state-dir DIR] [--quiet]
 
 ``--owner`` names the process that the worker belongs to; the worker ends when it does.
 """
@@ -8,9 +8,10 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
+import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -19,12 +20,16 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from clients.site import SiteConfig
+from clients.worker.counters import Counters
 from clients.worker.hub import RankHub
-from clients.worker.paths import lock_path, log_dir, socket_path
+from clients.worker.lease import hold
+from clients.worker.logs import log_file, set_up
+from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
 from clients.worker.service import WorkerService
 from clients.worker.session import Session
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, TrainingError
@@ -33,6 +38,7 @@ from fedcompress.proto.v1 import worker_pb2_grpc
 LOG = logging.getLogger("fedcompress.worker")
 MAX_RESTARTS = 3
 OWNER_POLL = 2.0  # seconds
+KEPT_STARTS = 8  # folders with what ranks of earlier workers printed
 
 
 @contextmanager
@@ -42,17 +48,8 @@ def lease(state_dir: Path) -> Iterator[None]:
     Raises:
         LockedError: another worker holds it.
     """
-    state_dir.mkdir(parents=True, exist_ok=True)
-    with lock_path(state_dir).open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise LockedError(f"site.state_dir: {state_dir}: is held by the worker with pid {holder}") from error
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+    make_state_dir(state_dir)
+    with hold(lock_path(state_dir), f"site.state_dir: {state_dir}: is held by the worker with pid"):
         yield
 
 
@@ -61,11 +58,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fedcompress worker", description=__doc__)
     parser.add_argument("--site", type=Path, required=True, help="path of site.toml")
     parser.add_argument("--owner", type=int, default=0, help="end when this process ends (0: never)")
+    parser.add_argument("--state-dir", type=Path, help="instead of site.toml's")
+    parser.add_argument("--quiet", action="store_true", help="print warnings only; the log file has everything")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     try:
         site = SiteConfig.load(args.site)
+        if args.state_dir is not None:
+            site = replace(site, state_dir=args.state_dir.resolve())
         with lease(site.state_dir):
+            set_up(log_dir(site.state_dir), site.name, quiet=args.quiet)
             return _serve(site, args.site.resolve(), args.owner)
     except FedCompressError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -76,10 +77,11 @@ def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
     import grpc
 
     session = Session(site.state_dir / "session")
+    counters = Counters(site.state_dir / "session")
     hub = RankHub(site.engine.ranks)
     server = grpc.server(ThreadPoolExecutor(max_workers=site.engine.ranks + 8))
     worker_pb2_grpc.add_RanksServicer_to_server(hub, server)
-    worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(site, session, hub), server)
+    worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(site, session, hub, counters), server)
     address = socket_path(site.state_dir)
     address.unlink(missing_ok=True)
     old_mask = os.umask(0o077)
@@ -99,6 +101,7 @@ def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
     finally:
         server.stop(grace=0.5).wait()
         session.close()
+        counters.close()
         address.unlink(missing_ok=True)
     return 0
 
@@ -127,6 +130,7 @@ def _run_ranks(site: SiteConfig, site_file: Path, address: Path) -> None:
     os.environ |= _rank_environment(site, site_file, address)
     logs = log_dir(site.state_dir)
     logs.mkdir(parents=True, exist_ok=True)
+    _forget_old_starts(logs)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -146,7 +150,17 @@ def _run_ranks(site: SiteConfig, site_file: Path, address: Path) -> None:
     except SignalException:
         LOG.info("stopped by signal")
     except ChildFailedError as error:
-        raise TrainingError("ranks-failed", f"ranks died {MAX_RESTARTS + 1} times: see {logs}: {error}") from error
+        raise TrainingError(
+            "ranks-failed", f"ranks died {MAX_RESTARTS + 1} times: see {log_file(logs)}: {error}"
+        ) from error
+
+
+def _forget_old_starts(logs: Path) -> None:
+    """Keep what the ranks of the last few workers printed."""
+    found = sorted((f for f in logs.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)
+    for folder in found[: -KEPT_STARTS + 1]:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
 
 
 def _rank_environment(site: SiteConfig, site_file: Path, address: Path) -> dict[str, str]:
@@ -155,6 +169,7 @@ def _rank_environment(site: SiteConfig, site_file: Path, address: Path) -> dict[
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     env: dict[str, Any] = {
         "FEDCOMPRESS_SITE_TOML": str(site_file),
+        "FEDCOMPRESS_STATE_DIR": str(site.state_dir),
         "FEDCOMPRESS_WORKER_SOCKET": str(address),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "OMP_NUM_THREADS": threads,

@@ -38,3 +38,14 @@ def lock_path(state_dir: Path) -> Path:
 def log_dir(state_dir: Path) -> Path:
     """Folder of worker and rank logs."""
     return state_dir / "logs"
+
+
+def make_state_dir(state_dir: Path) -> Path:
+    """Make the folder, readable by its owner only, if it is not there; and its folder of logs, which is returned.
+
+    Residuals say something about the rows that they come from.
+    """
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    logs = log_dir(state_dir)
+    logs.mkdir(exist_ok=True)
+    return logs

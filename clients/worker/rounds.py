@@ -47,6 +47,7 @@ class RoundRunner:
         shutil.rmtree(self._work, ignore_errors=True)
         self._work.mkdir(parents=True)
         self._micro_batch = 0  # what memory has room for, once it was short
+        self.model_loads = 0  # of the ranks that run now
         self._fingerprint = base_fingerprint(site.model.path, site.state_dir / "fingerprint.json")
 
     def run(self, task: TrainTask, bundle: bytes, progress: OnProgress) -> Reply:
@@ -151,6 +152,7 @@ class RoundRunner:
         for report in self._hub.run(job.to_json(), start_timeout=START_TIMEOUT):
             if report.result_json and report.rank == 0:
                 metrics = json.loads(report.result_json)
+                self.model_loads = int(metrics.get("model_loads", 0))
             elif not report.result_json:
                 note = report.progress
                 progress(phase=note.phase, step=note.step, steps=note.steps, loss=note.loss, text=note.text)

@@ -11,14 +11,18 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from clients.site import SiteConfig
+from clients.worker.counters import Counters
 from clients.worker.hub import RankHub
+from clients.worker.logs import log_round
 from clients.worker.rounds import Reply, RoundRunner
 from clients.worker.session import Session
+from clients.worker.status import status_reply
 from fedcompress.config import TrainTask
 from fedcompress.errors import AdmissionError, FedCompressError, LimitError, MismatchError, TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
@@ -32,17 +36,23 @@ Event = worker_pb2.TrainEvent
 class _Round(threading.Thread):
     """One running round; any number of callers may follow its events."""
 
-    def __init__(self, runner: RoundRunner, task: TrainTask, bundle: bytes) -> None:
+    def __init__(self, runner: RoundRunner, counters: Counters, task: TrainTask, bundle: bytes) -> None:
         super().__init__(name=f"round-{task.round}", daemon=True)
         self.task = task
         self._runner = runner
+        self._counters = counters
         self._bundle = bundle
         self._changed = threading.Condition()
         self._events: list[Event] = []
+        self.noted = time.monotonic()  # when the last progress note came
         self.reply: Reply | None = None
         self.failure: worker_pb2.Failure | None = None
 
     def run(self) -> None:
+        with log_round(self.task.run, self.task.round):
+            self._run()
+
+    def _run(self) -> None:
         try:
             reply = self._runner.run(self.task, self._bundle, self._progress)
         except FedCompressError as error:
@@ -60,14 +70,16 @@ class _Round(threading.Thread):
 
     def _progress(self, **fields: Any) -> None:
         note = worker_pb2.Progress(**fields)
-        LOG.info(
-            "round %d: %s %d/%d loss %.4f %s", self.task.round, note.phase, note.step, note.steps, note.loss, note.text
-        )
+        steps = f" {note.step}/{note.steps} loss {note.loss:.4f}" if note.steps else ""
+        LOG.info("%s", f"round {self.task.round}: {note.phase}{steps} {note.text}".rstrip())
         with self._changed:
             self._events.append(Event(progress=note))
+            self.noted = time.monotonic()
             self._changed.notify_all()
 
     def _finish(self, reply: Reply | None = None, failure: worker_pb2.Failure | None = None) -> None:
+        if failure is not None:
+            self._counters.failed(self.task.run, self.task.round, failure.code, failure.message)
         with self._changed:
             self.reply, self.failure = reply, failure
             self._changed.notify_all()
@@ -79,9 +91,9 @@ class _Round(threading.Thread):
             return self.reply is not None or self.failure is not None
 
     @property
-    def phase(self) -> str:
-        """Phase of the last progress note."""
-        return self._events[-1].progress.phase if self._events else "receive"
+    def note(self) -> worker_pb2.Progress:
+        """The last progress note."""
+        return self._events[-1].progress if self._events else worker_pb2.Progress(phase="receive")
 
     def follow(self, active: Callable[[], bool]) -> Iterator[Event]:
         """All progress so far and to come, then the reply in chunks, or the failure.
@@ -118,8 +130,10 @@ def _failure(error: FedCompressError) -> worker_pb2.Failure:
 class WorkerService(worker_pb2_grpc.WorkerServicer):
     """Train, Status and Stop."""
 
-    def __init__(self, site: SiteConfig, session: Session, hub: RankHub) -> None:
+    def __init__(self, site: SiteConfig, session: Session, hub: RankHub, counters: Counters) -> None:
         self._site = site
+        self._counters = counters
+        self._started = time.monotonic()
         self._hub = hub
         self._runner = RoundRunner(site, session, hub)
         self._lock = threading.Lock()
@@ -132,34 +146,39 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         except FedCompressError as error:
             yield Event(failure=_failure(error))
             return
+        self._counters.received(task.run, len(bundle))
         with self._lock:
             current = self._current
             if current is None or current.finished:
-                current = self._current = _Round(self._runner, task, bundle)
+                current = self._current = _Round(self._runner, self._counters, task, bundle)
                 current.start()
         if replace(current.task, merged=()) != replace(task, merged=()):  # a moved node is told more digests
             message = f"round {current.task.round} of run {current.task.run} is still running"
             yield Event(failure=worker_pb2.Failure(code="busy", message=message))
             return
         yield from current.follow(context.is_active)
+        if current.reply is not None and context.is_active():
+            self._counters.sent(task.run, len(current.reply.payload))
 
     def Status(self, request: worker_pb2.StatusRequest, context: Any) -> worker_pb2.StatusReply:
         """What the worker is doing."""
-        import psutil
-
         current = self._current
         busy = current is not None and not current.finished
-        return worker_pb2.StatusReply(
-            site=self._site.name,
-            pid=os.getpid(),
-            phase=current.phase if busy and current else "idle",
-            run=current.task.run if current else "",
-            round=current.task.round if current else 0,
-            ranks_ready=self._hub.ready,
-            ranks=self._hub.ranks,
-            last_error=current.failure.message if current and current.failure else "",
-            rss_bytes=psutil.Process().memory_info().rss,
+        reply = status_reply(self._site.name, self._hub, self._counters)
+        reply.uptime_seconds = time.monotonic() - self._started
+        reply.model_loads = self._runner.model_loads
+        if current is None:
+            return reply
+        note, reply.run, reply.round, reply.rounds = (
+            current.note,
+            current.task.run,
+            current.task.round,
+            current.task.rounds,
         )
+        reply.phase = note.phase if busy else "idle"
+        reply.step, reply.steps, reply.loss, reply.text = note.step, note.steps, note.loss, note.text
+        reply.phase_seconds = time.monotonic() - current.noted
+        return reply
 
     def Stop(self, request: worker_pb2.StopRequest, context: Any) -> worker_pb2.StopReply:
         """End the worker and its ranks."""

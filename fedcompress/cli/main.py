@@ -8,7 +8,7 @@ import sys
 import click
 import typer
 
-from fedcompress.cli import demo, experiment, files, merge, partition, plan, tables, template, worker
+from fedcompress.cli import demo, experiment, files, merge, partition, plan, site, tables, template
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, MismatchError, MissingPackageError
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ partition.register(app)
 plan.register(app)
 tables.register(app)
 template.register(app)
-worker.register(app)
+site.register(app)
 
 DEBUG = "--debug"
 STOPPED = 130  # typer returns it after Ctrl-C

@@ -47,7 +47,7 @@ def plan(
     shape = {"zero": zero, "ranks": gpus, "dtype": dtype, "micro_batch": micro_batch, "length": length}
     options: dict[str, Any] = shape | {"checkpointing": checkpointing, "bucket": bucket}
     setups = [Setup(optimizer=text, **options) for text in optimizer or [DEFAULT]]
-    built = _on_meta(model, lora_rank)
+    built = on_meta(model, lora_rank)
     rows = [{"optimizer": s.optimizer, **count(built, s).as_dict()} for s in setups]
     if as_json:
         print(json.dumps({"model": model, **options, "plans": rows}))
@@ -55,7 +55,7 @@ def plan(
         _show(model, setups[0], rows)
 
 
-def _on_meta(name: str, lora_rank: int) -> Any:
+def on_meta(name: str, lora_rank: int) -> Any:
     """The model without weights.
 
     Raises:

@@ -119,6 +119,10 @@ class ProcessGroup:
             if code is not None:
                 raise ProcessError(f"{name}: ended with exit code {code}: {self.last_line(name)}")
 
+    def ended(self, name: str) -> int | None:
+        """Exit code of a process, None while it runs."""
+        return self._running[name].poll()
+
     def finished(self, name: str) -> bool:
         """Whether a process has ended well.
 

@@ -1,6 +1,7 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
@@ -72,7 +73,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("site", "pid", "phase", "run", "round", "ranks_ready", "ranks", "model_loads", "last_error", "rss_bytes")
+    __slots__ = ("site", "pid", "phase", "run", "round", "ranks_ready", "ranks", "model_loads", "last_error", "rss_bytes", "step", "steps", "loss", "text", "last_error_at", "last_error_code", "last_error_run", "last_error_round", "uptime_seconds", "ranks_rss_bytes", "host_total_bytes", "host_available_bytes", "gpus", "traffic", "bytes_received", "bytes_sent", "phase_seconds", "rounds")
     SITE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +84,24 @@ class StatusReply(_message.Message):
     MODEL_LOADS_FIELD_NUMBER: _ClassVar[int]
     LAST_ERROR_FIELD_NUMBER: _ClassVar[int]
     RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_AT_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_RUN_FIELD_NUMBER: _ClassVar[int]
+    LAST_ERROR_ROUND_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HOST_AVAILABLE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GPUS_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    PHASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
     site: str
     pid: int
     phase: str
@@ -93,7 +112,51 @@ class StatusReply(_message.Message):
     model_loads: int
     last_error: str
     rss_bytes: int
-    def __init__(self, site: _Optional[str] = ..., pid: _Optional[int] = ..., phase: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., ranks_ready: _Optional[int] = ..., ranks: _Optional[int] = ..., model_loads: _Optional[int] = ..., last_error: _Optional[str] = ..., rss_bytes: _Optional[int] = ...) -> None: ...
+    step: int
+    steps: int
+    loss: float
+    text: str
+    last_error_at: float
+    last_error_code: str
+    last_error_run: str
+    last_error_round: int
+    uptime_seconds: float
+    ranks_rss_bytes: int
+    host_total_bytes: int
+    host_available_bytes: int
+    gpus: _containers.RepeatedCompositeFieldContainer[GpuMemory]
+    traffic: _containers.RepeatedCompositeFieldContainer[RunTraffic]
+    bytes_received: int
+    bytes_sent: int
+    phase_seconds: float
+    rounds: int
+    def __init__(self, site: _Optional[str] = ..., pid: _Optional[int] = ..., phase: _Optional[str] = ..., run: _Optional[str] = ..., round: _Optional[int] = ..., ranks_ready: _Optional[int] = ..., ranks: _Optional[int] = ..., model_loads: _Optional[int] = ..., last_error: _Optional[str] = ..., rss_bytes: _Optional[int] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., text: _Optional[str] = ..., last_error_at: _Optional[float] = ..., last_error_code: _Optional[str] = ..., last_error_run: _Optional[str] = ..., last_error_round: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., ranks_rss_bytes: _Optional[int] = ..., host_total_bytes: _Optional[int] = ..., host_available_bytes: _Optional[int] = ..., gpus: _Optional[_Iterable[_Union[GpuMemory, _Mapping]]] = ..., traffic: _Optional[_Iterable[_Union[RunTraffic, _Mapping]]] = ..., bytes_received: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., phase_seconds: _Optional[float] = ..., rounds: _Optional[int] = ...) -> None: ...
+
+class GpuMemory(_message.Message):
+    __slots__ = ("index", "name", "total_bytes", "used_bytes")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    name: str
+    total_bytes: int
+    used_bytes: int
+    def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., total_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ...) -> None: ...
+
+class RunTraffic(_message.Message):
+    __slots__ = ("run", "received_bytes", "sent_bytes", "requests", "replies")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    REPLIES_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    received_bytes: int
+    sent_bytes: int
+    requests: int
+    replies: int
+    def __init__(self, run: _Optional[str] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., requests: _Optional[int] = ..., replies: _Optional[int] = ...) -> None: ...
 
 class StopRequest(_message.Message):
     __slots__ = ()

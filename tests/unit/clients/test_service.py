@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 
 from clients import relay
 from clients.site import SiteConfig
+from clients.worker.counters import Counters
 from clients.worker.hub import RankHub
 from clients.worker.main import lease
 from clients.worker.paths import socket_path
@@ -103,10 +104,13 @@ class Worker:
         )
         self.site = SiteConfig.load(self.file)
         self.session = Session(self.site.state_dir / "session")
+        self.counters = Counters(self.site.state_dir / "session")
         self.hub = RankHub(ranks, settle_timeout=1.0)
         self.server = grpc.server(ThreadPoolExecutor(max_workers=threads))
         worker_pb2_grpc.add_RanksServicer_to_server(self.hub, self.server)
-        worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(self.site, self.session, self.hub), self.server)
+        worker_pb2_grpc.add_WorkerServicer_to_server(
+            WorkerService(self.site, self.session, self.hub, self.counters), self.server
+        )
         self.address = f"unix:{socket_path(self.site.state_dir)}"
         self.server.add_insecure_port(self.address)
         self.server.start()
@@ -131,6 +135,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     yield worker
     worker.server.stop(0).wait()
     worker.session.close()
+    worker.counters.close()
 
 
 def task(round_: int, *, steps: int = 1, version: int = 0) -> TrainTask:
@@ -242,6 +247,7 @@ def test_a_rank_that_hangs_after_anothers_error_is_killed(tmp_path: Path) -> Non
         rank.die()
     worker.server.stop(0).wait()
     worker.session.close()
+    worker.counters.close()
 
 
 def test_another_round_is_refused_while_one_runs_and_the_same_one_attaches(worker: Worker) -> None:
@@ -298,6 +304,7 @@ def test_callers_that_went_away_hold_no_threads(tmp_path: Path) -> None:
     rank.die()
     worker.server.stop(0).wait()
     worker.session.close()
+    worker.counters.close()
 
 
 def test_a_coordinator_that_was_restarted_finds_the_running_round(worker: Worker) -> None:

@@ -1,0 +1,1 @@
+"""What ``fedcompress site`` runs, a file for each command."""

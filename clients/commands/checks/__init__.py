@@ -1,0 +1,1 @@
+"""What ``fedcompress site doctor`` looks at. A check never raises: what is wrong is its result."""

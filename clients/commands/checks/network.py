@@ -1,0 +1,116 @@
+"""Checks of the way to the SuperLink: port, certificates, clocks."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import socket
+import ssl
+import time
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+
+from clients.commands.checks.base import Check, Subject, fail, ok, warn
+from clients.commands.up import host_and_port
+from clients.worker.lease import holder
+from clients.worker.paths import lock_path, socket_path
+from fedcompress.errors import StateError
+
+TIMEOUT = 4.0  # seconds
+SOON = 30  # days before a certificate ends
+SKEW_WARN, SKEW_FAIL = 60.0, 300.0  # seconds; Flower refuses signed messages that are 300 s old
+
+
+def check_superlink(subject: Subject) -> list[Check]:
+    """Whether its port accepts a connection."""
+    if not subject.superlink:
+        return [warn("superlink", "not checked", "give --superlink HOST:PORT")]
+    host, port = host_and_port(subject.superlink)
+    started = time.monotonic()
+    try:
+        socket.create_connection((host, port), timeout=TIMEOUT).close()
+    except OSError as error:
+        text = f"{subject.superlink}: {error.strerror or error or type(error).__name__}"
+        return [fail("superlink", text, "ask for the address, and for a firewall that lets this site out to it")]
+    milliseconds = 1000 * (time.monotonic() - started)
+    return [ok("superlink", f"{subject.superlink}: reached in {milliseconds:.0f} ms")]
+
+
+def check_certificates(subject: Subject) -> list[Check]:
+    """Of the file of root certificates: when they end."""
+    file = subject.root_certificates
+    if file is None:
+        return []
+    if importlib.util.find_spec("cryptography") is None:
+        return [warn("certificates", f"{file}: not checked: the package cryptography is absent")]
+    return [_dates(file)]
+
+
+def _dates(file: Path) -> Check:
+    from cryptography import x509
+
+    name = "certificates"
+    try:
+        found = x509.load_pem_x509_certificates(file.read_bytes())
+    except (OSError, ValueError) as error:
+        return fail(name, f"{file}: {error}".splitlines()[0], "name a PEM file with the SuperLink's root certificates")
+    now = datetime.now(UTC)
+    ends = min(c.not_valid_after_utc for c in found)
+    begins = max(c.not_valid_before_utc for c in found)
+    days = (ends - now).days
+    if ends <= now:
+        return fail(name, f"{file}: ended on {ends.date()}", "get a new one from the coordinator")
+    if begins > now:
+        return fail(name, f"{file}: begins on {begins.date()}", "set this machine's clock")
+    text = f"{file}: {len(found)} certificate(s), end on {ends.date()}"
+    return ok(name, text) if days >= SOON else warn(name, f"{text}, in {days} days", "get a new one in time")
+
+
+def check_clock(subject: Subject) -> list[Check]:
+    """The clock here against the Date header of the SuperLink, if it sends one."""
+    name = "clock"
+    remote = _remote_time(subject) if subject.superlink else None
+    if remote is None:
+        return [warn(name, "not checked: the SuperLink tells no time", "see that this machine's clock is set by NTP")]
+    return [judged(abs((datetime.now(UTC) - remote).total_seconds()))]
+
+
+def judged(skew: float) -> Check:
+    """A difference of clocks, in seconds."""
+    text = f"differs from the SuperLink's by {skew:.0f} s"
+    if skew > SKEW_FAIL:
+        return fail("clock", f"{text}: signed messages are refused", "set it by NTP")
+    return ok("clock", text) if skew <= SKEW_WARN else warn("clock", text, "set it by NTP")
+
+
+def _remote_time(subject: Subject) -> datetime | None:
+    host, port = host_and_port(subject.superlink)
+    try:
+        if subject.insecure:
+            connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+        else:
+            file = subject.root_certificates
+            context = ssl.create_default_context(cafile=str(file) if file else None)
+            connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=context)
+        try:
+            connection.request("HEAD", "/")
+            date = connection.getresponse().getheader("Date")
+        finally:
+            connection.close()
+        found = parsedate_to_datetime(date) if date else None
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    return found if found is None or found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def check_worker(subject: Subject) -> list[Check]:
+    """Whether one runs already, and whether it could listen."""
+    pid = holder(lock_path(subject.site.state_dir))
+    if pid:
+        return [ok("worker", f"runs, pid {pid}")]
+    try:
+        socket_path(subject.site.state_dir)
+    except StateError as error:
+        return [fail("worker", str(error), "remove that folder, or shorten site.state_dir")]
+    return [ok("worker", "none runs on this state folder")]

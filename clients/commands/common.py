@@ -1,0 +1,119 @@
+"""What several commands of a site need: its worker's status, sizes and times for people."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clients.worker.lease import holder
+from clients.worker.paths import lock_path, socket_path
+from fedcompress.errors import ConfigError
+from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
+
+ANSWER = 2.0  # seconds that a worker has to answer
+COUNTS = ("bytes_received", "bytes_sent", "requests", "replies")
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def site_path(text: str) -> Path:
+    """Path of a site.toml.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    path = Path(text)
+    if not path.is_file():
+        raise ConfigError("SITE", text, "must be a site.toml: `fedcompress site init` writes one")
+    return path.resolve()
+
+
+def read_status(state_dir: Path, timeout: float = ANSWER) -> worker_pb2.StatusReply | None:
+    """The status of the worker in a state directory; None if none answers."""
+    import grpc
+
+    with grpc.insecure_channel(f"unix:{socket_path(state_dir)}") as channel:
+        try:
+            reply: worker_pb2.StatusReply = worker_pb2_grpc.WorkerStub(channel).Status(
+                worker_pb2.StatusRequest(), timeout=timeout
+            )
+        except grpc.RpcError:
+            return None
+    return reply
+
+
+def no_worker(state_dir: Path) -> str:
+    """Why no worker answers, in one line."""
+    pid = holder(lock_path(state_dir))
+    if pid:
+        return f"a worker (pid {pid}) holds {state_dir} but does not answer: it is starting, or hangs"
+    return f"no worker runs on {state_dir}: `fedcompress site up` starts one"
+
+
+def status_facts(reply: worker_pb2.StatusReply) -> dict[str, Any]:
+    """A status for JSON."""
+    from google.protobuf.json_format import MessageToDict
+
+    whole: dict[str, Any] = MessageToDict(
+        reply, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    return {key: _number(key, value) for key, value in whole.items()}
+
+
+def _number(key: str, value: Any) -> Any:
+    """Protobuf writes 64-bit numbers as text; JSON for programs has numbers."""
+    if isinstance(value, list):
+        return [{k: _number(k, v) for k, v in row.items()} for row in value]
+    return int(value) if key.endswith("_bytes") or key in COUNTS else value
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in UNITS:
+        if count < 1024 or unit == UNITS[-1]:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    hours = whole // 3600
+    return f"{hours} h {whole % 3600 // 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def ago(at: float) -> str:
+    """How long ago a time was, in seconds since 1970."""
+    return f"{duration(max(0.0, time.time() - at))} ago"
+
+
+def progress_line(reply: worker_pb2.StatusReply) -> str:
+    """What a worker is doing, in one line."""
+    ranks = "" if reply.ranks_ready == reply.ranks else f", {reply.ranks_ready} of {reply.ranks} ranks ready"
+    if reply.phase == "idle":
+        last = f", last was run {reply.run} round {reply.round}" if reply.run else ""
+        return f"waiting for the coordinator{last}{ranks}"
+    line = f"run {reply.run} round {reply.round}: {reply.phase}"
+    if reply.steps:
+        line += f" {reply.step}/{reply.steps} loss {reply.loss:.4f}"
+    return line + ranks
+
+
+def python_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """The environment, in which ``python -m clients...`` works from any folder."""
+    root = str(Path(__file__).resolve().parents[2])
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def is_terminal() -> bool:
+    """Whether somebody watches stdout."""
+    return sys.stdout.isatty()

@@ -1,0 +1,48 @@
+"""``fedcompress site down``: ends what ``up`` has started."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from clients.commands.common import site_path
+from clients.commands.supervisor import end_orphans, end_process, up_lock
+from clients.site import SiteConfig
+from clients.worker.lease import holder
+from fedcompress.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What can be set from the command line."""
+
+    site: str
+    timeout: float = 30.0  # seconds
+    as_json: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout <= 3600:
+            raise ConfigError("--timeout", self.timeout, "must be above 0, at most 3600 seconds")
+
+
+def run(options: Options) -> int:
+    """End the site's ``up``, and what is left of one that was killed; 1 if there is nothing to end.
+
+    Raises:
+        ConfigError: site.toml is wrong.
+    """
+    site = SiteConfig.load(site_path(options.site))
+    ended: list[str] = []
+    killed = False
+    pid = holder(up_lock(site.state_dir))
+    if pid:
+        killed = not end_process(pid, grace=options.timeout)
+        ended.append(f"up (pid {pid})")
+    ended += end_orphans(site.state_dir)
+    if options.as_json:
+        print(json.dumps({"site": site.name, "ended": ended, "killed": killed}))
+    elif ended:
+        print(f"{site.name}: ended {', '.join(ended)}" + (f": killed after {options.timeout:.0f} s" if killed else ""))
+    else:
+        print(f"{site.name}: is not up")
+    return 0 if ended else 1

@@ -1,0 +1,258 @@
+"""``fedcompress site train --local``: the run's training on this site's rows alone, as a baseline.
+
+A worker of its own, on a state folder of its own, is asked as the coordinator would ask it, and its result is the
+published state of the next round. Nothing is sent, compressed or clipped to ``privacy.max_update_norm``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clients import relay
+from clients.commands.common import duration, read_status, site_path
+from clients.commands.supervisor import end_process
+from clients.site import SiteConfig
+from clients.worker.lease import hold
+from clients.worker.logs import log_file
+from clients.worker.paths import log_dir, make_state_dir, socket_path
+from fedcompress.adapters import load_adapter
+from fedcompress.adapters.template import CONSTANTS, Template, export_adapter, load_constants, load_template
+from fedcompress.config import TrainTask
+from fedcompress.demo.processes import wait_until
+from fedcompress.errors import ConfigError, ProcessError
+from fedcompress.objective import objective_json
+from fedcompress.pipeline import encode_constants, encode_snapshot
+from fedcompress.proto.v1 import worker_pb2
+from fedcompress.types import Tensors
+from fedcompress.wire import Limits, unpack
+
+RUN = "local"
+START_TIMEOUT, STOP_TIMEOUT = 60.0, 20.0  # seconds
+Metrics = dict[str, float]
+OnNote = Callable[[int, worker_pb2.Progress], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What can be set from the command line; what is trained with is checked as a run's is."""
+
+    site: str
+    template: str
+    out: str
+    local: bool = False
+    rounds: int = 1
+    steps: int = 100
+    batch_size: int = 16
+    lr: float = 2e-3
+    optimizer: str = "adamw8bit"
+    optimizer_state: str = "keep"
+    schedule: str = "constant"
+    clip: float = 1.0
+    max_length: int = 64
+    seed: int = 0
+    as_json: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.local:
+            raise ConfigError("--local", False, "must be said: only training without a coordinator is started by hand")
+        for name in ("rounds", "steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name}", getattr(self, name), "must be at least 1")
+
+
+def run(options: Options) -> int:
+    """Train, evaluate before and after, and write the adapter.
+
+    Raises:
+        ConfigError: an option, site.toml or the template is wrong.
+        LockedError: another local training runs on this site.
+        TrainingError: it failed.
+    """
+    site_file = site_path(options.site)
+    site, template = SiteConfig.load(site_file), load_template(Path(options.template))
+    private = replace(site, state_dir=site.state_dir / "local")
+    task_of(options, template, 1, options.steps)  # checks the options before anything starts
+    began = time.monotonic()
+    make_state_dir(site.state_dir)  # its folder, too, is private
+    lock = hold(private.state_dir / "train.lock", f"site {site.name}: trains already, with pid")
+    with lock, _worker(site_file, private), View(options) as view:
+        found, state = _rounds(options, template, site_file, private, view.note)
+    constants = _constants(options, template)
+    out = Path(options.out).absolute()
+    shutil.rmtree(private.state_dir / "session", ignore_errors=True)
+    export_adapter(out, template, state, load_constants(constants) if constants else {})
+    result = {
+        "site": site.name,
+        "rounds": options.rounds,
+        "steps": int(sum(m["steps_done"] for m in found[:-1])),
+        "before": quality(found[0]),
+        "after": quality(found[-1]),
+        "by_round": [quality(metrics) for metrics in found],
+        "train_loss": [metrics["train_loss"] for metrics in found[:-1]],
+        "train_examples": int(found[0]["examples"]),
+        "seconds": round(time.monotonic() - began, 2),
+        "adapter_dir": str(out),
+    }
+    _print(result, options.as_json)
+    return 0
+
+
+def task_of(options: Options, template: Template, round_: int, steps: int) -> TrainTask:
+    """What the coordinator would ask for.
+
+    Raises:
+        ConfigError: an option is out of range.
+    """
+    return TrainTask(
+        run=RUN,
+        round=round_,
+        version=round_ - 1,
+        steps=steps,
+        batch_size=options.batch_size,
+        lr=options.lr,
+        optimizer=options.optimizer,
+        optimizer_state=options.optimizer_state,
+        codec="none",
+        feedback=1.0,
+        schedule=options.schedule,
+        rounds=options.rounds,
+        clip=options.clip,
+        max_length=options.max_length,
+        objective=objective_json(template.objective),
+        seed=options.seed,
+        adapter_config=json.dumps(template.adapter.config, sort_keys=True, separators=(",", ":")),
+        layout=template.adapter.layout.to_json(),
+        freeze=template.freeze,
+        base_fingerprint=template.base_fingerprint,
+        tokenizer=template.tokenizer,
+        constants=template.constants,
+    )
+
+
+def _constants(options: Options, template: Template) -> bytes:
+    return (Path(options.template) / CONSTANTS).read_bytes() if template.constants else b""
+
+
+def _rounds(
+    options: Options, template: Template, site_file: Path, site: SiteConfig, note: OnNote
+) -> tuple[list[Metrics], Tensors]:
+    """Metrics of each round, of which the last only evaluates; and the trained state."""
+    layout, state, found = template.adapter.layout, template.adapter.tensors, []
+    constants, merged = _constants(options, template), tuple[str, ...]()
+    first = encode_constants(constants, template.constants, run=RUN) if constants else b""
+    for round_ in range(1, options.rounds + 2):
+        steps = options.steps if round_ <= options.rounds else 0
+        task = task_of(options, template, round_, steps)
+        bundle = encode_snapshot(state, layout, run=RUN, version=round_ - 1)
+        payload, _ = relay.train(
+            site_file,
+            site,
+            replace(task, merged=merged),
+            first + bundle,
+            lambda line: None,
+            lambda progress, round_=round_: note(round_, progress),  # type: ignore[misc]
+        )
+        envelope = unpack(payload, Limits.for_numel(layout.numel))
+        found.append({**envelope.header.metrics, "examples": float(envelope.header.examples)})
+        merged, first = (envelope.digest.hex(),), b""
+        if steps:  # as the ranks left it, before the clipping of what would be sent
+            trained = load_adapter(site.state_dir / "work" / "trained").tensors
+            state = {t.name: trained[t.name] for t in layout.tensors}
+    return found, state
+
+
+@contextmanager
+def _worker(site_file: Path, site: SiteConfig) -> Iterator[None]:
+    """A fresh worker on a private state folder, ended with the block."""
+    shutil.rmtree(site.state_dir / "session", ignore_errors=True)
+    process = relay.start_worker(site_file, site, os.getpid())
+
+    def alive() -> None:
+        if process.poll() is not None:
+            raise ProcessError(
+                f"worker: did not start (exit {process.poll()}): see {log_file(log_dir(site.state_dir))}"
+            )
+
+    try:
+        address = socket_path(site.state_dir)
+        wait_until(
+            lambda: address.exists() and read_status(site.state_dir) is not None,
+            timeout=START_TIMEOUT,
+            what="worker",
+            alive=alive,
+        )
+        yield
+    finally:
+        end_process(process.pid, grace=STOP_TIMEOUT)
+        process.wait()
+
+
+def quality(metrics: Metrics) -> dict[str, float]:
+    """Held-out figures."""
+    count = max(1.0, metrics["eval_examples"])
+    return {
+        "loss": round(metrics["eval_loss_sum"] / count, 6),
+        "accuracy": round(metrics["eval_correct"] / count, 6),
+        "predictions": int(metrics["eval_examples"]),
+    }
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+        return
+    before, after = result["before"], result["after"]
+    print(f"held-out loss     {before['loss']:.4f} -> {after['loss']:.4f}  ({after['predictions']:,} predictions)")
+    print(f"held-out accuracy {before['accuracy']:.4f} -> {after['accuracy']:.4f}")
+    print(f"{result['steps']} steps on {result['train_examples']:,} rows, {duration(result['seconds'])}")
+    print(f"adapter (stock PEFT): {result['adapter_dir']}")
+
+
+class View:
+    """A progress bar on a terminal, else a line for each phase and each tenth of a round; on stderr."""
+
+    def __init__(self, options: Options) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._options = options
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=options.rounds * options.steps)
+        self._last = ""
+
+    def __enter__(self) -> View:
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._bar.__exit__(*error)
+
+    def note(self, round_: int, progress: worker_pb2.Progress) -> None:
+        """Take in a note of the worker."""
+        steps, rounds = self._options.steps, self._options.rounds
+        what = f"round {round_}/{rounds}: {progress.phase}" if round_ <= rounds else f"after: {progress.phase}"
+        text = f"{what} loss {progress.loss:.4f}" if progress.steps else what
+        done = (round_ - 1) * steps + progress.step if progress.steps else None
+        self._bar.update(self._task, description=text, completed=done)
+        mark = f"{what} {10 * progress.step // progress.steps if progress.steps else ''}"
+        if self._bar.disable and mark != self._last:
+            at = f" step {progress.step}/{progress.steps}" if progress.steps else ""
+            print(f"{text}{at}", file=sys.stderr, flush=True)
+            self._last = mark

@@ -1,0 +1,233 @@
+"""``fedcompress site up``: the SuperNode and the warm worker of a site, in the foreground or detached."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from clients.commands.common import is_terminal, no_worker, progress_line, python_environment, read_status, site_path
+from clients.commands.status import lines_of
+from clients.commands.supervisor import Supervisor, end_orphans, logs_of, read_facts, up_facts, up_lock, worker_command
+from clients.site import SiteConfig
+from clients.worker.lease import hold, holder
+from clients.worker.logs import escaped
+from clients.worker.paths import make_state_dir
+from fedcompress.demo.federation import app_folder, environment
+from fedcompress.demo.processes import ProcessGroup, free_port, script
+from fedcompress.errors import ConfigError, LockedError, ProcessError
+
+POLL = 0.5  # seconds
+LOOK = 2.0  # seconds between looks at the worker's status
+DETACH_TIMEOUT = 30.0  # seconds until a detached ``up`` holds its lock
+LINES = 8  # of what was said, in the live view
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What can be set from the command line."""
+
+    site: str
+    superlink: str
+    insecure: bool = False
+    root_certificates: str | None = None
+    auth_supernode_private_key: str | None = None
+    detach: bool = False
+    as_json: bool = False
+
+    def __post_init__(self) -> None:
+        host_and_port(self.superlink)
+        if self.insecure and self.root_certificates:
+            raise ConfigError("--insecure", True, "cannot go with --root-certificates: choose TLS or none")
+        if self.insecure and self.auth_supernode_private_key:
+            raise ConfigError("--insecure", True, "cannot go with --auth-supernode-private-key: keys need TLS")
+        for name in ("root_certificates", "auth_supernode_private_key"):
+            value = getattr(self, name)
+            if value and not Path(value).is_file():
+                raise ConfigError("--" + name.replace("_", "-"), value, "must be an existing file")
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of HOST:PORT.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in host:
+        raise ConfigError("--superlink", repr(address), "must be HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+def node_command(options: Options, site_file: Path) -> list[str | Path]:
+    """The SuperNode's command; TLS unless ``--insecure`` was said."""
+    if '"' in str(site_file):
+        raise ConfigError("SITE", site_file, "its path must not contain quotes")
+    command: list[str | Path] = [script("flower-supernode"), "--superlink", options.superlink]
+    if options.insecure:
+        command.append("--insecure")
+    elif options.root_certificates:
+        command += ["--root-certificates", Path(options.root_certificates).resolve()]
+    if options.auth_supernode_private_key:
+        command += ["--auth-supernode-private-key", Path(options.auth_supernode_private_key).resolve()]
+    return [*command, "--port", str(free_port()), "--node-config", f'site-config="{site_file}"']
+
+
+def run(options: Options) -> int:
+    """Start both and keep them up.
+
+    Raises:
+        ConfigError: an option or site.toml is wrong.
+        LockedError: an ``up`` of this site runs already.
+        ProcessError: a detached one did not start.
+    """
+    site_file = site_path(options.site)
+    site = SiteConfig.load(site_file)
+    pid = holder(up_lock(site.state_dir))
+    if pid:
+        raise LockedError(_held(site) + f" {pid}: `fedcompress site down` ends it")
+    node = node_command(options, site_file)
+    if options.detach:
+        return _detach(options, site, site_file)
+    make_state_dir(site.state_dir)
+    with hold(up_lock(site.state_dir), _held(site)):
+        return _stay(options, site, site_file, node)
+
+
+def _held(site: SiteConfig) -> str:
+    return f"site {site.name}: is up already, with pid"
+
+
+def _detach(options: Options, site: SiteConfig, site_file: Path) -> int:
+    """Start the same command in a session of its own, and wait until it holds its lock."""
+    inner = asdict(replace(options, site=str(site_file), detach=False, as_json=False))
+    log = logs_of(site) / "up.log"
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "clients.commands", "up", json.dumps(inner)],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            env=python_environment({}),
+        )
+    deadline = time.monotonic() + DETACH_TIMEOUT
+    while read_facts(up_facts(site.state_dir)).get("by") != process.pid:
+        if process.poll() is not None or time.monotonic() > deadline:
+            lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
+            raise ProcessError(f"up: did not start: {lines[-1]} (see {log})")
+        time.sleep(0.1)
+    if options.as_json:
+        print(json.dumps({"site": site.name, "pid": process.pid, "log": str(log)}))
+    else:
+        print(f"{site.name}: up, pid {process.pid}, log {log}")
+    return 0
+
+
+@contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM has come; both end the command in order."""
+    seen: list[int] = []
+    before = {n: signal.signal(n, lambda number, frame: seen.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stay(options: Options, site: SiteConfig, site_file: Path, node: list[str | Path]) -> int:
+    home = site.state_dir / "flower"
+    home.mkdir(parents=True, exist_ok=True)
+    view = LiveView(site) if is_terminal() else PlainView(site)
+    with _stopping() as stopped, ProcessGroup(logs_of(site), environment(home)) as group, view:
+        for what in end_orphans(site.state_dir):
+            view.say(f"ended what was left over: {what}")
+        if options.insecure:
+            view.say(f"warning: --insecure: the connection to {options.superlink} is not encrypted")
+        supervisor = Supervisor(
+            site=site,
+            site_file=site_file,
+            group=group,
+            node=node,
+            worker=worker_command(site_file),
+            authenticated=bool(options.auth_supernode_private_key),
+            say=view.say,
+            cwd=app_folder(),
+        )
+        looked = 0.0
+        while not stopped():
+            supervisor.tick()
+            if time.monotonic() - looked > LOOK:
+                view.show()
+                looked = time.monotonic()
+            time.sleep(POLL)
+        view.say("stopping")
+    up_facts(site.state_dir).unlink(missing_ok=True)
+    print(f"{site.name}: down", flush=True)
+    return 0
+
+
+class PlainView:
+    """A line when something changes, for logs."""
+
+    def __init__(self, site: SiteConfig) -> None:
+        self._site = site
+        self._last = ""
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        return None
+
+    def say(self, line: str) -> None:
+        """Print a line with the time."""
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self._site.name}: {escaped(line)}", flush=True)
+
+    def show(self) -> None:
+        """Print what the worker does, if it does something else than before."""
+        reply = read_status(self._site.state_dir, timeout=1.0)
+        line = progress_line(reply) if reply is not None else ""
+        if line and line != self._last:
+            self.say(line)
+            self._last = line
+
+
+class LiveView:
+    """The status, redrawn in place, and the last lines that were said."""
+
+    def __init__(self, site: SiteConfig) -> None:
+        from rich.live import Live
+
+        self._site = site
+        self._said: list[str] = []
+        self._live = Live(auto_refresh=False)
+
+    def __enter__(self) -> LiveView:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._live.__exit__(*error)
+
+    def say(self, line: str) -> None:
+        """Add a line."""
+        self._said = [*self._said, f"{time.strftime('%H:%M:%S')} {escaped(line)}"][-LINES:]
+        self.show()
+
+    def show(self) -> None:
+        """Redraw."""
+        from rich.text import Text
+
+        reply = read_status(self._site.state_dir, timeout=1.0)
+        lines = lines_of(reply) if reply is not None else [f"{self._site.name}: {no_worker(self._site.state_dir)}"]
+        text = "\n".join([*lines, "", *self._said, "", "Ctrl-C stops the site"])
+        self._live.update(Text(text), refresh=True)

@@ -1,0 +1,237 @@
+"""``fedcompress site``: what a site team needs, run by ``clients.commands`` in a process of its own.
+
+Only options are declared here: the library does not know the applications, and ``--help`` imports nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="Path of site.toml.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Connect without TLS; for networks that are your own.")]
+Certificates = Annotated[Path | None, typer.Option(help="PEM file with the SuperLink's root certificates.")]
+Key = Annotated[Path | None, typer.Option(help="The SuperNode's private key.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(
+        help="Run a site: init, doctor, up, status, logs, down, train.", no_args_is_help=True, rich_markup_mode=None
+    )
+    for command in (init, doctor, up, status, logs, down, train, worker):
+        group.command(name=command.__name__)(command)
+    app.add_typer(group, name="site")
+
+
+def _execute(module: str, *words: str) -> None:
+    """Become ``python -m module``, with the app's folder on the path and the user's folder as it is."""
+    from fedcompress.demo.federation import app_folder
+
+    paths = [str(app_folder()), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *words])
+
+
+def _command(name: str, options: dict[str, Any]) -> None:
+    from fedcompress.cli.main import DEBUG
+
+    written = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    _execute("clients.commands", name, json.dumps({**written, "debug": DEBUG in sys.argv}))
+
+
+def init(
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path("site.toml"),
+    name: Annotated[str | None, typer.Option(help="Name of the site, unique in the federation.")] = None,
+    state_dir: Annotated[str | None, typer.Option(help="Folder for its state, relative to the file.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: a folder, a GGUF file, or a hub id.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="none, 8bit or 4bit.")] = None,
+    train: Annotated[str | None, typer.Option(help="Training rows, relative to the file.")] = None,
+    heldout: Annotated[str | None, typer.Option(help="Held-out rows; empty: cut from the training rows.")] = None,
+    text: Annotated[str | None, typer.Option(help="Key of the text in a row.")] = None,
+    label: Annotated[str | None, typer.Option(help="Key of the class name.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Key of the prompt.")] = None,
+    completion: Annotated[str | None, typer.Option(help="Key of the completion.")] = None,
+    messages: Annotated[str | None, typer.Option(help="Key of a chat's messages.")] = None,
+    ranks: Annotated[int | None, typer.Option(help="Training processes.")] = None,
+    zero_stage: Annotated[int | None, typer.Option(help="DeepSpeed ZeRO stage, 0 to 3.")] = None,
+    micro_batch: Annotated[int | None, typer.Option(help="Examples a process handles at once; 0: as fit.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a process.")] = None,
+    max_update_norm: Annotated[float | None, typer.Option(help="Norm that updates are clipped to; 0: none.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: defaults for what is not given.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask what a site needs, and write a commented site.toml.
+
+    What is given as an option is not asked for. Without a terminal nothing is asked.
+
+    Examples:
+      fedcompress site init
+
+      fedcompress site init --name north --model ./smollm2 --train train.jsonl --yes -o north.toml
+    """
+    sections: dict[str, dict[str, Any]] = {
+        "site": {"name": name, "state_dir": state_dir},
+        "model": {"path": model, "dtype": dtype, "quantization": quantization},
+        "data": {
+            "train": train,
+            "heldout": heldout,
+            "text": text,
+            "label": label,
+            "prompt": prompt,
+            "completion": completion,
+            "messages": messages,
+        },
+        "engine": {"ranks": ranks, "zero_stage": zero_stage, "micro_batch": micro_batch, "threads": threads},
+        "privacy": {"max_update_norm": max_update_norm},
+    }
+    answers = {f"{s}.{k}": v for s, body in sections.items() for k, v in body.items() if v is not None}
+    _command("init", {"out": out, "answers": answers, "yes": yes, "force": force, "as_json": as_json})
+
+
+def doctor(
+    site: SiteFile,
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")] = "",
+    insecure: Insecure = False,
+    root_certificates: Certificates = None,
+    auth_supernode_private_key: Key = None,
+    run_template: Annotated[Path | None, typer.Option(help="The run's template: what must fit it is compared.")] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens of an example, as the run has it.")] = 64,
+    as_json: Json = False,
+) -> None:
+    """Check what the site needs, a line each, with what to do. Exit 0 only if nothing fails.
+
+    Examples:
+      fedcompress site doctor site.toml
+
+      fedcompress site doctor site.toml --superlink coordinator.example:8000 --run-template initial
+
+      fedcompress site doctor site.toml --json
+    """
+    _command("doctor", locals())
+
+
+def up(
+    site: SiteFile,
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")],
+    insecure: Insecure = False,
+    root_certificates: Certificates = None,
+    auth_supernode_private_key: Key = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Go on in the background, until `site down`.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --detach: print JSON.")] = False,
+) -> None:
+    """Connect the site: its SuperNode and its warm worker, until Ctrl-C. The connection is TLS unless you say not.
+
+    Examples:
+      fedcompress site up site.toml --superlink coordinator.example:8000 --root-certificates ca.crt
+
+      fedcompress site up site.toml --superlink 127.0.0.1:8000 --insecure
+
+      fedcompress site up site.toml --superlink coordinator.example:8000 --auth-supernode-private-key node.key --detach
+    """
+    _command("up", locals())
+
+
+def down(
+    site: SiteFile,
+    timeout: Annotated[float, typer.Option(help="Seconds until it is killed.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """End what `site up` has started. Exit 1 if there is nothing to end.
+
+    Example:
+      fedcompress site down site.toml
+    """
+    _command("down", locals())
+
+
+def status(
+    site: SiteFile,
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between looks.")] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Say what the site's worker does: progress, traffic, memory, its last error. Exit 1 if none answers.
+
+    Examples:
+      fedcompress site status site.toml
+
+      fedcompress site status site.toml --watch
+
+      fedcompress site status site.toml --json
+    """
+    _command("status", locals())
+
+
+def logs(
+    site: SiteFile,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="And what comes, until Ctrl-C.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Only of this rank.")] = None,
+    lines: Annotated[int, typer.Option("--lines", "-n", help="The last so many.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="As they are in the file, a JSON object a line.")] = False,
+) -> None:
+    """Show what the site's worker and its ranks wrote.
+
+    Examples:
+      fedcompress site logs site.toml -f
+
+      fedcompress site logs site.toml --rank 0 --lines 200
+
+      fedcompress site logs site.toml --json
+    """
+    _command("logs", locals())
+
+
+def train(
+    site: SiteFile,
+    template: Annotated[Path, typer.Option(help="Folder that `fedcompress template` makes.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the trained adapter.")] = Path("local-adapter"),
+    local: Annotated[bool, typer.Option("--local", help="Without a coordinator; must be said.")] = False,
+    rounds: Annotated[int, typer.Option(help="Rounds of so many steps, each with an evaluation.")] = 1,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of a round.")] = 100,
+    batch_size: Annotated[int, typer.Option(help="Examples a step, over all processes.")] = 16,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 2e-3,
+    optimizer: Annotated[str, typer.Option(help="See `fedcompress optimizers`.")] = "adamw8bit",
+    optimizer_state: Annotated[str, typer.Option(help="Between rounds: keep or reset.")] = "keep",
+    schedule: Annotated[str, typer.Option(help="Of the learning rate, over all rounds.")] = "constant",
+    clip: Annotated[float, typer.Option(help="Norm of the gradient; 0: not clipped.")] = 1.0,
+    max_length: Annotated[int, typer.Option(help="Tokens of an example.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train on this site's rows alone: the baseline that a federation has to beat. Writes a stock PEFT folder.
+
+    Examples:
+      fedcompress site train site.toml --local --template initial --steps 100
+
+      fedcompress site train site.toml --local --template initial --rounds 5 --steps 20 --lr 1e-3 -o baseline --json
+    """
+    _command("train", locals())
+
+
+def worker(
+    site: SiteFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the command as JSON instead of running it.")] = False,
+) -> None:
+    """Run a site's worker in the foreground, until Ctrl-C.
+
+    `site up` and a SuperNode start one by themselves; starting it by hand loads the
+    model earlier, and keeps it across restarts of the SuperNode.
+
+    Example:
+      fedcompress site worker site.toml
+    """
+    words = ["--site", str(site.resolve())]
+    if as_json:
+        print(json.dumps([sys.executable, "-m", "clients.worker.main", *words]))
+        return
+    _execute("clients.worker.main", *words)
