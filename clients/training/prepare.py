@@ -10,7 +10,8 @@ from fedcompress.adapters.attach import Attached, attach, set_constants
 from fedcompress.adapters.base_model import BaseModel, build_base, tokenizer_digest
 from fedcompress.adapters.template import constants_digest, load_constants
 from fedcompress.config import TrainTask
-from fedcompress.errors import MismatchError
+from fedcompress.errors import ConfigError, MismatchError
+from fedcompress.types import Layout
 
 
 def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], constants: Path | None) -> Attached:
@@ -25,6 +26,9 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
     if task.tokenizer and (here := tokenizer_digest(base.path)) != task.tokenizer:
         rule = f"the run's is {task.tokenizer[:16]}: its vocabulary, merges and chat template must be equal"
         raise MismatchError("tokenizer", f"tokenizer: {base.path}: {here[:16]}: {rule}")
+    if task.quantization not in ("", base.quantization):
+        rule = f"must be {task.quantization}: the run's adapter starts from what that loses"
+        raise ConfigError("model.quantization", base.quantization, rule)
     module = build_base(base, task.learns)
     if base.quantization != "none":
         from peft import prepare_model_for_kbit_training
@@ -37,11 +41,24 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
         torch.manual_seed(task.seed)
         attached = attach(module, config, task.freeze)
     if attached.layout.to_json() != task.layout:
-        raise MismatchError("layout-mismatch", "adapter: the base model here gives other trainable tensors")
+        raise MismatchError(
+            "layout-mismatch", f"adapter: {_difference(attached.layout, Layout.from_json(task.layout))}"
+        )
     _agree(attached, task.constants, constants)
     if base.compile:
         attached.model.compile()
     return attached
+
+
+def _difference(here: Layout, wanted: Layout) -> str:
+    """What the first tensor is that a base gives and the run does not have, or the other way round."""
+    rule = "the base model here gives other trainable tensors"
+    own, run = ({t.name: t for t in layout.tensors} for layout in (here, wanted))
+    for name in sorted(own.keys() | run.keys()):
+        if own.get(name) != run.get(name):
+            one, other = (f"{t.dtype} {list(t.shape)}" if t else "missing" for t in (own.get(name), run.get(name)))
+            return f"{rule}: {name}: {one}: the run's is {other}"
+    return rule
 
 
 def _agree(attached: Attached, wanted: str, sent: Path | None) -> None:
@@ -50,4 +67,7 @@ def _agree(attached: Attached, wanted: str, sent: Path | None) -> None:
         return
     if sent is None:
         raise MismatchError("constants", "constants: this site builds others than the run's: it must be sent them")
-    set_constants(attached, load_constants(sent.read_bytes()))
+    values = load_constants(sent.read_bytes())
+    if constants_digest(values) != wanted:
+        raise MismatchError("constants", "constants: what was sent is not what the run has")
+    set_constants(attached, values)

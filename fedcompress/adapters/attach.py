@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedcompress.adapters.groups import group_of
+from fedcompress.adapters.masks import with_mask
 from fedcompress.adapters.template import START
 from fedcompress.errors import ConfigError, LayoutError, MismatchError
 from fedcompress.types import DTYPES, Layout, TensorSpec, to_arrays
@@ -48,12 +49,11 @@ def attach(module: Any, config: Mapping[str, Any], freeze: Iterable[str] = ()) -
     Raises:
         ConfigError: PEFT refuses the config, nothing is trained, or PEFT does not save what is trained.
     """
-    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+    from peft import get_peft_model, get_peft_model_state_dict
 
-    shared = {k: v for k, v in config.items() if k not in _HERE}
-    before = {t.data_ptr() for t in _tensors(module).values()}
+    before = list(_tensors(module).values())
     try:
-        model = get_peft_model(module, PeftConfig.from_peft_type(**shared))
+        model = get_peft_model(module, made_config(config))
     except (
         TypeError,
         ValueError,
@@ -75,15 +75,32 @@ def attach(module: Any, config: Mapping[str, Any], freeze: Iterable[str] = ()) -
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     parameters = _by_saved_name(saved, trained)
     kept = {n: t for n, t in saved.items() if n not in parameters and not t.is_meta}
-    seen = before | {t.data_ptr() for t in (*parameters.values(), *kept.values())}
-    added = {n: t for n, t in _tensors(model).items() if t.data_ptr() not in seen}
+    seen = {id(t) for t in before} | {id(p) for p in parameters.values()}
+    memory = {t.data_ptr() for t in kept.values()}
+    here = {n: t for n, t in _tensors(model).items() if ".base_layer." not in n}
+    added = {n: t for n, t in here.items() if id(t) not in seen and t.data_ptr() not in memory}
     return Attached(
         model, dict(sorted(parameters.items())), dict(sorted({**kept, **added}.items())), tuple(sorted(kept))
     )
 
 
+def made_config(config: Mapping[str, Any]) -> Any:
+    """PEFT's config of its JSON, with our masks."""
+    from peft import PeftConfig
+
+    return with_mask({k: v for k, v in config.items() if k not in _HERE}, PeftConfig.from_peft_type)
+
+
 def _tensors(module: Any) -> dict[str, Any]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """Parameters, buffers, and tensors that are plain attributes, as the places of FourierFT are."""
+    out = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for prefix, part in module.named_modules():
+        for name, value in vars(part).items():
+            held = {name: value} if hasattr(value, "data_ptr") else value if name[0] != "_" else None
+            for key, tensor in held.items() if isinstance(held, dict) else ():
+                if hasattr(tensor, "data_ptr"):
+                    out[f"{prefix}.{key}" if held is not value else f"{prefix}.{name}.{key}"] = tensor
+    return out
 
 
 def _by_saved_name(saved: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,8 +170,14 @@ def _take_out(model: Any, module_name: str, starts: Mapping[str, Any]) -> None:
     if not weight.is_floating_point():
         raise ConfigError("model.quantization", str(weight.dtype), "must be none with this adapter's start")
     with torch.no_grad():
-        taken = layer.scaling["default"] * (b @ a)
+        taken = taken_out(layer, a, b)
         weight.copy_((weight.float() - taken.to(weight.device)).to(weight.dtype))
+
+
+def taken_out(layer: Any, a: Any, b: Any) -> Any:
+    """What first factors take out of a layer's weight, in its orientation."""
+    product = layer.scaling["default"] * (b @ a)
+    return product.T if getattr(layer, "fan_in_fan_out", False) else product
 
 
 def start_values(attached: Attached) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def template(
       fedcompress template ./llama --adapter "vera(r=256)" -o initial --json
     """
     from fedcompress.adapters.base_model import BaseModel, resolve_model
-    from fedcompress.adapters.table import adapter_named
+    from fedcompress.adapters.naming import adapter_named
     from fedcompress.adapters.template import write_template
     from fedcompress.errors import ConfigError
     from fedcompress.objective import OBJECTIVES, Classification, objective_from
