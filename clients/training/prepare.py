@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedcompress.adapters.attach import Attached, attach, set_constants
+from fedcompress.adapters.attach import Attached, attach, check_quantized, set_constants
 from fedcompress.adapters.base_model import BaseModel, build_base, tokenizer_digest
 from fedcompress.adapters.template import constants_digest, load_constants
 from fedcompress.config import TrainTask
@@ -29,6 +29,7 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
     if task.quantization not in ("", base.quantization):
         rule = f"must be {task.quantization}: the run's adapter starts from what that loses"
         raise ConfigError("model.quantization", base.quantization, rule)
+    check_quantized(config, base.quantization)
     module = build_base(base, task.learns)
     if base.quantization != "none":
         from peft import prepare_model_for_kbit_training

@@ -8,11 +8,13 @@ from typing import Any
 
 from fedcompress.adapters.groups import group_of
 from fedcompress.adapters.masks import with_mask
+from fedcompress.adapters.table import ADAPTERS
 from fedcompress.adapters.template import START
 from fedcompress.errors import ConfigError, LayoutError, MismatchError
 from fedcompress.types import DTYPES, Layout, TensorSpec, to_arrays
 
 _PROMPT = {"prompt_encoder.default.embedding.weight": "prompt_embeddings"}
+_NEVER = (".ranknum.",)  # of AdaLoRA: a count, which PEFT lets be trained on some dtypes
 _HERE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "revision", "peft_version")
 
 
@@ -66,7 +68,7 @@ def attach(module: Any, config: Mapping[str, Any], freeze: Iterable[str] = ()) -
         kind, targets = config.get("peft_type"), config.get("target_modules")
         raise ConfigError("adapter", f"{kind} on {targets}", f"does not fit the model: {error}") from error
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and any(part in name for part in freeze):
+        if parameter.requires_grad and any(part in name for part in (*freeze, *_NEVER)):
             parameter.requires_grad_(False)
     named = dict(model.named_parameters())
     trained = {n: p for n, p in named.items() if p.requires_grad}
@@ -89,6 +91,21 @@ def made_config(config: Mapping[str, Any]) -> Any:
     from peft import PeftConfig
 
     return with_mask({k: v for k, v in config.items() if k not in _HERE}, PeftConfig.from_peft_type)
+
+
+def check_quantized(config: Mapping[str, Any], quantization: str) -> None:
+    """Refuse adapters that do not learn on a quantised base, before it is loaded.
+
+    Raises:
+        ConfigError: names those that do.
+    """
+    types = {row.peft for row in ADAPTERS.values() if row.quantized}
+    is_dora = bool(config.get("use_dora")) and quantization == "8bit"
+    if quantization == "none" or (config.get("peft_type") in types and not is_dora):
+        return
+    names = [name for name, row in ADAPTERS.items() if row.quantized]
+    kind = "DoRA" if is_dora else config.get("peft_type")
+    raise ConfigError("model.quantization", quantization, f"{kind} does not learn on it: must be none, or use {names}")
 
 
 def _tensors(module: Any) -> dict[str, Any]:
@@ -139,7 +156,7 @@ def set_constants(attached: Attached, values: Mapping[str, Any]) -> None:
         MismatchError: a name or shape that this model does not have.
     """
     import torch
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     own, plain = attached.constants, {n: v for n, v in values.items() if not n.endswith(START)}
     for name, value in plain.items():
@@ -147,7 +164,8 @@ def set_constants(attached: Attached, values: Mapping[str, Any]) -> None:
             raise MismatchError("constants", f"constants: {name}: this model has no such tensor of that shape")
     saved = {n: torch.from_numpy(plain[n].copy()) for n in attached.saved if n in plain}
     if saved:
-        set_peft_model_state_dict(attached.model, saved)
+        whole = get_peft_model_state_dict(attached.model, save_embedding_layers=False)
+        set_peft_model_state_dict(attached.model, {**whole, **saved})
     with torch.no_grad():
         for name in sorted(set(plain) - set(saved)):
             own[name].copy_(torch.from_numpy(plain[name]))

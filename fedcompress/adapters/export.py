@@ -16,7 +16,7 @@ from fedcompress.errors import ConfigError
 from fedcompress.types import Layout, Tensors
 
 # Shared projections, which PEFT saves if the config says so; without them a reader draws them again.
-_PROJECTIONS = tuple(f"base_model.{kind}_{side}" for kind in ("vera", "pvera", "randlora") for side in "AB")
+_PROJECTIONS = tuple(f"{kind}_{side}" for kind in ("vera", "pvera", "randlora") for side in "AB")
 
 
 def export_adapter(folder: Path, template: Template, state: Tensors, constants: Mapping[str, Any]) -> None:
@@ -29,8 +29,8 @@ def export_adapter(folder: Path, template: Template, state: Tensors, constants: 
     starts = {n.removesuffix(START): v for n, v in constants.items() if n.endswith(START)}
     config = {**adapter.config, "inference_mode": True}
     saved = {n: constants[n] for n in template.saved}
-    plain = {n.removesuffix(".default"): v for n, v in constants.items()}
-    projections = {n: v for n, v in plain.items() if n in _PROJECTIONS}
+    tails = {n.removesuffix(".default").rpartition(".")[2]: v for n, v in constants.items()}
+    projections = {f"base_model.{n}": v for n, v in tails.items() if n in _PROJECTIONS}
     if projections:
         config["save_projection"] = True
         saved |= projections

@@ -88,6 +88,7 @@ def _for_objective(peft: str, objective: Objective, known: set[str]) -> dict[str
     match objective:
         case Classification(head="mean-pool-linear"):
             out |= {"modules_to_save": ["classifier"]} if "modules_to_save" in known else {}
+            out |= {"feedforward_modules": []} if "feedforward_modules" in known else {}
         case Classification():
             out["task_type"] = "SEQ_CLS"
         case CausalLM():

@@ -62,7 +62,10 @@ def eva(
     from fedcompress.adapters.attach import made_config
 
     made = made_config({**config, "init_lora_weights": "eva"})
-    made.eva_config = EvaConfig(**options)
+    try:
+        made.eva_config = EvaConfig(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError("adapter.eva", dict(options), f"is refused by PEFT: {error}") from error
     model = get_peft_model(module.eval(), made)
     try:
         initialize_lora_eva_weights(

@@ -22,6 +22,7 @@ class AdapterRow:
         start: ``seed``: the first state is made from the run's seed, without reading the base; ``template``: it is
             made once, by PEFT, and sent; ``texts``: so, and from sample texts.
         quantization: with which sites must load the base; empty if it is theirs to choose.
+        quantized: whether it learns on a base of 4 or 8 bits as it does on others.
         defaults: fields of PEFT's config that this row sets; a user may set them otherwise.
         note: what to know.
     """
@@ -31,6 +32,7 @@ class AdapterRow:
     paper: str
     start: str = "template"
     quantization: str = ""
+    quantized: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
@@ -39,12 +41,14 @@ ADAPTERS: dict[str, AdapterRow] = {
     "lora": AdapterRow(
         peft="LORA",
         merge=PRODUCT,
+        quantized=True,
         start="seed",
         paper="Hu et al. 2021 (arXiv:2106.09685)",
     ),
     "rslora": AdapterRow(
         peft="LORA",
         merge=PRODUCT,
+        quantized=True,
         start="seed",
         defaults={"use_rslora": True},
         paper="Kalajdzievski 2023 (arXiv:2312.03732)",
@@ -52,6 +56,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "ffa-lora": AdapterRow(
         peft="LORA",
         merge=LINEAR,
+        quantized=True,
         defaults={"freeze": "lora_A"},
         note="A is made once and sent; only B is trained, so that any mean is exact",
         paper="Sun et al. 2024 (arXiv:2403.12313)",
@@ -59,8 +64,9 @@ ADAPTERS: dict[str, AdapterRow] = {
     "dora": AdapterRow(
         peft="LORA",
         merge=PRODUCT,
+        quantized=True,
         defaults={"use_dora": True},
-        note="directions as LoRA, magnitudes by their mean; the norm makes it near",
+        note="directions as LoRA, magnitudes by their mean; the norm makes it near; not on 8 bits",
         paper="Liu et al. 2024 (arXiv:2402.09353)",
     ),
     "pissa": AdapterRow(
@@ -80,12 +86,14 @@ ADAPTERS: dict[str, AdapterRow] = {
     "orthogonal-lora": AdapterRow(
         peft="LORA",
         merge=PRODUCT,
+        quantized=True,
         defaults={"init_lora_weights": "orthogonal"},
         paper="PEFT, init_lora_weights",
     ),
     "mica": AdapterRow(
         peft="LORA",
         merge=LINEAR,
+        quantized=True,
         defaults={"init_lora_weights": "mica", "freeze": "lora_B"},
         note="B is the last left singular vectors of the weight, made once and sent; only A is trained",
         paper="MiCA 2026 (arXiv:2604.01694)",
@@ -101,6 +109,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "eva": AdapterRow(
         peft="LORA",
         merge=PRODUCT,
+        quantized=True,
         start="texts",
         defaults={"init_lora_weights": "eva", "rho": 1.0},
         note="A is what modules read most of sample texts; rho above 1 gives modules ranks of their own, for all sites",
@@ -109,6 +118,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "loftq": AdapterRow(
         peft="LORA",
         merge=PRODUCT,
+        quantized=True,
         quantization="4bit",
         defaults={"init_lora_weights": "loftq"},
         note="starts from what 4 bits lose of the base, so that all sites must load it in 4 bits; one step",
@@ -117,6 +127,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "adalora": AdapterRow(
         peft="ADALORA",
         merge=NEAR,
+        quantized=True,
         defaults={"init_r": 8, "target_r": 8, "total_step": 1},
         note="singular values as a factor of their own; ranks stay as they are given, since sites would not agree",
         paper="Zhang et al. 2023 (arXiv:2303.10512)",
@@ -124,6 +135,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "vera": AdapterRow(
         peft="VERA",
         merge=NEAR,
+        quantized=True,
         defaults={"save_projection": False},
         note="exact with freeze=vera_lambda_d",
         paper="Kopiczko et al. 2023 (arXiv:2310.11454)",
@@ -131,6 +143,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "randlora": AdapterRow(
         peft="RANDLORA",
         merge=NEAR,
+        quantized=True,
         defaults={"save_projection": False},
         note="exact with freeze=randlora_gamma",
         paper="Albert et al. 2025 (arXiv:2502.00987)",
@@ -138,17 +151,20 @@ ADAPTERS: dict[str, AdapterRow] = {
     "miss": AdapterRow(
         peft="MISS",
         merge=LINEAR,
+        quantized=True,
         paper="Kang and Yin 2024 (arXiv:2409.15371)",
     ),
     "bone": AdapterRow(
         peft="MISS",
         merge=LINEAR,
+        quantized=True,
         defaults={"init_weights": "bat"},
         paper="Kang and Yin 2024 (arXiv:2409.15371v1)",
     ),
     "ia3": AdapterRow(
         peft="IA3",
         merge=LINEAR,
+        quantized=True,
         paper="Liu et al. 2022 (arXiv:2205.05638)",
     ),
     "loha": AdapterRow(
@@ -165,12 +181,14 @@ ADAPTERS: dict[str, AdapterRow] = {
     "fourierft": AdapterRow(
         peft="FOURIERFT",
         merge=LINEAR,
+        quantized=True,
         note="places of the spectrum are drawn from random_loc_seed",
         paper="Gao et al. 2024 (arXiv:2405.03003)",
     ),
     "waveft": AdapterRow(
         peft="WAVEFT",
         merge=LINEAR,
+        quantized=True,
         paper="Bilican et al. 2025 (arXiv:2505.12532)",
     ),
     "c3a": AdapterRow(
@@ -182,6 +200,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "shira": AdapterRow(
         peft="SHIRA",
         merge=LINEAR,
+        quantized=True,
         note="the mask is made once and sent",
         paper="Bhardwaj et al. 2024 (arXiv:2406.13175)",
     ),
@@ -202,6 +221,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "vb-lora": AdapterRow(
         peft="VBLORA",
         merge=NEAR,
+        quantized=True,
         defaults={"freeze": "vblora_logits"},
         note="the bank is trained, and which vectors of it a module has stays as drawn: sites would choose others",
         paper="Li et al. 2024 (arXiv:2405.15179)",
@@ -214,18 +234,21 @@ ADAPTERS: dict[str, AdapterRow] = {
     "oft": AdapterRow(
         peft="OFT",
         merge=NEAR,
+        quantized=True,
         note="generators are averaged: what results is orthogonal",
         paper="Qiu et al. 2023 (arXiv:2306.07280)",
     ),
     "boft": AdapterRow(
         peft="BOFT",
         merge=NEAR,
+        quantized=True,
         note="as oft",
         paper="Liu et al. 2023 (arXiv:2311.06243)",
     ),
     "road": AdapterRow(
         peft="ROAD",
         merge=NEAR,
+        quantized=True,
         paper="Liao and Monz 2024 (arXiv:2409.00119)",
     ),
     "hra": AdapterRow(
@@ -264,6 +287,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "pvera": AdapterRow(
         peft="PVERA",
         merge=NEAR,
+        quantized=True,
         defaults={"save_projection": False},
         note="training samples, evaluation takes the mean",
         paper="PVeRA 2025 (arXiv:2512.07703)",
@@ -271,24 +295,28 @@ ADAPTERS: dict[str, AdapterRow] = {
     "beft": AdapterRow(
         peft="BEFT",
         merge=LINEAR,
+        quantized=True,
         note="biases, added where the base has none",
         paper="BEFT 2025 (arXiv:2509.15974)",
     ),
     "ln-tuning": AdapterRow(
         peft="LN_TUNING",
         merge=LINEAR,
+        quantized=True,
         note="targets names the norms",
         paper="Zhao et al. 2023 (arXiv:2312.11420)",
     ),
     "trainable-tokens": AdapterRow(
         peft="TRAINABLE_TOKENS",
         merge=LINEAR,
+        quantized=True,
         note="token_indices=1+2+3",
         paper="PEFT",
     ),
     "prompt-tuning": AdapterRow(
         peft="PROMPT_TUNING",
         merge=NEAR,
+        quantized=True,
         defaults={"num_virtual_tokens": 20},
         note="all sites start from one prompt, else the mean would mean nothing",
         paper="Lester et al. 2021 (arXiv:2104.08691)",
@@ -296,6 +324,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "prefix-tuning": AdapterRow(
         peft="PREFIX_TUNING",
         merge=NEAR,
+        quantized=True,
         defaults={"num_virtual_tokens": 20},
         note="as prompt-tuning",
         paper="Li and Liang 2021 (arXiv:2101.00190)",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,11 @@ class Run:
         path = self.folder / CONSTANTS
         return load_constants(path.read_bytes()) if path.is_file() else {}
 
+    @property
+    def loaded(self) -> BaseModel:
+        """The base, as the template wants it."""
+        return replace(self.base, quantization=self.template.quantization or "none")
+
     def site(self, base: BaseModel | None = None, *, sent: bool = True) -> Attached:
         """A model of a site, in the run's start."""
         template, path = self.template, self.folder / CONSTANTS
@@ -107,7 +112,7 @@ class Run:
             quantization=template.quantization,
         )
         shipped = path if sent and path.is_file() else None
-        attached = prepared(base or self.base, task, template.adapter.config, shipped)
+        attached = prepared(base or self.loaded, task, template.adapter.config, shipped)
         put(attached, template.adapter.tensors)
         attached.model.eval()
         return attached
@@ -118,7 +123,7 @@ class Run:
 
         export_adapter(folder, self.template, state, self.constants)
         torch.manual_seed(12345)  # what is not in the folder would now differ
-        return PeftModel.from_pretrained(build_base(self.base, self.template.objective), folder, **options).eval()
+        return PeftModel.from_pretrained(build_base(self.loaded, self.template.objective), folder, **options).eval()
 
     def merge(self, states: list[Tensors]) -> Tensors:
         """The published state after a round of two equal sites."""
@@ -200,6 +205,3 @@ def error(merged: Mapping[str, Any], states: list[Mapping[str, Any]], start: Map
     missed = sum(float(((merged[n] - mean[n]) ** 2).sum()) for n in start)
     moved = sum(float(((mean[n] - start[n]) ** 2).sum()) for n in start)
     return (missed / moved) ** 0.5 if moved else 0.0
-
-
-Maker = Callable[[str], Run]
