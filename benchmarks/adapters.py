@@ -37,7 +37,7 @@ from fedcompress.wire import Header, Kind
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = ("codecs.md", "optimizers.md")  # of the two sites
-SEED, LENGTH, ROWS = 3, 32, 2
+SEED, LENGTH, ROWS, SAMPLES = 3, 32, 2, 16
 ROUNDING = 1e-4  # of float32 weights, relative to small changes
 CALLS = {
     "c3a": "block_size=64",
@@ -172,7 +172,9 @@ def measure(name: str, base: BaseModel, folder: Path, steps: int, lr: float) -> 
     """Two sites, one round."""
     began, spec = time.perf_counter(), adapter_named(call_of(name))
     texts = (DOCS / "merging.md").read_text(encoding="utf-8").splitlines() if spec.row.start == "texts" else []
-    template = write_template(folder, base, CausalLM(), spec, seed=SEED, texts=[t for t in texts if len(t) > 80])
+    template = write_template(
+        folder, base, CausalLM(), spec, seed=SEED, texts=[t for t in texts if len(t) > 80][:SAMPLES]
+    )
     loaded = BaseModel(path=base.path, quantization=template.quantization or "none")
     attached, start = site(folder, loaded, template), template.adapter.tensors
     states = []

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from fedcompress.adapters.template import Template
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +46,20 @@ def template(
 
       fedcompress template ./llama --adapter "eva(r=16)" --texts samples.txt -o initial
     """
+    made = _made(model, out, task, adapter, labels, head, revision, seed, texts)
+    numel, tensors = made.adapter.layout.numel, len(made.adapter.layout.tensors)
+    if as_json:
+        facts = {"out": str(out), "adapter": adapter, "task": task, "parameters": numel, "tensors": tensors}
+        digests = {"base_fingerprint": made.base_fingerprint, "tokenizer": made.tokenizer, "constants": made.constants}
+        print(json.dumps({**facts, **digests, "quantization": made.quantization}))
+    else:
+        print(f"{out}: {adapter} on {model}: {numel:,} parameters in {tensors} tensors")
+
+
+def _made(
+    model: str, out: Path, task: str, adapter: str, labels: str, head: str, revision: str, seed: int, texts: str
+) -> Template:
+    """Check the options together, and write the folder."""
     from fedcompress.adapters.base_model import BaseModel, resolve_model
     from fedcompress.adapters.naming import adapter_named
     from fedcompress.adapters.template import write_template
@@ -60,16 +77,7 @@ def template(
     base = BaseModel(path=resolve_model(model, Path(), revision, field="model"))
     objective = objective_from(raw, field="--task")
     samples = _lines("--texts", texts) if texts else []
-    made = write_template(out, base, objective, spec, seed=seed, texts=samples)
-    numel = made.adapter.layout.numel
-    if as_json:
-        facts = {"out": str(out), "adapter": adapter, "task": task, "parameters": numel}
-        digests = {"base_fingerprint": made.base_fingerprint, "tokenizer": made.tokenizer, "constants": made.constants}
-        print(json.dumps({**facts, "tensors": len(made.adapter.layout.tensors), **digests}))
-    else:
-        print(
-            f"{out}: {adapter} on {base.path.name}: {numel:,} parameters in {len(made.adapter.layout.tensors)} tensors"
-        )
+    return write_template(out, base, objective, spec, seed=seed, texts=samples)
 
 
 def _labels(text: str) -> list[str]:
