@@ -187,7 +187,8 @@ def measure(name: str, base: BaseModel, folder: Path, steps: int, lr: float) -> 
     step = Merger(rule=rule, layout=layout).merge(start, [1.0, 1.0], Held(layout, updates))
     merged = {n: start[n] + step[n] for n in start}
     probe = batches(base, "merging.md", 1)[0]
-    found = [weights(attached, s, name, probe) for s in (merged, start, *states)]
+    whole = attached if loaded == base else site(folder, base, template)  # merging into 4 bits would round again
+    found = [weights(whole, s, name, probe) for s in (merged, start, *states)]
     sent = load_constants((folder / CONSTANTS).read_bytes()) if template.constants else {}
     return Measured(
         call=call_of(name),

@@ -223,7 +223,8 @@ def _moved(attached: Any, before: Mapping[str, Any], name: str) -> dict[str, Any
             continue
         a, b = (getattr(layer, f"lora_{f}")["default"].weight.detach() for f in "AB")
         wanted = taken_out(layer, a, b)
-        if moved.shape != wanted.shape or (moved - wanted).norm() > 1e-4 * wanted.norm():
+        rounding = 1e-4 * wanted.norm() + 1e-6 * before[f"{plain}.weight"].norm()
+        if moved.shape != wanted.shape or (moved - wanted).norm() > rounding:
             raise ConfigError("adapter", name, f"changes {plain} in a way that sites could not rebuild")
         for factor, value in (("A", a), ("B", b)):
             out[f"{module_name}.lora_{factor}.weight{START}"] = value.clone().numpy()
