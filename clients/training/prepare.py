@@ -34,6 +34,7 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
     if base.quantization != "none":
         from peft import prepare_model_for_kbit_training
 
+        keep_unpacked(module)
         module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=base.gradient_checkpointing)
     elif base.gradient_checkpointing:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -49,6 +50,16 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
     if base.compile:
         attached.model.compile()
     return attached
+
+
+def keep_unpacked(module: Any) -> None:
+    """Stop bitsandbytes from packing 4-bit weights at the first evaluation on a CPU.
+
+    Packed ones are for inference: training after it has wrong gradients, or none, and nothing says so.
+    """
+    for part in module.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
 
 
 def _difference(here: Layout, wanted: Layout) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from clients.training.prepare import prepared
+from clients.training.prepare import keep_unpacked, prepared
 from fedcompress.adapters.attach import Attached
 from fedcompress.adapters.base_model import BaseModel, build_base
 from fedcompress.adapters.export import export_adapter
@@ -123,7 +123,9 @@ class Run:
 
         export_adapter(folder, self.template, state, self.constants)
         torch.manual_seed(12345)  # what is not in the folder would now differ
-        return PeftModel.from_pretrained(build_base(self.loaded, self.template.objective), folder, **options).eval()
+        base = build_base(self.loaded, self.template.objective)
+        keep_unpacked(base)  # packed 4-bit weights are multiplied in bfloat16
+        return PeftModel.from_pretrained(base, folder, **options).eval()
 
     def merge(self, states: list[Tensors]) -> Tensors:
         """The published state after a round of two equal sites."""

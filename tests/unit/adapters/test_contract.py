@@ -322,6 +322,23 @@ def test_loftq_is_nearer_to_the_base_than_its_four_bits(wide: Path, tmp_path: Pa
     assert float((ours - whole).norm()) < 0.9 * float((plain - whole).norm())
 
 
+@pytest.mark.parametrize("call", ["lora(r=4)", "ia3"])
+def test_training_on_four_bits_after_an_evaluation_has_the_same_gradients(
+    call: str, wide: Path, tmp_path: Path
+) -> None:
+    run, found = made(tmp_path, wide, call), []
+    for evaluates in (False, True):
+        site = run.site(BaseModel(path=wide, quantization="4bit"))
+        put(site, {n: v + 0.1 for n, v in run.template.adapter.tensors.items()})
+        if evaluates:
+            outputs(site.model, CausalLM())
+        site.model.train()
+        site.model(**sites.batch(CausalLM(), 5)).loss.backward()
+        found.append({n: p.grad for n, p in site.parameters.items()})
+    for name, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][name], rtol=1e-3, atol=1e-5), name
+
+
 def test_masks_are_of_the_weights_that_they_name(base: Path, tmp_path: Path) -> None:
     from fedcompress.adapters.masks import mask_of
 
