@@ -194,6 +194,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "c3a": AdapterRow(
         peft="C3A",
         merge=LINEAR,
+        quantized=True,
         note="block_size must divide the widths of the modules",
         paper="Chen et al. 2024 (arXiv:2407.19342)",
     ),
@@ -259,12 +260,14 @@ ADAPTERS: dict[str, AdapterRow] = {
     "hira": AdapterRow(
         peft="HIRA",
         merge=NEAR,
+        quantized=True,
         note="the change is the base's weight times BA, entry by entry; HUT is near to it",
         paper="Huang et al. 2025, ICLR",
     ),
     "gralora": AdapterRow(
         peft="GRALORA",
         merge=NEAR,
+        quantized=True,
         note="a grid of small LoRAs, merged by their means",
         paper="Jung et al. 2025 (arXiv:2505.20355)",
     ),
