@@ -305,6 +305,19 @@ def test_texts_are_for_those_that_start_from_them(base: Path, tmp_path: Path) ->
         run_of(tmp_path, base, "lora", CausalLM(), texts=TEXTS)
 
 
+def test_the_command_line_takes_texts(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from fedcompress.cli.template import template
+
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS) + "\n\n", encoding="utf-8")
+    options = {"task": "causal-lm", "labels": "", "head": "stock", "revision": "", "seed": sites.SEED, "as_json": False}
+    template(str(base), tmp_path / "out", adapter="eva(r=4)", texts=str(file), **options)
+    assert "eva(r=4)" in capsys.readouterr().out
+    assert load_template(tmp_path / "out").name == "eva"
+    with pytest.raises(ConfigError, match=r"--texts: .*must be a readable file"):
+        template(str(base), tmp_path / "out", adapter="eva(r=4)", texts=str(tmp_path / "none"), **options)
+
+
 def test_eva_gives_ranks_of_their_own(base: Path, tmp_path: Path) -> None:
     run = made(tmp_path, base, "eva(r=4,rho=2.0)")
     config = run.template.adapter.config
