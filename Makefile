@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_NUM_THREADS ?= 1
 TESTS ?= tests fedcompress
 
-.PHONY: install demo test test-all lint protos golden bench fuzz docs clean
+.PHONY: install demo test test-all lint protos golden bench bench-adapters fuzz docs clean
 
 install: $(STAMP)
 
@@ -54,6 +54,9 @@ bench: install
 	$(BIN)/python -m benchmarks.codec --parts size,speed --json
 	$(BIN)/python -m benchmarks.merge --parts speed,forms --json
 	$(BIN)/python -m benchmarks.optim --parts memory,speed --json
+
+bench-adapters: install
+	$(BIN)/python -m benchmarks.adapters --json
 
 FUZZ_RUNS ?= 10000000
 fuzz: install

@@ -90,6 +90,7 @@ class TrainTask:
     base_fingerprint: str = ""  # hex; empty: not known
     tokenizer: str = ""  # hex; empty: not known
     constants: str = ""  # hex; empty: there are none
+    quantization: str = ""  # that the base must be loaded with; empty: any
     merged: tuple[str, ...] = ()  # hex digests, this site's last merged update is among them if there is one
     protocol: int = PROTOCOL
 

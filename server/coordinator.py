@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedcompress.adapters import adapter_digest, load_template, seeded_init
-from fedcompress.adapters.template import CONSTANTS, START, export_adapter, load_constants
+from fedcompress.adapters.export import export_adapter
+from fedcompress.adapters.template import CONSTANTS, START, load_constants
 from fedcompress.config import RunConfig, TrainTask
 from fedcompress.errors import AdmissionError, TrainingError
 from fedcompress.merging import Spool
@@ -249,6 +250,7 @@ class Coordinator:
             base_fingerprint=self.ledger.base_fingerprint,
             tokenizer=self._template.tokenizer,
             constants=self._template.constants,
+            quantization=self._template.quantization,
             merged=tuple(m for m in merged if m),
         )
         payload = downlinks.bundle(known.acked if known is not None else None)

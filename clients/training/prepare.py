@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedcompress.adapters.attach import Attached, attach, set_constants
+from fedcompress.adapters.attach import Attached, attach, check_quantized, set_constants
 from fedcompress.adapters.base_model import BaseModel, build_base, tokenizer_digest
 from fedcompress.adapters.template import constants_digest, load_constants
 from fedcompress.config import TrainTask
-from fedcompress.errors import MismatchError
+from fedcompress.errors import ConfigError, MismatchError
+from fedcompress.types import Layout
 
 
 def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], constants: Path | None) -> Attached:
@@ -25,10 +26,15 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
     if task.tokenizer and (here := tokenizer_digest(base.path)) != task.tokenizer:
         rule = f"the run's is {task.tokenizer[:16]}: its vocabulary, merges and chat template must be equal"
         raise MismatchError("tokenizer", f"tokenizer: {base.path}: {here[:16]}: {rule}")
+    if task.quantization not in ("", base.quantization):
+        rule = f"must be {task.quantization}: the run's adapter starts from what that loses"
+        raise ConfigError("model.quantization", base.quantization, rule)
+    check_quantized(config, base.quantization)
     module = build_base(base, task.learns)
     if base.quantization != "none":
         from peft import prepare_model_for_kbit_training
 
+        keep_unpacked(module)
         module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=base.gradient_checkpointing)
     elif base.gradient_checkpointing:
         module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -37,11 +43,34 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
         torch.manual_seed(task.seed)
         attached = attach(module, config, task.freeze)
     if attached.layout.to_json() != task.layout:
-        raise MismatchError("layout-mismatch", "adapter: the base model here gives other trainable tensors")
+        raise MismatchError(
+            "layout-mismatch", f"adapter: {_difference(attached.layout, Layout.from_json(task.layout))}"
+        )
     _agree(attached, task.constants, constants)
     if base.compile:
         attached.model.compile()
     return attached
+
+
+def keep_unpacked(module: Any) -> None:
+    """Stop bitsandbytes from packing 4-bit weights at the first evaluation on a CPU.
+
+    Packed ones are for inference: training after it has wrong gradients, or none, and nothing says so.
+    """
+    for part in module.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+
+
+def _difference(here: Layout, wanted: Layout) -> str:
+    """What the first tensor is that a base gives and the run does not have, or the other way round."""
+    rule = "the base model here gives other trainable tensors"
+    own, run = ({t.name: t for t in layout.tensors} for layout in (here, wanted))
+    for name in sorted(own.keys() | run.keys()):
+        if own.get(name) != run.get(name):
+            one, other = (f"{t.dtype} {list(t.shape)}" if t else "missing" for t in (own.get(name), run.get(name)))
+            return f"{rule}: {name}: {one}: the run's is {other}"
+    return rule
 
 
 def _agree(attached: Attached, wanted: str, sent: Path | None) -> None:
@@ -50,4 +79,7 @@ def _agree(attached: Attached, wanted: str, sent: Path | None) -> None:
         return
     if sent is None:
         raise MismatchError("constants", "constants: this site builds others than the run's: it must be sent them")
-    set_constants(attached, load_constants(sent.read_bytes()))
+    values = load_constants(sent.read_bytes())
+    if constants_digest(values) != wanted:
+        raise MismatchError("constants", "constants: what was sent is not what the run has")
+    set_constants(attached, values)

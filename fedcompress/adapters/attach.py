@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedcompress.adapters.groups import group_of
+from fedcompress.adapters.masks import with_mask
+from fedcompress.adapters.table import ADAPTERS
 from fedcompress.adapters.template import START
 from fedcompress.errors import ConfigError, LayoutError, MismatchError
 from fedcompress.types import DTYPES, Layout, TensorSpec, to_arrays
 
 _PROMPT = {"prompt_encoder.default.embedding.weight": "prompt_embeddings"}
+_NEVER = (".ranknum.",)  # of AdaLoRA: a count, which PEFT lets be trained on some dtypes
 _HERE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "revision", "peft_version")
 
 
@@ -48,12 +51,11 @@ def attach(module: Any, config: Mapping[str, Any], freeze: Iterable[str] = ()) -
     Raises:
         ConfigError: PEFT refuses the config, nothing is trained, or PEFT does not save what is trained.
     """
-    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+    from peft import get_peft_model, get_peft_model_state_dict
 
-    shared = {k: v for k, v in config.items() if k not in _HERE}
-    before = {t.data_ptr() for t in _tensors(module).values()}
+    before = list(_tensors(module).values())
     try:
-        model = get_peft_model(module, PeftConfig.from_peft_type(**shared))
+        model = get_peft_model(module, made_config(config))
     except (
         TypeError,
         ValueError,
@@ -66,7 +68,7 @@ def attach(module: Any, config: Mapping[str, Any], freeze: Iterable[str] = ()) -
         kind, targets = config.get("peft_type"), config.get("target_modules")
         raise ConfigError("adapter", f"{kind} on {targets}", f"does not fit the model: {error}") from error
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and any(part in name for part in freeze):
+        if parameter.requires_grad and any(part in name for part in (*freeze, *_NEVER)):
             parameter.requires_grad_(False)
     named = dict(model.named_parameters())
     trained = {n: p for n, p in named.items() if p.requires_grad}
@@ -75,15 +77,47 @@ def attach(module: Any, config: Mapping[str, Any], freeze: Iterable[str] = ()) -
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
     parameters = _by_saved_name(saved, trained)
     kept = {n: t for n, t in saved.items() if n not in parameters and not t.is_meta}
-    seen = before | {t.data_ptr() for t in (*parameters.values(), *kept.values())}
-    added = {n: t for n, t in _tensors(model).items() if t.data_ptr() not in seen}
+    seen = {id(t) for t in before} | {id(p) for p in parameters.values()}
+    memory = {t.data_ptr() for t in kept.values()}
+    here = {n: t for n, t in _tensors(model).items() if ".base_layer." not in n}
+    added = {n: t for n, t in here.items() if id(t) not in seen and t.data_ptr() not in memory}
     return Attached(
         model, dict(sorted(parameters.items())), dict(sorted({**kept, **added}.items())), tuple(sorted(kept))
     )
 
 
+def made_config(config: Mapping[str, Any]) -> Any:
+    """PEFT's config of its JSON, with our masks."""
+    from peft import PeftConfig
+
+    return with_mask({k: v for k, v in config.items() if k not in _HERE}, PeftConfig.from_peft_type)
+
+
+def check_quantized(config: Mapping[str, Any], quantization: str) -> None:
+    """Refuse adapters that do not learn on a quantised base, before it is loaded.
+
+    Raises:
+        ConfigError: names those that do.
+    """
+    types = {row.peft for row in ADAPTERS.values() if row.quantized}
+    is_dora = bool(config.get("use_dora")) and quantization == "8bit"
+    if quantization == "none" or (config.get("peft_type") in types and not is_dora):
+        return
+    names = [name for name, row in ADAPTERS.items() if row.quantized]
+    kind = "DoRA" if is_dora else config.get("peft_type")
+    raise ConfigError("model.quantization", quantization, f"{kind} does not learn on it: must be none, or use {names}")
+
+
 def _tensors(module: Any) -> dict[str, Any]:
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """Parameters, buffers, and tensors that are plain attributes, as the places of FourierFT are."""
+    out = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for prefix, part in module.named_modules():
+        for name, value in vars(part).items():
+            held = {name: value} if hasattr(value, "data_ptr") else value if name[0] != "_" else None
+            for key, tensor in held.items() if isinstance(held, dict) else ():
+                if hasattr(tensor, "data_ptr"):
+                    out[f"{prefix}.{key}" if held is not value else f"{prefix}.{name}.{key}"] = tensor
+    return out
 
 
 def _by_saved_name(saved: Mapping[str, Any], trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -122,7 +156,7 @@ def set_constants(attached: Attached, values: Mapping[str, Any]) -> None:
         MismatchError: a name or shape that this model does not have.
     """
     import torch
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     own, plain = attached.constants, {n: v for n, v in values.items() if not n.endswith(START)}
     for name, value in plain.items():
@@ -130,7 +164,8 @@ def set_constants(attached: Attached, values: Mapping[str, Any]) -> None:
             raise MismatchError("constants", f"constants: {name}: this model has no such tensor of that shape")
     saved = {n: torch.from_numpy(plain[n].copy()) for n in attached.saved if n in plain}
     if saved:
-        set_peft_model_state_dict(attached.model, saved)
+        whole = get_peft_model_state_dict(attached.model, save_embedding_layers=False)
+        set_peft_model_state_dict(attached.model, {**whole, **saved})
     with torch.no_grad():
         for name in sorted(set(plain) - set(saved)):
             own[name].copy_(torch.from_numpy(plain[name]))
@@ -153,8 +188,14 @@ def _take_out(model: Any, module_name: str, starts: Mapping[str, Any]) -> None:
     if not weight.is_floating_point():
         raise ConfigError("model.quantization", str(weight.dtype), "must be none with this adapter's start")
     with torch.no_grad():
-        taken = layer.scaling["default"] * (b @ a)
+        taken = taken_out(layer, a, b)
         weight.copy_((weight.float() - taken.to(weight.device)).to(weight.dtype))
+
+
+def taken_out(layer: Any, a: Any, b: Any) -> Any:
+    """What first factors take out of a layer's weight, in its orientation."""
+    product = layer.scaling["default"] * (b @ a)
+    return product.T if getattr(layer, "fan_in_fan_out", False) else product
 
 
 def start_values(attached: Attached) -> dict[str, Any]:

@@ -1,21 +1,12 @@
-"""The one literal table of adapters, and how one is named: ``lora(r=16,targets=q_proj+v_proj)``."""
+"""The one literal table of adapters."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedcompress.errors import ConfigError
-from fedcompress.objective import CausalLM, Classification, Objective, Seq2SeqLM
-
 PRODUCT, LINEAR, NEAR = "product", "linear", "near"
-_CALL = re.compile(r"([a-z][a-z0-9-]*)\s*(?:\(([^()]*)\))?")
-_SHORT = {"targets": "target_modules", "save": "modules_to_save"}
-_LISTS = ("target_modules", "modules_to_save", "feedforward_modules", "exclude_modules", "token_indices")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +20,9 @@ class AdapterRow:
             from one start differs from the mean of the weights in the second order of the updates.
         paper: where it is from.
         start: ``seed``: the first state is made from the run's seed, without reading the base; ``template``: it is
-            made once, by PEFT, and sent.
+            made once, by PEFT, and sent; ``texts``: so, and from sample texts.
+        quantization: with which sites must load the base; empty if it is theirs to choose.
+        quantized: whether it learns on a base of 4 or 8 bits as it does on others.
         defaults: fields of PEFT's config that this row sets; a user may set them otherwise.
         note: what to know.
     """
@@ -38,6 +31,8 @@ class AdapterRow:
     merge: str
     paper: str
     start: str = "template"
+    quantization: str = ""
+    quantized: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
 
@@ -46,12 +41,14 @@ ADAPTERS: dict[str, AdapterRow] = {
     "lora": AdapterRow(
         peft="LORA",
         merge=PRODUCT,
+        quantized=True,
         start="seed",
         paper="Hu et al. 2021 (arXiv:2106.09685)",
     ),
     "rslora": AdapterRow(
         peft="LORA",
         merge=PRODUCT,
+        quantized=True,
         start="seed",
         defaults={"use_rslora": True},
         paper="Kalajdzievski 2023 (arXiv:2312.03732)",
@@ -59,6 +56,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "ffa-lora": AdapterRow(
         peft="LORA",
         merge=LINEAR,
+        quantized=True,
         defaults={"freeze": "lora_A"},
         note="A is made once and sent; only B is trained, so that any mean is exact",
         paper="Sun et al. 2024 (arXiv:2403.12313)",
@@ -66,8 +64,9 @@ ADAPTERS: dict[str, AdapterRow] = {
     "dora": AdapterRow(
         peft="LORA",
         merge=PRODUCT,
+        quantized=True,
         defaults={"use_dora": True},
-        note="directions as LoRA, magnitudes by their mean; the norm makes it near",
+        note="directions as LoRA, magnitudes by their mean; the norm makes it near; not on 8 bits",
         paper="Liu et al. 2024 (arXiv:2402.09353)",
     ),
     "pissa": AdapterRow(
@@ -87,19 +86,48 @@ ADAPTERS: dict[str, AdapterRow] = {
     "orthogonal-lora": AdapterRow(
         peft="LORA",
         merge=PRODUCT,
+        quantized=True,
         defaults={"init_lora_weights": "orthogonal"},
         paper="PEFT, init_lora_weights",
     ),
     "mica": AdapterRow(
         peft="LORA",
         merge=LINEAR,
-        defaults={"init_lora_weights": "mica"},
-        note="B is frozen",
-        paper="PEFT, init_lora_weights",
+        quantized=True,
+        defaults={"init_lora_weights": "mica", "freeze": "lora_B"},
+        note="B is the last left singular vectors of the weight, made once and sent; only A is trained",
+        paper="MiCA 2026 (arXiv:2604.01694)",
+    ),
+    "corda": AdapterRow(
+        peft="LORA",
+        merge=PRODUCT,
+        start="texts",
+        defaults={"init_lora_weights": "corda", "corda_method": "kpm"},
+        note="as pissa, oriented by what modules read of sample texts; corda_method=kpm or ipm",
+        paper="Yang et al. 2024 (arXiv:2406.05223)",
+    ),
+    "eva": AdapterRow(
+        peft="LORA",
+        merge=PRODUCT,
+        quantized=True,
+        start="texts",
+        defaults={"init_lora_weights": "eva", "rho": 1.0},
+        note="A is what modules read most of sample texts; rho above 1 gives modules ranks of their own, for all sites",
+        paper="Paischer et al. 2024 (arXiv:2410.07170)",
+    ),
+    "loftq": AdapterRow(
+        peft="LORA",
+        merge=PRODUCT,
+        quantized=True,
+        quantization="4bit",
+        defaults={"init_lora_weights": "loftq"},
+        note="starts from what 4 bits lose of the base, so that all sites must load it in 4 bits; one step",
+        paper="Li et al. 2023 (arXiv:2310.08659)",
     ),
     "adalora": AdapterRow(
         peft="ADALORA",
         merge=NEAR,
+        quantized=True,
         defaults={"init_r": 8, "target_r": 8, "total_step": 1},
         note="singular values as a factor of their own; ranks stay as they are given, since sites would not agree",
         paper="Zhang et al. 2023 (arXiv:2303.10512)",
@@ -107,6 +135,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "vera": AdapterRow(
         peft="VERA",
         merge=NEAR,
+        quantized=True,
         defaults={"save_projection": False},
         note="exact with freeze=vera_lambda_d",
         paper="Kopiczko et al. 2023 (arXiv:2310.11454)",
@@ -114,6 +143,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "randlora": AdapterRow(
         peft="RANDLORA",
         merge=NEAR,
+        quantized=True,
         defaults={"save_projection": False},
         note="exact with freeze=randlora_gamma",
         paper="Albert et al. 2025 (arXiv:2502.00987)",
@@ -121,17 +151,20 @@ ADAPTERS: dict[str, AdapterRow] = {
     "miss": AdapterRow(
         peft="MISS",
         merge=LINEAR,
+        quantized=True,
         paper="Kang and Yin 2024 (arXiv:2409.15371)",
     ),
     "bone": AdapterRow(
         peft="MISS",
         merge=LINEAR,
+        quantized=True,
         defaults={"init_weights": "bat"},
         paper="Kang and Yin 2024 (arXiv:2409.15371v1)",
     ),
     "ia3": AdapterRow(
         peft="IA3",
         merge=LINEAR,
+        quantized=True,
         paper="Liu et al. 2022 (arXiv:2205.05638)",
     ),
     "loha": AdapterRow(
@@ -148,36 +181,50 @@ ADAPTERS: dict[str, AdapterRow] = {
     "fourierft": AdapterRow(
         peft="FOURIERFT",
         merge=LINEAR,
-        note="frequencies are drawn from random_loc_seed",
+        quantized=True,
+        note="places of the spectrum are drawn from random_loc_seed",
         paper="Gao et al. 2024 (arXiv:2405.03003)",
     ),
     "waveft": AdapterRow(
         peft="WAVEFT",
         merge=LINEAR,
+        quantized=True,
         paper="Bilican et al. 2025 (arXiv:2505.12532)",
     ),
     "c3a": AdapterRow(
         peft="C3A",
         merge=LINEAR,
+        quantized=True,
         note="block_size must divide the widths of the modules",
         paper="Chen et al. 2024 (arXiv:2407.19342)",
     ),
     "shira": AdapterRow(
         peft="SHIRA",
         merge=LINEAR,
+        quantized=True,
         note="the mask is made once and sent",
         paper="Bhardwaj et al. 2024 (arXiv:2406.13175)",
+    ),
+    "mask": AdapterRow(
+        peft="SHIRA",
+        merge=LINEAR,
+        defaults={"kind": "lift", "rank": 32},
+        note="kind: lift, the largest weights of the best approximation of rank; sara, the smallest weights; random. "
+        "density of all weights, or r as in shira; sites choose the same from the base, or are sent the mask",
+        paper="LIFT, Liu et al. 2025 (arXiv:2506.00772); SaRA, Hu et al. 2024 (arXiv:2409.06633)",
     ),
     "supertuning": AdapterRow(
         peft="SUPERTUNING",
         merge=LINEAR,
-        note="the mask is made once and sent; select_top=false is SaRA's choice (arXiv:2409.06633)",
-        paper="PEFT",
+        note="sparsity=0.99: the largest weights, the same at all sites since the base is",
+        paper="Super-Tuning 2026 (arXiv:2607.09287)",
     ),
     "vb-lora": AdapterRow(
         peft="VBLORA",
         merge=NEAR,
-        note="two sites may choose other vectors; freeze=vblora_logits after a warm-up in one place helps",
+        quantized=True,
+        defaults={"freeze": "vblora_logits"},
+        note="the bank is trained, and which vectors of it a module has stays as drawn: sites would choose others",
         paper="Li et al. 2024 (arXiv:2405.15179)",
     ),
     "uni-lora": AdapterRow(
@@ -188,41 +235,91 @@ ADAPTERS: dict[str, AdapterRow] = {
     "oft": AdapterRow(
         peft="OFT",
         merge=NEAR,
+        quantized=True,
         note="generators are averaged: what results is orthogonal",
         paper="Qiu et al. 2023 (arXiv:2306.07280)",
     ),
     "boft": AdapterRow(
         peft="BOFT",
         merge=NEAR,
+        quantized=True,
         note="as oft",
         paper="Liu et al. 2023 (arXiv:2311.06243)",
     ),
     "road": AdapterRow(
         peft="ROAD",
         merge=NEAR,
+        quantized=True,
         paper="Liao and Monz 2024 (arXiv:2409.00119)",
+    ),
+    "hra": AdapterRow(
+        peft="HRA",
+        merge=NEAR,
+        paper="Yuan et al. 2024 (arXiv:2405.17484)",
+    ),
+    "hira": AdapterRow(
+        peft="HIRA",
+        merge=NEAR,
+        quantized=True,
+        note="the change is the base's weight times BA, entry by entry; HUT is near to it",
+        paper="Huang et al. 2025, ICLR",
+    ),
+    "gralora": AdapterRow(
+        peft="GRALORA",
+        merge=NEAR,
+        quantized=True,
+        note="a grid of small LoRAs, merged by their means",
+        paper="Jung et al. 2025 (arXiv:2505.20355)",
+    ),
+    "tinylora": AdapterRow(
+        peft="TINYLORA",
+        merge=LINEAR,
+        note="singular vectors of the base are saved; u=r*r spans LoRA-XS (arXiv:2405.17604)",
+        paper="Morris et al. 2026 (arXiv:2602.04118)",
+    ),
+    "glora": AdapterRow(
+        peft="GLORA",
+        merge=NEAR,
+        paper="Chavan et al. 2023 (arXiv:2306.07967)",
+    ),
+    "peanut": AdapterRow(
+        peft="PEANUT",
+        merge=NEAR,
+        paper="Zhong et al. 2024 (arXiv:2410.01870)",
+    ),
+    "pvera": AdapterRow(
+        peft="PVERA",
+        merge=NEAR,
+        quantized=True,
+        defaults={"save_projection": False},
+        note="training samples, evaluation takes the mean",
+        paper="PVeRA 2025 (arXiv:2512.07703)",
     ),
     "beft": AdapterRow(
         peft="BEFT",
         merge=LINEAR,
-        note="biases",
-        paper="PEFT",
+        quantized=True,
+        note="biases, added where the base has none",
+        paper="BEFT 2025 (arXiv:2509.15974)",
     ),
     "ln-tuning": AdapterRow(
         peft="LN_TUNING",
         merge=LINEAR,
+        quantized=True,
         note="targets names the norms",
         paper="Zhao et al. 2023 (arXiv:2312.11420)",
     ),
     "trainable-tokens": AdapterRow(
         peft="TRAINABLE_TOKENS",
         merge=LINEAR,
+        quantized=True,
         note="token_indices=1+2+3",
         paper="PEFT",
     ),
     "prompt-tuning": AdapterRow(
         peft="PROMPT_TUNING",
         merge=NEAR,
+        quantized=True,
         defaults={"num_virtual_tokens": 20},
         note="all sites start from one prompt, else the mean would mean nothing",
         paper="Lester et al. 2021 (arXiv:2104.08691)",
@@ -230,6 +327,7 @@ ADAPTERS: dict[str, AdapterRow] = {
     "prefix-tuning": AdapterRow(
         peft="PREFIX_TUNING",
         merge=NEAR,
+        quantized=True,
         defaults={"num_virtual_tokens": 20},
         note="as prompt-tuning",
         paper="Li and Liang 2021 (arXiv:2101.00190)",
@@ -240,107 +338,12 @@ REFUSED: dict[str, str] = {
     "delora": "divides by norms of what is trained, so that a mean means nothing: use lora",
     "kasa": "truncates the base's own singular values, and the base could not be rebuilt: use pissa",
     "xlora": "mixes adapters that are trained already",
+    "psoft": "does not save the singular vectors of the base that it turns, and their signs differ between machines: "
+    "use oft or tinylora",
+    "adamss": "does not save the clusters of the base that it trains, and machines may find others: use shira",
+    "frod": "does not save its left basis, and machines may find another: use tinylora",
+    "osf": "sends matrices of full rank, and constants as large as the base: use mask",
+    "lily": "routes between experts that sites would train for other inputs: use lora",
+    "id3": "unmasks by gradients, step by step, which sites would not agree on: use mask, or the optimizer id3",
     "poly": "routes between adapters by tasks that sites do not share",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterSpec:
-    """A row with a user's values."""
-
-    name: str
-    settings: Mapping[str, Any]  # fields of PEFT's config
-    freeze: tuple[str, ...]  # parts of names of what is not trained
-
-    @property
-    def row(self) -> AdapterRow:
-        """Its row in the table."""
-        return ADAPTERS[self.name]
-
-    def config(self, objective: Objective) -> dict[str, Any]:
-        """PEFT's config as the JSON of an ``adapter_config.json``.
-
-        Raises:
-            ConfigError: PEFT's config has no such field, or refuses a value.
-        """
-        from peft import PeftConfig
-        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-        kind = PEFT_TYPE_TO_CONFIG_MAPPING[self.row.peft]
-        known = {f.name for f in dataclasses.fields(kind) if f.init}
-        settings = {**_for_objective(self.row.peft, objective, known), **self.settings}
-        unknown = sorted(set(settings) - known)
-        if unknown:
-            raise ConfigError(f"adapter.{self.name}", unknown[0], f"unknown key: must be one of {sorted(known)}")
-        if "lora_alpha" in known and "lora_alpha" not in settings:
-            settings["lora_alpha"] = 2 * settings.get("r", settings.get("init_r", 8))
-        try:
-            made = PeftConfig.from_peft_type(peft_type=self.row.peft, **settings)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise ConfigError(f"adapter.{self.name}", dict(self.settings), f"is refused by PEFT: {error}") from error
-        config: dict[str, Any] = json.loads(json.dumps(made.to_dict(), default=_plain, sort_keys=True))
-        return config
-
-
-def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, set) else dataclasses.asdict(value)
-
-
-def _for_objective(peft: str, objective: Objective, known: set[str]) -> dict[str, Any]:
-    """Fields that follow from what is learnt."""
-    out: dict[str, Any] = {}
-    if "target_modules" in known and peft != "LN_TUNING":
-        out["target_modules"] = "all-linear"
-    match objective:
-        case Classification(head="mean-pool-linear"):
-            out |= {"modules_to_save": ["classifier"]} if "modules_to_save" in known else {}
-        case Classification():
-            out["task_type"] = "SEQ_CLS"
-        case CausalLM():
-            out["task_type"] = "CAUSAL_LM"
-        case Seq2SeqLM():
-            out["task_type"] = "SEQ_2_SEQ_LM"
-    return out
-
-
-def adapter_named(text: str, field: str = "adapter") -> AdapterSpec:
-    """Parse ``name`` or ``name(key=value,...)``.
-
-    Keys are the fields of PEFT's config; ``targets`` is short for target_modules, ``save`` for modules_to_save, and
-    ``freeze`` names parts that are not trained. Values of a list are joined by ``+``.
-
-    Raises:
-        ConfigError: unknown name, or not such a call; lists the choices.
-    """
-    match = _CALL.fullmatch(text.strip())
-    name = match.group(1) if match else ""
-    if name in REFUSED:
-        raise ConfigError(field, name, f"is not averaged: {REFUSED[name]}")
-    if match is None or name not in ADAPTERS:
-        raise ConfigError(field, repr(text.strip()), f"must be name or name(key=value,...), name of {list(ADAPTERS)}")
-    settings: dict[str, Any] = dict(ADAPTERS[name].defaults)
-    given: set[str] = set()
-    for item in (match.group(2) or "").split(",") if (match.group(2) or "").strip() else []:
-        key, equals, value = (s.strip() for s in item.partition("="))
-        key = _SHORT.get(key, key)
-        if not equals or not key or key in given:
-            raise ConfigError(f"{field}.{name}", item.strip(), "must be key=value, once each")
-        given.add(key)
-        settings[key] = _value(key, value)
-    freeze = settings.pop("freeze", "")
-    return AdapterSpec(name=name, settings=settings, freeze=tuple(part for part in str(freeze).split("+") if part))
-
-
-def _value(key: str, text: str) -> Any:
-    """A number, a truth value, a list or text."""
-    if text in ("true", "false"):
-        return text == "true"
-    if key in _LISTS and text != "all-linear":
-        parts = [p for p in text.split("+") if p]
-        return [int(p) for p in parts] if key == "token_indices" and all(p.isdigit() for p in parts) else parts
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedcompress.adapters.fingerprint import base_fingerprint
 from fedcompress.adapters.folder import Adapter, load_adapter, save_adapter
 from fedcompress.adapters.init import seeded_init
-from fedcompress.adapters.table import AdapterSpec
+from fedcompress.adapters.naming import AdapterSpec
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.objective import Objective, objective_from, objective_json
-from fedcompress.types import Layout, Tensors
 
 MANIFEST, CONSTANTS = "fedcompress.json", "constants.safetensors"
 START = ".start"  # ends the names of factors that were taken out of the base
@@ -42,6 +42,7 @@ class Template:
         tokenizer: digest of the tokenizer, hex; empty as above.
         constants: digest of the constants, hex; empty if there are none.
         saved: names of the constants that PEFT saves.
+        quantization: that sites must load the base with; empty if it is theirs to choose.
     """
 
     adapter: Adapter
@@ -52,6 +53,7 @@ class Template:
     tokenizer: str = ""
     constants: str = ""
     saved: tuple[str, ...] = ()
+    quantization: str = ""
 
 
 def load_template(folder: Path) -> Template:
@@ -65,7 +67,7 @@ def load_template(folder: Path) -> Template:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
         version = raw.pop("version")
-        kept = {k: raw[k] for k in ("name", "base_fingerprint", "tokenizer", "constants")}
+        kept = {k: raw[k] for k in ("name", "base_fingerprint", "tokenizer", "constants", "quantization")}
         freeze, saved, objective = tuple(raw["freeze"]), tuple(raw["saved"]), raw["objective"]
     except FileNotFoundError:
         raise ConfigError("initial-adapter", path, "must exist: `fedcompress template` makes such a folder") from None
@@ -97,13 +99,15 @@ def constants_digest(constants: Mapping[str, Any]) -> str:
         return ""
     sha = hashlib.sha256(b"fedcompress-constants-v1")
     for name, value in sorted(constants.items()):
-        array = value.detach().cpu().contiguous().numpy() if hasattr(value, "detach") else value
+        array = as_array(value) if hasattr(value, "detach") else value
         sha.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
 
 
-def write_template(folder: Path, base: Any, objective: Objective, spec: AdapterSpec, *, seed: int) -> Template:
+def write_template(
+    folder: Path, base: Any, objective: Objective, spec: AdapterSpec, *, seed: int, texts: Sequence[str] = ()
+) -> Template:
     """Make the start of a run.
 
     Args:
@@ -112,34 +116,38 @@ def write_template(folder: Path, base: Any, objective: Objective, spec: AdapterS
         objective: what is learnt.
         spec: the adapter.
         seed: of everything that is drawn.
+        texts: samples of what will be learnt from, for adapters that start from data.
 
     Raises:
-        ConfigError: the adapter does not fit the model, or its start cannot be rebuilt by sites.
+        ConfigError: the adapter does not fit the model, or its start cannot be rebuilt by sites; or it needs
+            texts, and there are none, or the other way round.
     """
     from fedcompress.adapters.attach import attach, start_values
     from fedcompress.adapters.base_model import build_base, has_weights, tokenizer_digest
 
-    config = spec.config(objective)
-    weights = has_weights(base.path)
+    config, weights = spec.config(objective), has_weights(base.path)
     meta = spec.row.start == "seed" and not spec.freeze
     if not meta and not weights:
         raise ConfigError("model.path", base.path, f"must have weights: {spec.name} starts from them")
-    module = build_base(base, objective, meta=meta)
+    if (spec.row.start == "texts") != bool(texts):
+        needs = "must be given: the adapter starts from sample texts" if not texts else "are not for this adapter"
+        raise ConfigError("texts", f"{len(texts)} with {spec.name}", needs)
+    if spec.density:
+        config["r"] = _rank_of(base, objective, config, spec.density)
     constants: Mapping[str, Any] = {}
     if meta:
-        attached = attach(module, config, spec.freeze)
+        attached = attach(build_base(base, objective, meta=True), config, spec.freeze)
         layout = attached.layout
         tensors = seeded_init(layout, seed)
     else:
-        attached, constants = _attach_for_real(module, config, spec, seed)
+        attached, constants = _attach_for_real(base, objective, config, spec, seed, texts)
         layout, tensors = attached.layout, start_values(attached)
-    if attached.model.peft_config["default"].peft_type.value == "LORA":
-        config["init_lora_weights"] = True  # sites are sent the start
     template = Template(
         adapter=Adapter(config=_portable(config, attached, base), layout=layout, tensors=tensors),
         objective=objective,
         name=spec.name,
         freeze=spec.freeze,
+        quantization=spec.row.quantization,
         base_fingerprint=base_fingerprint(base.path).hex() if weights else "",
         tokenizer=tokenizer_digest(base.path),
         constants=constants_digest(constants),
@@ -149,10 +157,21 @@ def write_template(folder: Path, base: Any, objective: Objective, spec: AdapterS
     return template
 
 
+def _rank_of(base: Any, objective: Objective, config: Mapping[str, Any], density: float) -> int:
+    """The r for which r * (rows + columns) entries of each matrix are about a share of all."""
+    from fedcompress.adapters.starts import targets_of
+
+    shapes = targets_of(base, objective, config).values()
+    return max(1, round(density * sum(m * n for m, n in shapes) / sum(m + n for m, n in shapes)))
+
+
 def _portable(config: Mapping[str, Any], attached: Any, base: Any) -> dict[str, Any]:
     """The config as sites and users get it: targets resolved, nothing of this machine but the base's name."""
     resolved = attached.model.peft_config["default"]
     out = {**config, "base_model_name_or_path": str(base.path), "inference_mode": True}
+    if resolved.peft_type.value == "LORA":  # sites are sent the start
+        out |= {"init_lora_weights": True, "eva_config": None, "corda_config": None}
+        out |= {k: dict(getattr(resolved, k)) for k in ("rank_pattern", "alpha_pattern")}
     targets = getattr(resolved, "target_modules", None)
     if isinstance(targets, set | list | tuple):
         out["target_modules"] = sorted(targets)
@@ -160,35 +179,68 @@ def _portable(config: Mapping[str, Any], attached: Any, base: Any) -> dict[str, 
 
 
 def _attach_for_real(
-    module: Any, config: Mapping[str, Any], spec: AdapterSpec, seed: int
+    base: Any, objective: Objective, config: Mapping[str, Any], spec: AdapterSpec, seed: int, texts: Sequence[str]
 ) -> tuple[Any, dict[str, Any]]:
     """The adapter as PEFT starts it, and its constants, with the factors that PEFT took out of the base."""
     import torch
 
+    from fedcompress.adapters import starts
     from fedcompress.adapters.attach import attach
+    from fedcompress.adapters.base_model import build_base
 
-    before = {n: p.detach().clone() for n, p in module.named_parameters() if _is_factored(config)}
+    init, options = spec.init, spec.init_options
+    first: dict[str, Any] = {}
+    batches = starts.batches_of(base, texts) if texts else []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        module = build_base(base, objective)
+        if init == "eva":
+            config, first = starts.eva(module, config, batches, options)
+            module = build_base(base, objective)
+        before = {n: p.detach().clone() for n, p in module.named_parameters() if init == "corda" or _factors(config)}
         attached = attach(module, config, spec.freeze)
-    constants = {n: np.asarray(t.detach().cpu().numpy()) for n, t in attached.constants.items()}
-    for name, layer in attached.model.named_modules():
-        plain = name.removeprefix("base_model.model.")
-        if not before or not hasattr(layer, "lora_A") or f"{plain}.weight" not in before:
+    for name, value in first.items():
+        attached.parameters[name].data.copy_(value)
+    if init == "corda":
+        starts.corda(attached, batches, str(options.get("corda_method", "kpm")))
+    if init == "loftq":
+        starts.loftq(attached)
+    constants = {n: as_array(t) for n, t in attached.constants.items()}
+    return attached, constants | _moved(attached, before, spec.name)
+
+
+def _moved(attached: Any, before: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """First factors that PEFT took out of the base."""
+    from fedcompress.adapters.attach import taken_out
+
+    out = {}
+    for module_name, layer in attached.model.named_modules():
+        plain = module_name.removeprefix("base_model.model.")
+        if not hasattr(layer, "lora_A") or f"{plain}.weight" not in before:
             continue
         moved = before[f"{plain}.weight"] - layer.get_base_layer().weight
         if not moved.any():
             continue
         a, b = (getattr(layer, f"lora_{f}")["default"].weight.detach() for f in "AB")
-        if not torch.allclose(moved, layer.scaling["default"] * (b @ a), atol=1e-5):
-            raise ConfigError("adapter", spec.name, "changes the base in a way that sites could not rebuild")
+        wanted = taken_out(layer, a, b)
+        rounding = 1e-4 * wanted.norm() + 1e-6 * before[f"{plain}.weight"].norm()
+        if moved.shape != wanted.shape or (moved - wanted).norm() > rounding:
+            raise ConfigError("adapter", name, f"changes {plain} in a way that sites could not rebuild")
         for factor, value in (("A", a), ("B", b)):
-            constants[f"{name}.lora_{factor}.weight{START}"] = value.clone().numpy()
-    return attached, constants
+            out[f"{module_name}.lora_{factor}.weight{START}"] = value.clone().numpy()
+    return out
 
 
-def _is_factored(config: Mapping[str, Any]) -> bool:
+def _factors(config: Mapping[str, Any]) -> bool:
+    """Whether PEFT takes first factors out of the base."""
     return config.get("peft_type") == "LORA" and config.get("init_lora_weights") not in (True, "gaussian", "orthogonal")
+
+
+def as_array(tensor: Any) -> NDArray[Any]:
+    """A tensor as numpy has it; bfloat16 widened."""
+    value = tensor.detach().cpu().contiguous()
+    array: NDArray[Any] = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    return array
 
 
 def save_template(folder: Path, template: Template, constants: Mapping[str, Any]) -> None:
@@ -207,35 +259,7 @@ def save_template(folder: Path, template: Template, constants: Mapping[str, Any]
         "saved": list(template.saved),
         "base_fingerprint": template.base_fingerprint,
         "tokenizer": template.tokenizer,
+        "quantization": template.quantization,
         "constants": template.constants,
     }
     (folder / MANIFEST).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def export_adapter(folder: Path, template: Template, state: Tensors, constants: Mapping[str, Any]) -> None:
-    """Write a published state as a stock PEFT folder, which needs neither our base nor our constants.
-
-    Factors that were taken out of the base are put beside those that are trained, with the other sign, at twice
-    the rank: W - s B0 A0 + s B A = W + s [B, -B0] [A; A0]. Constants that PEFT saves are saved.
-    """
-    adapter = template.adapter
-    starts = {n.removesuffix(START): v for n, v in constants.items() if n.endswith(START)}
-    config = {**adapter.config, "inference_mode": True}
-    saved = {n: constants[n] for n in template.saved}
-    if not starts:
-        save_adapter(folder, config, adapter.layout, state, saved)
-        return
-    tensors = dict(state)
-    for name, start in starts.items():
-        if ".lora_A." in name:
-            tensors[name] = np.concatenate([state[name], start])
-        else:
-            tensors[name] = np.concatenate([state[name], -start], axis=1)
-    grown = np.sqrt(2) if config.get("use_rslora") else 2
-    config |= {"r": 2 * config["r"], "lora_alpha": config["lora_alpha"] * grown}
-    shapes = {n: tuple(v.shape) for n, v in tensors.items()}
-    save_adapter(folder, config, _reshaped(adapter.layout, shapes), tensors, saved)
-
-
-def _reshaped(layout: Layout, shapes: Mapping[str, tuple[int, ...]]) -> Layout:
-    return Layout(tuple(replace(t, shape=shapes[t.name]) for t in layout.tensors))

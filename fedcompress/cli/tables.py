@@ -114,7 +114,16 @@ def optimizers(as_json: Json = False) -> None:
 
 
 def adapters(as_json: Json = False) -> None:
-    """Adapters by name, the PEFT type of each, and how its updates are merged."""
-    from fedcompress.adapters import ADAPTERS
+    """Adapters by name: PEFT type, how updates are merged, paper, where the start is from, settings.
 
-    _show(ADAPTERS, as_json)
+    Those of PEFT that are refused are listed at the end, with the reason.
+
+    Examples:
+      fedcompress adapters
+
+      fedcompress adapters --json
+    """
+    from fedcompress.adapters import ADAPTERS
+    from fedcompress.adapters.table import REFUSED
+
+    _print([*_rows(ADAPTERS), *({"name": n, "merge": "refused", "note": why} for n, why in REFUSED.items())], as_json)

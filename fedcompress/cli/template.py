@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from fedcompress.adapters.template import Template
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +26,9 @@ def template(
         str, typer.Option(help="Class names joined by commas, or @FILE with one a line; for classification.")
     ] = "",
     head: Annotated[str, typer.Option(help="Of a classifier: mean-pool-linear or stock.")] = "mean-pool-linear",
+    texts: Annotated[
+        str, typer.Option(help="File with one sample text a line, for adapters that start from data: eva, corda.")
+    ] = "",
     revision: Annotated[str, typer.Option(help="Of a hub id.")] = "",
     seed: Annotated[int, typer.Option(help="Of all that is drawn; give the run the same.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -37,9 +43,25 @@ def template(
       fedcompress template ./minilm --task classification --labels yes,no --adapter "lora(r=8,targets=query+value)" -o x
 
       fedcompress template ./llama --adapter "vera(r=256)" -o initial --json
+
+      fedcompress template ./llama --adapter "eva(r=16)" --texts samples.txt -o initial
     """
+    made = _made(model, out, task, adapter, labels, head, revision, seed, texts)
+    numel, tensors = made.adapter.layout.numel, len(made.adapter.layout.tensors)
+    if as_json:
+        facts = {"out": str(out), "adapter": adapter, "task": task, "parameters": numel, "tensors": tensors}
+        digests = {"base_fingerprint": made.base_fingerprint, "tokenizer": made.tokenizer, "constants": made.constants}
+        print(json.dumps({**facts, **digests, "quantization": made.quantization}))
+    else:
+        print(f"{out}: {adapter} on {model}: {numel:,} parameters in {tensors} tensors")
+
+
+def _made(
+    model: str, out: Path, task: str, adapter: str, labels: str, head: str, revision: str, seed: int, texts: str
+) -> Template:
+    """Check the options together, and write the folder."""
     from fedcompress.adapters.base_model import BaseModel, resolve_model
-    from fedcompress.adapters.table import adapter_named
+    from fedcompress.adapters.naming import adapter_named
     from fedcompress.adapters.template import write_template
     from fedcompress.errors import ConfigError
     from fedcompress.objective import OBJECTIVES, Classification, objective_from
@@ -53,26 +75,24 @@ def template(
         raise ConfigError("--labels", labels, "is for --task classification")
     spec = adapter_named(adapter, field="--adapter")
     base = BaseModel(path=resolve_model(model, Path(), revision, field="model"))
-    made = write_template(out, base, objective_from(raw, field="--task"), spec, seed=seed)
-    numel = made.adapter.layout.numel
-    if as_json:
-        facts = {"out": str(out), "adapter": adapter, "task": task, "parameters": numel}
-        digests = {"base_fingerprint": made.base_fingerprint, "tokenizer": made.tokenizer, "constants": made.constants}
-        print(json.dumps({**facts, "tensors": len(made.adapter.layout.tensors), **digests}))
-    else:
-        print(
-            f"{out}: {adapter} on {base.path.name}: {numel:,} parameters in {len(made.adapter.layout.tensors)} tensors"
-        )
+    objective = objective_from(raw, field="--task")
+    samples = _lines("--texts", texts) if texts else []
+    return write_template(out, base, objective, spec, seed=seed, texts=samples)
 
 
 def _labels(text: str) -> list[str]:
     """Class names from the option, or from its file."""
-    from fedcompress.errors import ConfigError
-
     if not text.startswith("@"):
         return [name.strip() for name in text.split(",") if name.strip()]
+    return _lines("--labels", text[1:])
+
+
+def _lines(option: str, name: str) -> list[str]:
+    """Lines of a file that are not empty."""
+    from fedcompress.errors import ConfigError
+
     try:
-        lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        lines = Path(name).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise ConfigError("--labels", text, f"must be a readable file: {error}") from error
+        raise ConfigError(option, name, f"must be a readable file: {error}") from error
     return [line.strip() for line in lines if line.strip()]

@@ -94,3 +94,10 @@ def test_unknown_options_and_help() -> None:
     text = call("demo", "--help").stdout
     assert "--codec" in text
     assert "Examples" in text
+
+
+def test_adapters_end_with_what_is_refused() -> None:
+    rows = {r["name"]: r for r in json.loads(call("adapters", "--json").stdout)}
+    assert rows["lora"]["merge"] == "product"
+    assert rows["psoft"]["merge"] == "refused"
+    assert rows["psoft"]["note"]

@@ -33,7 +33,7 @@ def test_defaults_make_a_file_that_loads(folder: Path, capsys: pytest.CaptureFix
     assert run(options(folder, as_json=True)) == 0
     assert json.loads(capsys.readouterr().out)["site"] == "north"
     site = SiteConfig.load(folder / "site.toml")
-    assert (site.data.train, site.data.heldout) == (folder / "train.jsonl", None)
+    assert (site.data.train, site.data.heldout) == (str(folder / "train.jsonl"), "")
     text = (folder / "site.toml").read_text()
     for section, keys in KNOWN.items():
         assert f"[{section}]" in text
