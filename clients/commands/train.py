@@ -25,7 +25,8 @@ from clients.worker.lease import hold
 from clients.worker.logs import log_file
 from clients.worker.paths import log_dir, make_state_dir, socket_path
 from fedcompress.adapters import load_adapter
-from fedcompress.adapters.template import CONSTANTS, Template, export_adapter, load_constants, load_template
+from fedcompress.adapters.export import export_adapter
+from fedcompress.adapters.template import CONSTANTS, Template, load_constants, load_template
 from fedcompress.config import TrainTask
 from fedcompress.demo.processes import wait_until
 from fedcompress.errors import ConfigError, ProcessError

@@ -120,7 +120,7 @@ def _part(subject: Subject, part: str, task: Any) -> Check:
     except (OSError, UnicodeError) as error:
         return fail(name, f"{type(error).__name__}: {error}", "make the file readable for this user")
     if not count:
-        more = "lower or raise data.heldout_share" if data.heldout is None else f"put rows in the file of data.{part}"
+        more = "lower or raise data.heldout_share" if not data.heldout else f"put rows in the file of data.{part}"
         return fail(name, "0 rows", more)
     if odd:
         return warn(name, f"{count:,} rows; {odd}", "name the fields in [data]; --run-template checks all rows")
