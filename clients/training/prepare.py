@@ -37,8 +37,9 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
         keep_unpacked(module)
         module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=base.gradient_checkpointing)
     elif base.gradient_checkpointing:
-        module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        module.enable_input_require_grads()
+        inner = module if hasattr(module, "gradient_checkpointing_enable") else module.encoder
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        inner.enable_input_require_grads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         attached = attach(module, config, task.freeze)
