@@ -154,7 +154,7 @@ class Trainer:
         return {name: value.to(warm.device) for name, value in self.task.batch(examples).items()}
 
     def _train(self, warm: WarmEngine, task: TrainTask, start: Tensors, progress: OnProgress) -> dict[str, float]:
-        """Mean loss of the last steps, and how many were made."""
+        """Mean loss of the last steps, and how many were made, if not all."""
         import torch
 
         rows, schedule = self.examples["train"], schedule_named(task.schedule)
@@ -173,7 +173,8 @@ class Trainer:
                 progress(phase="train", step=step, steps=task.steps, loss=losses[-1], text="stopped by the deadline")
                 break
         tail = losses[-max(1, len(losses) // 4) :]
-        return {"train_loss": sum(tail) / len(tail), "steps_done": float(len(losses))}
+        stopped = {"steps_done": float(len(losses))} if len(losses) < task.steps else {}  # a name costs bytes
+        return {"train_loss": sum(tail) / len(tail), **stopped}
 
     def _step(self, warm: WarmEngine, batch: Sequence[Example], extra: Callable[[], Any], step: int) -> float:
         """One optimizer step; the loss is the mean over what the whole batch predicts, on whatever rank.

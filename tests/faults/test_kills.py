@@ -119,7 +119,7 @@ def test_a_rank_killed_in_the_middle_of_a_round(worker_site: WorkerSite) -> None
     assert not replayed
     assert killed == [worker_site.pid], "the worker itself was lost"
     assert any("a rank died" in line for line in worker_site.log)
-    assert metrics_of(payload)["steps_done"] == 24
+    assert "steps_done" not in metrics_of(payload), "the round was cut short"
 
 
 @pytest.mark.slow
