@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ def calls() -> list[str]:
     found = []
     for name, entry in OPTIMIZERS.items():
         ranked = ["rank=144"] if name in RANKED else []
-        fields = entry.config.__dataclass_fields__
-        for store in [s for s in STORES if s in ("fp32", "8bit")] if "state" in fields else [""]:
+        known = {f.name for f in fields(entry.config)}
+        for store in [s for s in STORES if s in ("fp32", "8bit")] if "state" in known else [""]:
             options = ",".join(ranked + ([f"state={store}"] if store else []))
             found.append(f"{name}({options})" if options else name)
     return found
