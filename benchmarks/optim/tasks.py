@@ -60,7 +60,7 @@ class Letters:
     steps: ClassVar[int] = 400
     rank: ClassVar[int] = 24
     gap: ClassVar[int] = 50
-    grid: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    grid: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
     def __init__(self) -> None:
         import torch
@@ -100,7 +100,7 @@ class Stories:
     steps: ClassVar[int] = 300
     rank: ClassVar[int] = 16
     gap: ClassVar[int] = 50
-    grid: ClassVar[tuple[float, ...]] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    grid: ClassVar[tuple[float, ...]] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
     def __init__(self) -> None:
         import torch
