@@ -25,14 +25,15 @@ def table(results: list[dict[str, Any]]) -> str:
         task, _, call = result["name"].partition(": ")
         if task in TASKS and call.partition("(")[0] in OPTIMIZERS:
             found.setdefault(_plain(call), {})[task] = result["value"]
-    best = {task: min((r[task] for r in found.values() if task in r), default=0.0) for task in TASKS}
+    tasks = [task for task in TASKS if any(task in r for r in found.values())]
+    best = {task: min((r[task] for r in found.values() if task in r), default=0.0) for task in tasks}
     lines = [
-        f"| optimizer | bytes a parameter | placement | {' | '.join(TASKS)} |",
-        "|---|---|---|" + "---|" * len(TASKS),
+        f"| optimizer | bytes a parameter | placement | {' | '.join(tasks)} |",
+        "|---|---|---|" + "---|" * len(tasks),
     ]
     for call, losses in found.items():
         each = state_bytes(optimizer_named(call), (1024, 1024)) / 1024**2
-        cells = [_cell(losses.get(task), best[task]) for task in TASKS]
+        cells = [_cell(losses.get(task), best[task]) for task in tasks]
         lines.append(f"| `{call}` | {each:.2f} | {optimizer_named(call).placement} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -271,6 +271,7 @@ def test_a_deadline_stops_a_round_and_keeps_what_was_done(place: Place) -> None:
     assert any(np.abs(v).sum() > 0 for v in found["trained"].values())
 
 
+@pytest.mark.slow
 def test_fedprox_holds_a_site_back(place: Place, alone: dict[str, Any]) -> None:
     """Li et al. 2020: the larger mu is, the nearer a site stays to the published state."""
     start = load_adapter(place.template()).tensors
@@ -279,7 +280,8 @@ def test_fedprox_holds_a_site_back(place: Place, alone: dict[str, Any]) -> None:
     assert 0 < far(held["trained"], start) < 0.8 * free
 
 
-@pytest.mark.parametrize("engine", ["zero_stage = 2", pytest.param("zero_stage = 3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["zero_stage = 2", "zero_stage = 3"])
 def test_a_site_with_a_smaller_rank_trains_some_components(place: Place, engine: str) -> None:
     """Two of four in a round, the other two in the next; the rest of the factors stays as it was published."""
     start = load_adapter(place.template()).tensors
@@ -304,6 +306,7 @@ def test_tokens_on_disk_change_nothing(place: Place, alone: dict[str, Any]) -> N
     assert store.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_packed_rows_on_two_ranks_are_those_on_one(place: Place) -> None:
     """Some blocks are one row and some several, so that ranks may have batches of both kinds."""
     packing = Place(place.folder, "packing = true")
