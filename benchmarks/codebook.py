@@ -91,6 +91,7 @@ def _bootstrap() -> None:
     book = ModuleType("fedcompress.codecs.codebook")
     vars(book).update(CLASSES=CLASSES, ESCAPE=ESCAPE, LOG_STEP=LOG_STEP, LOWEST=LOWEST)
     vars(book).update(TABLES=np.ones((CLASSES, 2, ESCAPE + 1), np.int64), OFFSETS=np.zeros((CLASSES, 2, 3)))
+    vars(book).update(RATES=np.zeros(CLASSES), DISTORTIONS=np.ones(CLASSES))
     sys.modules[book.__name__] = book
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedcompress.adapters.classifier import layout_of, trainable
+from fedcompress.adapters.attach import Attached
 from fedcompress.adapters.init import seeded_init
 from fedcompress.errors import ConfigError
 from fedcompress.types import Tensors
@@ -35,7 +35,7 @@ class Setting:
 
     Args:
         name: for tables.
-        model: a PEFT model; only trainable tensors change.
+        model: with an adapter; only what is trained changes.
         examples: number of training examples of each site.
         loss: scalar loss of ``(site, indices)``.
         evaluate: the metric of the model as it is; needs no gradients.
@@ -49,7 +49,7 @@ class Setting:
         self,
         *,
         name: str,
-        model: Any,
+        model: Attached,
         examples: Sequence[int],
         loss: Callable[[int, Sequence[int]], Any],
         evaluate: Callable[[], float],
@@ -59,10 +59,9 @@ class Setting:
         higher_is_better: bool,
     ) -> None:
         self.name, self.examples, self.higher_is_better = name, list(examples), higher_is_better
-        self._model, self._loss, self._evaluate = model, loss, evaluate
+        self._model, self._loss, self._evaluate = model.model, loss, evaluate
         self._steps, self._batch, self._lr = steps, batch, lr
-        self._parameters = trainable(model)
-        self.layout = layout_of(model)
+        self._parameters, self.layout = model.parameters, model.layout
         self._rule: tuple[str, str] | None = None
         self._kept: dict[int, dict[str, Any]] = {}  # state of a site's optimizer
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.settings.base import Setting, data_folder
-from fedcompress.adapters.classifier import add_adapter
+from fedcompress.adapters.attach import attach
 
 SITES, LENGTH, EVAL_WINDOWS = 8, 96, 128
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -120,10 +120,11 @@ def shakespeare(*, steps: int = 12) -> Setting:
         for t, c in zip(tokens, cuts, strict=True)
     ]
     held = torch.from_numpy(np.concatenate(windows)[:EVAL_WINDOWS])
-    model = add_adapter(
+    attached = attach(
         load_stories(folder),
         {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": TARGETS},
     )
+    model = attached.model
 
     def window_loss(ids: Any) -> Any:
         logits = model(input_ids=ids[:, :-1]).logits
@@ -135,7 +136,7 @@ def shakespeare(*, steps: int = 12) -> Setting:
 
     return Setting(
         name="L",
-        model=model,
+        model=attached,
         examples=[t.size - LENGTH - 1 for t in train],
         loss=loss,
         evaluate=lambda: float(window_loss(held)),

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.settings.base import Setting
-from fedcompress.adapters.classifier import add_adapter, build_classifier
+from fedcompress.adapters.attach import attach
+from fedcompress.adapters.classifier import build_classifier
 from fedcompress.demo.data import model_folder
 
 MAX_LENGTH, EVAL_BATCH = 32, 100
@@ -63,7 +64,8 @@ def classification(
 
     order = np.random.default_rng(1).permutation(len(test.tokens))[:eval_rows]
     by_length = sorted(order.tolist(), key=lambda i: len(test.tokens[i]))
-    model = add_adapter(build_classifier(model_folder(), classes), CONFIG)
+    attached = attach(build_classifier(model_folder(), classes, {"dtype": torch.float32}), CONFIG)
+    model = attached.model
 
     def loss(site: int, picks: Sequence[int]) -> Any:
         chosen = [sites[site][i] for i in picks]
@@ -79,7 +81,7 @@ def classification(
 
     return Setting(
         name=name,
-        model=model,
+        model=attached,
         examples=[len(s) for s in sites],
         loss=loss,
         evaluate=evaluate,

@@ -105,7 +105,10 @@ class ProcessGroup:
                 stderr=log,
                 start_new_session=True,
             )
+            before = self._running.get(name)
             self._running[name] = process
+        if before is not None:  # it has ended, or somebody else waits for it
+            before.poll()
         return process
 
     def check(self, *names: str) -> None:

@@ -132,8 +132,13 @@ def test_a_supernode_killed_in_a_round(tmp_path: Path, template: Path) -> None:
         if event["event"] != "asked" or event["round"] != 2 or killed:
             return
         config = str(federation.sites["site-1"])
-        nodes = [p for p in psutil.Process().children(recursive=True) if config in " ".join(p.cmdline())]
-        nodes = [p for p in nodes if any("flower-supernode" in part for part in p.cmdline()[:3])]
+        nodes = [
+            p
+            for p in psutil.Process().children(recursive=True)
+            if p.status() != psutil.STATUS_ZOMBIE
+            and config in " ".join(line := p.cmdline())
+            and any("flower-supernode" in part for part in line[:3])
+        ]
         killed.extend(p.pid for p in nodes)
         for node in nodes:
             node.kill()
