@@ -21,7 +21,7 @@ from clients.training.tasks import Example, Task, task_for
 from fedcompress.adapters import load_adapter, save_adapter
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.config import TrainTask
-from fedcompress.errors import TrainingError
+from fedcompress.errors import ConfigError, TrainingError
 from fedcompress.training import FedProx, correction_named, schedule_named
 from fedcompress.types import Tensors
 
@@ -98,8 +98,11 @@ class Trainer:
     def _prepare(self, job: Job, config: Any, progress: OnProgress) -> WarmEngine:
         """Load model and rows, unless the last job used the same."""
         task = job.task
-        settings = (task.adapter_config, task.objective, task.freeze, task.constants, task.max_length)
-        key = (*settings, task.batch_size, task.optimizer, task.clip, job.micro_batch)
+        learnt = (task.adapter_config, task.objective, task.freeze, task.constants, task.max_length, task.seed)
+        base = (task.tokenizer, task.quantization)
+        kept = task.run if task.optimizer_state == "keep" else ""  # state is not handed from one run to another
+        key = (*learnt, *base, kept, task.batch_size, task.optimizer, task.clip, job.micro_batch)
+        self._check_correction(task)
         if self.warm is not None and key == self.key:
             return self.warm
         self.drop()  # before another is built
@@ -121,6 +124,14 @@ class Trainer:
         self.key = key
         self.loads += 1
         return self.warm
+
+    def _check_correction(self, task: TrainTask) -> None:
+        """A correction reads whole parameters, which some engines do not have outside of the model."""
+        engine = self.site.engine
+        partitioned = engine.zero_stage == 3 if engine.kind == "deepspeed" else engine.sharding != "none"
+        if partitioned and correction_named(task.correction).name != "none":
+            rule = "must be none at a site with zero_stage = 3 or sharding, which partition what is trained"
+            raise ConfigError("task.correction", task.correction, rule)
 
     def _evaluate(self, warm: WarmEngine) -> dict[str, float]:
         """Sums over the predictions of the held-out rows, shared among the ranks."""

@@ -92,7 +92,7 @@ class RoundRunner:
         return Reply(self._encode(task, header, progress), replayed=False)
 
     def _check_base(self, task: TrainTask) -> None:
-        """Refuse before anything is computed if the base or the tokenizer here is not the run's."""
+        """Refuse before anything is computed if the base here is not the run's; ranks check the tokenizer."""
         here, wanted = self._fingerprint.hex(), task.base_fingerprint
         if wanted and here != wanted:
             path = self._site.model.path

@@ -142,9 +142,7 @@ def convert_gguf(file: Path) -> Path:
 
 def tokenizer_digest(folder: Path) -> str:
     """SHA-256, hex, of what the tokenizer makes of words: its vocabulary, merges and template."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     core = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     if isinstance(core, dict):

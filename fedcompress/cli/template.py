@@ -66,6 +66,12 @@ def _made(
     from fedcompress.errors import ConfigError
     from fedcompress.objective import OBJECTIVES, Classification, objective_from
 
+    if seed < 0:
+        raise ConfigError("--seed", seed, "must be >= 0")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("--out", out, f"must be a folder that can be written: {error.strerror}") from error
     if task not in OBJECTIVES:
         raise ConfigError("--task", task, f"must be one of {list(OBJECTIVES)}")
     raw: dict[str, object] = {"name": task}

@@ -329,3 +329,8 @@ def test_how_the_model_computes_changes_nothing(place: Place, alone: dict[str, A
     found = place.run("zero_stage = 2", model=option)
     assert np.allclose(found["losses"], alone["losses"], rtol=1e-5)
     assert far(found["trained"], alone["trained"]) < 2e-4
+
+
+def test_a_correction_needs_whole_parameters(place: Place) -> None:
+    found = place.run("zero_stage = 3", correction="fedprox")
+    assert "task.correction: fedprox: must be none at a site with zero_stage = 3" in found["metrics"]["error"]
