@@ -8,25 +8,44 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fedcompress.errors import StateError
+
+
+class BlobWriter:
+    """Takes the bytes of a blob."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._sha = stream, hashlib.sha256()
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """The next bytes."""
+        self._sha.update(chunk)
+        self._stream.write(chunk)
+
+    @property
+    def name(self) -> str:
+        """Of the blob that these bytes are."""
+        return self._sha.hexdigest()
 
 
 class BlobStore:
     """Blobs in one folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> str:
         """Store and fsync; return the name. Storing twice is harmless."""
         name = hashlib.sha256(data).hexdigest()
-        path = self._folder / name
+        path = self.folder / name
         if not path.exists():
-            part = self._folder / f"{name}.{os.getpid()}.part"
+            part = self.folder / f"{name}.{os.getpid()}.part"
             with part.open("wb") as stream:
                 stream.write(data)
                 stream.flush()
@@ -35,13 +54,48 @@ class BlobStore:
             self._sync_folder()
         return name
 
+    @contextmanager
+    def writer(self) -> Iterator[BlobWriter]:
+        """A blob that is written in pieces, and never in memory as a whole; it has its name when the block ends."""
+        part = self.folder / f"stream.{os.getpid()}.part"
+        with part.open("wb") as stream:
+            writer = BlobWriter(stream)
+            yield writer
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, self.folder / writer.name)
+        self._sync_folder()
+
+    def put_all(self, chunks: Iterable[bytes | memoryview]) -> str:
+        """As ``put``, of bytes that come in pieces."""
+        with self.writer() as writer:
+            for chunk in chunks:
+                writer.write(chunk)
+        return writer.name
+
+    def path(self, name: str) -> Path:
+        """The file of a blob, whose bytes were checked.
+
+        Raises:
+            StateError: it is missing, or its bytes changed.
+        """
+        path = self.folder / name
+        try:
+            with path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise StateError(f"blob: {path}: cannot be read: {error.strerror}") from error
+        if found != name:
+            raise StateError(f"blob: {path}: SHA-256 does not match its name: the file was changed")
+        return path
+
     def get(self, name: str) -> bytes:
         """Bytes of a blob.
 
         Raises:
             StateError: it is missing, or its bytes changed.
         """
-        path = self._folder / name
+        path = self.folder / name
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -53,14 +107,14 @@ class BlobStore:
     def keep_only(self, names: Iterable[str]) -> int:
         """Delete all other files, unfinished ones too; return how many."""
         wanted, deleted = set(names), 0
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             if path.name not in wanted:
                 path.unlink(missing_ok=True)
                 deleted += 1
         return deleted
 
     def _sync_folder(self) -> None:
-        handle = os.open(self._folder, os.O_RDONLY)
+        handle = os.open(self.folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -24,6 +24,8 @@ from fedcompress.merging import Spool
 from fedcompress.objective import objective_json
 from fedcompress.pipeline import encode_constants, encode_snapshot
 from fedcompress.types import state_digest, zeros
+from fedcompress.weights import is_weights
+from fedcompress.weights.export import check_run, export_model
 from fedcompress.wire import Kind, digest_of
 from server.admission import Expected, admit
 from server.evaluate import Quality, pool
@@ -84,6 +86,9 @@ class Coordinator:
         self._constants = (folder / CONSTANTS).read_bytes() if template.constants else b""
         self.layout = template.adapter.layout
         self._adapter_config = dict(template.adapter.config)
+        self._trains_weights = is_weights(self._adapter_config)
+        if self._trains_weights:
+            check_run(template, config.codec, config.downlink_codec)
         self.ledger = Ledger(config.state_path, config.run)
         fingerprint = config.base_fingerprint or template.base_fingerprint
         self.ledger.begin(self.layout, json.dumps(self._adapter_config, sort_keys=True), fingerprint)
@@ -101,7 +106,9 @@ class Coordinator:
         config, digest = self._config, state_digest(self.layout, tensors)
         is_seeded = state_digest(self.layout, seeded_init(self.layout, config.seed)) == digest
         seed = config.seed if is_seeded else None
-        envelope = encode_snapshot(tensors, self.layout, run=config.run, version=0, init_seed=seed)
+        envelope = encode_snapshot(
+            tensors, self.layout, run=config.run, version=0, init_seed=seed, is_cut=self._trains_weights
+        )
         start = Published(0, digest, dict(tensors), zeros(self.layout))
         with self.ledger.transaction():
             self.ledger.publish(0, digest, envelope, start.state, start.residual)
@@ -136,7 +143,9 @@ class Coordinator:
             raise TrainingError(
                 "no-quorum", f"round {round_}: {len(admitted)} updates admitted: the quorum is {self._config.quorum}"
             )
-        published, envelope = next_version(self._config, self.layout, self._published, admitted, round_)
+        published, envelope = next_version(
+            self._config, self.layout, self._published, admitted, round_, is_cut=self._trains_weights
+        )
         seconds = self._clock() - started
         merged = [(a.site, a.envelope.digest.hex()) for a in admitted]
         with self.ledger.transaction():
@@ -166,7 +175,7 @@ class Coordinator:
         """Send a round, collect and admit the replies; emits the quality of the published state."""
         shutil.rmtree(self._updates, ignore_errors=True)  # of a run that was killed
         nodes = choose(self._wait_for_nodes(), self._config.sites_per_round, self._config.seed, round_)
-        downlinks = Downlinks(self.ledger, self.layout, self._published)
+        downlinks = Downlinks(self.ledger, self.layout, self._published, is_cut=self._trains_weights)
         for node in nodes:
             self._send(node, round_, steps, downlinks)
         self._emit(
@@ -326,7 +335,10 @@ class Coordinator:
         return out
 
     def export(self, folder: Path) -> Path:
-        """Write the published state as a stock PEFT folder."""
+        """Write the published state as a stock PEFT folder, or as a model."""
+        if self._trains_weights:
+            export_model(folder, self._template, self._published.state)
+            return folder
         constants = load_constants(self._constants) if self._constants else {}
         export_adapter(folder, self._template, self._published.state, constants)
         return folder
