@@ -80,7 +80,8 @@ class Trainer:
         loaded = time.monotonic()
         start: Mapping[str, Array] = adapter.tensors
         if isinstance(self.attached, Weights):
-            published = opened(job.published / STATE, adapter.layout)
+            file = job.published / STATE
+            published = opened(file, adapter.layout) if file.exists() else adapter.tensors
             start = self.attached.values(published, task.run, task.round)
         warm.begin(start, task)
         if self.limit is not None:
