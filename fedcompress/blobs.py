@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedcompress.errors import StateError
+from fedcompress.failpoints import reach
 
 
 class BlobWriter:
@@ -34,10 +35,16 @@ class BlobWriter:
 
 
 class BlobStore:
-    """Blobs in one folder."""
+    """Blobs in one folder.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: created if it is not there.
+        failpoint: name of a place of ``FAILPOINTS`` in the middle of a file.
+    """
+
+    def __init__(self, folder: Path, failpoint: str = "") -> None:
         self.folder = folder
+        self._failpoint = failpoint
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> str:
@@ -47,7 +54,9 @@ class BlobStore:
         if not path.exists():
             part = self.folder / f"{name}.{os.getpid()}.part"
             with part.open("wb") as stream:
-                stream.write(data)
+                stream.write(data[: len(data) // 2])
+                reach(self._failpoint)
+                stream.write(data[len(data) // 2 :])
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(part, path)
@@ -103,6 +112,17 @@ class BlobStore:
         if hashlib.sha256(data).hexdigest() != name:
             raise StateError(f"blob: {path}: SHA-256 does not match its name: the file was changed")
         return data
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a blob anew whose file was damaged.
+
+        Raises:
+            StateError: these are other bytes.
+        """
+        if hashlib.sha256(data).hexdigest() != name:
+            raise StateError(f"blob: {self.folder / name}: cannot be rebuilt: SHA-256 does not match its name")
+        (self.folder / name).unlink(missing_ok=True)
+        self.put(data)
 
     def keep_only(self, names: Iterable[str]) -> int:
         """Delete all other files, unfinished ones too; return how many."""

@@ -26,7 +26,6 @@ from clients.worker.lease import hold
 from clients.worker.logs import log_file
 from clients.worker.paths import log_dir, make_state_dir, socket_path
 from fedcompress.adapters import load_adapter
-from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.template import CONSTANTS, Template, load_constants, load_template
 from fedcompress.config import TrainTask
 from fedcompress.demo.processes import wait_until
@@ -37,7 +36,7 @@ from fedcompress.proto.v1 import worker_pb2
 from fedcompress.stored import opened
 from fedcompress.types import Tensors, add
 from fedcompress.weights import is_weights
-from fedcompress.weights.export import export_model
+from fedcompress.weights.export import export_run
 from fedcompress.wire import Limits, unpack
 
 RUN = "local"
@@ -94,10 +93,7 @@ def run(options: Options) -> int:
     constants = _constants(options, template)
     out = Path(options.out).absolute()
     shutil.rmtree(private.state_dir / "session", ignore_errors=True)
-    if is_weights(template.adapter.config):
-        export_model(out, template, state)
-    else:
-        export_adapter(out, template, state, load_constants(constants) if constants else {})
+    export_run(out, template, state, load_constants(constants) if constants else {})
     result = {
         "site": site.name,
         "rounds": options.rounds,

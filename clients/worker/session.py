@@ -18,6 +18,7 @@ from fedcompress.blobs import BlobStore, BlobWriter
 from fedcompress.codecs import Feedback, pack_residual, unpack_residual
 from fedcompress.database import open_database, transaction
 from fedcompress.errors import MismatchError, StateError
+from fedcompress.failpoints import reach
 from fedcompress.parts import values_of
 from fedcompress.pipeline import check_layout, decode_constants, decode_state, decode_update
 from fedcompress.stored import MAGIC, chunks, digest_of, opened
@@ -67,7 +68,7 @@ class Session:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._blobs = BlobStore(folder / "blobs")
+        self._blobs = BlobStore(folder / "blobs", "site.blob")
         self._db = open_database(folder / "session.db", _SCHEMA, any_thread=True)
         self._checked: dict[str, Path] = {}
 
@@ -166,6 +167,7 @@ class Session:
         assert state is not None
         residual = held.residual if held is not None else zeros(layout)
         names = self._blobs.put(to_bytes(state)), self._blobs.put(pack_residual(residual, layout))
+        reach("site.received")
         self._save(run, layout, version, *names)
         return Held(layout, version, state, residual)
 
@@ -181,6 +183,7 @@ class Session:
             state = opened(self._checked[name], layout)
         row = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone() if held is not None else None
         residual = row[0] if row is not None else STREAM + self._blobs.put(MAGIC)
+        reach("site.received")
         self._save(run, layout, version, STREAM + name, residual)
         found = self.held(run)
         assert found is not None
@@ -273,7 +276,9 @@ class Session:
                 "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?, 'open')",
                 (run, round_, base_digest.hex(), envelope_digest(envelope).hex(), blob),
             )
+            reach("site.before-commit")
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (rest, run))
+        reach("site.after-commit")
 
     def _keep_constants(self, run: str, envelope: bytes) -> None:
         digest, data = decode_constants(envelope)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters.base_model import TOKENIZER_FILES
+from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.folder import STORED_AS
 from fedcompress.adapters.template import Template
 from fedcompress.codecs import CodecSpec
@@ -16,9 +17,9 @@ from fedcompress.errors import ConfigError
 from fedcompress.files.tensors import Sink
 from fedcompress.objective import Classification
 from fedcompress.parts import ROUND_PART, Piece, cut, values_of
-from fedcompress.types import Array, Layout, TensorSpec
+from fedcompress.types import Array, Layout, Tensors, TensorSpec
 from fedcompress.weights.base import BaseWeights
-from fedcompress.weights.kinds import Subspace, kind_from
+from fedcompress.weights.kinds import Subspace, is_weights, kind_from
 
 MODEL, HEAD = "model.safetensors", "classifier.safetensors"
 
@@ -36,11 +37,13 @@ def base_of(template: Template) -> BaseWeights:
 
 
 def check_run(template: Template, codec: str, downlink_codec: str) -> None:
-    """Raise unless a coordinator can begin a run: the base is there to export from, and codecs fit the kind.
+    """Raise unless a coordinator can begin a run that trains weights: the base is there, and codecs fit the kind.
 
     Raises:
         ConfigError: they do not.
     """
+    if not is_weights(template.adapter.config):
+        return
     _ = base_of(template).entries
     kind = kind_from(template.adapter.config)
     if not isinstance(kind, Subspace):
@@ -50,6 +53,18 @@ def check_run(template: Template, codec: str, downlink_codec: str) -> None:
         if any((getattr(c, "rank", 0), getattr(c, "basis", "")) != (kind.rank, kind.basis) for c in codes):
             wanted = f"subspace(rank={kind.rank},basis={kind.basis})"
             raise ConfigError(field, text, f"must be {wanted}, with bits as you like: so only coefficients travel")
+
+
+def export_run(folder: Path, template: Template, state: Tensors, constants: Mapping[str, Any]) -> None:
+    """Write what a run has made: a model, or a stock PEFT adapter.
+
+    Raises:
+        ConfigError: the base of a model is not where the template was made from it.
+    """
+    if is_weights(template.adapter.config):
+        export_model(folder, template, state)
+    else:
+        export_adapter(folder, template, state, constants)
 
 
 def export_model(folder: Path, template: Template, state: Mapping[str, Array]) -> None:

@@ -19,7 +19,8 @@ from fedcompress.errors import ConfigError
 from fedcompress.objective import CausalLM
 from fedcompress.stored import opened
 from fedcompress.weights.template import write_weights_template
-from server.coordinator import Coordinator, Incoming
+from server.coordinator import Coordinator
+from server.transport import Incoming
 from tests.integration.test_training import Place, far
 from tests.site_support import WorkerSite
 from tests.tiny import write_llama, write_rows
@@ -120,8 +121,9 @@ class Local:
         reply, replayed = relay.train(self._files[node], site, task, payload, print)
         return [Incoming(node, {"status": "ok", "site": site.name, "replayed": replayed}, reply)]
 
-    def forget(self) -> None:
-        self._open.clear()
+    def forget(self, nodes: Iterable[int]) -> None:
+        gone = set(nodes)
+        self._open = [entry for entry in self._open if entry[0] not in gone]
 
 
 def run_config(folder: Path, template: Path, **more: Any) -> Any:
