@@ -110,8 +110,9 @@ class Local:
     def nodes(self) -> list[int]:
         return list(range(len(self._files)))
 
-    def send(self, node: int, task: TrainTask, payload: bytes) -> None:
+    def send(self, node: int, task: TrainTask, payload: bytes) -> int:
         self._open.append((node, task, payload))
+        return 0
 
     def receive(self, timeout: float) -> Iterable[Incoming]:
         if not self._open:
