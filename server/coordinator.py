@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters import adapter_digest, load_template, seeded_init
-from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.template import CONSTANTS, START, load_constants
 from fedcompress.config import RunConfig
 from fedcompress.errors import AdmissionError, TrainingError
@@ -23,6 +22,8 @@ from fedcompress.failpoints import reach
 from fedcompress.merging import Spool
 from fedcompress.pipeline import encode_constants, encode_snapshot
 from fedcompress.types import state_digest, zeros
+from fedcompress.weights import is_weights
+from fedcompress.weights.export import check_run, export_run
 from fedcompress.wire import Kind, digest_of
 from server.admission import Expected, admit
 from server.evaluate import Quality, pool
@@ -57,6 +58,8 @@ class Coordinator:
         self._constants = (folder / CONSTANTS).read_bytes() if template.constants else b""
         self.layout = template.adapter.layout
         self._adapter_config = dict(template.adapter.config)
+        self._trains_weights = is_weights(self._adapter_config)
+        check_run(template, config.codec, config.downlink_codec)
         self.ledger = Ledger(config.state_path, config.run, retention=config.retention)
         fingerprint = config.base_fingerprint or template.base_fingerprint
         self.ledger.begin(self.layout, json.dumps(self._adapter_config, sort_keys=True), fingerprint)
@@ -78,7 +81,8 @@ class Coordinator:
         config, digest = self._config, state_digest(self.layout, tensors)
         is_seeded = state_digest(self.layout, seeded_init(self.layout, config.seed)) == digest
         seed = config.seed if is_seeded else None
-        envelope = encode_snapshot(tensors, self.layout, run=config.run, version=0, init_seed=seed)
+        is_cut = self._trains_weights
+        envelope = encode_snapshot(tensors, self.layout, run=config.run, version=0, init_seed=seed, is_cut=is_cut)
         start = Published(0, digest, dict(tensors), zeros(self.layout))
         with self.ledger.transaction():
             self.ledger.publish(0, digest, envelope, start.state, start.residual)
@@ -115,7 +119,9 @@ class Coordinator:
         self._abandon(lambda asked: self._age(asked) > self._config.max_staleness, "stale")
         asked, admitted = self._gather(round_)
         reach("server.merge")
-        published, envelope = next_version(self._config, self.layout, self._published, admitted, round_)
+        published, envelope = next_version(
+            self._config, self.layout, self._published, admitted, round_, is_cut=self._trains_weights
+        )
         seconds = self._clock() - started
         merged = [MergedRow(a.site, a.envelope.digest.hex(), a.version, a.norm) for a in admitted]
         with self.ledger.transaction():
@@ -188,7 +194,7 @@ class Coordinator:
         return self._roster.choose(free, len(answered), round_, self.ledger.sites())
 
     def _ask(self, nodes: Sequence[int], round_: int, *, steps: int) -> None:
-        self._downlinks = Downlinks(self.ledger, self.layout, self._published)
+        self._downlinks = Downlinks(self.ledger, self.layout, self._published, is_cut=self._trains_weights)
         if not nodes:
             return
         for node in nodes:
@@ -386,7 +392,7 @@ class Coordinator:
         return out
 
     def export(self, folder: Path) -> Path:
-        """Write the published state as a stock PEFT folder."""
+        """Write the published state as a stock PEFT folder, or as a model."""
         constants = load_constants(self._constants) if self._constants else {}
-        export_adapter(folder, self._template, self._published.state, constants)
+        export_run(folder, self._template, self._published.state, constants)
         return folder

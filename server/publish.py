@@ -10,10 +10,11 @@ from server.ledger import Ledger, Published
 class Downlinks:
     """Bundles for one published version; each is built once and shared by the sites."""
 
-    def __init__(self, ledger: Ledger, layout: Layout, published: Published) -> None:
+    def __init__(self, ledger: Ledger, layout: Layout, published: Published, *, is_cut: bool = False) -> None:
         self._ledger = ledger
         self._layout = layout
         self._published = published
+        self._is_cut = is_cut
         self._cache: dict[int | None, bytes] = {}
         self._snapshot = b""
 
@@ -38,6 +39,10 @@ class Downlinks:
     def _whole(self) -> bytes:
         if not self._snapshot:
             self._snapshot = encode_snapshot(
-                self._published.state, self._layout, run=self._ledger.run, version=self._published.version
+                self._published.state,
+                self._layout,
+                run=self._ledger.run,
+                version=self._published.version,
+                is_cut=self._is_cut,
             )
         return self._snapshot

@@ -7,12 +7,15 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from clients.site import SiteConfig
-from clients.training.job import OUT_OF_MEMORY, Job
+from clients.training.job import OUT_OF_MEMORY, STATE, UPDATE, Job
+from clients.worker.encode import encode_stream
 from clients.worker.hub import RankHub
 from clients.worker.session import Held, Session
 from fedcompress.adapters import adapter_digest, base_fingerprint, load_adapter, save_adapter
+from fedcompress.adapters.folder import save_weights
 from fedcompress.adapters.template import CONSTANTS
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import TrainTask
@@ -21,6 +24,7 @@ from fedcompress.failpoints import reach
 from fedcompress.pipeline import encode_update
 from fedcompress.privacy import clip_update
 from fedcompress.types import Layout, subtract
+from fedcompress.weights import is_weights
 from fedcompress.wire import Header, Kind, pack
 
 SCARCE = 0.1  # of the memory
@@ -63,7 +67,7 @@ class RoundRunner:
         for text in task.refused:
             progress(phase="refused", text=f"the coordinator refused an update of this site: {text}")
         layout = Layout.from_json(task.layout)
-        held = self._session.receive(task.run, layout, bundle)
+        held = self._session.receive(task.run, layout, bundle, is_stream=is_weights(json.loads(task.adapter_config)))
         if held.version != task.version:
             raise MismatchError("base-digest", f"version: {held.version} is held: the task needs {task.version}")
         base = held.digest
@@ -107,7 +111,7 @@ class RoundRunner:
         """Metrics of rank 0; leaves the trained tensors in the work folder."""
         shutil.rmtree(self._work / "trained", ignore_errors=True)
         config = json.loads(task.adapter_config)
-        save_adapter(self._work / "published", config, held.layout, held.state)
+        self._publish(config, held)
         constants = self._session.constants(task.run, task.constants) if task.constants else None
         if constants is not None:
             (self._work / CONSTANTS).write_bytes(constants)
@@ -120,6 +124,16 @@ class RoundRunner:
             drop=self._is_to_drop(),
         )
         return self._persist(job, progress)
+
+    def _publish(self, config: dict[str, Any], held: Held) -> None:
+        """What the ranks read: a PEFT folder, or the file of a stream under another name."""
+        folder = self._work / "published"
+        shutil.rmtree(folder, ignore_errors=True)
+        if held.file is None:
+            save_adapter(folder, config, held.layout, held.state)
+            return
+        save_weights(folder, config, held.layout)
+        (folder / STATE).symlink_to(held.file.absolute())
 
     def _is_to_drop(self) -> bool:
         """Whether the model is not to stay in memory after this round."""
@@ -168,6 +182,11 @@ class RoundRunner:
         started = time.monotonic()
         held = self._session.held(task.run)
         assert held is not None
+        if held.is_stream:
+            payload = encode_stream(self._session, self._site, task, header, held, self._work / "trained" / UPDATE)
+            seconds = time.monotonic() - started
+            progress(phase="encode", text=f"{len(payload)} bytes in {seconds:.2f} s, committed to the outbox")
+            return payload
         trained = load_adapter(self._work / "trained").tensors
         delta = subtract({n: trained[n] for n in held.state}, held.state)
         if self._site.max_update_norm > 0:

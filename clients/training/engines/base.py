@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from fedcompress.config import TrainTask
 from fedcompress.errors import ConfigError
-from fedcompress.types import Tensors
+from fedcompress.types import Array, Tensors
 
 
 class WarmEngine(Protocol):
@@ -30,8 +30,8 @@ class WarmEngine(Protocol):
         """What is called with a batch."""
         ...
 
-    def begin(self, state: Tensors, task: TrainTask) -> None:
-        """Set the trainable tensors and the learning rate, and reset or keep optimizer state."""
+    def begin(self, state: Mapping[str, Array], task: TrainTask) -> None:
+        """Set what is trained, what is set but frozen, and the learning rate; reset or keep optimizer state."""
         ...
 
     def mode(self, *, train: bool) -> None:
@@ -51,6 +51,10 @@ class WarmEngine(Protocol):
 
     def read(self) -> Tensors:
         """The trainable tensors, whole, float32."""
+        ...
+
+    def stream(self) -> Iterator[tuple[str, Any]]:
+        """The trainable tensors, whole, one at a time; a tensor is to be used before the next is asked for."""
         ...
 
 
