@@ -19,6 +19,7 @@ from typing import Any
 from clients.site import SiteConfig
 from clients.training.job import OUT_OF_MEMORY, Job
 from clients.worker.logs import log_round, set_up
+from clients.worker.memory import return_large_blocks, trim
 from clients.worker.paths import log_dir
 from fedcompress.errors import FedCompressError, MismatchError, TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
@@ -32,6 +33,7 @@ def main() -> int:
     import grpc
 
     _end_with(int(os.environ["FEDCOMPRESS_PARENT"]))
+    return_large_blocks()
     rank, group = int(os.environ["RANK"]), int(os.environ["FEDCOMPRESS_GROUP"])
     site = SiteConfig.load(Path(os.environ["FEDCOMPRESS_SITE_TOML"]))
     site = replace(site, state_dir=Path(os.environ["FEDCOMPRESS_STATE_DIR"]))
@@ -55,6 +57,7 @@ def main() -> int:
                 job = Job.from_json(command.job_json)
                 with log_round(job.task.run, job.task.round):
                     _run(stub, trainer, rank, command, job)
+                trim()
         except grpc.RpcError as error:
             LOG.info("the worker is gone: %s", error.code())
     return 0

@@ -26,6 +26,7 @@ from clients.worker.hub import RankHub
 from clients.worker.launcher import Launcher, rank_environment
 from clients.worker.lease import hold
 from clients.worker.logs import set_up
+from clients.worker.memory import return_large_blocks
 from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
 from clients.worker.service import WorkerService
 from clients.worker.session import Session
@@ -75,6 +76,7 @@ def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
     import grpc
 
     stop = stopped_by_signal()
+    return_large_blocks()
     session = Session(site.state_dir / "session")
     counters = Counters(site.state_dir / "session")
     hub = RankHub(site.engine.ranks)
