@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from clients.site import SiteConfig
@@ -17,8 +17,9 @@ from clients.training.engines import WarmEngine, engine_for, micro_batches
 from clients.training.job import Job
 from clients.training.prepare import prepared
 from clients.training.rank_limit import RankLimit
+from clients.training.share import brought_here, check_equal, digest_of_rows, local_rank
 from clients.training.tasks import Example, Task, task_for
-from fedcompress.adapters import load_adapter, save_adapter
+from fedcompress.adapters import base_fingerprint, load_adapter, save_adapter
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.config import TrainTask
 from fedcompress.errors import ConfigError, TrainingError
@@ -26,6 +27,7 @@ from fedcompress.training import FedProx, correction_named, schedule_named
 from fedcompress.types import Tensors
 
 OnProgress = Callable[..., None]
+OF_A_NODE = ("path", "threads", "token", "rendezvous", "offload_path", "start_timeout")  # may differ between nodes
 
 
 @dataclass
@@ -68,6 +70,8 @@ class Trainer:
             sys.modules["torch"].cuda.empty_cache()
 
     def _run(self, job: Job, progress: OnProgress) -> dict[str, float]:
+        if self.site.engine.nodes > 1:
+            job = brought_here(job, self.site.state_dir / "work", rank=self.rank, local_rank=local_rank())
         adapter, task = load_adapter(job.published), job.task
         started = time.monotonic()
         warm = self._prepare(job, adapter.config, progress)
@@ -112,11 +116,13 @@ class Trainer:
         place = Place(
             folder=self.site.state_dir / "tokens",
             recipe=lambda: f"{task.objective}/{task.max_length}/{tokenizer_digest(self.site.model.path)}",
-            rank=self.rank,
+            rank=local_rank(),
             world=self.world,
         )
         for part in ("train", "heldout"):
             self.examples[part] = load_examples(self.site.data, part, self.task, place, progress)
+        if self.site.engine.nodes > 1:
+            self._check_nodes()
         attached = prepared(self.site.model, task, config, job.constants)
         self.limit = RankLimit(attached.parameters, self.site.rank, self.site.name) if self.site.rank else None
         micro, accumulation = micro_batches(task.batch_size, self.world, job.micro_batch)
@@ -124,6 +130,16 @@ class Trainer:
         self.key = key
         self.loads += 1
         return self.warm
+
+    def _check_nodes(self) -> None:
+        """Ranks pick rows by number, and add gradients: both need the same rows and the same base everywhere."""
+        options = {k: v for k, v in (asdict(self.site.model) | asdict(self.site.engine)).items() if k not in OF_A_NODE}
+        facts = {
+            "model.path": base_fingerprint(self.site.model.path, self.site.state_dir / "fingerprint.json"),
+            "[model] or [engine]": hashlib.sha256(f"{sorted(options.items())} {self.site.rank}".encode()).digest(),
+            **{f"data.{part}": digest_of_rows(rows) for part, rows in self.examples.items()},
+        }
+        check_equal(facts, self.site.engine.ranks)
 
     def _check_correction(self, task: TrainTask) -> None:
         """A correction reads whole parameters, which some engines do not have outside of the model."""

@@ -13,7 +13,9 @@ import signal
 import socket
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from clients.site import SiteConfig
@@ -21,6 +23,7 @@ from clients.training.job import OUT_OF_MEMORY, Job
 from clients.worker.logs import log_round, set_up
 from clients.worker.memory import return_large_blocks, trim
 from clients.worker.paths import log_dir
+from clients.worker.token import HEADER, read_token
 from fedcompress.errors import FedCompressError, MismatchError, TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
@@ -46,10 +49,11 @@ def main() -> int:
     from clients.training.engines import init_distributed
     from clients.training.loop import Trainer
 
-    with grpc.insecure_channel(os.environ["FEDCOMPRESS_HUB"]) as channel:
-        stub = worker_pb2_grpc.RanksStub(channel)
+    address = os.environ["FEDCOMPRESS_HUB"]
+    with grpc.insecure_channel(address) as channel:
+        stub = _with_token(worker_pb2_grpc.RanksStub(channel), site, address)
         try:
-            store = meet(stub, rank, group, "127.0.0.1")
+            store = meet(stub, rank, group, os.environ["FEDCOMPRESS_STORE_HOST"])
             rank, world = init_distributed(site.engine.collective_timeout, store)
             trainer = Trainer(site, rank, world)
             LOG.info("ready: pid %d, world %d", os.getpid(), world)
@@ -69,6 +73,14 @@ def _end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the line above
         raise SystemExit(1)
+
+
+def _with_token(stub: Any, site: SiteConfig, address: str) -> Any:
+    """The hub's calls; on another node than the hub's they carry the token."""
+    if address.startswith("unix:"):
+        return stub
+    metadata = ((HEADER, read_token(Path(site.engine.token))),)
+    return SimpleNamespace(**{n: partial(getattr(stub, n), metadata=metadata) for n in ("Attend", "Report", "Meet")})
 
 
 def meet(stub: Any, rank: int, group: int, host: str) -> Any:

@@ -10,13 +10,15 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from clients.site import SiteConfig
+from clients.site import SiteConfig, address_of
+from fedcompress.errors import ConfigError
 
 KEPT_STARTS = 8  # folders with what ranks of earlier workers printed
 TERM_TIMEOUT = 5.0  # seconds
@@ -90,6 +92,27 @@ def forget_old_starts(logs: Path) -> None:
             shutil.rmtree(folder)
 
 
+def interface_towards(host: str) -> str:
+    """Name of the network interface by which a host is reached.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    import psutil
+
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)
+            own = probe.getsockname()[0]
+    except OSError as error:
+        raise ConfigError("engine.rendezvous", host, f"must be the address of node 0: {error}") from error
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.address.partition("%")[0] == own for a in addresses):
+            return name
+    raise ConfigError("engine.rendezvous", host, f"must be reached by an interface of this machine: {own} is of none")
+
+
 def rank_environment(site: SiteConfig, site_file: Path, address: str) -> dict[str, str]:
     """What ranks find in their environment.
 
@@ -97,10 +120,17 @@ def rank_environment(site: SiteConfig, site_file: Path, address: str) -> dict[st
         site: as checked.
         site_file: its site.toml.
         address: where the hub listens, as gRPC writes it.
+
+    Raises:
+        ConfigError: node 0 cannot be reached from here.
     """
     threads = str(site.engine.threads)
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    host, interface = "127.0.0.1", "lo"
+    if site.engine.nodes > 1:
+        host = address_of(site.engine.rendezvous)[0]
+        interface = interface_towards(host)
     return {
         "FEDCOMPRESS_SITE_TOML": str(site_file),
         "FEDCOMPRESS_STATE_DIR": str(site.state_dir),
@@ -108,7 +138,9 @@ def rank_environment(site: SiteConfig, site_file: Path, address: str) -> dict[st
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+        "FEDCOMPRESS_STORE_HOST": host,
+        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", interface),
+        **({"NCCL_SOCKET_IFNAME": os.environ.get("NCCL_SOCKET_IFNAME", interface)} if site.engine.nodes > 1 else {}),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "1",

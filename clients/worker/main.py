@@ -27,6 +27,7 @@ from clients.worker.launcher import Launcher, rank_environment
 from clients.worker.lease import hold
 from clients.worker.logs import set_up
 from clients.worker.memory import return_large_blocks
+from clients.worker.nodes import NodeHub, serve_nodes
 from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
 from clients.worker.service import WorkerService
 from clients.worker.session import Session
@@ -79,8 +80,8 @@ def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
     return_large_blocks()
     session = Session(site.state_dir / "session")
     counters = Counters(site.state_dir / "session")
-    hub = RankHub(site.engine.ranks)
-    server = grpc.server(ThreadPoolExecutor(max_workers=site.engine.ranks + 8))
+    hub = RankHub(site.engine.world, local=site.engine.ranks)
+    server = grpc.server(ThreadPoolExecutor(max_workers=2 * site.engine.ranks + 8))
     worker_pb2_grpc.add_RanksServicer_to_server(hub, server)
     worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(site, session, hub, counters), server)
     address = socket_path(site.state_dir)
@@ -91,17 +92,21 @@ def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
     finally:
         os.umask(old_mask)
     server.start()
+    nodes = NodeHub(site, hub) if site.engine.nodes > 1 else None
+    outer = serve_nodes(site, hub, nodes) if nodes is not None else None
     LOG.info("site %s: listening on %s", site.name, address)
     if owner:
         threading.Thread(target=_watch_owner, args=(owner,), daemon=True).start()
     logs = log_dir(site.state_dir)
     launcher = Launcher(rank_environment(site, site_file, f"unix:{address}"), logs, site.engine.ranks)
     try:
-        _keep_ranks(launcher, hub, stop)
+        keep_ranks(launcher, hub, stop, nodes)
     except TrainingError as error:
         LOG.error("%s", error)
         return 1
     finally:
+        if outer is not None:
+            outer.stop(grace=0.5).wait()
         server.stop(grace=0.5).wait()
         session.close()
         counters.close()
@@ -131,8 +136,15 @@ def _watch_owner(owner: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _keep_ranks(launcher: Launcher, hub: RankHub, stop: threading.Event, *, patience: float = PATIENCE) -> None:
-    """Keep the ranks up until ``stop`` is set; if one dies, all are started afresh.
+def keep_ranks(
+    launcher: Launcher,
+    hub: RankHub,
+    stop: threading.Event,
+    nodes: NodeHub | None = None,
+    *,
+    patience: float = PATIENCE,
+) -> None:
+    """Keep the ranks up until ``stop`` is set; if one dies, on whatever node, all are started afresh.
 
     Raises:
         TrainingError: they died too often, each time within ``patience`` seconds of their start.
@@ -140,11 +152,20 @@ def _keep_ranks(launcher: Launcher, hub: RankHub, stop: threading.Event, *, pati
     deaths = 0
     try:
         while not stop.is_set():
-            launcher.start(hub.begin(), hub.ranks)
+            if nodes is not None and not nodes.gathered(stop):
+                return
+            group = hub.begin()
+            if nodes is not None:
+                nodes.announce(group, hub.ranks)
+            launcher.start(group, hub.ranks)
             started = time.monotonic()
-            while not (how := launcher.dead()):
+            while not (how := launcher.dead() or (nodes.lost() if nodes is not None else "")):
                 if stop.wait(POLL):
                     return
+            launcher.stop()
+            if hub.absent:  # the machine, not the ranks
+                LOG.warning("%s", hub.absent)
+                continue
             deaths = deaths + 1 if time.monotonic() - started < patience else 1
             if deaths > MAX_RESTARTS:
                 raise TrainingError("ranks-failed", f"ranks died {deaths} times: {how}: see {launcher.folder}")

@@ -24,7 +24,6 @@ from fedcompress.wire import Header, Kind, pack
 
 SCARCE = 0.1  # of the memory
 MAX_DEATHS = 2  # of ranks, in one round
-START_TIMEOUT = 300.0  # seconds for the ranks to import and load
 OnProgress = Callable[..., None]
 
 
@@ -149,7 +148,7 @@ class RoundRunner:
     def _ask(self, job: Job, progress: OnProgress) -> dict[str, float]:
         """Metrics of rank 0."""
         metrics: dict[str, float] = {}
-        for report in self._hub.run(job.to_json(), start_timeout=START_TIMEOUT):
+        for report in self._hub.run(job.to_json(), start_timeout=self._site.engine.start_timeout):
             if report.result_json and report.rank == 0:
                 metrics = json.loads(report.result_json)
                 self.model_loads = int(metrics.get("model_loads", 0))
