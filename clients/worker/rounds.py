@@ -66,6 +66,7 @@ class RoundRunner:
         returned = self._session.settle(task.run, task.round, base, task.merged)
         if returned:
             progress(phase="settle", text=f"{returned} unmerged update(s) returned to the residual")
+            held = replace(held, residual=self._session.residual(task.run, layout))
         stored = self._session.replay(task.run, task.round, base) if task.steps else None
         if stored is not None:
             progress(phase="replay", text=f"round {task.round} was done before: answered from the outbox")
@@ -88,7 +89,7 @@ class RoundRunner:
         )
         if not task.steps:
             return Reply(pack(header, ()), replayed=False)
-        return Reply(self._encode(task, header, progress), replayed=False)
+        return Reply(self._encode(task, held, header, progress), replayed=False)
 
     def _check_base(self, task: TrainTask) -> None:
         """Refuse before anything is computed if the base here is not the run's; ranks check the tokenizer."""
@@ -157,11 +158,9 @@ class RoundRunner:
                 progress(phase=note.phase, step=note.step, steps=note.steps, loss=note.loss, text=note.text)
         return metrics
 
-    def _encode(self, task: TrainTask, header: Header, progress: OnProgress) -> bytes:
+    def _encode(self, task: TrainTask, held: Held, header: Header, progress: OnProgress) -> bytes:
         """Delta plus residual to an envelope; commits outbox and residual."""
         started = time.monotonic()
-        held = self._session.held(task.run)
-        assert held is not None
         trained = load_adapter(self._work / "trained").tensors
         delta = subtract({n: trained[n] for n in held.state}, held.state)
         if self._site.max_update_norm > 0:

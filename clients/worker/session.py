@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from fedcompress.blobs import BlobStore
@@ -44,7 +45,7 @@ class Held:
     state: Tensors
     residual: Tensors
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """Digest of the published state."""
         return state_digest(self.layout, self.state)
@@ -85,6 +86,15 @@ class Session:
         state = from_bytes(self._blobs.get(row[2]), layout)
         return Held(layout, row[1], state, unpack_residual(self._blobs.get(row[3]), layout))
 
+    def residual(self, run: str, layout: Layout) -> Tensors:
+        """What was not sent of a run that is held.
+
+        Raises:
+            StateError: its blob is missing or changed.
+        """
+        (name,) = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone()
+        return unpack_residual(self._blobs.get(name), layout)
+
     def receive(self, run: str, layout: Layout, bundle: bytes) -> Held:
         """Advance the published state along the envelopes of a downlink.
 
@@ -120,7 +130,7 @@ class Session:
             version = headers[-1].version if headers else held.version
             if version != held.version:  # the step to it was zero
                 self._save(run, layout, version, held.state, held.residual)
-            return replace(held, version=version)
+            return held if version == held.version else replace(held, version=version)
         fits = [i for i, h in enumerate(headers) if h.kind is Kind.SNAPSHOT or (here and h.base_digest == here)]
         if not fits:
             have = f"version {held.version}" if held is not None else "nothing"
@@ -145,13 +155,15 @@ class Session:
         Returns:
             How many updates were returned.
         """
-        held = self.held(run)
         rows = self._db.execute(
             "SELECT round, digest, blob FROM outbox WHERE run=? AND status='open'"
             " AND NOT (round=? AND base_digest=?) ORDER BY round",
             (run, round_, base_digest.hex()),
         ).fetchall()
-        if held is None or not rows:
+        if not rows:
+            return 0
+        held = self.held(run)
+        if held is None:
             return 0
         residual, returned = held.residual, 0
         for _, digest, blob in rows:
@@ -177,19 +189,23 @@ class Session:
 
     def last_sent(self, run: str) -> Tensors | None:
         """The newest update in the outbox, as decoded; what encoders that iterate start from."""
-        held = self.held(run)
+        layout = self._layout(run)
         row = self._db.execute("SELECT blob FROM outbox WHERE run=? ORDER BY round DESC LIMIT 1", (run,)).fetchone()
-        if held is None or row is None:
+        if layout is None or row is None:
             return None
-        return decode_update(self._blobs.get(row[0]), held.layout)[1]
+        return decode_update(self._blobs.get(row[0]), layout)[1]
+
+    def _layout(self, run: str) -> Layout | None:
+        row = self._db.execute("SELECT layout FROM run WHERE run=?", (run,)).fetchone()
+        return Layout.from_json(row[0]) if row is not None else None
 
     def commit(
         self, run: str, round_: int, base_digest: bytes, envelope: bytes, residual: Tensors, *, store: str = "none"
     ) -> None:
         """Store a reply and the residual that goes with it, atomically; ``store`` is as in ``Feedback``."""
-        held = self.held(run)
-        assert held is not None
-        blob, rest = self._blobs.put(envelope), self._blobs.put(pack_residual(residual, held.layout, store))
+        layout = self._layout(run)
+        assert layout is not None
+        blob, rest = self._blobs.put(envelope), self._blobs.put(pack_residual(residual, layout, store))
         with self._transaction():
             self._db.execute("DELETE FROM outbox WHERE run=? AND status!='open' AND round<?", (run, round_ - 8))
             self._db.execute(
