@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from fedcompress.adapters import Adapter, Template, adapter_digest, load_adapter
 from fedcompress.config import RunConfig, TrainTask
 from fedcompress.errors import MismatchError
 from fedcompress.objective import Classification
-from server.coordinator import Coordinator, Incoming
+from server.coordinator import Coordinator
+from server.transport import Incoming
 from tests.support import lora_layout
 from tests.unit.clients.site_support import FakeSite
 
@@ -38,8 +40,12 @@ class MemoryTransport:
     def nodes(self) -> list[int]:
         return list(self.sites)
 
-    def send(self, node: int, task: TrainTask, payload: bytes) -> None:
+    def send(self, node: int, task: TrainTask, payload: bytes) -> int:
         self.carried["down"] += len(payload)
+        self._answer(node, task, payload)
+        return len(task.to_json())
+
+    def _answer(self, node: int, task: TrainTask, payload: bytes) -> None:
         if not self.fate("send", node, task.round):
             return
         site = self.sites[node]
@@ -60,8 +66,61 @@ class MemoryTransport:
             self.fate("receive", reply.node, 0)
             yield reply
 
-    def forget(self) -> None:
+    def forget(self, nodes: Iterable[int]) -> None:
+        gone = set(nodes)
+        self.inbox = [reply for reply in self.inbox if reply.node not in gone]
+
+
+class SlowTransport(MemoryTransport):
+    """A reply comes ``delay(site, round)`` seconds after its task; a node does one task at a time."""
+
+    def __init__(self, sites: dict[int, FakeSite], delay: Callable[[str, int], float]) -> None:
+        super().__init__(sites)
+        self._delay = delay
+        self._due: list[tuple[float, Incoming]] = []
+        self._free: dict[int, float] = {}
+
+    def _answer(self, node: int, task: TrainTask, payload: bytes) -> None:
+        super()._answer(node, task, payload)
+        starts = max(self.now, self._free.get(node, 0.0))
+        self._free[node] = starts + self._delay(self.sites[node].name, task.round)
+        self._due += [(self._free[node], reply) for reply in self.inbox]
         self.inbox.clear()
+
+    def receive(self, timeout: float) -> Iterable[Incoming]:
+        first = min((at for at, _ in self._due), default=math.inf)
+        self.now = min(self.now + timeout, max(first, self.now))
+        ready = [reply for at, reply in self._due if at <= self.now]
+        self._due = [(at, reply) for at, reply in self._due if at > self.now]
+        return ready
+
+    def forget(self, nodes: Iterable[int]) -> None:
+        gone = set(nodes)
+        self._due = [(at, reply) for at, reply in self._due if reply.node not in gone]
+
+
+def initial_adapter(folder: Path) -> Adapter:
+    """The start of a run in a folder; made if it is not there."""
+    initial = folder / "initial"
+    if not initial.exists():
+        start = Adapter(config=CONFIG, layout=lora_layout(), tensors=seeded_init(lora_layout(), 3))
+        save_template(initial, Template(adapter=start, objective=Classification(labels=("a", "b"))), {})
+    return load_adapter(initial)
+
+
+def run_config(folder: Path, sites: int, **changes: Any) -> RunConfig:
+    """A short run of so many sites."""
+    fields: dict[str, Any] = {
+        "run": "run",
+        "state_dir": str(folder / "coordinator"),
+        "initial_adapter": str(folder / "initial"),
+        "rounds": 4,
+        "min_sites": sites,
+        "seed": 3,
+        "codec": "lora-ternary",  # the default codes have nothing left for so few entries but zeros
+        "downlink_codec": "lora-ternary",
+    }
+    return RunConfig(**{**fields, **changes})
 
 
 class World:
@@ -69,32 +128,21 @@ class World:
 
     def __init__(self, folder: Path, names: tuple[str, ...] = ("north", "south", "west")) -> None:
         self.folder = folder
-        initial = folder / "initial"
-        if not initial.exists():
-            start = Adapter(config=CONFIG, layout=lora_layout(), tensors=seeded_init(lora_layout(), 3))
-            save_template(initial, Template(adapter=start, objective=Classification(labels=("a", "b"))), {})
-        adapter = load_adapter(initial)
+        adapter = initial_adapter(folder)
         self.layout = adapter.layout
         digest = adapter_digest(adapter.config)
         self.sites = {(1 << 63) + i: FakeSite(folder / "sites", n, digest) for i, n in enumerate(names)}
         self.events: list[dict[str, Any]] = []
 
     def config(self, **changes: Any) -> RunConfig:
-        fields: dict[str, Any] = {
-            "run": "run",
-            "state_dir": str(self.folder / "coordinator"),
-            "initial_adapter": str(self.folder / "initial"),
-            "rounds": 4,
-            "min_sites": len(self.sites),
-            "seed": 3,
-            "codec": "lora-ternary",  # the default codes have nothing left for so few entries but zeros
-            "downlink_codec": "lora-ternary",
-        }
-        return RunConfig(**{**fields, **changes})
+        return run_config(self.folder, len(self.sites), **changes)
 
     def run(self, fate: Callable[[str, int, int], bool] | None = None, **changes: Any) -> MemoryTransport:
         """One process of the coordinator, until it ends or is killed."""
-        transport = MemoryTransport(self.sites, fate)
+        return self.over(MemoryTransport(self.sites, fate), **changes)
+
+    def over(self, transport: MemoryTransport, **changes: Any) -> MemoryTransport:
+        """The same over any transport."""
         coordinator = Coordinator(self.config(**changes), transport, self.events.append, transport.clock)
         try:
             coordinator.run()
