@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from clients.site import SiteConfig
@@ -18,8 +18,9 @@ from clients.training.extract import write_update
 from clients.training.job import STATE, Job
 from clients.training.prepare import prepared
 from clients.training.rank_limit import RankLimit
+from clients.training.share import brought_here, check_equal, digest_of_rows, local_rank
 from clients.training.tasks import Example, Task, task_for
-from fedcompress.adapters import Adapter, load_adapter, save_adapter
+from fedcompress.adapters import Adapter, base_fingerprint, load_adapter, save_adapter
 from fedcompress.adapters.attach import Attached
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.config import TrainTask
@@ -31,6 +32,7 @@ from fedcompress.weights import Layers, is_weights, kind_from
 from fedcompress.weights.attach import Values, Weights
 
 OnProgress = Callable[..., None]
+OF_A_NODE = ("path", "threads", "token", "rendezvous", "offload_path", "start_timeout")  # may differ between nodes
 
 
 @dataclass
@@ -74,6 +76,8 @@ class Trainer:
             sys.modules["torch"].cuda.empty_cache()
 
     def _run(self, job: Job, progress: OnProgress) -> dict[str, float]:
+        if self.site.engine.nodes > 1:
+            job = brought_here(job, self.site.state_dir / "work", rank=self.rank, local_rank=local_rank())
         adapter, task = load_adapter(job.published), job.task
         started = time.monotonic()
         warm = self._prepare(job, adapter.config, progress)
@@ -131,11 +135,13 @@ class Trainer:
         place = Place(
             folder=self.site.state_dir / "tokens",
             recipe=lambda: f"{task.objective}/{task.max_length}/{tokenizer_digest(self.site.model.path)}",
-            rank=self.rank,
+            rank=local_rank(),
             world=self.world,
         )
         for part in ("train", "heldout"):
             self.examples[part] = load_examples(self.site.data, part, self.task, place, progress)
+        if self.site.engine.nodes > 1:
+            self._check_nodes()
         self.attached = attached = prepared(self.site.model, task, config, job.constants)
         self.limit = RankLimit(attached.parameters, self.site.rank, self.site.name) if self.site.rank else None
         micro, accumulation = micro_batches(task.batch_size, self.world, job.micro_batch)
@@ -143,6 +149,16 @@ class Trainer:
         self.key = key
         self.loads += 1
         return self.warm
+
+    def _check_nodes(self) -> None:
+        """Ranks pick rows by number, and add gradients: both need the same rows and the same base everywhere."""
+        options = {k: v for k, v in (asdict(self.site.model) | asdict(self.site.engine)).items() if k not in OF_A_NODE}
+        facts = {
+            "model.path": base_fingerprint(self.site.model.path, self.site.state_dir / "fingerprint.json"),
+            "[model] or [engine]": hashlib.sha256(f"{sorted(options.items())} {self.site.rank}".encode()).digest(),
+            **{f"data.{part}": digest_of_rows(rows) for part, rows in self.examples.items()},
+        }
+        check_equal(facts, self.site.engine.ranks)
 
     def _check_correction(self, task: TrainTask) -> None:
         """A correction reads whole parameters, which some engines do not have outside of the model."""

@@ -29,7 +29,6 @@ from fedcompress.wire import Header, Kind, pack
 
 SCARCE = 0.1  # of the memory
 MAX_DEATHS = 2  # of ranks, in one round
-START_TIMEOUT = 300.0  # seconds for the ranks to import and load
 OnProgress = Callable[..., None]
 
 
@@ -75,6 +74,7 @@ class RoundRunner:
         reach("site.settled")
         if returned:
             progress(phase="settle", text=f"{returned} unmerged update(s) returned to the residual")
+            held = replace(held, residual=self._session.residual(task.run, layout))
         stored = self._session.replay(task.run, task.round, base) if task.steps else None
         if stored is not None:
             progress(phase="replay", text=f"round {task.round} was done before: answered from the outbox")
@@ -98,7 +98,7 @@ class RoundRunner:
         )
         if not task.steps:
             return Reply(pack(header, ()), replayed=False)
-        return Reply(self._encode(task, header, progress), replayed=False)
+        return Reply(self._encode(task, held, header, progress), replayed=False)
 
     def _check_base(self, task: TrainTask) -> None:
         """Refuse before anything is computed if the base here is not the run's; ranks check the tokenizer."""
@@ -168,7 +168,7 @@ class RoundRunner:
     def _ask(self, job: Job, progress: OnProgress) -> dict[str, float]:
         """Metrics of rank 0."""
         metrics: dict[str, float] = {}
-        for report in self._hub.run(job.to_json(), start_timeout=START_TIMEOUT):
+        for report in self._hub.run(job.to_json(), start_timeout=self._site.engine.start_timeout):
             if report.result_json and report.rank == 0:
                 metrics = json.loads(report.result_json)
                 self.model_loads = int(metrics.get("model_loads", 0))
@@ -177,11 +177,9 @@ class RoundRunner:
                 progress(phase=note.phase, step=note.step, steps=note.steps, loss=note.loss, text=note.text)
         return metrics
 
-    def _encode(self, task: TrainTask, header: Header, progress: OnProgress) -> bytes:
+    def _encode(self, task: TrainTask, held: Held, header: Header, progress: OnProgress) -> bytes:
         """Delta plus residual to an envelope; commits outbox and residual."""
         started = time.monotonic()
-        held = self._session.held(task.run)
-        assert held is not None
         if held.is_stream:
             payload = encode_stream(self._session, self._site, task, header, held, self._work / "trained" / UPDATE)
             seconds = time.monotonic() - started

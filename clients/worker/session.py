@@ -117,6 +117,17 @@ class Session:
         with self._blobs.writer() as writer:
             yield writer
 
+    def residual(self, run: str, layout: Layout) -> Mapping[str, Array]:
+        """What was not sent of a run that is held.
+
+        Raises:
+            StateError: its blob is missing or changed.
+        """
+        (name,) = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone()
+        if name.startswith(STREAM):
+            return opened(self._path(name), layout)
+        return unpack_residual(self._blobs.get(name), layout)
+
     def receive(self, run: str, layout: Layout, bundle: bytes, *, is_stream: bool = False) -> Held:
         """Advance the published state along the envelopes of a downlink.
 
@@ -153,7 +164,7 @@ class Session:
             version = headers[-1].version if headers else held.version
             if version != held.version:  # the step to it was zero
                 self._set_version(run, version)
-            return replace(held, version=version)
+            return held if version == held.version else replace(held, version=version)
         fits = [i for i, h in enumerate(headers) if h.kind is Kind.SNAPSHOT or (here and h.base_digest == here)]
         if not fits:
             have = f"version {held.version}" if held is not None else "nothing"
@@ -201,13 +212,15 @@ class Session:
         Returns:
             How many updates were returned.
         """
-        held = self.held(run)
         rows = self._db.execute(
             "SELECT round, digest, blob FROM outbox WHERE run=? AND status='open'"
             " AND NOT (round=? AND base_digest=?) ORDER BY round",
             (run, round_, base_digest.hex()),
         ).fetchall()
-        if held is None or not rows:
+        if not rows:
+            return 0
+        held = self.held(run)
+        if held is None:
             return 0
         (name,) = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone()
         unmerged = [self._blobs.get(blob) for _, digest, blob in rows if digest not in merged]
@@ -245,11 +258,15 @@ class Session:
 
     def last_sent(self, run: str) -> Tensors | None:
         """The newest update in the outbox, as decoded; what encoders that iterate start from."""
-        held = self.held(run)
+        layout = self._layout(run)
         row = self._db.execute("SELECT blob FROM outbox WHERE run=? ORDER BY round DESC LIMIT 1", (run,)).fetchone()
-        if held is None or row is None:
+        if layout is None or row is None:
             return None
-        return decode_update(self._blobs.get(row[0]), held.layout)[1]
+        return decode_update(self._blobs.get(row[0]), layout)[1]
+
+    def _layout(self, run: str) -> Layout | None:
+        row = self._db.execute("SELECT layout FROM run WHERE run=?", (run,)).fetchone()
+        return Layout.from_json(row[0]) if row is not None else None
 
     def commit(
         self,
@@ -267,9 +284,9 @@ class Session:
             rest = STREAM + residual.name
             self._checked[residual.name] = self._blobs.folder / residual.name
         else:
-            held = self.held(run)
-            assert held is not None
-            rest = self._blobs.put(pack_residual(residual, held.layout, store))
+            layout = self._layout(run)
+            assert layout is not None
+            rest = self._blobs.put(pack_residual(residual, layout, store))
         with self._transaction():
             self._db.execute("DELETE FROM outbox WHERE run=? AND status!='open' AND round<?", (run, round_ - 8))
             self._db.execute(

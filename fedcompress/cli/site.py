@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         help="Run a site: init, doctor, up, status, logs, down, train.", no_args_is_help=True, rich_markup_mode=None
     )
-    for command in (init, doctor, up, status, logs, down, train, worker):
+    for command in (init, doctor, up, status, logs, down, train, worker, node):
         group.command(name=command.__name__)(command)
     app.add_typer(group, name="site")
 
@@ -235,3 +235,23 @@ def worker(
         print(json.dumps([sys.executable, "-m", "clients.worker.main", *words]))
         return
     _execute("clients.worker.main", *words)
+
+
+def node(
+    site: SiteFile,
+    node_rank: Annotated[int, typer.Option(help="Number of this machine, from 1.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the command as JSON instead of running it.")] = False,
+) -> None:
+    """Run the ranks of a further machine of a site, until Ctrl-C: they get their work from node 0's worker.
+
+    Its site.toml is as on node 0, with paths of this machine; `engine.nodes` and `engine.rendezvous` say of which
+    machines a site consists.
+
+    Example:
+      fedcompress site node site.toml --node-rank 1
+    """
+    words = ["--site", str(site.resolve()), "--node-rank", str(node_rank)]
+    if as_json:
+        print(json.dumps([sys.executable, "-m", "clients.worker.node", *words]))
+        return
+    _execute("clients.worker.node", *words)

@@ -58,11 +58,12 @@ class WarmEngine(Protocol):
         ...
 
 
-def init_distributed(timeout: int) -> tuple[int, int]:
+def init_distributed(timeout: int, store: Any = None) -> tuple[int, int]:
     """Join the process group; returns rank and world size.
 
     ``timeout``, in seconds, is for collectives only: an idle rank waits for its worker, not
-    in a collective, so it may idle for ever.
+    in a collective, so it may idle for ever. Without a ``store`` the group is found by the
+    environment, as torchrun sets it.
     """
     from datetime import timedelta
 
@@ -74,7 +75,10 @@ def init_distributed(timeout: int) -> tuple[int, int]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         backend, local = "nccl", {"device_id": device}
-    torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout), **local)
+    place: dict[str, Any] = {}
+    if store is not None:
+        place = {"store": store, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout), **place, **local)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
