@@ -30,6 +30,7 @@ from server.evaluate import Quality, pool
 from server.ledger import Ledger, Published
 from server.publish import Downlinks
 from server.sampling import choose
+from server.stopping import clear_stop, stop_requested
 from server.strategy import Admitted, next_version
 
 RESYNC = ("base-digest", "result-digest", "StateError", "constants")  # failures that sending more can heal
@@ -108,7 +109,7 @@ class Coordinator:
         return start
 
     def run(self) -> Path:
-        """All rounds that are not done yet, a last evaluation, and the export.
+        """All rounds that are not done yet, a last evaluation, and the export; less if it is asked to stop.
 
         Returns:
             The exported PEFT folder.
@@ -123,10 +124,16 @@ class Coordinator:
             {"event": "start", "first_round": first, "rounds": self._config.rounds, "parameters": self.layout.numel}
         )
         for round_ in range(first, self._config.rounds + 1):
+            if stop_requested(self._config.state_path):
+                clear_stop(self._config.state_path)
+                return self._end("stopped")
             self._round(round_)
         self._ask(self._config.rounds + 1, steps=0)
+        return self._end("finished")
+
+    def _end(self, how: str) -> Path:
         folder = self.export(self._config.state_path / "adapter")
-        self._emit({"event": "finished", "adapter": str(folder), **self._totals()})
+        self._emit({"event": how, "adapter": str(folder), **self._totals()})
         return folder
 
     def _round(self, round_: int) -> None:

@@ -27,12 +27,12 @@ from typing import Any
 from clients.site import SiteConfig
 from clients.worker.counters import Counters
 from clients.worker.hub import RankHub
-from clients.worker.lease import hold
 from clients.worker.logs import log_file, set_up
 from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
 from clients.worker.service import WorkerService
 from clients.worker.session import Session
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, TrainingError
+from fedcompress.locks import hold
 from fedcompress.proto.v1 import worker_pb2_grpc
 
 LOG = logging.getLogger("fedcompress.worker")

@@ -1,0 +1,116 @@
+"""What those share that keep processes up: why one ended, and what a supervisor that was killed has left."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+MAX_TAIL = 1 << 16  # bytes
+MAX_LOG = 8 << 20  # bytes, beyond which a log is put aside at the next start
+
+
+def reason(log: Path, start: int) -> str:
+    """Why a process ended, from its log after ``start`` bytes, without colours.
+
+    Flower writes ``Exit Code: N``, then why, and then that its servers were stopped.
+    """
+    with log.open("rb") as stream:
+        stream.seek(max(start, log.stat().st_size - MAX_TAIL))
+        lines = COLOUR.sub("", stream.read().decode("utf-8", "replace")).splitlines()
+    lines = [line.strip() for line in lines if line.strip()]
+    for number, line in enumerate(lines[:-1]):
+        if "Exit Code:" in line:
+            return lines[number + 1]
+    wrong = [line for line in lines if line.startswith(("ERROR", "error:"))]
+    return (wrong or lines or ["no output"])[-1]
+
+
+def put_aside(log: Path) -> int:
+    """Start a new log if it is large; returns the bytes of the one that goes on."""
+    size = log.stat().st_size if log.is_file() else 0
+    if size > MAX_LOG:
+        log.replace(log.with_name(f"{log.name}.1"))
+        return 0
+    return size
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; nothing, if the file is absent or torn."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def remember(path: Path, name: str, pid: int) -> None:
+    """Note a process that was started, by id and time of birth, for one that comes after a crash."""
+    facts = read_facts(path) | {"by": os.getpid(), name: {"pid": pid, "created": _created(pid)}}
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(facts))
+    part.replace(path)
+
+
+def _created(pid: int) -> float:
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return float(psutil.Process(pid).create_time())
+    return 0.0
+
+
+def end_noted(path: Path) -> list[str]:
+    """End what ``remember`` has noted and what that has started; forget it; say what it was."""
+    import psutil
+
+    ended = []
+    for name, fact in read_facts(path).items():
+        with contextlib.suppress(psutil.Error, KeyError, TypeError):
+            process = psutil.Process(int(fact["pid"]))
+            if not fact["created"] or abs(process.create_time() - fact["created"]) > 0.01:
+                continue
+            members = [process, *process.children(recursive=True)]
+            for member in members:
+                with contextlib.suppress(psutil.Error):
+                    member.terminate()
+            _, left = psutil.wait_procs(members, timeout=10)
+            for member in left:
+                member.kill()
+            ended.append(f"{name} (pid {process.pid})")
+    path.unlink(missing_ok=True)
+    return ended
+
+
+def end_process(pid: int, *, grace: float) -> bool:
+    """SIGTERM, then SIGKILL after ``grace`` seconds; whether the first was enough."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        process.terminate()
+        process.wait(timeout=grace)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        process.kill()
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Whether SIGINT or SIGTERM has come within the block; neither interrupts it."""
+    seen: list[int] = []
+    before = {n: signal.signal(n, lambda number, frame: seen.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
