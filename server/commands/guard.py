@@ -2,11 +2,12 @@
 
 python -m server.commands.guard OWNER_PID COMMAND...
 
-A SuperLink does not watch who has started it. The guard must lead a process group of its own.
+A SuperLink does not watch who has started it. OWNER_PID must be the parent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,22 +23,25 @@ def main(argv: list[str]) -> int:
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: asked.append(number))
-    child = subprocess.Popen(command)
+    child = subprocess.Popen(command, process_group=0)
     while child.poll() is None:
         if asked or os.getppid() != owner:
-            return _end(child)
+            _end(child)
+            return 0
         time.sleep(POLL)
     return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
 
-def _end(child: subprocess.Popen[bytes]) -> int:
-    """SIGTERM to the process group, then SIGKILL, which ends this process too."""
-    os.killpg(0, signal.SIGTERM)  # this process only notes it
-    try:
-        child.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        os.killpg(0, signal.SIGKILL)
-    return 0
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """SIGTERM to the command's process group, then SIGKILL."""
+    with contextlib.suppress(ProcessLookupError):  # nobody is left
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            os.killpg(child.pid, number)
+            deadline = time.monotonic() + GRACE
+            while time.monotonic() < deadline:
+                child.poll()  # reaps it
+                os.killpg(child.pid, 0)
+                time.sleep(POLL)
 
 
 if __name__ == "__main__":

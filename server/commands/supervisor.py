@@ -106,6 +106,7 @@ class Supervisor:
             pid = self._adopted()
             if not pid:
                 self._start_superlink()
+                self._end(SUBMISSION)
                 self._release()
                 self._submit()
             return self._follow(pid)
@@ -194,7 +195,6 @@ class Supervisor:
             self.sleep(POLL)
 
     def _submit(self) -> None:
-        self._end(SUBMISSION)
         path = self.state / EVENTS
         self._read = path.stat().st_size if path.is_file() else 0
         self._start(SUBMISSION, submit_command(self.settings))

@@ -40,7 +40,8 @@ class PlainView:
         self._rounds = event.get("rounds", self._rounds)
         awaited: list[str] = []
         if event["event"] in ("asked", "reply", "refused"):
-            awaited = [named(entry) for entry in facts(self._folder, self._run)["awaited"]]
+            found = facts(self._folder, self._run)  # which may be ahead of the event
+            awaited = [named(entry) for entry in found["awaited"] if found["round"] == event["round"]]
         line = text_of(event, self._rounds, awaited)
         if line:
             self.say(line)
