@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 from fedcompress.adapters import load_template
 from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.template import CONSTANTS, MANIFEST, Template, load_constants
-from fedcompress.errors import ConfigError, MismatchError
+from fedcompress.errors import ConfigError, MismatchError, MissingPackageError
 from fedcompress.types import Tensors, state_digest
 from server.commands.common import kept_settings, run_named, run_settings, state_folder, template_copy
 from server.history import History
@@ -63,7 +66,8 @@ def run(options: Options) -> int:
     constants = load_constants((source / CONSTANTS).read_bytes()) if template.constants else {}
     out = Path(options.out)
     if options.merged:
-        _write_merged(options, template, state, constants, fingerprint)
+        with redirect_stdout(sys.stderr):  # deepspeed logs to stdout when PEFT imports it
+            _write_merged(options, template, state, constants, fingerprint)
     else:
         export_adapter(out, template, state, constants)
     facts = {
@@ -93,6 +97,9 @@ def _template(options: Options, folder: Path, run: str) -> tuple[Template, Path]
 def _write_merged(
     options: Options, template: Template, state: Tensors, constants: dict[str, Any], fingerprint: str
 ) -> None:
+    missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(f"packages {', '.join(missing)}: are absent: pip install 'fedcompress[site]'")
     from fedcompress.adapters.base_model import BaseModel, resolve_model
     from fedcompress.adapters.fingerprint import base_fingerprint
     from fedcompress.adapters.merged import save_merged
