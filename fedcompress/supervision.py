@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,15 +93,15 @@ def end_process(pid: int, *, grace: float) -> bool:
     """SIGTERM, then SIGKILL after ``grace`` seconds; whether the first was enough."""
     import psutil
 
-    try:
+    deadline = time.monotonic() + grace
+    with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         process.terminate()
-        process.wait(timeout=grace)
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.TimeoutExpired:
-        process.kill()
-        return False
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:  # its parent may never reap it
+            if time.monotonic() > deadline:
+                process.kill()
+                return False
+            time.sleep(0.1)
     return True
 
 
