@@ -10,9 +10,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import psutil
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
 MAX_TAIL = 1 << 16  # bytes
 MAX_LOG = 8 << 20  # bytes, beyond which a log is put aside at the next start
 
@@ -68,25 +72,56 @@ def _created(pid: int) -> float:
 
 
 def end_noted(path: Path) -> list[str]:
-    """End what ``remember`` has noted and what that has started; forget it; say what it was."""
+    """End what ``remember`` has noted, its session, and what they have started; forget it; say what it was."""
     import psutil
 
     ended = []
     for name, fact in read_facts(path).items():
-        with contextlib.suppress(psutil.Error, KeyError, TypeError):
-            process = psutil.Process(int(fact["pid"]))
-            if not fact["created"] or abs(process.create_time() - fact["created"]) > 0.01:
-                continue
-            members = [process, *process.children(recursive=True)]
-            for member in members:
-                with contextlib.suppress(psutil.Error):
-                    member.terminate()
-            _, left = psutil.wait_procs(members, timeout=10)
-            for member in left:
-                member.kill()
-            ended.append(f"{name} (pid {process.pid})")
+        with contextlib.suppress(psutil.Error, KeyError, TypeError, ValueError):
+            members = _left_of(int(fact["pid"]), float(fact["created"]))
+            if members:
+                _end_all(members)
+                ended.append(f"{name} (pid {fact['pid']})")
     path.unlink(missing_ok=True)
     return ended
+
+
+def _left_of(pid: int, created: float) -> list[psutil.Process]:
+    """What lives of a process that was born then, and of the session that it led; nothing if that is unknown."""
+    import psutil
+
+    if not created or (psutil.pid_exists(pid) and abs(psutil.Process(pid).create_time() - created) > 0.01):
+        return []  # the id is another's now
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            in_session = os.getsid(process.pid) == pid and process.create_time() >= created - 0.01
+            if process.pid == pid or in_session:
+                found |= {p.pid: p for p in [process, *process.children(recursive=True)]}
+    return [process for process in found.values() if _is_alive(process)]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; a zombie does not, and its parent may never reap it."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def _end_all(members: list[psutil.Process]) -> None:
+    """SIGTERM, then SIGKILL."""
+    import psutil
+
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for member in members:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.send_signal(number)
+        deadline = time.monotonic() + PATIENCE
+        while any(_is_alive(member) for member in members) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        members = [member for member in members if _is_alive(member)]
 
 
 def end_process(pid: int, *, grace: float) -> bool:
@@ -97,7 +132,7 @@ def end_process(pid: int, *, grace: float) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         process.terminate()
-        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:  # its parent may never reap it
+        while _is_alive(process):
             if time.monotonic() > deadline:
                 process.kill()
                 return False

@@ -113,6 +113,6 @@ def text_of(event: dict[str, Any], rounds: int, awaited: list[str]) -> str:
 
 
 def _round(event: dict[str, Any], rounds: int) -> str:
-    return (
-        "evaluation" if event["round"] > rounds > 0 else f"round {event['round']}" + (f" of {rounds}" if rounds else "")
-    )
+    if event["round"] > rounds > 0:
+        return "last evaluation"
+    return f"round {event['round']} of {rounds}" if rounds else f"round {event['round']}"

@@ -15,7 +15,7 @@ import pytest
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.locks import hold
 from server.commands import history, status, stop
-from server.commands.view import text_of
+from server.commands.view import LiveView, PlainView, text_of
 from server.history import History, read_events
 from server.places import COORDINATOR_LOCK, EVENTS, LEDGER, RUN_LOCK
 from server.stopping import request_stop, stop_requested
@@ -245,3 +245,22 @@ def test_the_coordinator_stops_between_rounds_and_goes_on(tmp_path: Path) -> Non
     world.run()
     assert world.events[-1]["event"] == "finished"
     assert world.result() == plain.result()
+
+
+@pytest.mark.parametrize("kind", [PlainView, LiveView])
+def test_what_is_shown_while_it_runs(kind: type[PlainView], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = World(tmp_path)
+    world.run()
+    settled(world)
+    with kind(tmp_path / "coordinator", "run") as view:
+        for event in read_events(tmp_path / "coordinator", "run"):
+            view.on_event(event)
+        view.show()
+    out, err = capsys.readouterr()
+    assert out == "", "stdout is for JSON"
+    assert "round 4 of 4: merged 3 of 3, up " in err
+    assert "finished: " in err
+    if kind is PlainView:
+        assert "last evaluation: north sent" in err
+        assert "round 1 of 4: 3 sites asked, until " in err
+        assert err.count("accuracy") == 5
