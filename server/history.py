@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.errors import ConfigError, StateError
+from server.durability import LEDGER
 from server.evaluate import Quality, pool
-from server.places import EVENTS, LEDGER
+from server.places import EVENTS
 
 TAIL = 4 << 20  # bytes of the events that are looked at
 
@@ -49,9 +50,11 @@ class SiteTotals:
 class Awaited:
     """A node that was asked and has not answered; ``site`` is empty if it is not known whose it is."""
 
+    round: int
     node: str
     site: str
     since: float
+    until: float
 
 
 class History:
@@ -174,31 +177,17 @@ class History:
         query = f"SELECT {', '.join(keys)} FROM refusal WHERE run=? ORDER BY id"
         return [dict(zip(keys, row, strict=True)) for row in self._rows(query, run)]
 
-    def awaited(self, run: str, after: float) -> tuple[int, list[Awaited]]:
-        """The open round, and which nodes were asked in it, after a time, and have not answered since; 0: none."""
-        sent = "FROM message m WHERE m.run=? AND m.direction='down' AND m.at>=?"
-        round_ = int(self._rows(f"SELECT MAX(m.round) {sent}", run, after)[0][0] or 0)
-        if round_ <= self.rounds_done(run):
-            return 0, []
-        asked = self._rows(
-            f"SELECT m.node, MAX(m.at), COALESCE(NULLIF(MAX(m.site), ''), s.site, '') {sent.replace(' WHERE', _SITE)}"
-            " AND m.round=? GROUP BY m.node ORDER BY 3, 1",
+    def awaited(self, run: str) -> list[Awaited]:
+        """Which nodes were asked and have not answered, as the coordinator that ran last had it."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name='task'"):
+            return []  # a ledger from before it
+        rows = self._rows(
+            "SELECT t.round, t.node, COALESCE(NULLIF(t.site, ''), s.site, ''), t.sent, t.until FROM task t"
+            " LEFT JOIN site s ON s.run=t.run AND s.node=t.node"
+            " WHERE t.run=? AND t.outcome='open' ORDER BY t.round, 3, t.node",
             run,
-            after,
-            round_,
         )
-        answers: dict[str, float] = dict(
-            self._rows(
-                "SELECT node, MAX(at) FROM (SELECT node, at FROM message WHERE run=? AND round=? AND direction='up'"
-                " UNION ALL SELECT node, at FROM refusal WHERE run=? AND round=?) GROUP BY node",
-                *(run, round_, run, round_),
-            )
-        )
-        open_ = [Awaited(node=n, site=s, since=at) for n, at, s in asked if answers.get(n, 0.0) < at]
-        return round_, open_
-
-
-_SITE = " LEFT JOIN site s ON s.run=m.run AND s.node=m.node WHERE"
+        return [Awaited(round=r, node=n, site=s, since=sent, until=until) for r, n, s, sent, until in rows]
 
 
 def read_events(folder: Path, run: str = "") -> list[dict[str, Any]]:

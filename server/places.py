@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-LEDGER, BLOBS, EVENTS = "ledger.db", "blobs", "events.jsonl"
+BLOBS, EVENTS = "blobs", "events.jsonl"
 COORDINATOR_LOCK = "coordinator.lock"  # held by the ServerApp
 RUN_LOCK = "run.lock"  # held by `fedcompress run`
 PROCESSES = "processes.json"  # what `fedcompress run` has started

@@ -12,8 +12,9 @@ from fedcompress.config import RunConfig
 from fedcompress.errors import ConfigError
 from fedcompress.supervision import read_facts
 from server.commands.settings import load_settings
+from server.durability import LEDGER
 from server.history import History
-from server.places import LEDGER, SETTINGS, TEMPLATES
+from server.places import SETTINGS, TEMPLATES
 
 
 def state_folder(text: str) -> Path:

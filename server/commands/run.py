@@ -15,15 +15,16 @@ from fedcompress.cli.application import STOPPED
 from fedcompress.demo.federation import app_folder, environment
 from fedcompress.demo.processes import ProcessGroup
 from fedcompress.errors import ConfigError, ProcessError
-from fedcompress.locks import hold
+from fedcompress.locks import hold, holder
 from fedcompress.supervision import end_noted, stop_signals
 from server.commands.common import is_terminal, keep_settings, template_copy
 from server.commands.processes import write_flower_home
 from server.commands.settings import CoordinatorConfig, Settings, host_and_port, load_settings
 from server.commands.supervisor import Outcome, Supervisor, result_of
 from server.commands.view import LiveView, PlainView
+from server.durability import LEDGER, recover_file
 from server.history import History, read_events
-from server.places import LEDGER, LOGS, PROCESSES, RUN_LOCK
+from server.places import COORDINATOR_LOCK, LOGS, PROCESSES, RUN_LOCK
 from server.stopping import clear_stop
 
 
@@ -53,16 +54,23 @@ def run(options: Options) -> int:
     except OSError as error:
         raise ConfigError("coordinator.state_dir", state, f"cannot be made: {error.strerror}") from error
     with hold(state / RUN_LOCK, f"state_dir: {state}: `fedcompress run` works on it, pid"):
+        left = _recovered(state)
         if _is_finished(settings):
             return _say_finished(settings, options)
         _check_resume(settings, options)
         template = _keep_template(settings)
-        left = end_noted(state / PROCESSES)
+        left += [f"ended what was left over: {what}" for what in end_noted(state / PROCESSES)]
         _check_listen(settings.coordinator)
         keep_settings(state, settings.facts(file.resolve()))
         clear_stop(state)
         flat = {**settings.flat, "initial-adapter": str(template)}
         return _supervise(settings, flat, left, options)
+
+
+def _recovered(state: Path) -> list[str]:
+    """What was done about a damaged ledger, before anybody reads it."""
+    note = "" if holder(state / COORDINATOR_LOCK) else recover_file(state)
+    return [note] if note else []
 
 
 def _done(settings: Settings) -> int | None:
@@ -150,7 +158,7 @@ def _supervise(settings: Settings, flat: dict[str, Any], left: list[str], option
     view = (LiveView if is_terminal() else PlainView)(state, name)
     with stop_signals() as stopped, ProcessGroup(state / LOGS, environment(home)) as group, view:
         for what in left:
-            view.say(f"ended what was left over: {what}")
+            view.say(what)
         if settings.coordinator.insecure:
             view.say(f"warning: insecure: connections to {settings.coordinator.address} are not encrypted")
         supervisor = Supervisor(

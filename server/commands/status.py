@@ -15,8 +15,9 @@ from fedcompress.display import ago, duration, escaped, size
 from fedcompress.errors import ConfigError
 from fedcompress.locks import holder
 from server.commands.common import kept_settings, run_named, run_settings, state_folder
+from server.durability import LEDGER
 from server.history import History, read_events, since_start
-from server.places import COORDINATOR_LOCK, LEDGER, RUN_LOCK
+from server.places import COORDINATOR_LOCK, RUN_LOCK
 from server.stopping import stop_requested
 
 ENDED = ("finished", "stopped", "failed")
@@ -76,7 +77,7 @@ def facts(folder: Path, name: str) -> dict[str, Any]:
     events = read_events(folder, name)
     last = since_start(events)
     settings = run_settings(kept_settings(folder), name)
-    found = _from_ledger(folder, name, last[0]["at"] if last else 0.0)
+    found = _from_ledger(folder, name)
     rounds = settings.get("rounds") or next((e["rounds"] for e in last if e["event"] == "start"), RunConfig.rounds)
     state = state_of(last, supervisor=supervisor, coordinator=coordinator)
     if state not in ("waiting", "running"):
@@ -87,7 +88,7 @@ def facts(folder: Path, name: str) -> dict[str, Any]:
         "state_dir": str(folder),
         "rounds": rounds,
         **found,
-        "until": _until(last, state, settings),
+        "until": _until(last, state, settings, found["awaited"]),
         "waiting": _last(last, "waiting", "sites", "needed") if state == "waiting" else None,
         "stop_requested": stop_requested(folder),
         "supervisor_pid": supervisor or None,
@@ -109,7 +110,7 @@ def state_of(last: list[dict[str, Any]], *, supervisor: int, coordinator: int) -
     return "failed" if kind == "failed" else "interrupted"
 
 
-def _from_ledger(folder: Path, name: str, after: float) -> dict[str, Any]:
+def _from_ledger(folder: Path, name: str) -> dict[str, Any]:
     empty: dict[str, Any] = {
         "rounds_done": 0,
         "version": None,
@@ -121,11 +122,11 @@ def _from_ledger(folder: Path, name: str, after: float) -> dict[str, Any]:
         return {**empty, "quality": None}
     with History(folder) as history:
         versions, quality = history.versions(name), history.quality(name)
-        round_, awaited = history.awaited(name, after)
+        awaited = history.awaited(name)
         return {
             "rounds_done": history.rounds_done(name),
             "version": versions[-1][0] if versions else None,
-            "round": round_,
+            "round": max((a.round for a in awaited), default=0),
             "awaited": [asdict(a) for a in awaited],
             "bytes": history.payload_bytes(name),
             "quality": {"version": quality[-1][0], **asdict(quality[-1][1])} if quality else None,
@@ -137,10 +138,12 @@ def _last(events: list[dict[str, Any]], kind: str, *keys: str) -> dict[str, Any]
     return {key: event.get(key) for key in keys} if event else None
 
 
-def _until(last: list[dict[str, Any]], state: str, settings: dict[str, Any]) -> float | None:
+def _until(
+    last: list[dict[str, Any]], state: str, settings: dict[str, Any], awaited: list[dict[str, Any]]
+) -> float | None:
     """When what is awaited now is given up."""
-    if state == "running" and (asked := _last(last, "asked", "at", "until_seconds")):
-        return float(asked["at"] + asked["until_seconds"])
+    if state == "running":
+        return max((entry["until"] for entry in awaited), default=None)
     began = [e["at"] for e in last if e["event"] in ("start", "round")]
     if state == "waiting" and began:
         return float(began[-1] + settings.get("join-timeout", RunConfig.join_timeout))
@@ -165,7 +168,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     if found["waiting"]:
         rows.append(("waiting", f"{found['waiting']['sites']} of {found['waiting']['needed']} sites are connected"))
     for entry in found["awaited"]:
-        rows.append(("awaited", f"{named(entry)}, in round {found['round']}, asked {ago(entry['since'])}"))
+        rows.append(("awaited", f"{named(entry)}, in round {entry['round']}, asked {ago(entry['since'])}"))
     if until:
         rows.append(("until", f"{clock(until)}, {duration(max(0.0, until - time.time()))} from now"))
     rows.append(("traffic", f"up {size(found['bytes']['up'])}, down {size(found['bytes']['down'])}"))

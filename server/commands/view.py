@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedcompress.display import escaped, size
+from fedcompress.display import duration, escaped, size
 from server.commands.status import clock, facts, figures, lines_of, named
 
 LINES = 10  # of what was said, in the live view
@@ -41,7 +41,7 @@ class PlainView:
         awaited: list[str] = []
         if event["event"] in ("asked", "reply", "refused"):
             found = facts(self._folder, self._run)  # which may be ahead of the event
-            awaited = [named(entry) for entry in found["awaited"] if found["round"] == event["round"]]
+            awaited = [named(entry) for entry in found["awaited"] if entry["round"] == event["round"]]
         line = text_of(event, self._rounds, awaited)
         if line:
             self.say(line)
@@ -88,13 +88,18 @@ def text_of(event: dict[str, Any], rounds: int, awaited: list[str]) -> str:
     match event["event"]:
         case "start":
             return f"begins at round {event['first_round']} of {event['rounds']}, {event['parameters']:,} parameters"
-        case "warning":
-            return f"warning: {event['message']}"
+        case "warning" | "recovered":
+            return f"{event['event']}: {event['message']}"
         case "waiting":
             return f"waiting for sites: {event['sites']} of {event['needed']} are connected"
         case "asked":
             until = clock(event["at"] + event["until_seconds"])
             return f"{_round(event, rounds)}: {event['sites']} sites asked, until {until}{still}"
+        case "awaiting":
+            left = duration(event["left_seconds"])
+            return f"{_round(event, rounds)}: awaited for {left} more: {', '.join(event['names'])}"
+        case "held":
+            return f"node {event['node']}: is not asked before round {event['until_round']}: refused too often"
         case "reply":
             return f"{_round(event, rounds)}: {event['site']} sent {size(event['bytes'])}{still}"
         case "refused":

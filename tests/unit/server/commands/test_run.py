@@ -15,6 +15,7 @@ from fedcompress.adapters import load_adapter
 from fedcompress.errors import ConfigError, LockedError
 from fedcompress.locks import hold
 from server.commands import run as command
+from server.commands.settings import load_settings
 from server.places import RUN_LOCK
 from server.stopping import request_stop, stop_requested
 from tests.support import equal
@@ -172,3 +173,20 @@ def test_a_backup_of_a_running_coordinator_goes_on(tmp_path: Path) -> None:
         assert one is not None
         assert one.version == 4
         assert equal(one.state, final)
+
+
+def test_a_damaged_ledger_is_replaced_by_its_copy_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, said = World(tmp_path), list[list[str]]()
+    killed_in_round(world, 3)
+    settled(world)
+    monkeypatch.setattr(command, "_supervise", lambda settings, flat, left, options: said.append(left) or 0)
+    monkeypatch.setattr(command, "_check_listen", lambda config: None)
+    ledger = tmp_path / "coordinator" / "ledger.db"
+    ledger.write_bytes(b"\0" * 5000)
+    for suffix in ("-wal", "-shm"):
+        ledger.with_name(f"ledger.db{suffix}").unlink(missing_ok=True)
+    assert run(world, resume=True) == 0
+    assert "its copy made after a round takes its place" in said[0][0]
+    assert command._done(load_settings(tmp_path / "coordinator.toml")) == 2
