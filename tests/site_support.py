@@ -177,6 +177,7 @@ def run_federation(
     rows: int = 48,
     via: Callable[[str], str] = lambda address: address,
     on_event: Callable[[Federation, dict[str, Any]], None] = lambda federation, event: None,
+    timeout: float = 300,
     **config: Any,
 ) -> list[dict[str, Any]]:
     """A real deployment on small data; returns the coordinator's events."""
@@ -199,7 +200,7 @@ def run_federation(
     with Federation(folder, files, via=via) as federation:
         federation.start()
         federation.submit({**settings, **config})
-        for event in federation.events(folder / "coordinator" / "events.jsonl", timeout=300):
+        for event in federation.events(folder / "coordinator" / "events.jsonl", timeout=timeout):
             events.append(event)
             on_event(federation, event)
     assert events[-1]["event"] == "finished", events[-1]
