@@ -318,9 +318,8 @@ class Coordinator:
     def _admit(self, asked: Asked, reply: Incoming, seen: set[str], steps: int) -> Admitted | None:
         """The update of a reply, or None with the reason in the ledger."""
         status, site = reply.status, str(reply.status.get("site", ""))
-        if reply.payload:
+        if size := len(reply.payload):
             kind, name = "update" if steps else "report", digest_of(reply.payload).hex()
-            size = len(reply.payload)
             self.ledger.record_message(asked.round, reply.node, site, "up", kind, size, name, reply.protocol)
         if reply.error or status.get("status") != "ok":
             code = "node-lost" if reply.error else str(status.get("code", "unknown"))
@@ -345,8 +344,7 @@ class Coordinator:
         header = envelope.header
         if not self.ledger.base_fingerprint:
             self.ledger.base_fingerprint = header.base_fingerprint.hex()
-        rate = self._rate(asked, reply, header.metrics)
-        # its digest was compared
+        rate = self._rate(asked, reply, header.metrics)  # the base's digest was compared: the site holds that version
         self.ledger.acknowledge(header.site, reply.node, asked.version, header.examples, rate)
         self.ledger.record_metrics(asked.round, header.site, dict(header.metrics))
         self._emit(
