@@ -92,7 +92,7 @@ class Deployment:
         def alive() -> None:
             assert command.poll() is None or ready(), (self.folder / "commands.log").read_text()
 
-        wait_until(lambda: bool(ready()), timeout=150, what=what, alive=alive)
+        wait_until(lambda: bool(ready()), timeout=300, what=what, alive=alive)
 
     def asked(self, round_: int) -> bool:
         """Whether a round has been asked for."""
@@ -143,7 +143,7 @@ def plain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_killed_in_every_way_it_ends_with_the_same_bytes(tmp_path: Path, base: Path, plain: Path) -> None:
     """kill -9 of the ServerApp in round 1, of the SuperLink in round 2, of the supervisor in round 3."""
     with deployed(tmp_path / "run", base, 3) as it:
@@ -180,7 +180,7 @@ def test_killed_in_every_way_it_ends_with_the_same_bytes(tmp_path: Path, base: P
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_stopped_after_a_round_and_resumed(tmp_path: Path, base: Path, plain: Path) -> None:
     """`stop` lets the round end; `stop --now` does not; neither changes a byte."""
     with deployed(tmp_path / "run", base, 3) as it:
