@@ -31,6 +31,7 @@ from server.ledger import Ledger, MergedRow, Published
 from server.norms import HISTORY, bound_of, norm_of
 from server.publish import Downlinks
 from server.roster import Roster
+from server.stopping import clear_stop, stop_requested
 from server.strategy import Admitted, next_version
 from server.tasks import Asked, task_of
 from server.transport import Incoming, Transport
@@ -89,7 +90,7 @@ class Coordinator:
         return start
 
     def run(self) -> Path:
-        """All rounds that are not done yet, a last evaluation, and the export.
+        """All rounds that are not done yet, a last evaluation, and the export; less if it is asked to stop.
 
         Returns:
             The exported PEFT folder.
@@ -106,11 +107,17 @@ class Coordinator:
             {"event": "start", "first_round": first, "rounds": self._config.rounds, "parameters": self.layout.numel}
         )
         for round_ in range(first, self._config.rounds + 1):
+            if stop_requested(self._config.state_path):
+                return self._end("stopped")
             self._round(round_)
         self._evaluate(self._config.rounds + 1)
         reach("server.before-export")
+        return self._end("finished")
+
+    def _end(self, how: str) -> Path:
+        clear_stop(self._config.state_path)
         folder = self.export(self._config.state_path / "adapter")
-        self._emit({"event": "finished", "adapter": str(folder), **self._totals()})
+        self._emit({"event": how, "adapter": str(folder), **self._totals()})
         return folder
 
     def _round(self, round_: int) -> None:
@@ -317,9 +324,8 @@ class Coordinator:
     def _admit(self, asked: Asked, reply: Incoming, seen: set[str], steps: int) -> Admitted | None:
         """The update of a reply, or None with the reason in the ledger."""
         status, site = reply.status, str(reply.status.get("site", ""))
-        if reply.payload:
+        if size := len(reply.payload):
             kind, name = "update" if steps else "report", digest_of(reply.payload).hex()
-            size = len(reply.payload)
             self.ledger.record_message(asked.round, reply.node, site, "up", kind, size, name, reply.protocol)
         if reply.error or status.get("status") != "ok":
             code = "node-lost" if reply.error else str(status.get("code", "unknown"))
@@ -344,8 +350,7 @@ class Coordinator:
         header = envelope.header
         if not self.ledger.base_fingerprint:
             self.ledger.base_fingerprint = header.base_fingerprint.hex()
-        rate = self._rate(asked, reply, header.metrics)
-        # its digest was compared
+        rate = self._rate(asked, reply, header.metrics)  # the base's digest was compared: the site holds that version
         self.ledger.acknowledge(header.site, reply.node, asked.version, header.examples, rate)
         self.ledger.record_metrics(asked.round, header.site, dict(header.metrics))
         self._emit(

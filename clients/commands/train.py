@@ -18,22 +18,23 @@ from pathlib import Path
 from typing import Any
 
 from clients import relay
-from clients.commands.common import duration, read_status, site_path
-from clients.commands.supervisor import end_process
+from clients.commands.common import read_status, site_path
 from clients.site import SiteConfig
 from clients.training.job import UPDATE
-from clients.worker.lease import hold
 from clients.worker.logs import log_file
 from clients.worker.paths import log_dir, make_state_dir, socket_path
 from fedcompress.adapters import load_adapter
 from fedcompress.adapters.template import CONSTANTS, Template, load_constants, load_template
 from fedcompress.config import TrainTask
 from fedcompress.demo.processes import wait_until
+from fedcompress.display import duration
 from fedcompress.errors import ConfigError, ProcessError
+from fedcompress.locks import hold
 from fedcompress.objective import objective_json
 from fedcompress.pipeline import encode_constants, encode_snapshot
 from fedcompress.proto.v1 import worker_pb2
 from fedcompress.stored import opened
+from fedcompress.supervision import end_process
 from fedcompress.types import Tensors, add
 from fedcompress.weights import is_weights
 from fedcompress.weights.export import export_run

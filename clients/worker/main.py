@@ -24,7 +24,6 @@ from clients.site import SiteConfig
 from clients.worker.counters import Counters
 from clients.worker.hub import RankHub
 from clients.worker.launcher import Launcher, rank_environment
-from clients.worker.lease import hold
 from clients.worker.logs import set_up
 from clients.worker.memory import return_large_blocks
 from clients.worker.nodes import NodeHub, serve_nodes
@@ -32,6 +31,7 @@ from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
 from clients.worker.service import WorkerService
 from clients.worker.session import Session
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, TrainingError
+from fedcompress.locks import hold
 from fedcompress.proto.v1 import worker_pb2_grpc
 
 LOG = logging.getLogger("fedcompress.worker")

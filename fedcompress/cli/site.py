@@ -6,12 +6,13 @@ Only options are declared here: the library does not know the applications, and 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from fedcompress.cli.application import as_words, execute
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="Path of site.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -30,21 +31,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="site")
 
 
-def _execute(module: str, *words: str) -> None:
-    """Become ``python -m module``, with the app's folder on the path and the user's folder as it is."""
-    from fedcompress.demo.federation import app_folder
-
-    paths = [str(app_folder()), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *words])
-
-
 def _command(name: str, options: dict[str, Any]) -> None:
-    from fedcompress.cli.main import DEBUG
-
-    written = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    _execute("clients.commands", name, json.dumps({**written, "debug": DEBUG in sys.argv}))
+    execute("clients.commands", *as_words(name, options))
 
 
 def init(
@@ -234,7 +222,7 @@ def worker(
     if as_json:
         print(json.dumps([sys.executable, "-m", "clients.worker.main", *words]))
         return
-    _execute("clients.worker.main", *words)
+    execute("clients.worker.main", *words)
 
 
 def node(
@@ -254,4 +242,4 @@ def node(
     if as_json:
         print(json.dumps([sys.executable, "-m", "clients.worker.node", *words]))
         return
-    _execute("clients.worker.node", *words)
+    execute("clients.worker.node", *words)
