@@ -35,9 +35,9 @@ class GridTransport:
         """Ids of the connected nodes."""
         return list(self._grid.get_node_ids())
 
-    def send(self, node: int, task: TrainTask, payload: bytes) -> None:
+    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> None:
         """Push one message."""
-        content = to_records({"task": task.to_json()}, payload)
+        content = to_records({"task": task.to_json(), "signature": signature}, payload)
         message = Message(content, dst_node_id=node, message_type="train", group_id=str(task.round))
         message_id = next(iter(self._grid.push_messages([message])), "")
         if message_id:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.template import CONSTANTS, START, load_constants
 from fedcompress.config import RunConfig, TrainTask
 from fedcompress.errors import AdmissionError, TrainingError
+from fedcompress.identity.tasks import sign_task
 from fedcompress.merging import Spool
 from fedcompress.objective import objective_json
 from fedcompress.pipeline import encode_constants, encode_snapshot
@@ -31,8 +33,10 @@ from server.ledger import Ledger, Published
 from server.publish import Downlinks
 from server.sampling import choose
 from server.strategy import Admitted, next_version
+from server.trust import Trust, own_key
 
-RESYNC = ("base-digest", "result-digest", "StateError", "constants")  # failures that sending more can heal
+RESYNC = ("base-digest", "result-digest", "StateError", "constants", "other-site")  # sending more can heal these
+MAX_TOLD = 500  # characters of a reason
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,8 @@ class Transport(Protocol):
         """Ids of the connected nodes."""
         ...
 
-    def send(self, node: int, task: TrainTask, payload: bytes) -> None:
-        """Send a task with its downlink."""
+    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> None:
+        """Send a task with its downlink, and the signature of both if there is one."""
         ...
 
     def receive(self, timeout: float) -> Iterable[Incoming]:
@@ -84,6 +88,9 @@ class Coordinator:
         self._constants = (folder / CONSTANTS).read_bytes() if template.constants else b""
         self.layout = template.adapter.layout
         self._adapter_config = dict(template.adapter.config)
+        self._key = own_key(config.state_path, required=config.require_signatures)
+        self._trust = Trust(config.state_path, config.require_signatures)
+        self._told: dict[int, str] = {}  # node: why its last reply was refused, for its next task
         self.ledger = Ledger(config.state_path, config.run)
         fingerprint = config.base_fingerprint or template.base_fingerprint
         self.ledger.begin(self.layout, json.dumps(self._adapter_config, sort_keys=True), fingerprint)
@@ -166,7 +173,7 @@ class Coordinator:
         """Send a round, collect and admit the replies; emits the quality of the published state."""
         shutil.rmtree(self._updates, ignore_errors=True)  # of a run that was killed
         nodes = choose(self._wait_for_nodes(), self._config.sites_per_round, self._config.seed, round_)
-        downlinks = Downlinks(self.ledger, self.layout, self._published)
+        downlinks = Downlinks(self.ledger, self.layout, self._published, self._key)
         for node in nodes:
             self._send(node, round_, steps, downlinks)
         self._emit(
@@ -220,6 +227,7 @@ class Coordinator:
     def _send(self, node: int, round_: int, steps: int, downlinks: Downlinks, *, constants: bool = False) -> None:
         rows = self.ledger.sites()
         known = next((r for r in rows if r.node == node), None)
+        site = known.site if known is not None else ""
         merged = [known.merged] if known is not None else [r.merged for r in rows]
         config = self._config
         task = TrainTask(
@@ -252,13 +260,16 @@ class Coordinator:
             constants=self._template.constants,
             quantization=self._template.quantization,
             merged=tuple(m for m in merged if m),
+            site=site,
+            refused=self._told.get(node, ""),
         )
         payload = downlinks.bundle(known.acked if known is not None else None)
         if constants or (known is None and self._constants_are_needed):
-            payload = encode_constants(self._constants, self._template.constants, run=config.run) + payload
-        self._transport.send(node, task, payload)
-        site = known.site if known is not None else ""
-        self.ledger.record_message(round_, node, site, "down", "state", len(payload), digest_of(payload).hex())
+            sent = encode_constants(self._constants, self._template.constants, run=config.run)
+            payload = downlinks.signed(sent) + payload
+        signature = sign_task(self._key, task.to_json(), payload) if self._key is not None else ""
+        self._transport.send(node, task, payload, signature)
+        self.ledger.record_message(round_, node, site, "down", "state", len(payload), sha256(payload).hexdigest())
 
     def _admit(self, round_: int, reply: Incoming, seen: set[str], steps: int) -> Admitted | None:
         """The update of a reply, or None with the reason in the ledger."""
@@ -280,12 +291,15 @@ class Coordinator:
             base_fingerprint=bytes.fromhex(self.ledger.base_fingerprint),
             codec=self._config.codec,
             weighting=self._config.weigh_by,
+            trust=self._trust,
         )
         try:
-            envelope, tensors = admit(reply.payload, expected, Kind.UPDATE if steps else Kind.REPORT, seen)
+            envelope, tensors = admit(reply.payload, expected, Kind.UPDATE if steps else Kind.REPORT, seen, site)
         except AdmissionError as error:
+            self._told[reply.node] = f"round {round_}: {error.code}: {error}"[:MAX_TOLD]
             self._refuse(round_, reply, error.code, str(error))
             return None
+        self._told.pop(reply.node, None)
         header = envelope.header
         if not self.ledger.base_fingerprint:
             self.ledger.base_fingerprint = header.base_fingerprint.hex()

@@ -194,6 +194,7 @@ def run_federation(
         "round-timeout": 200.0,
         "codec": "lora-ternary",
         "downlink-codec": "lora-ternary",
+        "require-signatures": False,
     }
     events = []
     with Federation(folder, files, via=via) as federation:

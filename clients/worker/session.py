@@ -16,7 +16,7 @@ from pathlib import Path
 from fedcompress.blobs import BlobStore
 from fedcompress.codecs import Feedback, pack_residual, unpack_residual
 from fedcompress.database import open_database, transaction
-from fedcompress.errors import MismatchError, StateError
+from fedcompress.errors import IdentityError, MismatchError, StateError
 from fedcompress.pipeline import check_layout, decode_constants, decode_state, decode_update
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest, to_bytes, zeros
 from fedcompress.wire import Kind, Limits, digest_of, split_bundle, unpack
@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS outbox (
   blob TEXT NOT NULL, status TEXT NOT NULL CHECK (status IN ('open', 'merged', 'returned')),
   PRIMARY KEY (run, round));
 CREATE TABLE IF NOT EXISTS constant (run TEXT PRIMARY KEY, digest TEXT NOT NULL, blob TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS newest (run TEXT PRIMARY KEY, round INTEGER NOT NULL, version INTEGER NOT NULL);
 """
 MAX_CONSTANTS = 1 << 34  # bytes
 
@@ -166,6 +167,33 @@ class Session:
             name = self._blobs.put(pack_residual(residual, held.layout))
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
         return returned
+
+    def advance(self, run: str, round_: int, version: int) -> None:
+        """Take note of a task that the coordinator has signed; an older one is a copy that somebody kept.
+
+        It would lead back to an old state, and return to the residual what was merged since.
+
+        Raises:
+            IdentityError: ``replay``: a later round or version was asked for before.
+        """
+        with transaction(self._db):
+            row = self._db.execute("SELECT round, version FROM newest WHERE run=?", (run,)).fetchone() or (0, 0)
+            if round_ < row[0] or version < row[1]:
+                raise IdentityError(
+                    "replay",
+                    f"task: round {round_}, version {version} of run {run}: round {row[0]}, version {row[1]} was asked "
+                    "for before: a coordinator that was set back needs a new run name",
+                )
+            self._db.execute("INSERT OR REPLACE INTO newest VALUES (?, ?, ?)", (run, round_, version))
+
+    def replace(self, run: str, round_: int, envelope: bytes) -> None:
+        """Put another signature under a stored reply."""
+        blob = self._blobs.put(envelope)
+        with self._transaction():
+            self._db.execute(
+                "UPDATE outbox SET digest=?, blob=? WHERE run=? AND round=?",
+                (digest_of(envelope).hex(), blob, run, round_),
+            )
 
     def replay(self, run: str, round_: int, base_digest: bytes) -> bytes | None:
         """The reply to a round that was already done from the same state, or None."""

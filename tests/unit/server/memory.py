@@ -8,7 +8,7 @@ from typing import Any
 
 from fedcompress.adapters import Adapter, Template, adapter_digest, load_adapter, save_template, seeded_init
 from fedcompress.config import RunConfig, TrainTask
-from fedcompress.errors import MismatchError
+from fedcompress.errors import IdentityError, MismatchError
 from fedcompress.objective import Classification
 from server.coordinator import Coordinator, Incoming
 from tests.support import lora_layout
@@ -28,6 +28,7 @@ class MemoryTransport:
         self.sites = sites
         self.fate = fate or (lambda event, node, round_: True)
         self.inbox: list[Incoming] = []
+        self.sent: list[tuple[int, TrainTask, bytes, str]] = []
         self.carried = {"up": 0, "down": 0}
         self.now = 0.0
 
@@ -38,14 +39,15 @@ class MemoryTransport:
     def nodes(self) -> list[int]:
         return list(self.sites)
 
-    def send(self, node: int, task: TrainTask, payload: bytes) -> None:
+    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> None:
         self.carried["down"] += len(payload)
+        self.sent.append((node, task, payload, signature))
         if not self.fate("send", node, task.round):
             return
         site = self.sites[node]
         try:
-            status, reply = {"status": "ok", "site": site.name}, site.answer(task, payload)
-        except MismatchError as error:
+            status, reply = {"status": "ok", "site": site.name}, site.answer(task, payload, signature)
+        except (MismatchError, IdentityError) as error:
             status = {"status": "failed", "site": site.name, "code": error.code, "message": str(error)}
             reply = b""
         if self.fate("reply", node, task.round):
@@ -89,6 +91,7 @@ class World:
             "seed": 3,
             "codec": "lora-ternary",  # the default codes have nothing left for so few entries but zeros
             "downlink_codec": "lora-ternary",
+            "require_signatures": False,
         }
         return RunConfig(**{**fields, **changes})
 
