@@ -92,7 +92,7 @@ def _connect(site_file: Path, site: SiteConfig) -> Any:
     raise ProcessError(f"worker: site {site.name}: did not start (exit {process.poll()}): see {log}")
 
 
-def _requests(task: TrainTask, bundle: bytes, signature: str) -> Iterator[worker_pb2.TrainRequest]:
+def _requests(task: TrainTask, bundle: bytes, signature: str = "") -> Iterator[worker_pb2.TrainRequest]:
     head = worker_pb2.TaskHeader(task_json=task.to_json(), payload_size=len(bundle), signature=signature)
     yield worker_pb2.TrainRequest(task=head)
     for at in range(0, len(bundle), CHUNK):

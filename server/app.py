@@ -15,7 +15,10 @@ from flwr.serverapp import Grid, ServerApp
 from fedcompress.config import TrainTask, parse_run_config
 from fedcompress.errors import FedCompressError
 from fedcompress.flower import from_records, require_version, to_records
+from fedcompress.identity.audit import AuditLog
+from fedcompress.identity.registry import coordinator_key
 from server import LIBRARY
+from server.audit import Audited
 from server.coordinator import Coordinator, Incoming
 
 LOG = logging.getLogger("flwr")
@@ -92,7 +95,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run or resume a run."""
     require_version(LIBRARY)
     config = parse_run_config(dict(context.run_config))
-    emit = EventLog(config.state_path)
+    key = coordinator_key(config.state_path)
+    emit = Audited(AuditLog(config.state_path, key), config.run, EventLog(config.state_path))
     try:
         Coordinator(config, GridTransport(grid), emit).run()
     except Exception as error:

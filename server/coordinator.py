@@ -126,9 +126,9 @@ class Coordinator:
         first = self.ledger.rounds_done + 1
         for message in self._config.warnings:
             self._emit({"event": "warning", "message": message})
-        self._emit(
-            {"event": "start", "first_round": first, "rounds": self._config.rounds, "parameters": self.layout.numel}
-        )
+        facts = {"parameters": self.layout.numel, "require_signatures": self._config.require_signatures}
+        at = {"version": self._published.version, "digest": self._published.digest.hex()}
+        self._emit({"event": "start", "first_round": first, "rounds": self._config.rounds, **facts, **at})
         for round_ in range(first, self._config.rounds + 1):
             self._round(round_)
         self._ask(self._config.rounds + 1, steps=0)
@@ -161,6 +161,8 @@ class Coordinator:
                 "event": "round",
                 "round": round_,
                 "version": published.version,
+                "digest": published.digest.hex(),
+                "updates": [f"{site}:{digest}" for site, digest in merged],
                 "asked": asked,
                 "merged": len(merged),
                 "uplink_bytes": up,
@@ -176,9 +178,8 @@ class Coordinator:
         downlinks = Downlinks(self.ledger, self.layout, self._published, self._key)
         for node in nodes:
             self._send(node, round_, steps, downlinks)
-        self._emit(
-            {"event": "asked", "round": round_, "sites": len(nodes), "until_seconds": self._config.round_timeout}
-        )
+        at = {"version": self._published.version, "until_seconds": self._config.round_timeout}
+        self._emit({"event": "asked", "round": round_, "sites": len(nodes), **at})
         admitted: list[Admitted] = []
         waiting, resent = set(nodes), set()
         deadline = self._clock() + self._config.round_timeout
@@ -311,6 +312,8 @@ class Coordinator:
                 "round": round_,
                 "site": header.site,
                 "bytes": len(reply.payload),
+                "digest": envelope.digest.hex(),
+                "signed": bool(envelope.signature),
                 "replayed": bool(status.get("replayed")),
                 "metrics": {k: round(v, 4) for k, v in header.metrics.items()},
             }
@@ -322,9 +325,15 @@ class Coordinator:
         return Admitted(header.site, envelope, tensors)
 
     def _refuse(self, round_: int, reply: Incoming, code: str, message: str) -> None:
-        site = str(reply.status.get("site", ""))
+        site, code, message = (
+            str(reply.status.get("site", ""))[:64],
+            code[:64],
+            message[:2000],
+        )  # anybody may write them
         self.ledger.record_refusal(round_, reply.node, site, code, message)
-        self._emit({"event": "refused", "round": round_, "site": site, "code": code, "message": message})
+        digest = digest_of(reply.payload).hex() if reply.payload else ""
+        facts = {"site": site, "code": code, "message": message, "digest": digest}
+        self._emit({"event": "refused", "round": round_, **facts})
 
     def _emit_quality(self, quality: Quality | None) -> None:
         if quality is not None:

@@ -8,7 +8,7 @@ import sys
 import click
 import typer
 
-from fedcompress.cli import demo, experiment, files, merge, partition, plan, site, tables, template
+from fedcompress.cli import audit, certs, demo, experiment, files, keys, merge, partition, plan, site, tables, template
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, MismatchError, MissingPackageError
 
 app = typer.Typer(
@@ -27,6 +27,9 @@ plan.register(app)
 tables.register(app)
 template.register(app)
 site.register(app)
+keys.register(app)
+audit.register(app)
+certs.register(app)
 
 DEBUG = "--debug"
 STOPPED = 130  # typer returns it after Ctrl-C

@@ -66,6 +66,11 @@ def init(
     micro_batch: Annotated[int | None, typer.Option(help="Examples a process handles at once; 0: as fit.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a process.")] = None,
     max_update_norm: Annotated[float | None, typer.Option(help="Norm that updates are clipped to; 0: none.")] = None,
+    key: Annotated[str | None, typer.Option(help="This site's private key, of `fedcompress keys new`.")] = None,
+    coordinator: Annotated[str | None, typer.Option(help="The coordinator's public key.")] = None,
+    superlink: Annotated[str | None, typer.Option(help="HOST:PORT of the SuperLink.")] = None,
+    root_certificates: Annotated[str | None, typer.Option(help="PEM file of its root certificates.")] = None,
+    node_key: Annotated[str | None, typer.Option(help="The SuperNode's private key.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: defaults for what is not given.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     as_json: Json = False,
@@ -93,6 +98,8 @@ def init(
         },
         "engine": {"ranks": ranks, "zero_stage": zero_stage, "micro_batch": micro_batch, "threads": threads},
         "privacy": {"max_update_norm": max_update_norm},
+        "identity": {"key": key, "coordinator": coordinator},
+        "superlink": {"address": superlink, "root_certificates": root_certificates, "node_key": node_key},
     }
     answers = {f"{s}.{k}": v for s, body in sections.items() for k, v in body.items() if v is not None}
     _command("init", {"out": out, "answers": answers, "yes": yes, "force": force, "as_json": as_json})
@@ -122,7 +129,7 @@ def doctor(
 
 def up(
     site: SiteFile,
-    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")],
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink, if site.toml has none.")] = "",
     insecure: Insecure = False,
     root_certificates: Certificates = None,
     auth_supernode_private_key: Key = None,

@@ -162,16 +162,17 @@ def write_file(path: Path, data: bytes, *, mode: int, force: bool = False) -> No
     Raises:
         ConfigError: it is there already and ``force`` is not given, or cannot be written.
     """
+    target = path.with_name(f".{path.name}.{os.getpid()}.part") if force else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if force:
-            path.unlink(missing_ok=True)
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(handle, "wb") as stream:
             os.fchmod(handle, mode)  # the umask may have taken more away
             stream.write(data)
             stream.flush()
             os.fsync(handle)
+        if target != path:
+            os.replace(target, path)
     except FileExistsError as error:
         raise ConfigError("--out", path, "exists already: --force overwrites it") from error
     except OSError as error:

@@ -7,7 +7,8 @@ its signatures are refused with that reason, and it cannot be registered again.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fedcompress.database import open_database, transaction
@@ -34,6 +35,9 @@ class Signer:
     revoked: float | None = None
 
 
+Log = Callable[[Signer], None]
+
+
 class Registry:
     """Keys of the sites of one coordinator; may be read while another process writes."""
 
@@ -57,8 +61,13 @@ class Registry:
     def __exit__(self, *error: object) -> None:
         self._db.close()
 
-    def register(self, key: PublicKey, site: str) -> Signer:
+    def register(self, key: PublicKey, site: str, *, log: Log = lambda signer: None) -> Signer:
         """Let a key speak for a site; a site may have several, to change from one to the next.
+
+        Args:
+            key: the site's.
+            site: its name.
+            log: is told what is new, before it counts; if it raises, nothing is changed.
 
         Raises:
             ConfigError: the key is revoked or another site's, or ``site`` is not a name.
@@ -73,12 +82,19 @@ class Registry:
                 raise ConfigError("PUBKEY_FILE", key.id, f"is the key of site {known.site}: make another one")
             if known is not None:
                 return known
-            added = time.time()
-            self._db.execute("INSERT INTO key VALUES (?, ?, ?, ?, NULL)", (key.data.hex(), site, key.name, added))
-        return Signer(site, key, added)
+            signer = Signer(site, key, time.time())
+            self._db.execute(
+                "INSERT INTO key VALUES (?, ?, ?, ?, NULL)", (key.data.hex(), site, key.name, signer.added)
+            )
+            log(signer)
+        return signer
 
-    def revoke(self, name: str) -> list[Signer]:
+    def revoke(self, name: str, *, log: Log = lambda signer: None) -> list[Signer]:
         """Revoke a key by its id, or all keys of a site; returns those that were not revoked before.
+
+        Args:
+            name: of a site, or the id of a key.
+            log: as for ``register``, once for each key.
 
         Raises:
             ConfigError: there is no such key or site.
@@ -89,11 +105,11 @@ class Registry:
                 known = sorted({s.site for s in self.signers()})
                 raise ConfigError("NAME", repr(name[:80]), f"must be a site, one of {known}, or the id of a key")
             now = time.time()
-            for signer in found:
-                self._db.execute(
-                    "UPDATE key SET revoked=? WHERE public=? AND revoked IS NULL", (now, signer.key.data.hex())
-                )
-        return [Signer(s.site, s.key, s.added, now) for s in found if s.revoked is None]
+            revoked = [replace(s, revoked=now) for s in found if s.revoked is None]
+            for signer in revoked:
+                self._db.execute("UPDATE key SET revoked=? WHERE public=?", (now, signer.key.data.hex()))
+                log(signer)
+        return revoked
 
     def signers(self) -> list[Signer]:
         """All keys, revoked ones too, by site and time."""
