@@ -153,11 +153,9 @@ def verify(folder: Path, key: PublicKey | None = None, *, kept: str = "") -> Ver
     head, wrong = _checked_head(folder, key)
     at_head = FIRST
     for line in _lines(path):
-        problem = _problem(line, seq + 1, digest)
+        problem, bad = _problem(line, seq + 1, digest)
         if problem:
-            return Verdict(
-                ok=False, lines=seq, head=digest, signed=bool(head.signature), message=problem, bad_line=seq + 1
-            )
+            return Verdict(ok=False, lines=bad - 1, head=digest, signed=False, message=problem, bad_line=bad)
         seq, digest = seq + 1, hashlib.sha256(line).hexdigest()
         seen = seen or digest == kept
         at_head = digest if seq == head.seq else at_head
@@ -204,21 +202,21 @@ def _checked_head(folder: Path, key: PublicKey | None) -> tuple[Head, str]:
     return head, "" if good else f"{HEAD}: is not signed by the key {key.id}"
 
 
-def _problem(line: bytes, seq: int, previous: str) -> str:
-    """Why a line is not the next one; empty if it is."""
+def _problem(line: bytes, seq: int, previous: str) -> tuple[str, int]:
+    """Why a line is not the next one, and which line is to blame; empty if it is."""
     if len(line) > MAX_LINE:
-        return f"is longer than {MAX_LINE} bytes"
+        return f"is longer than {MAX_LINE} bytes", seq
     try:
         facts = json.loads(line)
     except (ValueError, RecursionError):
-        return "is not JSON"
+        return "is not JSON", seq
     if not isinstance(facts, dict) or _line(facts) != line:
-        return "is not written as the log writes"
-    if facts.get("previous") != previous:
-        return "does not follow the line before it"
+        return "is not written as the log writes", seq
     if facts.get("seq") != seq:
-        return f"has number {facts.get('seq')!r}"
-    return ""
+        return f"has number {facts.get('seq')!r}", seq
+    if facts.get("previous") != previous:
+        return "is not what the line after it was written after", max(seq - 1, 1)
+    return "", 0
 
 
 def _line(facts: dict[str, Any]) -> bytes:
