@@ -28,6 +28,7 @@ class Part:
     header: Header
     section_sizes: tuple[int, ...]
     digest: bytes
+    signed: bool
     manifest: Manifest | None  # of a FILE
 
 
@@ -128,6 +129,7 @@ def _part_of(envelope: Envelope, offset: int, size: int) -> Part:
         header=envelope.header,
         section_sizes=tuple(len(s) for s in envelope.sections),
         digest=envelope.digest,
+        signed=bool(envelope.signature),
         manifest=manifest,
     )
 
