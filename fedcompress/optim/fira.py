@@ -47,5 +47,5 @@ class Fira(GaLore):
         correction = (1 - self.beta2**age) ** 0.5 / (1 - self.beta1**age)
         phi = channel_scale(inner, low, side) / correction
         rest, norm = limited((grad - to_full(low, basis, side)).mul_(phi), last, self.growth)
-        delta = to_full(inner, basis, side).mul_(self.scale).add_(rest, alpha=correction)
+        delta = to_full(inner, basis, side).float().mul_(self.scale).add_(rest, alpha=correction)
         return delta, kept | {"norm": norm}

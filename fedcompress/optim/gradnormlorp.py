@@ -41,6 +41,7 @@ class GradNormLoRP(GaLore):
         unit = weight / weight.norm(dim=1, keepdim=True).clamp_(min=TINY)
         along = (grad * unit).sum(1, keepdim=True)
         turn, kept = super().update(grad - along * unit, state, step, part, weight)
+        turn = turn.float()
         longer, lengths = adam(along, lengths, age, (self.beta1, self.beta2), self.eps, plain_eps=True)
         delta = turn.add_(unit * (longer - (turn * unit).sum(1, keepdim=True)))
         return delta, kept | {"length_m": lengths["m"], "length_v": lengths["v"], "length_age": age}

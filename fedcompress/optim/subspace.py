@@ -24,12 +24,14 @@ def larger_side(shape: tuple[int, ...]) -> str:
 
 
 def to_low(matrix: Any, basis: Any, side: str) -> Any:
-    """``G P`` or ``P^T G``."""
-    return matrix @ basis if side == "right" else basis.T @ matrix
+    """``G P`` or ``P^T G``, float32; the product is made in the dtype of the basis."""
+    matrix = matrix.to(basis.dtype)
+    return (matrix @ basis if side == "right" else basis.T @ matrix).float()
 
 
 def to_full(low: Any, basis: Any, side: str) -> Any:
-    """``R P^T`` or ``P R``."""
+    """``R P^T`` or ``P R``, in the dtype of the basis."""
+    low = low.to(basis.dtype)
     return low @ basis.T if side == "right" else basis @ low
 
 
@@ -44,7 +46,7 @@ def carried(state: State, before: Any, basis: Any, side: str, how: str) -> State
         return {}
     if how == "keep":
         return state
-    turn = before.T @ basis
+    turn = before.float().T @ basis
     squared = turn * turn
     first, second = state["m"], state["v"]
     if side == "right":

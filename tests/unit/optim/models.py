@@ -35,6 +35,8 @@ CALLS = {
         "galore(rank=4,update_gap=3,basis=randomized,side=left)",
         "galore(rank=4,update_gap=3,basis=power,side=reverse,carry=project)",
         "galore(rank=4,update_gap=3,side=full)",
+        "galore(rank=4,update_gap=3,basis=power,products=bf16,carry=project)",
+        "galore(rank=4,update_gap=3,side=full,products=bf16)",
     ],
     "gradnormlorp": ["gradnormlorp(rank=4,update_gap=3)", "gradnormlorp(rank=4,update_gap=3,side=full)"],
     "id3": ["id3(density=0.2,steps=3)", "id3(density=0.5,steps=2,exp=1.0,state=8bit)"],
