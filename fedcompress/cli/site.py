@@ -20,6 +20,22 @@ Certificates = Annotated[Path | None, typer.Option(help="PEM file with the Super
 Key = Annotated[Path | None, typer.Option(help="The SuperNode's private key.")]
 
 
+# Options of ``init`` and what they set in site.toml.
+_ANSWERS = {
+    **{name: f"site.{name}" for name in ("name", "state_dir")},
+    "model": "model.path",
+    "dtype": "model.dtype",
+    "quantization": "model.quantization",
+    **{n: f"data.{n}" for n in ("train", "heldout", "text", "label", "prompt", "completion", "messages")},
+    **{name: f"engine.{name}" for name in ("ranks", "zero_stage", "micro_batch", "threads")},
+    "max_update_norm": "privacy.max_update_norm",
+    **{name: f"identity.{name}" for name in ("key", "coordinator")},
+    "superlink": "superlink.address",
+    "root_certificates": "superlink.root_certificates",
+    "node_key": "superlink.node_key",
+}
+
+
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
@@ -84,24 +100,8 @@ def init(
 
       fedcompress site init --name north --model ./smollm2 --train train.jsonl --yes -o north.toml
     """
-    sections: dict[str, dict[str, Any]] = {
-        "site": {"name": name, "state_dir": state_dir},
-        "model": {"path": model, "dtype": dtype, "quantization": quantization},
-        "data": {
-            "train": train,
-            "heldout": heldout,
-            "text": text,
-            "label": label,
-            "prompt": prompt,
-            "completion": completion,
-            "messages": messages,
-        },
-        "engine": {"ranks": ranks, "zero_stage": zero_stage, "micro_batch": micro_batch, "threads": threads},
-        "privacy": {"max_update_norm": max_update_norm},
-        "identity": {"key": key, "coordinator": coordinator},
-        "superlink": {"address": superlink, "root_certificates": root_certificates, "node_key": node_key},
-    }
-    answers = {f"{s}.{k}": v for s, body in sections.items() for k, v in body.items() if v is not None}
+    given = locals()
+    answers = {key: given[option] for option, key in _ANSWERS.items() if given[option] is not None}
     _command("init", {"out": out, "answers": answers, "yes": yes, "force": force, "as_json": as_json})
 
 
