@@ -12,13 +12,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedcompress.errors import StateError
+from fedcompress.failpoints import reach
 
 
 class BlobStore:
-    """Blobs in one folder."""
+    """Blobs in one folder.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: created if it is not there.
+        failpoint: name of a place of ``FAILPOINTS`` in the middle of a file.
+    """
+
+    def __init__(self, folder: Path, failpoint: str = "") -> None:
         self._folder = folder
+        self._failpoint = failpoint
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> str:
@@ -28,7 +35,9 @@ class BlobStore:
         if not path.exists():
             part = self._folder / f"{name}.{os.getpid()}.part"
             with part.open("wb") as stream:
-                stream.write(data)
+                stream.write(data[: len(data) // 2])
+                reach(self._failpoint)
+                stream.write(data[len(data) // 2 :])
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(part, path)
@@ -49,6 +58,17 @@ class BlobStore:
         if hashlib.sha256(data).hexdigest() != name:
             raise StateError(f"blob: {path}: SHA-256 does not match its name: the file was changed")
         return data
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a blob anew whose file was damaged.
+
+        Raises:
+            StateError: these are other bytes.
+        """
+        if hashlib.sha256(data).hexdigest() != name:
+            raise StateError(f"blob: {self._folder / name}: cannot be rebuilt: SHA-256 does not match its name")
+        (self._folder / name).unlink(missing_ok=True)
+        self.put(data)
 
     def keep_only(self, names: Iterable[str]) -> int:
         """Delete all other files, unfinished ones too; return how many."""

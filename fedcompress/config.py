@@ -26,6 +26,8 @@ from fedcompress.training import correction_named, schedule_named
 from fedcompress.wire.envelope import NAME
 
 PROTOCOL = 4
+SAMPLINGS = ("uniform", "data", "bandwidth")
+LATE = ("return", "merge")
 OPTIMIZER_STATES = ("reset", "keep")
 
 
@@ -93,7 +95,7 @@ class TrainTask:
     quantization: str = ""  # that the base must be loaded with; empty: any
     merged: tuple[str, ...] = ()  # hex digests, this site's last merged update is among them if there is one
     site: str = ""  # that it is for; empty where the coordinator does not know who is behind a node
-    refused: str = ""  # why this site's last reply was refused; empty: it was not
+    refused: tuple[str, ...] = ()  # what was refused of this site of late, as "round: code: message"
     protocol: int = PROTOCOL
 
     def __post_init__(self) -> None:
@@ -159,8 +161,17 @@ class RunConfig:
     base_fingerprint: str = ""  # hex; empty: the template's, or else the first one seen is kept
     rounds: int = 5
     min_sites: int = 1
-    sites_per_round: int = 0  # asked in a round; 0: all that are there
+    sites_per_round: int = 0  # whose updates a round is to have; 0: all that are there
+    sampling: str = "uniform"  # or data, bandwidth: which of them
+    over_sampling: float = 1.0  # times sites-per-round are asked, and the first sites-per-round are merged
     quorum: int = 1  # updates without which a round is not merged
+    patience: int = 3  # times that a round without a quorum is given another round-timeout
+    buffer: int = 0  # updates after which a round is merged while others go on training; 0: it waits for all
+    late: str = "return"  # to the site's residual; or merge: in a later round, for less
+    max_staleness: int = 4  # versions after which a late update is returned all the same
+    norm_bound: float = 10.0  # times the median norm of updates; 0: none
+    max_refusals: int = 3  # in a row, after which a site is left out for a while; 0: never
+    retention: int = 2  # versions of which everything is kept, to fall back on
     round_timeout: float = 3600.0  # seconds
     join_timeout: float = 300.0  # seconds to wait for min_sites
     steps: int = 20
@@ -199,23 +210,43 @@ class RunConfig:
             "quorum",
             "round_timeout",
             "join_timeout",
+            "over_sampling",
+            "max_staleness",
+            "retention",
             "batch_size",
             "lr",
             "max_length",
         ):
             _positive(name.replace("_", "-"), getattr(self, name))
-        for name in ("steps", "sites_per_round", "server_lr", "clip", "train_timeout", "seed"):
+        zeros = ("steps", "sites_per_round", "server_lr", "clip", "train_timeout", "seed", "patience", "buffer")
+        for name in (*zeros, "norm_bound", "max_refusals"):
             _positive(name.replace("_", "-"), getattr(self, name), zero=True)
         if self.seed >= 1 << 64:
             raise ConfigError("seed", self.seed, "must be below 2^64")
         for name in ("codec", "downlink_codec"):
             CodecSpec.parse(getattr(self, name), field=name.replace("_", "-"))
         check_space(rule_named(self.rule), self.space)
+        self._check_rounds()
         self._check_quorum()
         _ = self.weigh_by, self.outer, self.error_feedback  # they check their ranges
         _check_optimizer("optimizer", self.optimizer, self.optimizer_state)
         schedule_named(self.schedule, field="schedule")
         correction_named(self.correction, field="correction")
+
+    def _check_rounds(self) -> None:
+        for name, choices in (("sampling", SAMPLINGS), ("late", LATE)):
+            if getattr(self, name) not in choices:
+                raise ConfigError(name, getattr(self, name), f"must be one of {list(choices)}")
+        if self.over_sampling < 1:
+            raise ConfigError("over-sampling", self.over_sampling, "must be at least 1")
+        if self.over_sampling > 1 and not self.sites_per_round:
+            raise ConfigError("over-sampling", self.over_sampling, "needs sites-per-round, which it is times of")
+        if self.buffer and self.late != "merge":
+            raise ConfigError("late", self.late, "must be merge with a buffer: sites go on training while it is merged")
+        if self.buffer and self.quorum > self.buffer:
+            raise ConfigError("quorum", self.quorum, f"must be at most {self.buffer}, the buffer")
+        if 0 < self.norm_bound < 1:
+            raise ConfigError("norm-bound", self.norm_bound, "must be 0 or at least 1")
 
     def _check_quorum(self) -> None:
         """A round with too few updates for Krum is to wait for more, not to fail when it merges."""

@@ -45,6 +45,16 @@ def from_records(records: RecordDict) -> tuple[dict[str, Scalar], bytes]:
     return dict(config), array.data
 
 
+def carried_bytes(records: RecordDict) -> int:
+    """Bytes of the objects that Flower makes of a message's content and sends, without HTTP around them."""
+    total, rest = 0, [records]
+    while rest:
+        item = rest.pop()
+        total += len(item.deflate())
+        rest += list((item.children or {}).values())
+    return total
+
+
 def require_version(app_version: str) -> None:
     """Raise unless the Flower app was made for the installed library.
 

@@ -14,12 +14,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedcompress.config import TrainTask, parse_run_config
 from fedcompress.errors import FedCompressError
-from fedcompress.flower import from_records, require_version, to_records
+from fedcompress.flower import carried_bytes, from_records, require_version, to_records
 from fedcompress.identity.audit import AuditLog
 from fedcompress.identity.registry import coordinator_key
 from server import LIBRARY
 from server.audit import Audited
-from server.coordinator import Coordinator, Incoming
+from server.coordinator import Coordinator
+from server.transport import Incoming
 
 LOG = logging.getLogger("flwr")
 POLL = 0.1  # seconds between two looks for replies
@@ -38,7 +39,7 @@ class GridTransport:
         """Ids of the connected nodes."""
         return list(self._grid.get_node_ids())
 
-    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> None:
+    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> int:
         """Push one message."""
         content = to_records({"task": task.to_json(), "signature": signature}, payload)
         message = Message(content, dst_node_id=node, message_type="train", group_id=str(task.round))
@@ -47,6 +48,7 @@ class GridTransport:
             self._open[message_id] = node
         else:  # the node has just left, or the message is too large for the SuperLink
             self._unsent.append(Incoming(node, {}, b"", error="the SuperLink did not take the message"))
+        return carried_bytes(content) - len(payload)
 
     def receive(self, timeout: float) -> Iterable[Incoming]:
         """Pull until something came or the time is over."""
@@ -68,12 +70,13 @@ class GridTransport:
             status, payload = from_records(reply.content)
         except FedCompressError as error:
             return Incoming(node, {}, b"", error=str(error))
-        return Incoming(node, status, payload)
+        return Incoming(node, status, payload, protocol=carried_bytes(reply.content) - len(payload))
 
-    def forget(self) -> None:
-        """Drop open messages."""
-        self._open.clear()
-        self._unsent.clear()
+    def forget(self, nodes: Iterable[int]) -> None:
+        """Drop open messages to some nodes."""
+        gone = set(nodes)
+        self._open = {message: node for message, node in self._open.items() if node not in gone}
+        self._unsent = [reply for reply in self._unsent if reply.node not in gone]
 
 
 class EventLog:

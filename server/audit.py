@@ -13,7 +13,7 @@ Emit = Callable[[dict[str, Any]], None]
 # Event: its name in the log, and the facts that are kept.
 DECISIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "start": ("run-begun", ("first_round", "rounds", "version", "digest", "require_signatures")),
-    "asked": ("round-asked", ("round", "sites", "version")),
+    "asked": ("round-asked", ("round", "names")),
     "reply": ("reply-admitted", ("round", "site", "digest", "signed", "replayed")),
     "refused": ("reply-refused", ("round", "site", "code", "digest", "message")),
     "round": ("published", ("round", "version", "digest", "updates")),

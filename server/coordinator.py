@@ -1,7 +1,7 @@
 """The round loop, to be read from top to bottom.
 
-A round: send the published state and a task to each chosen site; collect replies until all
-are there or the deadline; admit or refuse each; merge; step; compress; commit.
+A round: send the published state and a task to each chosen site; collect replies until all are there, enough are,
+or the deadline; admit or refuse each; merge; step; compress; commit.
 """
 
 from __future__ import annotations
@@ -9,64 +9,34 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fedcompress.adapters import adapter_digest, load_template, seeded_init
 from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.template import CONSTANTS, START, load_constants
-from fedcompress.config import RunConfig, TrainTask
+from fedcompress.config import RunConfig
 from fedcompress.errors import AdmissionError, TrainingError
-from fedcompress.identity.tasks import sign_task
+from fedcompress.failpoints import reach
 from fedcompress.merging import Spool
-from fedcompress.objective import objective_json
 from fedcompress.pipeline import encode_constants, encode_snapshot
 from fedcompress.types import state_digest, zeros
 from fedcompress.wire import Kind, digest_of
 from server.admission import Expected, admit
 from server.evaluate import Quality, pool
-from server.ledger import Ledger, Published
+from server.ledger import Ledger, MergedRow, Published
+from server.norms import HISTORY, bound_of, norm_of
 from server.publish import Downlinks
-from server.sampling import choose
+from server.roster import Roster
 from server.strategy import Admitted, next_version
-from server.trust import Trust, own_key
+from server.tasks import Asked, task_of
+from server.transport import Incoming, Transport
+from server.trust import Trust, own_key, signature_of
 
-RESYNC = ("base-digest", "result-digest", "StateError", "constants", "other-site")  # sending more can heal these
-MAX_TOLD = 500  # characters of a reason
-
-
-@dataclass(frozen=True)
-class Incoming:
-    """One reply: the site's flat status and its payload; ``error`` if Flower lost the node."""
-
-    node: int
-    status: dict[str, Any]
-    payload: bytes
-    error: str = ""
-
-
-class Transport(Protocol):
-    """What the coordinator needs of Flower."""
-
-    def nodes(self) -> list[int]:
-        """Ids of the connected nodes."""
-        ...
-
-    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> None:
-        """Send a task with its downlink, and the signature of both if there is one."""
-        ...
-
-    def receive(self, timeout: float) -> Iterable[Incoming]:
-        """Replies that have come; waits at most ``timeout`` seconds for one."""
-        ...
-
-    def forget(self) -> None:
-        """Drop what was sent and not answered."""
-        ...
+RESYNC = ("base-digest", "result-digest", "StateError", "constants", "other-site")  # sending more heals these
+REMIND = 30.0  # seconds between two words about who is awaited
 
 
 class Coordinator:
@@ -90,11 +60,14 @@ class Coordinator:
         self._adapter_config = dict(template.adapter.config)
         self._key = own_key(config.state_path, required=config.require_signatures)
         self._trust = Trust(config.state_path, config.require_signatures)
-        self._told: dict[int, str] = {}  # node: why its last reply was refused, for its next task
-        self.ledger = Ledger(config.state_path, config.run)
+        self.ledger = Ledger(config.state_path, config.run, retention=config.retention)
         fingerprint = config.base_fingerprint or template.base_fingerprint
         self.ledger.begin(self.layout, json.dumps(self._adapter_config, sort_keys=True), fingerprint)
+        self.ledger.close_tasks("lost")  # of a process that was killed
         self._updates = config.state_path / "updates" / config.run  # decoded ones of the open round
+        shutil.rmtree(self._updates, ignore_errors=True)
+        self._open: dict[int, Asked] = {}  # who is awaited, by node
+        self._roster = Roster(config, emit)
         published = self.ledger.published(self.layout)
         self._published = published or self._publish_start(template.adapter.tensors)
 
@@ -126,85 +99,174 @@ class Coordinator:
         first = self.ledger.rounds_done + 1
         for message in self._config.warnings:
             self._emit({"event": "warning", "message": message})
-        facts = {"parameters": self.layout.numel, "require_signatures": self._config.require_signatures}
+        for message in self.ledger.notes:
+            self._emit({"event": "recovered", "message": message})
         at = {"version": self._published.version, "digest": self._published.digest.hex()}
-        self._emit({"event": "start", "first_round": first, "rounds": self._config.rounds, **facts, **at})
+        about = {"parameters": self.layout.numel, "require_signatures": self._config.require_signatures}
+        self._emit({"event": "start", "first_round": first, "rounds": self._config.rounds, **about, **at})
         for round_ in range(first, self._config.rounds + 1):
             self._round(round_)
-        self._ask(self._config.rounds + 1, steps=0)
+        self._evaluate(self._config.rounds + 1)
+        reach("server.before-export")
         folder = self.export(self._config.state_path / "adapter")
         self._emit({"event": "finished", "adapter": str(folder), **self._totals()})
         return folder
 
     def _round(self, round_: int) -> None:
         started = self._clock()
-        asked, admitted = self._ask(round_, steps=self._config.steps)
-        if len(admitted) < self._config.quorum:
-            raise TrainingError(
-                "no-quorum", f"round {round_}: {len(admitted)} updates admitted: the quorum is {self._config.quorum}"
-            )
+        reach("server.round-begun")
+        self._abandon(lambda asked: self._age(asked) > self._config.max_staleness, "stale")
+        asked, admitted = self._gather(round_)
+        reach("server.merge")
         published, envelope = next_version(self._config, self.layout, self._published, admitted, round_)
         seconds = self._clock() - started
-        merged = [(a.site, a.envelope.digest.hex()) for a in admitted]
+        merged = [MergedRow(a.site, a.envelope.digest.hex(), a.version, a.norm) for a in admitted]
         with self.ledger.transaction():
             self.ledger.publish(
                 published.version, published.digest, envelope, published.state, published.residual, published.outer
             )
             self.ledger.end_round(round_, published.version, asked, merged, seconds)
+        reach("server.after-commit")
+        self.ledger.copy()
         self.ledger.collect_garbage()
         shutil.rmtree(self._updates, ignore_errors=True)
+        stale = sum(a.version < self._published.version for a in admitted)
         self._published = published
-        up, _ = self.ledger.payload_bytes("up", round_)
-        down, _ = self.ledger.payload_bytes("down", round_)
         self._emit(
             {
                 "event": "round",
                 "round": round_,
                 "version": published.version,
                 "digest": published.digest.hex(),
-                "updates": [f"{site}:{digest}" for site, digest in merged],
+                "updates": [f"{m.site}:{m.digest}" for m in merged],
                 "asked": asked,
                 "merged": len(merged),
-                "uplink_bytes": up,
-                "downlink_bytes": down,
+                "late": stale,
+                "awaited": len(self._open),
+                "uplink_bytes": self.ledger.payload_bytes("up", round_)[0],
+                "downlink_bytes": self.ledger.payload_bytes("down", round_)[0],
                 "seconds": round(seconds, 3),
             }
         )
 
-    def _ask(self, round_: int, *, steps: int) -> tuple[int, list[Admitted]]:
-        """Send a round, collect and admit the replies; emits the quality of the published state."""
-        shutil.rmtree(self._updates, ignore_errors=True)  # of a run that was killed
-        nodes = choose(self._wait_for_nodes(), self._config.sites_per_round, self._config.seed, round_)
-        downlinks = Downlinks(self.ledger, self.layout, self._published, self._key)
-        for node in nodes:
-            self._send(node, round_, steps, downlinks)
-        at = {"version": self._published.version, "until_seconds": self._config.round_timeout}
-        self._emit({"event": "asked", "round": round_, "sites": len(nodes), **at})
-        admitted: list[Admitted] = []
-        waiting, resent = set(nodes), set()
-        deadline = self._clock() + self._config.round_timeout
-        while waiting and (left := deadline - self._clock()) > 0:
-            for reply in self._transport.receive(min(left, 1.0)):
-                if reply.status.get("code") in RESYNC and reply.node not in resent:
-                    resent.add(reply.node)
-                    self._refuse(round_, reply, reply.status["code"], str(reply.status.get("message", "")))
-                    lacks = reply.status["code"] == "constants"
-                    if not lacks:
-                        self.ledger.forget(reply.node)
-                    self._send(reply.node, round_, steps, downlinks, constants=lacks)
-                    continue
-                waiting.discard(reply.node)
-                update = self._admit(round_, reply, {a.site for a in admitted}, steps)
-                if update is not None:
-                    admitted.append(update)
-        if waiting:
-            self._transport.forget()
-            for node in waiting:
-                silent = Incoming(node, {}, b"")
-                self._refuse(round_, silent, "deadline", f"no reply within {self._config.round_timeout:.0f} s")
+    def _gather(self, round_: int) -> tuple[int, list[Admitted]]:
+        """How many were asked, and at least a quorum of updates; emits the quality of the published state.
+
+        Raises:
+            TrainingError: there is no quorum after ``patience`` more deadlines.
+        """
+        config, admitted, asked = self._config, list[Admitted](), set[int]()
+        for attempt in range(config.patience + 1):
+            chosen = self._choose(round_, [a.node for a in admitted])
+            self._ask(chosen, round_, steps=config.steps)
+            asked.update(chosen)
+            self._collect(round_, admitted, steps=config.steps)
+            admitted = self._bounded(round_, admitted)
+            if len(admitted) >= config.quorum:
+                break
+            text = f"round {round_}: {len(admitted)} updates admitted: the quorum is {config.quorum}"
+            if attempt == config.patience:
+                raise TrainingError("no-quorum", text)
+            self.ledger.extend_tasks(config.round_timeout)
+            self._emit({"event": "warning", "message": f"{text}: waiting on, and asking who is free"})
+        if config.late == "return":
+            over = [a for a in self._open.values() if self._clock() - a.at >= config.round_timeout]
+            self._abandon(lambda a: True, "deadline" if over else "surplus")
         by_site = sorted(admitted, key=lambda a: a.site)  # float sums must not depend on arrival
+        fresh = [a for a in by_site if a.version == self._published.version]
+        self._emit_quality(pool(a.envelope.header.metrics for a in fresh))
+        return len(asked), admitted
+
+    def _evaluate(self, round_: int) -> None:
+        """Ask all for the quality of the last version; nobody is waited for beyond the deadline."""
+        self._abandon(lambda asked: True, "finished")
+        self._ask(self._wait_for_nodes(), round_, steps=0)
+        reports: list[Admitted] = []
+        self._collect(round_, reports, steps=0)
+        self._abandon(lambda asked: True, "deadline")
+        by_site = sorted(reports, key=lambda a: a.site)
         self._emit_quality(pool(a.envelope.header.metrics for a in by_site))
-        return len(nodes), admitted
+
+    def _choose(self, round_: int, answered: Sequence[int]) -> list[int]:
+        """Nodes to ask, of those that are not awaited and have not answered."""
+        free = [n for n in self._wait_for_nodes() if n not in self._open and n not in answered]
+        return self._roster.choose(free, len(answered), round_, self.ledger.sites())
+
+    def _ask(self, nodes: Sequence[int], round_: int, *, steps: int) -> None:
+        self._downlinks = Downlinks(self.ledger, self.layout, self._published, self._key)
+        if not nodes:
+            return
+        for node in nodes:
+            self._send(node, round_, steps)
+            reach("server.asked")
+        names = [self._open[node].site or str(node) for node in nodes]
+        limit = self._config.round_timeout
+        self._emit({"event": "asked", "round": round_, "sites": len(nodes), "names": names, "until_seconds": limit})
+
+    def _collect(self, round_: int, admitted: list[Admitted], *, steps: int) -> None:
+        """Take replies until enough updates are there, nobody is awaited, or the time is over."""
+        enough = self._config.buffer or self._config.sites_per_round
+        began = said = self._clock()
+        while (left := began + self._config.round_timeout - self._clock()) > 0:
+            awaited = [a for a in self._open.values() if a.round == round_ or self._config.buffer]
+            if not awaited or (steps and 0 < enough <= len(admitted)):
+                break
+            if self._clock() - said >= REMIND:
+                said = self._clock()
+                names = [a.site or str(a.node) for a in awaited]
+                self._emit({"event": "awaiting", "round": round_, "names": names, "left_seconds": round(left)})
+            for reply in self._transport.receive(min(left, 1.0)):
+                reach("server.reply")
+                self._take(round_, reply, admitted, steps)
+
+    def _age(self, asked: Asked) -> int:
+        return self._published.version - asked.version
+
+    def _abandon(self, is_meant: Callable[[Asked], bool], outcome: str) -> None:
+        """Wait no longer for some; what they send is not taken, and returns to their residuals."""
+        gone = [a for a in self._open.values() if is_meant(a)]
+        self._transport.forget([a.node for a in gone])
+        for asked in gone:
+            del self._open[asked.node]
+            self.ledger.close_task(asked.number, outcome)
+            if outcome in ("deadline", "stale"):
+                waited = f"no reply within {self._clock() - asked.at:.0f} s, {self._age(asked)} versions later"
+                silent = Incoming(asked.node, {"site": asked.site}, b"")
+                self._refuse(asked.round, silent, outcome, waited)
+
+    def _take(self, round_: int, reply: Incoming, admitted: list[Admitted], steps: int) -> None:
+        asked = self._open.pop(reply.node, None)
+        if asked is None:
+            self._refuse(round_, reply, "unasked", "a reply that nobody awaits")
+            return
+        code = str(reply.status.get("code", ""))
+        if code in RESYNC and not asked.resent:
+            self._refuse(round_, reply, code, str(reply.status.get("message", "")))
+            self.ledger.close_task(asked.number, "resent")
+            lacks = code == "constants"
+            if not lacks:
+                self.ledger.forget(reply.node)
+            self._send(reply.node, round_, steps, constants=lacks)
+            self._open[reply.node].resent = True
+            return
+        update = self._admit(asked, reply, {a.site for a in admitted}, steps)
+        site = update.site if update is not None else ""
+        self.ledger.close_task(asked.number, "refused" if update is None else "admitted", site)
+        if update is not None:
+            admitted.append(update)
+            reach("server.admitted")
+
+    def _bounded(self, round_: int, admitted: list[Admitted]) -> list[Admitted]:
+        """Without updates that are far longer than the others."""
+        bound = bound_of(self._config.norm_bound, [a.norm for a in admitted], self.ledger.norms(HISTORY))
+        for update in admitted:
+            if update.norm > bound:
+                reply = Incoming(update.node, {"site": update.site}, b"")
+                self._roster.strike(update.node, round_)
+                self._refuse(round_, reply, "norm", f"norm: {update.norm:.4g}: must be at most {bound:.4g}")
+            else:
+                self._roster.clear(update.node)
+        return [a for a in admitted if a.norm <= bound]
 
     def _wait_for_nodes(self) -> list[int]:
         """Nodes, once at least ``min_sites`` are connected; says who is awaited until when."""
@@ -225,68 +287,49 @@ class Coordinator:
             for _ in self._transport.receive(0.2):
                 pass
 
-    def _send(self, node: int, round_: int, steps: int, downlinks: Downlinks, *, constants: bool = False) -> None:
+    def _send(self, node: int, round_: int, steps: int, *, constants: bool = False) -> None:
         rows = self.ledger.sites()
         known = next((r for r in rows if r.node == node), None)
         site = known.site if known is not None else ""
         merged = [known.merged] if known is not None else [r.merged for r in rows]
-        config = self._config
-        task = TrainTask(
-            run=config.run,
-            round=round_,
-            version=self._published.version,
+        config, version = self._config, self._published.version
+        task = task_of(
+            config,
+            self._template,
+            round_,
+            version,
             steps=steps,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            optimizer=config.optimizer,
-            codec=config.codec,
-            feedback=config.feedback,
-            feedback_warmup=config.feedback_warmup,
-            feedback_reset=config.feedback_reset,
-            residual_store=config.residual_store,
-            optimizer_state=config.optimizer_state,
-            schedule=config.schedule,
-            rounds=config.rounds,
-            clip=config.clip,
-            correction=config.correction,
-            deadline=config.train_timeout,
-            max_length=config.max_length,
-            objective=objective_json(self._template.objective),
-            seed=config.seed,
-            adapter_config=json.dumps(self._adapter_config, sort_keys=True, separators=(",", ":")),
-            layout=self.layout.to_json(),
-            freeze=self._template.freeze,
             base_fingerprint=self.ledger.base_fingerprint,
-            tokenizer=self._template.tokenizer,
-            constants=self._template.constants,
-            quantization=self._template.quantization,
             merged=tuple(m for m in merged if m),
+            refused=tuple(self.ledger.refused(node, round_ - 1)),
             site=site,
-            refused=self._told.get(node, ""),
         )
-        payload = downlinks.bundle(known.acked if known is not None else None)
+        payload = self._downlinks.bundle(known.acked if known is not None else None)
         if constants or (known is None and self._constants_are_needed):
-            sent = encode_constants(self._constants, self._template.constants, run=config.run)
-            payload = downlinks.signed(sent) + payload
-        signature = sign_task(self._key, task.to_json(), payload) if self._key is not None else ""
-        self._transport.send(node, task, payload, signature)
-        self.ledger.record_message(round_, node, site, "down", "state", len(payload), sha256(payload).hexdigest())
+            constant = encode_constants(self._constants, self._template.constants, run=config.run)
+            payload = self._downlinks.signed(constant) + payload
+        number = self.ledger.open_task(round_, version, node, site, config.round_timeout)
+        digest, at = self._published.digest, self._clock()
+        self._open[node] = Asked(node, site, round_, version, digest, number, at, len(payload))
+        protocol = self._transport.send(node, task, payload, signature_of(self._key, task, payload))
+        name = digest_of(payload).hex()
+        self.ledger.record_message(round_, node, site, "down", "state", len(payload), name, protocol)
 
-    def _admit(self, round_: int, reply: Incoming, seen: set[str], steps: int) -> Admitted | None:
+    def _admit(self, asked: Asked, reply: Incoming, seen: set[str], steps: int) -> Admitted | None:
         """The update of a reply, or None with the reason in the ledger."""
         status, site = reply.status, str(reply.status.get("site", ""))
         if reply.payload:
-            kind = "update" if steps else "report"
-            digest = digest_of(reply.payload).hex()
-            self.ledger.record_message(round_, reply.node, site, "up", kind, len(reply.payload), digest)
+            kind, name = "update" if steps else "report", digest_of(reply.payload).hex()
+            size = len(reply.payload)
+            self.ledger.record_message(asked.round, reply.node, site, "up", kind, size, name, reply.protocol)
         if reply.error or status.get("status") != "ok":
             code = "node-lost" if reply.error else str(status.get("code", "unknown"))
-            self._refuse(round_, reply, code, reply.error or str(status.get("message", "")))
+            self._refuse(asked.round, reply, code, reply.error or str(status.get("message", "")))
             return None
         expected = Expected(
             run=self._config.run,
-            round=round_,
-            base_digest=self._published.digest,
+            round=asked.round,
+            base_digest=asked.base_digest,
             layout=self.layout,
             adapter_digest=adapter_digest(self._adapter_config),
             base_fingerprint=bytes.fromhex(self.ledger.base_fingerprint),
@@ -297,39 +340,36 @@ class Coordinator:
         try:
             envelope, tensors = admit(reply.payload, expected, Kind.UPDATE if steps else Kind.REPORT, seen, site)
         except AdmissionError as error:
-            self._told[reply.node] = f"round {round_}: {error.code}: {error}"[:MAX_TOLD]
-            self._refuse(round_, reply, error.code, str(error))
+            self._roster.strike(reply.node, asked.round)
+            self._refuse(asked.round, reply, error.code, str(error))
             return None
-        self._told.pop(reply.node, None)
         header = envelope.header
         if not self.ledger.base_fingerprint:
             self.ledger.base_fingerprint = header.base_fingerprint.hex()
-        self.ledger.acknowledge(header.site, reply.node, self._published.version)  # its digest was compared
-        self.ledger.record_metrics(round_, header.site, dict(header.metrics))
-        self._emit(
-            {
-                "event": "reply",
-                "round": round_,
-                "site": header.site,
-                "bytes": len(reply.payload),
-                "digest": envelope.digest.hex(),
-                "signed": bool(envelope.signature),
-                "replayed": bool(status.get("replayed")),
-                "metrics": {k: round(v, 4) for k, v in header.metrics.items()},
-            }
-        )
-        if steps:  # on the disk, so that memory does not grow with the number of sites
-            spool = Spool(self._updates, self.layout, ())
-            spool.add(envelope.digest.hex(), tensors)
-            tensors = spool.mapped(envelope.digest.hex())
-        return Admitted(header.site, envelope, tensors)
+        rate = self._rate(asked, reply, header.metrics)
+        # its digest was compared
+        self.ledger.acknowledge(header.site, reply.node, asked.version, header.examples, rate)
+        self.ledger.record_metrics(asked.round, header.site, dict(header.metrics))
+        about = {"round": asked.round, "site": header.site, "late": self._age(asked)}
+        sent = {"bytes": len(reply.payload), "digest": envelope.digest.hex(), "signed": bool(envelope.signature)}
+        metrics = {k: round(v, 4) for k, v in header.metrics.items()}
+        self._emit({"event": "reply", **about, **sent, "replayed": bool(status.get("replayed")), "metrics": metrics})
+        if not steps:
+            return Admitted(header.site, envelope, tensors, reply.node, asked.version)
+        norm = norm_of(tensors)
+        spool = Spool(self._updates, self.layout, ())  # on the disk: memory does not grow with the number of sites
+        spool.add(envelope.digest.hex(), tensors)
+        mapped = spool.mapped(envelope.digest.hex())
+        return Admitted(header.site, envelope, mapped, reply.node, asked.version, norm)
+
+    def _rate(self, asked: Asked, reply: Incoming, metrics: Mapping[str, float]) -> float:
+        """Bytes a second of an exchange, without the time that the site says it worked; 0 if it took none."""
+        worked = metrics.get("seconds_train", 0.0) + metrics.get("seconds_evaluate", 0.0)
+        seconds = self._clock() - asked.at - worked
+        return (asked.sent + len(reply.payload)) / seconds if seconds > 0 else 0.0
 
     def _refuse(self, round_: int, reply: Incoming, code: str, message: str) -> None:
-        site, code, message = (
-            str(reply.status.get("site", ""))[:64],
-            code[:64],
-            message[:2000],
-        )  # anybody may write them
+        site, code, message = str(reply.status.get("site", ""))[:64], code[:64], message[:2000]
         self.ledger.record_refusal(round_, reply.node, site, code, message)
         digest = digest_of(reply.payload).hex() if reply.payload else ""
         facts = {"site": site, "code": code, "message": message, "digest": digest}
@@ -337,16 +377,11 @@ class Coordinator:
 
     def _emit_quality(self, quality: Quality | None) -> None:
         if quality is not None:
-            fields = {"accuracy": quality.accuracy, "loss": quality.loss, "examples": quality.examples}
-            fields |= {"exact": quality.exact} if quality.exact is not None else {}
-            self._emit({"event": "quality", "version": self._published.version, **fields})
+            self._emit({"event": "quality", "version": self._published.version, **quality.facts})
 
     def _totals(self) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for direction in ("up", "down"):
-            payload, messages = self.ledger.payload_bytes(direction)
-            out[direction] = {"payload_bytes": payload, "messages": messages}
-        return out
+        counts = {way: self.ledger.payload_bytes(way) for way in ("up", "down")}
+        return {way: {"payload_bytes": size, "messages": number} for way, (size, number) in counts.items()}
 
     def export(self, folder: Path) -> Path:
         """Write the published state as a stock PEFT folder."""

@@ -15,34 +15,13 @@ from pathlib import Path
 
 from fedcompress.blobs import BlobStore
 from fedcompress.database import open_database, transaction
-from fedcompress.errors import MismatchError
+from fedcompress.errors import MismatchError, StateError, WireError
+from fedcompress.failpoints import reach
 from fedcompress.merging.outer import OuterState
-from fedcompress.types import Layout, Tensors, from_bytes, to_bytes
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS run (
-  run TEXT PRIMARY KEY, layout TEXT NOT NULL, adapter_config TEXT NOT NULL, base_fingerprint TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS version (
-  run TEXT NOT NULL, version INTEGER NOT NULL, digest TEXT NOT NULL,
-  envelope TEXT NOT NULL, size INTEGER NOT NULL, state TEXT, residual TEXT, outer_state TEXT,
-  PRIMARY KEY (run, version));
-CREATE TABLE IF NOT EXISTS round (
-  run TEXT NOT NULL, round INTEGER NOT NULL, version INTEGER NOT NULL, asked INTEGER NOT NULL,
-  merged INTEGER NOT NULL, seconds REAL NOT NULL, at REAL NOT NULL, PRIMARY KEY (run, round));
-CREATE TABLE IF NOT EXISTS message (
-  id INTEGER PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL, node TEXT NOT NULL,
-  site TEXT NOT NULL, direction TEXT NOT NULL CHECK (direction IN ('up', 'down')),
-  kind TEXT NOT NULL, payload INTEGER NOT NULL, digest TEXT NOT NULL, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS metric (
-  run TEXT NOT NULL, round INTEGER NOT NULL, site TEXT NOT NULL, name TEXT NOT NULL, value REAL NOT NULL,
-  PRIMARY KEY (run, round, site, name));
-CREATE TABLE IF NOT EXISTS refusal (
-  id INTEGER PRIMARY KEY, run TEXT NOT NULL, round INTEGER NOT NULL, node TEXT NOT NULL,
-  site TEXT NOT NULL, code TEXT NOT NULL, message TEXT NOT NULL, at REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS site (
-  run TEXT NOT NULL, site TEXT NOT NULL, node TEXT NOT NULL, acked INTEGER, merged TEXT NOT NULL DEFAULT '',
-  PRIMARY KEY (run, site));
-"""
+from fedcompress.pipeline import decode_state
+from fedcompress.types import Layout, Tensors, from_bytes, state_digest, to_bytes
+from server.durability import COPY, LEDGER, copy_database, recover_file
+from server.schema import SCHEMA, upgrade
 
 
 @dataclass(frozen=True)
@@ -58,24 +37,52 @@ class Published:
 
 @dataclass(frozen=True)
 class SiteRow:
-    """What is known of a site: acknowledged version (None: nothing) and last merged update."""
+    """What is known of a site.
+
+    Attributes:
+        site: its name.
+        node: behind which it was last.
+        acked: version that it holds, None for nothing.
+        merged: digest of its last merged update, hex.
+        examples: that it trained on last.
+        rate: bytes a second of its last exchange.
+    """
 
     site: str
     node: int
     acked: int | None
     merged: str
+    examples: int = 0
+    rate: float = 0.0
+
+
+@dataclass(frozen=True)
+class MergedRow:
+    """One update of a round: whose, its digest in hex, the version it was trained from, and its norm."""
+
+    site: str
+    digest: str
+    trained_version: int
+    norm: float
 
 
 class Ledger:
-    """One run's rows in the ledger of a state directory."""
+    """One run's rows in the ledger of a state directory.
 
-    def __init__(self, folder: Path, run: str) -> None:
+    Attributes:
+        notes: what was found damaged, and what was done about it.
+    """
+
+    def __init__(self, folder: Path, run: str, *, retention: int = 2) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.run = run
-        self.blobs = BlobStore(folder / "blobs")
-        self._db = open_database(folder / "ledger.db", _SCHEMA)
-        if "outer_state" not in {row[1] for row in self._db.execute("PRAGMA table_info(version)")}:
-            self._db.execute("ALTER TABLE version ADD COLUMN outer_state TEXT")  # a ledger from before it
+        self.notes: list[str] = []
+        self._folder, self._retention = folder, retention
+        self.blobs = BlobStore(folder / "blobs", "server.blob")
+        if note := recover_file(folder):
+            self.notes.append(note)
+        self._db = open_database(folder / LEDGER, SCHEMA)
+        upgrade(self._db)
 
     def close(self) -> None:
         """Close the database."""
@@ -124,14 +131,17 @@ class Ledger:
         residual: Tensors,
         outer: OuterState | None = None,
     ) -> None:
-        """Add a version; only the newest keeps its whole state. Call it in a transaction.
+        """Add a version; only the newest few keep their whole state. Call it in a transaction.
 
         Raises:
             NonFiniteError: the state of the server optimizer has overflowed.
         """
         names: list[str | None] = [self.blobs.put(data) for data in (envelope, to_bytes(state), to_bytes(residual))]
         names.append(self.blobs.put(outer.to_bytes()) if outer is not None and outer.slots else None)
-        self._db.execute("UPDATE version SET state=NULL, residual=NULL, outer_state=NULL WHERE run=?", (self.run,))
+        self._db.execute(
+            "UPDATE version SET state=NULL, residual=NULL, outer_state=NULL WHERE run=? AND version<=?",
+            (self.run, version - self._retention),
+        )
         self._db.execute(
             "INSERT INTO version (run, version, digest, envelope, size, state, residual, outer_state)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -139,21 +149,77 @@ class Ledger:
         )
 
     def published(self, layout: Layout) -> Published | None:
-        """The last committed version, or None.
+        """The last committed version that can be read, or None; says in ``notes`` if it is not the last.
+
+        A state that is damaged is rebuilt from the envelopes that lead to it. Where what the downlink left out, or
+        what the server optimizer remembers, is damaged, the rounds since the version before are undone: sites
+        answer them from their outboxes.
 
         Raises:
-            StateError: a blob is missing or changed.
+            StateError: no version can be read.
         """
-        row = self._db.execute(
+        rows = self._db.execute(
             "SELECT version, digest, state, residual, outer_state FROM version"
-            " WHERE run=? ORDER BY version DESC LIMIT 1",
+            " WHERE run=? AND state IS NOT NULL ORDER BY version DESC",
             (self.run,),
-        ).fetchone()
-        if row is None:
-            return None
-        state, residual = (from_bytes(self.blobs.get(name), layout) for name in row[2:4])
-        outer = OuterState.from_bytes(self.blobs.get(row[4]), layout) if row[4] else None
-        return Published(row[0], bytes.fromhex(row[1]), state, residual, outer)
+        ).fetchall()
+        for version, digest, state, residual, outer in rows:
+            try:
+                found = self._read(layout, version, digest, state, residual, outer)
+            except StateError as error:
+                self.notes.append(f"version {version}: {error}: falling back to the version before")
+                continue
+            if version != rows[0][0]:
+                self._undo(version)
+            return found
+        if rows:
+            raise StateError(f"ledger: run {self.run}: none of {len(rows)} versions that are kept whole can be read")
+        return None
+
+    def _read(
+        self, layout: Layout, version: int, digest: str, state: str, residual: str, outer: str | None
+    ) -> Published:
+        rest = from_bytes(self.blobs.get(residual), layout)
+        memory = OuterState.from_bytes(self.blobs.get(outer), layout) if outer else None
+        try:
+            values = from_bytes(self.blobs.get(state), layout)
+        except StateError as error:
+            values = self.state_at(version, layout)
+            self.blobs.replace(state, to_bytes(values))
+            self.notes.append(f"version {version}: {error}: its state was rebuilt from the envelopes that lead to it")
+        if state_digest(layout, values).hex() != digest:
+            raise StateError(f"version {version}: its state does not have the digest {digest[:16]}")
+        return Published(version, bytes.fromhex(digest), values, rest, memory)
+
+    def state_at(self, version: int, layout: Layout) -> Tensors:
+        """The state that was published as a version, from the envelopes that lead to it.
+
+        Raises:
+            StateError: there is no such version, or an envelope is damaged.
+        """
+        rows = self._db.execute(
+            "SELECT envelope FROM version WHERE run=? AND version<=? ORDER BY version", (self.run, version)
+        ).fetchall()
+        if len(rows) != version + 1:
+            raise StateError(f"version: {version}: run {self.run} has versions 0 to {len(rows) - 1}")
+        state: Tensors | None = None
+        for (name,) in rows:
+            try:
+                _, state = decode_state(self.blobs.get(name), layout, state)
+            except (WireError, MismatchError) as error:
+                raise StateError(f"version {version}: its chain is damaged: {error}") from error
+        assert state is not None
+        return state
+
+    def _undo(self, version: int) -> None:
+        """Drop all that came after a version."""
+        with self.transaction():
+            rounds = "SELECT round FROM round WHERE run=? AND version>?"
+            run, after = self.run, (self.run, version)
+            self._db.execute(f"DELETE FROM merged WHERE run=? AND round IN ({rounds})", (run, *after))
+            for table in ("round", "version"):
+                self._db.execute(f"DELETE FROM {table} WHERE run=? AND version>?", after)
+            self._db.execute("UPDATE site SET acked=NULL WHERE run=? AND acked>?", after)
 
     def envelopes(self, after: int | None) -> list[bytes]:
         """Envelopes that lead from version ``after`` (None: from nothing) to the newest."""
@@ -163,16 +229,51 @@ class Ledger:
         ).fetchall()
         return [self.blobs.get(name) for (name,) in rows]
 
-    def end_round(
-        self, round_: int, version: int, asked: int, merged: Sequence[tuple[str, str]], seconds: float
-    ) -> None:
-        """Record a round and the updates it merged, as (site, digest). Call it in a transaction."""
+    def end_round(self, round_: int, version: int, asked: int, merged: Sequence[MergedRow], seconds: float) -> None:
+        """Record a round and the updates it merged. Call it in a transaction."""
         self._db.execute(
             "INSERT INTO round VALUES (?, ?, ?, ?, ?, ?, ?)",
             (self.run, round_, version, asked, len(merged), seconds, time.time()),
         )
-        for site, digest in merged:
-            self._db.execute("UPDATE site SET merged=? WHERE run=? AND site=?", (digest, self.run, site))
+        for row in merged:
+            values = (self.run, round_, row.site, row.digest, row.trained_version, row.norm)
+            self._db.execute("INSERT INTO merged VALUES (?, ?, ?, ?, ?, ?)", values)
+            self._db.execute("UPDATE site SET merged=? WHERE run=? AND site=?", (row.digest, self.run, row.site))
+        reach("server.before-commit")
+
+    def norms(self, last: int) -> list[float]:
+        """Norms of the updates that the last rounds merged."""
+        rows = self._db.execute(
+            "SELECT norm FROM merged WHERE run=? AND round>(SELECT COALESCE(MAX(round), 0) FROM round WHERE run=?) - ?",
+            (self.run, self.run, last),
+        )
+        return [norm for (norm,) in rows]
+
+    def open_task(self, round_: int, version: int, node: int, site: str, seconds: float) -> int:
+        """Somebody is awaited, for so many seconds; returns a number to close it by."""
+        now = time.time()
+        values = (self.run, round_, version, str(node), site, now, now + seconds)
+        cursor = self._db.execute(
+            "INSERT INTO task (run, round, version, node, site, sent, until) VALUES (?, ?, ?, ?, ?, ?, ?)", values
+        )
+        return int(cursor.lastrowid or 0)
+
+    def close_task(self, number: int, outcome: str, site: str = "") -> None:
+        """Nobody is awaited for it any more."""
+        self._db.execute(
+            "UPDATE task SET closed=?, outcome=?, site=CASE WHEN ?='' THEN site ELSE ? END WHERE id=?",
+            (time.time(), outcome, site, site, number),
+        )
+
+    def extend_tasks(self, seconds: float) -> None:
+        """All that are open are awaited for so many more seconds from now."""
+        self._db.execute("UPDATE task SET until=? WHERE run=? AND outcome='open'", (time.time() + seconds, self.run))
+
+    def close_tasks(self, outcome: str) -> None:
+        """All that are open: of a process that was killed, or a run that has ended."""
+        self._db.execute(
+            "UPDATE task SET closed=?, outcome=? WHERE run=? AND outcome='open'", (time.time(), outcome, self.run)
+        )
 
     @property
     def rounds_done(self) -> int:
@@ -181,13 +282,13 @@ class Ledger:
         return int(row[0] or 0)
 
     def record_message(
-        self, round_: int, node: int, site: str, direction: str, kind: str, payload: int, digest: str
+        self, round_: int, node: int, site: str, direction: str, kind: str, payload: int, digest: str, protocol: int = 0
     ) -> None:
-        """One message that crossed Flower; ``payload`` in bytes."""
+        """One message that crossed Flower; bytes of ``payload``, and of what Flower carries with it."""
         self._db.execute(
-            "INSERT INTO message (run, round, node, site, direction, kind, payload, digest, at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (self.run, round_, str(node), site, direction, kind, payload, digest, time.time()),
+            "INSERT INTO message (run, round, node, site, direction, kind, payload, digest, at, protocol)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (self.run, round_, str(node), site, direction, kind, payload, digest, time.time(), protocol),
         )
 
     def record_refusal(self, round_: int, node: int, site: str, code: str, message: str) -> None:
@@ -204,24 +305,33 @@ class Ledger:
             [(self.run, round_, site, name, value) for name, value in metrics.items()],
         )
 
-    def acknowledge(self, site: str, node: int, acked: int | None) -> None:
-        """Remember which version a site holds, and behind which node it is."""
+    def acknowledge(self, site: str, node: int, acked: int | None, examples: int = 0, rate: float = 0.0) -> None:
+        """Remember which version a site holds, behind which node it is, and how much it has."""
         self._db.execute(
-            "INSERT INTO site (run, site, node, acked) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (run, site) DO UPDATE SET node=excluded.node, acked=excluded.acked",
-            (self.run, site, str(node), acked),
+            "INSERT INTO site (run, site, node, acked, examples, rate) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (run, site) DO UPDATE SET node=excluded.node, acked=excluded.acked,"
+            " examples=excluded.examples, rate=excluded.rate",
+            (self.run, site, str(node), acked, examples, rate),
         )
 
     def forget(self, node: int) -> None:
         """The site behind a node says that it does not hold what we believed, or is another one."""
         self._db.execute("UPDATE site SET acked=NULL, node='-1' WHERE run=? AND node=?", (self.run, str(node)))
 
+    def refused(self, node: int, since: int) -> list[str]:
+        """What was refused of a node from a round on, as a site is told it; at most three, the newest first."""
+        rows = self._db.execute(
+            "SELECT round, code, message FROM refusal WHERE run=? AND node=? AND round>=? ORDER BY id DESC LIMIT 3",
+            (self.run, str(node), since),
+        ).fetchall()
+        return [f"{round_}: {code}: {message[:200]}" for round_, code, message in rows]
+
     def sites(self) -> list[SiteRow]:
         """All sites seen in this run, by name."""
         rows = self._db.execute(
-            "SELECT site, node, acked, merged FROM site WHERE run=? ORDER BY site", (self.run,)
+            "SELECT site, node, acked, merged, examples, rate FROM site WHERE run=? ORDER BY site", (self.run,)
         ).fetchall()
-        return [SiteRow(site, int(node), acked, merged) for site, node, acked, merged in rows]
+        return [SiteRow(site, int(node), *rest) for site, node, *rest in rows]
 
     def payload_bytes(self, direction: str, round_: int | None = None) -> tuple[int, int]:
         """Payload bytes and messages of a direction, in one round or in all."""
@@ -236,3 +346,7 @@ class Ledger:
         """Delete blobs that no row of any run points at."""
         rows = self._db.execute("SELECT envelope, state, residual, outer_state FROM version").fetchall()
         return self.blobs.keep_only(name for row in rows for name in row if name)
+
+    def copy(self) -> None:
+        """Copy the ledger beside itself, for the case that a disk damages it."""
+        copy_database(self._db, self._folder / COPY)

@@ -19,11 +19,17 @@ from server.weights import weights_of
 
 @dataclass(frozen=True)
 class Admitted:
-    """One update that passed admission, decoded; its tensors may be mapped from a file."""
+    """One update that passed admission, decoded; its tensors may be mapped from a file.
+
+    ``version`` is the one that it was trained from, ``norm`` the Euclidean one of its tensors.
+    """
 
     site: str
     envelope: Envelope
     tensors: Tensors
+    node: int = 0
+    version: int = 0
+    norm: float = 0.0
 
 
 def next_version(
@@ -32,7 +38,8 @@ def next_version(
     """Merge, step, and compress the step with the server's own error feedback.
 
     Updates are folded in the order of site names, so the result does not depend on the
-    order of arrival. The server optimizer makes the step of what is merged.
+    order of arrival. One that was trained from an older version is merged as the step that it is, for less weight.
+    The server optimizer makes the step of what is merged.
 
     Returns:
         The next version, and the envelope that leads to it.
@@ -44,7 +51,8 @@ def next_version(
     ordered = sorted(admitted, key=lambda a: a.site)
     merger = Merger(rule=rule_named(config.rule), layout=layout, space=config.space)
     updates = Held(layout, [a.tensors for a in ordered])
-    weights = weights_of(config.weigh_by, [a.envelope.header for a in ordered])
+    ages = [published.version - a.version for a in ordered]
+    weights = weights_of(config.weigh_by, [a.envelope.header for a in ordered], ages)
     merged = merger.merge(published.state, weights, updates, round_=round_)
     step, outer = config.outer.update(merged, outer_state(config, layout, published))
     feedback = config.error_feedback

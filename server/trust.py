@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedcompress.config import TrainTask
 from fedcompress.errors import AdmissionError, ConfigError
 from fedcompress.identity import PrivateKey, Registry, Signer
 from fedcompress.identity.registry import COORDINATOR, coordinator_key
+from fedcompress.identity.tasks import sign_task
 from fedcompress.wire import Limits, seal_of
 
 REASONS: dict[str, str] = {
@@ -88,3 +90,8 @@ def own_key(folder: Path, *, required: bool) -> PrivateKey | None:
         rule = f"needs the coordinator's own key: fedcompress keys new {COORDINATOR} -o {folder} (or set it to false)"
         raise ConfigError("require-signatures", True, rule)
     return key
+
+
+def signature_of(key: PrivateKey | None, task: TrainTask, payload: bytes) -> str:
+    """The coordinator's signature of a task and its downlink, hex; empty if it has no key."""
+    return sign_task(key, task.to_json(), payload) if key is not None else ""

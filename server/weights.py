@@ -11,8 +11,8 @@ from fedcompress.wire import Header
 LOSS = "train_loss"  # metric of an update
 
 
-def weights_of(policy: Weighting, headers: Sequence[Header]) -> list[float]:
-    """Weights of updates; all were trained from the published version, so that none is stale.
+def weights_of(policy: Weighting, headers: Sequence[Header], ages: Sequence[int] | None = None) -> list[float]:
+    """Weights of updates; ``ages`` are the versions published since those they were trained from, 0 if left out.
 
     Raises:
         ConfigError: a header lacks the loss, or its site is not in the list, and the policy needs it.
@@ -22,5 +22,6 @@ def weights_of(policy: Weighting, headers: Sequence[Header]) -> list[float]:
         policy,
         examples=[h.examples for h in headers],
         losses=[h.metrics.get(LOSS) for h in headers],
+        staleness=None if ages is None else [float(age) for age in ages],
         given=[listed.get(h.site) for h in headers],
     )

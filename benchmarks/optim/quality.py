@@ -38,11 +38,9 @@ SMALL = (
 )
 LARGE = (
     "adamw",
-    "adamw8bit",
-    "frugal(update_gap={gap},state=8bit)",
     "frugal(update_gap={gap},state=8bit,free_scale=0.1)",
+    "frugal(update_gap={gap},state=8bit)",
     "galore(rank={rank},update_gap={gap},basis=power)",
-    "signsgd",
 )
 RULES = {"letters": SMALL, "stories260k": SMALL, "smollm2": LARGE}
 

@@ -18,6 +18,7 @@ from fedcompress.adapters.template import CONSTANTS
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import TrainTask
 from fedcompress.errors import IdentityError, MismatchError, TrainingError
+from fedcompress.failpoints import reach
 from fedcompress.pipeline import encode_update
 from fedcompress.privacy import clip_update
 from fedcompress.types import Layout, subtract
@@ -63,12 +64,15 @@ class RoundRunner:
         """
         self._check_identity(task, bundle, signature)
         self._check_base(task)
+        for text in task.refused:
+            progress(phase="refused", text=f"the coordinator refused an update of this site: {text}")
         layout = Layout.from_json(task.layout)
         held = self._session.receive(task.run, layout, bundle)
         if held.version != task.version:
             raise MismatchError("base-digest", f"version: {held.version} is held: the task needs {task.version}")
         base = held.digest
         returned = self._session.settle(task.run, task.round, base, task.merged)
+        reach("site.settled")
         if returned:
             progress(phase="settle", text=f"{returned} unmerged update(s) returned to the residual")
         stored = self._session.replay(task.run, task.round, base) if task.steps else None
@@ -76,6 +80,7 @@ class RoundRunner:
             progress(phase="replay", text=f"round {task.round} was done before: answered from the outbox")
             return Reply(self._resigned(task, stored), replayed=True)
         metrics = self._train(task, held, progress)
+        reach("site.trained")
         examples = int(metrics.pop("train_examples"))
         header = Header(
             kind=Kind.UPDATE if task.steps else Kind.REPORT,

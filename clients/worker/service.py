@@ -70,10 +70,9 @@ class _Round(threading.Thread):
             self._finish(reply=reply)
 
     def _tell_refusal(self) -> None:
-        """Why the last reply was refused: for the log, and for `site status`."""
+        """Why replies were refused, the newest first: for `site status`."""
         if self.task.refused:
-            LOG.warning("the coordinator has refused this site's last reply: %s", self.task.refused)
-            self._counters.failed(self.task.run, max(self.task.round - 1, 0), "refused", self.task.refused)
+            self._counters.failed(self.task.run, max(self.task.round - 1, 0), "refused", self.task.refused[0])
 
     def _progress(self, **fields: Any) -> None:
         note = worker_pb2.Progress(**fields)
@@ -194,7 +193,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
 
 
 def _same_for_all(task: TrainTask) -> TrainTask:
-    return replace(task, merged=(), site="", refused="")
+    return replace(task, merged=(), site="", refused=())
 
 
 def _read_request(requests: Iterator[worker_pb2.TrainRequest]) -> tuple[TrainTask, bytes, str]:

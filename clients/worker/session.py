@@ -17,6 +17,7 @@ from fedcompress.blobs import BlobStore
 from fedcompress.codecs import Feedback, pack_residual, unpack_residual
 from fedcompress.database import open_database, transaction
 from fedcompress.errors import IdentityError, MismatchError, StateError
+from fedcompress.failpoints import reach
 from fedcompress.pipeline import check_layout, decode_constants, decode_state, decode_update
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest, to_bytes, zeros
 from fedcompress.wire import Kind, Limits, digest_of, split_bundle, unpack
@@ -56,7 +57,7 @@ class Session:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._blobs = BlobStore(folder / "blobs")
+        self._blobs = BlobStore(folder / "blobs", "site.blob")
         self._db = open_database(folder / "session.db", _SCHEMA, any_thread=True)
 
     def close(self) -> None:
@@ -131,6 +132,7 @@ class Session:
             _, state = decode_state(piece, layout, state, limits)
         assert state is not None
         residual = held.residual if held is not None else zeros(layout)
+        reach("site.received")
         self._save(run, layout, headers[-1].version, state, residual)
         return Held(layout, headers[-1].version, state, residual)
 
@@ -224,7 +226,9 @@ class Session:
                 "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?, 'open')",
                 (run, round_, base_digest.hex(), digest_of(envelope).hex(), blob),
             )
+            reach("site.before-commit")
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (rest, run))
+        reach("site.after-commit")
 
     def _keep_constants(self, run: str, envelope: bytes) -> None:
         digest, data = decode_constants(envelope)

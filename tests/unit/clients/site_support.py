@@ -38,7 +38,7 @@ class FakeSite:
         self.identity.check(signature, task.to_json(), bundle)
         if self.identity.coordinator is not None:
             self.session.advance(task.run, task.round, task.version)
-        self.refused += [task.refused] if task.refused else []
+        self.refused += task.refused
         layout = Layout.from_json(task.layout)
         held = self.session.receive(task.run, layout, bundle)
         self.session.settle(task.run, task.round, held.digest, task.merged)

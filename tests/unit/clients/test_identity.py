@@ -100,7 +100,7 @@ def test_another_key_signs_a_stored_reply(tmp_path: Path) -> None:
 
 def test_refusals_are_remembered(worker: Worker) -> None:
     worker.rank()
-    ask(worker, replace(task(2), refused="round 1: revoked: signed by a key that is revoked"))
+    ask(worker, replace(task(2), refused=("1: revoked: signed by a key that is revoked",)))
     channel, stub = worker.stub()
     with channel:
         from fedcompress.proto.v1 import worker_pb2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from fedcompress.adapters import Adapter, Template, adapter_digest, load_adapter
 from fedcompress.config import RunConfig, TrainTask
 from fedcompress.errors import IdentityError, MismatchError
 from fedcompress.objective import Classification
-from server.coordinator import Coordinator, Incoming
+from server.coordinator import Coordinator
+from server.transport import Incoming
 from tests.support import lora_layout
 from tests.unit.clients.site_support import FakeSite
 
@@ -39,9 +41,13 @@ class MemoryTransport:
     def nodes(self) -> list[int]:
         return list(self.sites)
 
-    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> None:
+    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> int:
         self.carried["down"] += len(payload)
         self.sent.append((node, task, payload, signature))
+        self._answer(node, task, payload, signature)
+        return len(task.to_json())
+
+    def _answer(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> None:
         if not self.fate("send", node, task.round):
             return
         site = self.sites[node]
@@ -62,8 +68,37 @@ class MemoryTransport:
             self.fate("receive", reply.node, 0)
             yield reply
 
-    def forget(self) -> None:
+    def forget(self, nodes: Iterable[int]) -> None:
+        gone = set(nodes)
+        self.inbox = [reply for reply in self.inbox if reply.node not in gone]
+
+
+class SlowTransport(MemoryTransport):
+    """A reply comes ``delay(site, round)`` seconds after its task; a node does one task at a time."""
+
+    def __init__(self, sites: dict[int, FakeSite], delay: Callable[[str, int], float]) -> None:
+        super().__init__(sites)
+        self._delay = delay
+        self._due: list[tuple[float, Incoming]] = []
+        self._free: dict[int, float] = {}
+
+    def _answer(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> None:
+        super()._answer(node, task, payload, signature)
+        starts = max(self.now, self._free.get(node, 0.0))
+        self._free[node] = starts + self._delay(self.sites[node].name, task.round)
+        self._due += [(self._free[node], reply) for reply in self.inbox]
         self.inbox.clear()
+
+    def receive(self, timeout: float) -> Iterable[Incoming]:
+        first = min((at for at, _ in self._due), default=math.inf)
+        self.now = min(self.now + timeout, max(first, self.now))
+        ready = [reply for at, reply in self._due if at <= self.now]
+        self._due = [(at, reply) for at, reply in self._due if at > self.now]
+        return ready
+
+    def forget(self, nodes: Iterable[int]) -> None:
+        gone = set(nodes)
+        self._due = [(at, reply) for at, reply in self._due if reply.node not in gone]
 
 
 class World:
@@ -97,7 +132,10 @@ class World:
 
     def run(self, fate: Callable[[str, int, int], bool] | None = None, **changes: Any) -> MemoryTransport:
         """One process of the coordinator, until it ends or is killed."""
-        transport = MemoryTransport(self.sites, fate)
+        return self.over(MemoryTransport(self.sites, fate), **changes)
+
+    def over(self, transport: MemoryTransport, **changes: Any) -> MemoryTransport:
+        """The same over any transport."""
         coordinator = Coordinator(self.config(**changes), transport, self.events.append, transport.clock)
         try:
             coordinator.run()

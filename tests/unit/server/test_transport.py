@@ -95,6 +95,6 @@ def test_a_message_that_was_not_taken_is_answered_at_once(ids: list[Any]) -> Non
     assert "did not take the message" in reply.error
     grid.ids = [ids]
     send(transport, 8)
-    transport.forget()
+    transport.forget([7, 8])
     assert list(transport.receive(0)) == []
     assert grid.asked == []

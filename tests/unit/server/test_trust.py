@@ -182,8 +182,8 @@ def test_a_site_with_a_wrong_key_is_refused_and_told(tmp_path: Path) -> None:
     world.run(rounds=2)
     assert world.refusals() == [("south", "swapped-site")] * 3
     assert [text.split(": ")[:2] for text in south.refused] == [
-        ["round 1", "swapped-site"],
-        ["round 2", "swapped-site"],
+        ["1", "swapped-site"],
+        ["2", "swapped-site"],
     ]
     events = [e for e in world.events if e["event"] == "refused"]
     assert {(e["site"], e["code"]) for e in events} == {("south", "swapped-site")}

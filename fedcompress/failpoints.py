@@ -1,0 +1,50 @@
+"""Named places at which a test kills this very process with SIGKILL.
+
+``FEDCOMPRESS_FAILPOINT=name`` or ``name:3`` (the third time it is reached) arms one; unset, a place costs a look
+into a dictionary. A file that ``FEDCOMPRESS_FAILPOINT_ONCE`` names is created before the kill, and where it
+exists nothing is killed any more, so that a process that is started again goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+VARIABLE, ONCE = "FEDCOMPRESS_FAILPOINT", "FEDCOMPRESS_FAILPOINT_ONCE"
+FAILPOINTS: dict[str, str] = {
+    "server.round-begun": "before anybody is asked",
+    "server.asked": "after the first site was asked",
+    "server.reply": "after a reply has come, before it is looked at",
+    "server.admitted": "after an update was spooled",
+    "server.merge": "before updates are merged",
+    "server.blob": "in the middle of the file of a blob",
+    "server.before-commit": "inside of a round's transaction, before its end",
+    "server.after-commit": "after a round's transaction",
+    "server.before-export": "after the last round",
+    "site.received": "after a downlink was decoded, before it is kept",
+    "site.settled": "after the outbox was settled",
+    "site.trained": "after training, before encoding",
+    "site.blob": "in the middle of the file of a blob",
+    "site.before-commit": "inside of the transaction of outbox and residual",
+    "site.after-commit": "after the transaction of outbox and residual",
+    "site.reply": "in the middle of a reply to the relay",
+}
+_reached: dict[str, int] = {}
+
+
+def reach(name: str) -> None:
+    """Die here if this place is armed and reached for the given time."""
+    armed = os.environ.get(VARIABLE)
+    if armed is None:
+        return
+    wanted, _, count = armed.partition(":")
+    if wanted != name:
+        return
+    _reached[name] = _reached.get(name, 0) + 1
+    once = os.environ.get(ONCE)
+    if _reached[name] != int(count or 1) or (once and os.path.exists(once)):
+        return
+    if once:
+        with open(once, "x", encoding="utf-8") as stream:
+            stream.write(name)
+    os.kill(os.getpid(), signal.SIGKILL)

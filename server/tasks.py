@@ -1,0 +1,86 @@
+"""What a site is asked for, and who is awaited."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from fedcompress.adapters import Template
+from fedcompress.config import RunConfig, TrainTask
+from fedcompress.objective import objective_json
+
+
+@dataclass
+class Asked:
+    """A node that is awaited.
+
+    Attributes:
+        node: whom.
+        site: behind it, empty if it is not known.
+        round: that it was asked for.
+        version: that it trains from.
+        base_digest: of that version.
+        number: of its row in the ledger.
+        at: when it was asked, on the coordinator's clock, s.
+        sent: bytes of its downlink.
+        resent: a failure that sending more can heal was met once.
+    """
+
+    node: int
+    site: str
+    round: int
+    version: int
+    base_digest: bytes
+    number: int
+    at: float
+    sent: int
+    resent: bool = False
+
+
+def task_of(
+    config: RunConfig,
+    template: Template,
+    round_: int,
+    version: int,
+    *,
+    steps: int,
+    base_fingerprint: str,
+    merged: tuple[str, ...],
+    refused: tuple[str, ...],
+    site: str = "",
+) -> TrainTask:
+    """The task of a round."""
+    adapter = template.adapter
+    return TrainTask(
+        run=config.run,
+        round=round_,
+        version=version,
+        steps=steps,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        optimizer=config.optimizer,
+        codec=config.codec,
+        feedback=config.feedback,
+        feedback_warmup=config.feedback_warmup,
+        feedback_reset=config.feedback_reset,
+        residual_store=config.residual_store,
+        optimizer_state=config.optimizer_state,
+        schedule=config.schedule,
+        rounds=config.rounds,
+        clip=config.clip,
+        correction=config.correction,
+        deadline=config.train_timeout,
+        max_length=config.max_length,
+        objective=objective_json(template.objective),
+        seed=config.seed,
+        adapter_config=json.dumps(dict(adapter.config), sort_keys=True, separators=(",", ":")),
+        layout=adapter.layout.to_json(),
+        freeze=template.freeze,
+        base_fingerprint=base_fingerprint,
+        tokenizer=template.tokenizer,
+        constants=template.constants,
+        quantization=template.quantization,
+        merged=merged,
+        site=site,
+        refused=refused,
+    )

@@ -1,0 +1,284 @@
+"""Rounds that do not wait for all: over-sampling, late updates, buffers, quorum, bounds; damaged ledgers."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedcompress.blobs import BlobStore
+from fedcompress.errors import ConfigError, StateError, TrainingError
+from fedcompress.pipeline import decode_update
+from fedcompress.types import Tensors, add, subtract, zeros
+from server.ledger import Ledger, SiteRow
+from server.norms import bound_of
+from server.sampling import choose, weights_for
+from tests.support import lora_layout, normal
+from tests.unit.clients.site_support import FakeSite
+from tests.unit.server.memory import Killed, SlowTransport, World
+
+NAMES = ("east", "north", "south", "west")
+
+
+def rounds(world: World) -> list[dict[str, int]]:
+    return [e for e in world.events if e["event"] == "round"]
+
+
+def table(world: World, query: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(world.folder / "coordinator" / "ledger.db") as db:
+        return db.execute(query).fetchall()
+
+
+def test_the_first_of_more_than_are_needed(tmp_path: Path) -> None:
+    world = World(tmp_path, NAMES)
+    transport = SlowTransport(world.sites, lambda site, round_: 100.0 if site == "west" else 1.0)
+    world.over(transport, sites_per_round=3, over_sampling=1.34, min_sites=4)
+    assert [(e["asked"], e["merged"]) for e in rounds(world)] == [(4, 3)] * 4
+    assert sum(e["seconds"] for e in rounds(world)) < 10, "the slowest site was waited for"
+    outcomes = dict(table(world, "SELECT outcome, COUNT(*) FROM task GROUP BY outcome"))
+    assert outcomes["surplus"] == 4
+    assert not table(world, "SELECT * FROM task WHERE outcome='open'")
+
+
+def test_a_late_update_is_merged_for_less(tmp_path: Path) -> None:
+    """South answers round 1 in round 2: it is merged there, and not given back."""
+    world = World(tmp_path)
+    slow = SlowTransport(world.sites, lambda site, round_: 15.0 if (site, round_) == ("south", 1) else 6.0)
+    world.over(slow, late="merge", round_timeout=10.0, rounds=3)
+    merged = table(world, "SELECT round, site, trained_version FROM merged ORDER BY round, site")
+    assert (2, "south", 0) in merged
+    assert [e["late"] for e in rounds(world)] == [0, 1, 0]
+    assert [e["asked"] for e in rounds(world)] == [3, 2, 3]
+    assert not [e for e in world.events if e["event"] == "refused"]
+
+
+def test_a_late_update_is_returned(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    slow = SlowTransport(world.sites, lambda site, round_: 15.0 if (site, round_) == ("south", 1) else 1.0)
+    world.over(slow, round_timeout=10.0, rounds=3)
+    assert [e["merged"] for e in rounds(world)] == [2, 2, 3] or [e["merged"] for e in rounds(world)] == [2, 3, 3]
+    assert {e["code"] for e in world.events if e["event"] == "refused"} == {"deadline"}
+
+
+def test_too_stale_to_be_merged(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    slow = SlowTransport(world.sites, lambda site, round_: 45.0 if (site, round_) == ("south", 1) else 1.0)
+    world.over(slow, late="merge", round_timeout=10.0, rounds=6, max_staleness=2, buffer=2)
+    assert all(version >= round_ - 3 for round_, version in table(world, "SELECT round, trained_version FROM merged"))
+    assert "stale" in {e["code"] for e in world.events if e["event"] == "refused"}
+
+
+def everything(world: World, site: FakeSite) -> tuple[Tensors, Tensors]:
+    """What a site has trained, and what of it was neither merged nor kept."""
+    merged = {digest for (digest,) in table(world, f"SELECT digest FROM merged WHERE site='{site.name}'")}
+    held = site.session.held("run")
+    assert held is not None
+    lost = subtract(site.deltas or zeros(world.layout), held.residual)
+    with sqlite3.connect(site.folder / "session.db") as db:
+        sent = db.execute("SELECT digest, status, blob FROM outbox").fetchall()
+    for digest, status, blob in sent:
+        assert (digest in merged) or status != "merged", "the site takes for merged what was not"
+        assert (digest not in merged) or status != "returned", "given back, and merged as well"
+        if digest in merged or status == "open":
+            lost = subtract(lost, decode_update(BlobStore(site.folder / "blobs").get(blob), world.layout)[1])
+    return site.deltas, lost
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+def test_nothing_is_lost_or_counted_twice(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Whatever the delays: what was trained is merged once, open, or in the residual."""
+    world = World(tmp_path_factory.mktemp("world"), NAMES)
+    delays = data.draw(st.lists(st.sampled_from([1.0, 4.0, 11.0, 25.0]), min_size=40, max_size=40))
+    buffer = data.draw(st.sampled_from([0, 2, 3]))
+    late = "merge" if buffer else data.draw(st.sampled_from(["return", "merge"]))
+    slow = SlowTransport(world.sites, lambda site, round_: delays[(7 * round_ + NAMES.index(site)) % 40])
+    with suppress(TrainingError):  # no quorum
+        world.over(slow, rounds=6, round_timeout=10.0, late=late, buffer=buffer, quorum=1, max_staleness=2)
+    twice = table(world, "SELECT digest, COUNT(*) AS n FROM merged GROUP BY digest HAVING n>1")
+    assert not twice
+    for site in world.sites.values():
+        if site.trained:
+            deltas, lost = everything(world, site)
+            for name, value in lost.items():
+                assert np.abs(value).max() <= 1e-5 * max(1.0, np.abs(deltas[name]).max()), (site.name, name)
+
+
+def test_a_buffer_does_not_wait_for_the_slow(tmp_path: Path) -> None:
+    """FedBuff: a step for every two updates; the slow site's come in later versions."""
+    world = World(tmp_path, NAMES)
+    transport = SlowTransport(world.sites, lambda site, round_: 7.0 if site == "west" else 2.0)
+    world.over(transport, buffer=2, late="merge", rounds=8)
+    assert [e["merged"] >= 2 for e in rounds(world)] == [True] * 8
+    stale = table(world, "SELECT round - 1 - trained_version FROM merged WHERE site='west'")
+    assert stale
+    assert max(age for (age,) in stale) >= 1
+    assert transport.now < 8 * 7
+
+
+def test_no_quorum_is_waited_for_and_then_an_error(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    slow = SlowTransport(world.sites, lambda site, round_: 1.0 if site == "north" else 14.0)
+    world.over(slow, quorum=3, round_timeout=10.0, rounds=1, patience=2)
+    assert [e["merged"] for e in rounds(world)] == [3]
+    assert world.sites[1 << 63].trained == 1, "who had answered was asked again"
+    other = World(tmp_path / "other")
+    never = SlowTransport(other.sites, lambda site, round_: 1.0 if site == "north" else 1e6)
+    with pytest.raises(TrainingError, match="1 updates admitted: the quorum is 2"):
+        other.over(never, quorum=2, round_timeout=10.0, rounds=1, patience=1)
+    assert never.now == pytest.approx(20, abs=2)
+
+
+def test_who_is_awaited_is_said(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    slow = SlowTransport(world.sites, lambda site, round_: 100.0 if site == "south" and round_ == 2 else 1.0)
+    world.over(slow, round_timeout=200.0, rounds=2)
+    said = [e for e in world.events if e["event"] == "awaiting"]
+    assert [e["names"] for e in said] == [["south"]] * len(said)
+    assert len(said) == 3
+    assert said[0]["left_seconds"] > said[-1]["left_seconds"]
+
+
+def test_an_update_far_longer_than_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bomb is refused, its site is told so, and after three it is left out for a while."""
+    world = World(tmp_path, NAMES)
+    bomber = world.sites[(1 << 63) + 3]
+    told: list[tuple[str, ...]] = []
+    answer = FakeSite.answer
+
+    def loud(site: FakeSite, task, bundle):
+        if site is not bomber:
+            return answer(site, task, bundle)
+        told.append(task.refused)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "tests.unit.clients.site_support.normal", lambda layout, seed, scale: normal(layout, seed, 1e4)
+            )
+            return answer(site, task, bundle)
+
+    monkeypatch.setattr(FakeSite, "answer", loud)
+    world.run(rounds=6, quorum=3)
+    assert {site for (site,) in table(world, "SELECT DISTINCT site FROM merged")} == {"east", "north", "south"}
+    codes = table(world, "SELECT round, site, code FROM refusal ORDER BY id")
+    assert codes == [(1, "west", "norm"), (2, "west", "norm"), (3, "west", "norm"), (5, "west", "norm")]
+    assert told[0] == ()
+    assert told[1][0].startswith("1: norm: norm: ")
+    assert [e["until_round"] for e in world.events if e["event"] == "held"] == [5, 8]
+
+
+def test_the_bound_follows_the_lower_half() -> None:
+    assert bound_of(10, [1.0, 1e6], []) == 10
+    assert bound_of(10, [1.0], []) == float("inf")
+    assert bound_of(0, [1.0, 2.0], [3.0]) == float("inf")
+    assert bound_of(2, [9.0], [1.0, 2.0]) == 4
+
+
+SITES = [SiteRow("a", 1, 0, "", 1000, 5.0), SiteRow("b", 2, 0, "", 10, 5000.0), SiteRow("c", 3, 0, "", 10, 5.0)]
+
+
+@pytest.mark.parametrize(("policy", "often"), [("data", 1), ("bandwidth", 2)])
+def test_sampling_prefers(policy: str, often: int) -> None:
+    """Node 4 is not known, and counts as the mean."""
+    weights = weights_for(policy, SITES)
+    drawn = [choose([1, 2, 3, 4], 1, 0, round_, weights)[0] for round_ in range(400)]
+    counts = {node: drawn.count(node) for node in (1, 2, 3, 4)}
+    assert counts[often] > 3 * (counts[1] + counts[2] + counts[3] - counts[often])
+    assert counts[4] > 30
+    assert weights_for("uniform", SITES) is None
+
+
+def stop_before(what: str, number: int, round_: int) -> bool:
+    if (what, number) == ("send", round_):
+        raise Killed
+    return True
+
+
+@pytest.mark.parametrize("what", ["state", "residual", "outer_state"])
+def test_a_blob_that_a_disk_has_damaged(tmp_path: Path, what: str) -> None:
+    """The state is rebuilt from envelopes; without the rest the last round is done again, from the outboxes."""
+    changes = {"server_optimizer": "adam"}
+    plain = World(tmp_path / "plain")
+    plain.run(**changes)
+    world = World(tmp_path / "damaged")
+    with pytest.raises(Killed):
+        world.run(lambda what, node, number: stop_before(what, number, 4), **changes)
+    ((blob,),) = table(world, f"SELECT {what} FROM version WHERE version=3")
+    path = world.folder / "coordinator" / "blobs" / str(blob)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    world.events.clear()
+    world.run(**changes)
+    assert world.result() == plain.result()
+    (note,) = [e["message"] for e in world.events if e["event"] == "recovered"]
+    assert ("rebuilt from the envelopes" if what == "state" else "falling back") in note
+    assert [e["round"] for e in rounds(world)] == ([4] if what == "state" else [3, 4])
+    assert [s.trained for s in world.sites.values()] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("harm", ["torn", "flipped", "empty"])
+def test_a_ledger_that_a_disk_has_damaged(tmp_path: Path, harm: str) -> None:
+    plain, world = World(tmp_path / "plain"), World(tmp_path / "damaged")
+    plain.run()
+    world.run(rounds=2)
+    path = world.folder / "coordinator" / "ledger.db"
+    data = bytearray(path.read_bytes())
+    match harm:
+        case "torn":
+            data = data[: len(data) // 2]
+        case "flipped":
+            data[100:4096] = bytes(b ^ 0x55 for b in data[100:4096])
+        case "empty":
+            data = bytearray(b"x" * 100)
+    path.write_bytes(data)
+    world.events.clear()
+    world.run()
+    assert world.result() == plain.result()
+    (note,) = [e["message"] for e in world.events if e["event"] == "recovered"]
+    assert "its copy made after a round takes its place" in note
+    assert list(path.parent.glob("ledger.damaged-*.db"))
+
+
+def test_a_ledger_and_its_copy(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "run")
+    ledger.begin(lora_layout(), "{}", "")
+    ledger.close()
+    (tmp_path / "ledger.db").write_bytes(b"not a database at all")
+    with pytest.raises(StateError, match="and so is its copy"):
+        Ledger(tmp_path, "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"buffer": 2}, "late: return: must be merge with a buffer"),
+        ({"buffer": 2, "late": "merge", "quorum": 3}, "quorum: 3: must be at most 2"),
+        ({"over_sampling": 1.5}, "over-sampling: 1.5: needs sites-per-round"),
+        ({"over_sampling": 0.5}, "over-sampling: 0.5: must be at least 1"),
+        ({"sampling": "fair"}, "sampling: fair: must be one of"),
+        ({"late": "drop"}, "late: drop: must be one of"),
+        ({"norm_bound": 0.5}, "norm-bound: 0.5: must be 0 or at least 1"),
+        ({"retention": 0}, "retention: 0: must be above 0"),
+        ({"max_staleness": 0}, "max-staleness: 0: must be above 0"),
+        ({"patience": -1}, "patience: -1: must be >= 0"),
+    ],
+)
+def test_what_a_run_may_not_ask_for(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        World(tmp_path).config(**changes)
+    assert message in str(caught.value)
+
+
+def test_sums_of_updates_are_those_of_deltas(tmp_path: Path) -> None:
+    """The helper above finds a loss where there is one."""
+    world = World(tmp_path)
+    world.run(rounds=2)
+    site = world.sites[1 << 63]
+    site.deltas = add(site.deltas, normal(world.layout, 99, 1.0))
+    _, lost = everything(world, site)
+    assert max(np.abs(v).max() for v in lost.values()) > 0.1
