@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_NUM_THREADS ?= 1
 TESTS ?= tests fedcompress
 
-.PHONY: install demo test test-all lint protos golden bench bench-adapters fuzz docs clean
+.PHONY: install demo test test-all chaos lint protos golden bench bench-adapters fuzz docs clean
 
 install: $(STAMP)
 
@@ -31,10 +31,16 @@ demo: install
 	$(BIN)/fedcompress demo
 
 test: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not slow and not gpu and not network" $(TESTS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not slow and not chaos and not gpu and not network" $(TESTS)
 
 test-all: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not network" $(TESTS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not chaos and not network" $(TESTS)
+
+CHAOS_OUT ?= runs/chaos
+chaos: install
+	rm -rf $(CHAOS_OUT)
+	PATH="$(CURDIR)/$(BIN):$$PATH" FEDCOMPRESS_CHAOS_OUT=$(CHAOS_OUT) $(BIN)/pytest -m chaos tests/faults; \
+	  status=$$?; $(BIN)/python -m tests.faults.table $(CHAOS_OUT); exit $$status
 
 lint: install
 	$(BIN)/ruff check .

@@ -179,6 +179,7 @@ def run_federation(
     certs: Path | None = None,
     prepare: Callable[[dict[str, Path]], None] = lambda files: None,
     on_event: Callable[[Federation, dict[str, Any]], None] = lambda federation, event: None,
+    timeout: float = 300,
     **config: Any,
 ) -> list[dict[str, Any]]:
     """A real deployment on small data; returns the coordinator's events."""
@@ -203,7 +204,7 @@ def run_federation(
     with Federation(folder, files, via=via, certs=certs) as federation:
         federation.start()
         federation.submit({**settings, **config})
-        for event in federation.events(folder / "coordinator" / "events.jsonl", timeout=300):
+        for event in federation.events(folder / "coordinator" / "events.jsonl", timeout=timeout):
             events.append(event)
             on_event(federation, event)
     assert events[-1]["event"] == "finished", events[-1]

@@ -39,7 +39,6 @@ SMALL = (
 LARGE = (
     "adamw",
     "frugal(update_gap={gap},state=8bit,free_scale=0.1)",
-    "frugal(update_gap={gap},state=8bit)",
     "galore(rank={rank},update_gap={gap},basis=power)",
 )
 RULES = {"letters": SMALL, "stories260k": SMALL, "smollm2": LARGE}

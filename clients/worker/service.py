@@ -25,6 +25,7 @@ from clients.worker.session import Session
 from clients.worker.status import status_reply
 from fedcompress.config import TrainTask
 from fedcompress.errors import AdmissionError, FedCompressError, IdentityError, LimitError, MismatchError, TrainingError
+from fedcompress.failpoints import reach
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
 LOG = logging.getLogger("fedcompress.worker")
@@ -123,6 +124,7 @@ class _Round(threading.Thread):
                 size = len(reply.payload)
                 yield Event(reply=worker_pb2.ReplyHeader(payload_size=size, replayed=reply.replayed))
                 for at in range(0, size, CHUNK):
+                    reach("site.reply")
                     yield Event(chunk=reply.payload[at : at + CHUNK])
                 return
 

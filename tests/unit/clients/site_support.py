@@ -9,6 +9,7 @@ from clients.identity import SiteIdentity
 from clients.worker.session import Session
 from fedcompress.codecs import CodecSpec, Feedback
 from fedcompress.config import TrainTask
+from fedcompress.failpoints import reach
 from fedcompress.pipeline import encode_update
 from fedcompress.types import Layout, Tensors, add, zeros
 from fedcompress.wire import Header, Kind, pack
@@ -42,6 +43,7 @@ class FakeSite:
         layout = Layout.from_json(task.layout)
         held = self.session.receive(task.run, layout, bundle)
         self.session.settle(task.run, task.round, held.digest, task.merged)
+        reach("site.settled")
         stored = self.session.replay(task.run, task.round, held.digest) if task.steps else None
         if stored is not None:
             return self.identity.sign(stored)
@@ -63,6 +65,7 @@ class FakeSite:
             return self.identity.sign(pack(header, ()))
         self.trained += 1
         delta = normal(layout, sum(self.name.encode()) + 1000 * task.round, 0.1)
+        reach("site.trained")
         self.deltas = add(self.deltas or zeros(layout), delta)
         held = self.session.held(task.run)
         assert held is not None

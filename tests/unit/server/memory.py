@@ -101,34 +101,44 @@ class SlowTransport(MemoryTransport):
         self._due = [(at, reply) for at, reply in self._due if reply.node not in gone]
 
 
+def initial_adapter(folder: Path) -> Adapter:
+    """The start of a run in a folder; made if it is not there."""
+    initial = folder / "initial"
+    if not initial.exists():
+        start = Adapter(config=CONFIG, layout=lora_layout(), tensors=seeded_init(lora_layout(), 3))
+        save_template(initial, Template(adapter=start, objective=Classification(labels=("a", "b"))), {})
+    return load_adapter(initial)
+
+
+def run_config(folder: Path, sites: int, **changes: Any) -> RunConfig:
+    """A short run of so many sites."""
+    fields: dict[str, Any] = {
+        "run": "run",
+        "state_dir": str(folder / "coordinator"),
+        "initial_adapter": str(folder / "initial"),
+        "rounds": 4,
+        "min_sites": sites,
+        "seed": 3,
+        "codec": "lora-ternary",  # the default codes have nothing left for so few entries but zeros
+        "downlink_codec": "lora-ternary",
+        "require_signatures": False,
+    }
+    return RunConfig(**{**fields, **changes})
+
+
 class World:
     """Folders of a coordinator and its sites."""
 
     def __init__(self, folder: Path, names: tuple[str, ...] = ("north", "south", "west")) -> None:
         self.folder = folder
-        initial = folder / "initial"
-        if not initial.exists():
-            start = Adapter(config=CONFIG, layout=lora_layout(), tensors=seeded_init(lora_layout(), 3))
-            save_template(initial, Template(adapter=start, objective=Classification(labels=("a", "b"))), {})
-        adapter = load_adapter(initial)
+        adapter = initial_adapter(folder)
         self.layout = adapter.layout
         digest = adapter_digest(adapter.config)
         self.sites = {(1 << 63) + i: FakeSite(folder / "sites", n, digest) for i, n in enumerate(names)}
         self.events: list[dict[str, Any]] = []
 
     def config(self, **changes: Any) -> RunConfig:
-        fields: dict[str, Any] = {
-            "run": "run",
-            "state_dir": str(self.folder / "coordinator"),
-            "initial_adapter": str(self.folder / "initial"),
-            "rounds": 4,
-            "min_sites": len(self.sites),
-            "seed": 3,
-            "codec": "lora-ternary",  # the default codes have nothing left for so few entries but zeros
-            "downlink_codec": "lora-ternary",
-            "require_signatures": False,
-        }
-        return RunConfig(**{**fields, **changes})
+        return run_config(self.folder, len(self.sites), **changes)
 
     def run(self, fate: Callable[[str, int, int], bool] | None = None, **changes: Any) -> MemoryTransport:
         """One process of the coordinator, until it ends or is killed."""
