@@ -48,6 +48,15 @@ rank = 0                     # LoRA components of a module that this site trains
 
 [privacy]
 max_update_norm = 0.0        # 0: do not clip
+
+[identity]
+key = ""                     # this site's private key, of `fedcompress keys new`: what it sends is signed
+coordinator = ""             # the coordinator's public key: nothing else's tasks are taken
+
+[superlink]
+address = ""                 # HOST:PORT, if not given to `site up`
+root_certificates = ""       # PEM file of the CA that has signed the SuperLink's certificate
+node_key = ""                # the SuperNode's private key, if the SuperLink asks for one
 """
 
 from __future__ import annotations
@@ -156,6 +165,36 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Key files of a site; None: not signed, or not verified."""
+
+    key: Path | None = None
+    coordinator: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_files("identity", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperLink:
+    """How a site reaches the SuperLink, where ``site up`` is not told."""
+
+    address: str = ""
+    root_certificates: Path | None = None  # None: those of the system
+    node_key: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_files("superlink", self)
+
+
+def _check_files(section: str, config: Identity | SuperLink) -> None:
+    for known in fields(config):
+        path = getattr(config, known.name)
+        if isinstance(path, Path) and not path.is_file():
+            raise ConfigError(f"{section}.{known.name}", path, "must be an existing file")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiteConfig:
     """A checked site.toml; paths are absolute."""
 
@@ -166,6 +205,8 @@ class SiteConfig:
     engine: Engine = field(default_factory=Engine)
     max_update_norm: float = 0.0
     rank: int = 0
+    identity: Identity = field(default_factory=Identity)
+    superlink: SuperLink = field(default_factory=SuperLink)
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -209,12 +250,19 @@ class SiteConfig:
             engine=_engine(raw.get("engine", {}), base),
             rank=raw.get("adapter", {}).get("rank", 0),
             max_update_norm=float(raw.get("privacy", {}).get("max_update_norm", 0.0)),
+            identity=Identity(**_files(raw.get("identity", {}), base)),
+            superlink=SuperLink(**_files(raw.get("superlink", {}), base)),
         )
 
 
 def _engine(raw: dict[str, Any], base: Path) -> Engine:
     engine = Engine(**raw)
     return replace(engine, token=str(base / engine.token))
+
+
+def _files(section: dict[str, str], base: Path) -> dict[str, Any]:
+    """Names of files as absolute paths; what is empty is left out."""
+    return {k: v if k == "address" else base / v for k, v in section.items() if v}
 
 
 def _kinds(config: type, **others: type) -> dict[str, type]:
@@ -230,6 +278,8 @@ KNOWN: dict[str, dict[str, type]] = {
     "engine": _kinds(Engine),
     "adapter": {"rank": int},
     "privacy": {"max_update_norm": float},
+    "identity": _kinds(Identity),
+    "superlink": _kinds(SuperLink),
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from clients.identity import SiteIdentity
 from clients.site import SiteConfig
 from clients.training.job import OUT_OF_MEMORY, STATE, UPDATE, Job
 from clients.worker.encode import encode_stream
@@ -19,7 +20,7 @@ from fedcompress.adapters.folder import save_weights
 from fedcompress.adapters.template import CONSTANTS
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import TrainTask
-from fedcompress.errors import MismatchError, TrainingError
+from fedcompress.errors import IdentityError, MismatchError, TrainingError
 from fedcompress.failpoints import reach
 from fedcompress.pipeline import encode_update
 from fedcompress.privacy import clip_update
@@ -52,16 +53,19 @@ class RoundRunner:
         self._work.mkdir(parents=True)
         self._micro_batch = 0  # what memory has room for, once it was short
         self.model_loads = 0  # of the ranks that run now
+        self._identity = SiteIdentity.load(site)
         self._fingerprint = base_fingerprint(site.model.path, site.state_dir / "fingerprint.json")
 
-    def run(self, task: TrainTask, bundle: bytes, progress: OnProgress) -> Reply:
+    def run(self, task: TrainTask, bundle: bytes, progress: OnProgress, signature: str = "") -> Reply:
         """The reply to ``task``; from the outbox if this round was done before.
 
         Raises:
+            IdentityError: the coordinator has not signed it, or not for this site, or it is an old one.
             WireError, MismatchError: the downlink does not fit.
             TrainingError: a rank failed.
             StateError: the session is corrupt.
         """
+        self._check_identity(task, bundle, signature)
         self._check_base(task)
         for text in task.refused:
             progress(phase="refused", text=f"the coordinator refused an update of this site: {text}")
@@ -78,7 +82,7 @@ class RoundRunner:
         stored = self._session.replay(task.run, task.round, base) if task.steps else None
         if stored is not None:
             progress(phase="replay", text=f"round {task.round} was done before: answered from the outbox")
-            return Reply(stored, replayed=True)
+            return Reply(self._resigned(task, stored), replayed=True)
         metrics = self._train(task, held, progress)
         reach("site.trained")
         examples = int(metrics.pop("train_examples"))
@@ -97,8 +101,23 @@ class RoundRunner:
             metrics=metrics,
         )
         if not task.steps:
-            return Reply(pack(header, ()), replayed=False)
+            return Reply(self._identity.sign(pack(header, ())), replayed=False)
         return Reply(self._encode(task, held, header, progress), replayed=False)
+
+    def _check_identity(self, task: TrainTask, bundle: bytes, signature: str) -> None:
+        """Refuse what is not the coordinator's, for another site, or older than what was answered."""
+        self._identity.check(signature, task.to_json(), bundle)
+        if task.site and task.site != self._site.name:
+            raise IdentityError("other-site", f"task.site: {task.site}: this site is {self._site.name}")
+        if self._identity.coordinator is not None:
+            self._session.advance(task.run, task.round, task.version)
+
+    def _resigned(self, task: TrainTask, stored: bytes) -> bytes:
+        """A stored reply with the key of now, which need not be the one that it was signed with."""
+        signed = self._identity.sign(stored)
+        if signed != stored:
+            self._session.replace(task.run, task.round, signed)
+        return signed
 
     def _check_base(self, task: TrainTask) -> None:
         """Refuse before anything is computed if the base here is not the run's; ranks check the tokenizer."""
@@ -193,6 +212,7 @@ class RoundRunner:
         target = feedback.target(delta, held.residual, task.round)
         last = self._session.last_sent(task.run) if codec.warm else None
         payload, decoded = encode_update(target, held.layout, codec, header, last=last)
+        payload = self._identity.sign(payload)
         rest = feedback.residual(target, decoded)
         self._session.commit(task.run, task.round, header.base_digest, payload, rest, store=feedback.store)
         seconds = time.monotonic() - started

@@ -29,6 +29,7 @@ class Part:
     header: Header
     section_sizes: tuple[int, ...]
     digest: bytes
+    signed: bool
     manifest: Manifest | None  # of a FILE
 
 
@@ -129,6 +130,7 @@ def _part_of(envelope: Envelope, offset: int, size: int) -> Part:
         header=envelope.header,
         section_sizes=tuple(len(s) for s in envelope.sections),
         digest=envelope.digest,
+        signed=bool(envelope.signature),
         manifest=manifest,
     )
 

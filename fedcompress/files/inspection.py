@@ -86,6 +86,7 @@ def _of_container(container: Container) -> dict[str, Any]:
         facts[name] = getattr(header, name)
     for name in DIGESTS:
         facts[name] = getattr(header, name).hex()
+    facts["signed"] = all(part.signed for part in container.parts)  # by whom, only a registry can tell
     facts["section_bytes"] = [size for part in container.parts for size in part.section_sizes]
     facts["metrics"] = dict(header.metrics)
     if not container.manifests:

@@ -15,12 +15,14 @@ class TrainRequest(_message.Message):
     def __init__(self, task: _Optional[_Union[TaskHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class TaskHeader(_message.Message):
-    __slots__ = ("task_json", "payload_size")
+    __slots__ = ("task_json", "payload_size", "signature")
     TASK_JSON_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     task_json: str
     payload_size: int
-    def __init__(self, task_json: _Optional[str] = ..., payload_size: _Optional[int] = ...) -> None: ...
+    signature: str
+    def __init__(self, task_json: _Optional[str] = ..., payload_size: _Optional[int] = ..., signature: _Optional[str] = ...) -> None: ...
 
 class TrainEvent(_message.Message):
     __slots__ = ("progress", "reply", "chunk", "failure")
