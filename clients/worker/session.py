@@ -173,6 +173,12 @@ class Session:
         chain, version = pieces[fits[-1] :], headers[-1].version
         if is_stream:
             return self._stream_along(run, layout, version, held, chain, limits)
+        return self._along(run, layout, version, held, chain, limits)
+
+    def _along(
+        self, run: str, layout: Layout, version: int, held: Held | None, chain: Sequence[bytes], limits: Limits
+    ) -> Held:
+        """The state at the end of a chain of envelopes, committed."""
         state = held.state if held is not None else None
         for piece in chain:
             _, state = decode_state(piece, layout, state, limits)
@@ -186,7 +192,7 @@ class Session:
     def _stream_along(
         self, run: str, layout: Layout, version: int, held: Held | None, chain: Sequence[bytes], limits: Limits
     ) -> Held:
-        """As the end of ``receive``: each state to a file, from the one before."""
+        """As ``_along``, each state to a file, from the one before."""
         state = held.state if held is not None else None
         name = ""
         for piece in chain:
