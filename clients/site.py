@@ -38,6 +38,10 @@ micro_batch = 16             # examples a rank handles at once, halved when memo
 threads = 1                  # CPU threads a rank
 collective_timeout = 3600    # seconds that a rank waits for the others within a step
 keep_model = "always"        # between rounds; or pressure: not while under a tenth of the memory is free; or never
+nodes = 1                    # machines, each with so many ranks; more than one: `fedcompress site node` on the others
+rendezvous = ""              # of several nodes: host:port of node 0, as the others reach it
+token = "node.token"         # of several nodes: file with what they know each other by; node 0 makes it
+start_timeout = 300          # seconds that a round waits for all ranks to be there
 
 [adapter]
 rank = 0                     # LoRA components of a module that this site trains in a round; 0: all
@@ -59,7 +63,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +92,15 @@ class Engine:
     threads: int = 1
     collective_timeout: int = 3600  # seconds
     keep_model: str = "always"
+    nodes: int = 1
+    rendezvous: str = ""  # host:port
+    token: str = "node.token"  # absolute in a SiteConfig
+    start_timeout: int = 300  # seconds
+
+    @property
+    def world(self) -> int:
+        """Ranks on all nodes."""
+        return self.ranks * self.nodes
 
     def __post_init__(self) -> None:
         cores = len(os.sched_getaffinity(0))
@@ -104,9 +117,24 @@ class Engine:
             raise ConfigError("engine.offload_path", repr(self.offload_path), "must be a folder on an NVMe drive")
         if self.sharding != "none" and self.kind != "accelerate":
             raise ConfigError("engine.sharding", self.sharding, "is for kind accelerate: DeepSpeed has zero_stage")
-        for name, least in (("micro_batch", 0), ("threads", 1), ("collective_timeout", 1)):
+        least_of = {"micro_batch": 0, "threads": 1, "collective_timeout": 1, "nodes": 1, "start_timeout": 1}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"engine.{name}", getattr(self, name), f"must be at least {least}")
+        if self.nodes > 1:
+            address_of(self.rendezvous)
+
+
+def address_of(rendezvous: str) -> tuple[str, int]:
+    """Host and port of a rendezvous.
+
+    Raises:
+        ConfigError: it is not written as host:port.
+    """
+    host, _, port = rendezvous.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError("engine.rendezvous", repr(rendezvous), "must be host:port of node 0, with engine.nodes")
+    return host.strip("[]"), int(port)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,12 +247,17 @@ class SiteConfig:
             state_dir=base / site["state_dir"],
             model=BaseModel(path=folder, **model),
             data=Data(**{**data, **sources}),
-            engine=Engine(**raw.get("engine", {})),
+            engine=_engine(raw.get("engine", {}), base),
             rank=raw.get("adapter", {}).get("rank", 0),
             max_update_norm=float(raw.get("privacy", {}).get("max_update_norm", 0.0)),
             identity=Identity(**_files(raw.get("identity", {}), base)),
             superlink=SuperLink(**_files(raw.get("superlink", {}), base)),
         )
+
+
+def _engine(raw: dict[str, Any], base: Path) -> Engine:
+    engine = Engine(**raw)
+    return replace(engine, token=str(base / engine.token))
 
 
 def _files(section: dict[str, str], base: Path) -> dict[str, Any]:

@@ -13,17 +13,20 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from fedcompress.config import TrainTask, parse_run_config
-from fedcompress.errors import FedCompressError
+from fedcompress.errors import ConfigError, FedCompressError, LayoutError, MismatchError
 from fedcompress.flower import carried_bytes, from_records, require_version, to_records
 from fedcompress.identity.audit import AuditLog
 from fedcompress.identity.registry import coordinator_key
+from fedcompress.locks import hold
 from server import LIBRARY
 from server.audit import Audited
 from server.coordinator import Coordinator
+from server.places import COORDINATOR_LOCK, EVENTS
 from server.transport import Incoming
 
 LOG = logging.getLogger("flwr")
 POLL = 0.1  # seconds between two looks for replies
+FINAL = (ConfigError, LayoutError, MismatchError)  # no new attempt can heal these
 app = ServerApp()
 
 
@@ -80,17 +83,18 @@ class GridTransport:
 
 
 class EventLog:
-    """Appends events to ``events.jsonl`` in the state directory, and logs them."""
+    """Appends events of a run to ``events.jsonl`` in the state directory, and logs them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "events.jsonl"
+        self._path = folder / EVENTS
+        self._run = run
 
     def __call__(self, event: dict[str, Any]) -> None:
         """One event, one line."""
         LOG.info("%s", json.dumps(event))
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"at": time.time(), **event}) + "\n")
+            stream.write(json.dumps({"at": time.time(), "run": self._run, **event}) + "\n")
 
 
 @app.main()
@@ -98,10 +102,13 @@ def main(grid: Grid, context: Context) -> None:
     """Run or resume a run."""
     require_version(LIBRARY)
     config = parse_run_config(dict(context.run_config))
-    key = coordinator_key(config.state_path)
-    emit = Audited(AuditLog(config.state_path, key), config.run, EventLog(config.state_path))
-    try:
-        Coordinator(config, GridTransport(grid), emit).run()
-    except Exception as error:
-        emit({"event": "failed", "message": f"{type(error).__name__}: {error}"})
-        raise
+    held = f"state-dir: {config.state_path}: is held by a coordinator, pid"
+    with hold(config.state_path / COORDINATOR_LOCK, held):
+        key = coordinator_key(config.state_path)
+        emit = Audited(AuditLog(config.state_path, key), config.run, EventLog(config.state_path, config.run))
+        try:
+            Coordinator(config, GridTransport(grid), emit).run()
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            emit({"event": "failed", "message": message, "final": isinstance(error, FINAL)})
+            raise

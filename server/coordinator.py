@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters import adapter_digest, load_template, seeded_init
-from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.template import CONSTANTS, START, load_constants
 from fedcompress.config import RunConfig
 from fedcompress.errors import AdmissionError, TrainingError
@@ -23,6 +22,8 @@ from fedcompress.failpoints import reach
 from fedcompress.merging import Spool
 from fedcompress.pipeline import encode_constants, encode_snapshot
 from fedcompress.types import state_digest, zeros
+from fedcompress.weights import is_weights
+from fedcompress.weights.export import check_run, export_run
 from fedcompress.wire import Kind, digest_of
 from server.admission import Expected, admit
 from server.evaluate import Quality, pool
@@ -30,6 +31,7 @@ from server.ledger import Ledger, MergedRow, Published
 from server.norms import HISTORY, bound_of, norm_of
 from server.publish import Downlinks
 from server.roster import Roster
+from server.stopping import clear_stop, stop_requested
 from server.strategy import Admitted, next_version
 from server.tasks import Asked, task_of
 from server.transport import Incoming, Transport
@@ -58,6 +60,8 @@ class Coordinator:
         self._constants = (folder / CONSTANTS).read_bytes() if template.constants else b""
         self.layout = template.adapter.layout
         self._adapter_config = dict(template.adapter.config)
+        self._trains_weights = is_weights(self._adapter_config)
+        check_run(template, config.codec, config.downlink_codec)
         self._key = own_key(config.state_path, required=config.require_signatures)
         self._trust = Trust(config.state_path, config.require_signatures)
         self.ledger = Ledger(config.state_path, config.run, retention=config.retention)
@@ -81,14 +85,15 @@ class Coordinator:
         config, digest = self._config, state_digest(self.layout, tensors)
         is_seeded = state_digest(self.layout, seeded_init(self.layout, config.seed)) == digest
         seed = config.seed if is_seeded else None
-        envelope = encode_snapshot(tensors, self.layout, run=config.run, version=0, init_seed=seed)
+        is_cut = self._trains_weights
+        envelope = encode_snapshot(tensors, self.layout, run=config.run, version=0, init_seed=seed, is_cut=is_cut)
         start = Published(0, digest, dict(tensors), zeros(self.layout))
         with self.ledger.transaction():
             self.ledger.publish(0, digest, envelope, start.state, start.residual)
         return start
 
     def run(self) -> Path:
-        """All rounds that are not done yet, a last evaluation, and the export.
+        """All rounds that are not done yet, a last evaluation, and the export; less if it is asked to stop.
 
         Returns:
             The exported PEFT folder.
@@ -105,11 +110,17 @@ class Coordinator:
         about = {"parameters": self.layout.numel, "require_signatures": self._config.require_signatures}
         self._emit({"event": "start", "first_round": first, "rounds": self._config.rounds, **about, **at})
         for round_ in range(first, self._config.rounds + 1):
+            if stop_requested(self._config.state_path):
+                return self._end("stopped")
             self._round(round_)
         self._evaluate(self._config.rounds + 1)
         reach("server.before-export")
+        return self._end("finished")
+
+    def _end(self, how: str) -> Path:
+        clear_stop(self._config.state_path)
         folder = self.export(self._config.state_path / "adapter")
-        self._emit({"event": "finished", "adapter": str(folder), **self._totals()})
+        self._emit({"event": how, "adapter": str(folder), **self._totals()})
         return folder
 
     def _round(self, round_: int) -> None:
@@ -118,7 +129,9 @@ class Coordinator:
         self._abandon(lambda asked: self._age(asked) > self._config.max_staleness, "stale")
         asked, admitted = self._gather(round_)
         reach("server.merge")
-        published, envelope = next_version(self._config, self.layout, self._published, admitted, round_)
+        published, envelope = next_version(
+            self._config, self.layout, self._published, admitted, round_, is_cut=self._trains_weights
+        )
         seconds = self._clock() - started
         merged = [MergedRow(a.site, a.envelope.digest.hex(), a.version, a.norm) for a in admitted]
         with self.ledger.transaction():
@@ -193,7 +206,8 @@ class Coordinator:
         return self._roster.choose(free, len(answered), round_, self.ledger.sites())
 
     def _ask(self, nodes: Sequence[int], round_: int, *, steps: int) -> None:
-        self._downlinks = Downlinks(self.ledger, self.layout, self._published, self._key)
+        kept, key = self._published, self._key
+        self._downlinks = Downlinks(self.ledger, self.layout, kept, key, is_cut=self._trains_weights)
         if not nodes:
             return
         for node in nodes:
@@ -318,9 +332,8 @@ class Coordinator:
     def _admit(self, asked: Asked, reply: Incoming, seen: set[str], steps: int) -> Admitted | None:
         """The update of a reply, or None with the reason in the ledger."""
         status, site = reply.status, str(reply.status.get("site", ""))
-        if reply.payload:
+        if size := len(reply.payload):
             kind, name = "update" if steps else "report", digest_of(reply.payload).hex()
-            size = len(reply.payload)
             self.ledger.record_message(asked.round, reply.node, site, "up", kind, size, name, reply.protocol)
         if reply.error or status.get("status") != "ok":
             code = "node-lost" if reply.error else str(status.get("code", "unknown"))
@@ -346,8 +359,8 @@ class Coordinator:
         header = envelope.header
         if not self.ledger.base_fingerprint:
             self.ledger.base_fingerprint = header.base_fingerprint.hex()
-        rate = self._rate(asked, reply, header.metrics)
-        # its digest was compared
+        rate = asked.rate(len(reply.payload), header.metrics, self._clock())
+        # the base's digest was compared: the site holds that version
         self.ledger.acknowledge(header.site, reply.node, asked.version, header.examples, rate)
         self.ledger.record_metrics(asked.round, header.site, dict(header.metrics))
         about = {"round": asked.round, "site": header.site, "late": self._age(asked)}
@@ -361,12 +374,6 @@ class Coordinator:
         spool.add(envelope.digest.hex(), tensors)
         mapped = spool.mapped(envelope.digest.hex())
         return Admitted(header.site, envelope, mapped, reply.node, asked.version, norm)
-
-    def _rate(self, asked: Asked, reply: Incoming, metrics: Mapping[str, float]) -> float:
-        """Bytes a second of an exchange, without the time that the site says it worked; 0 if it took none."""
-        worked = metrics.get("seconds_train", 0.0) + metrics.get("seconds_evaluate", 0.0)
-        seconds = self._clock() - asked.at - worked
-        return (asked.sent + len(reply.payload)) / seconds if seconds > 0 else 0.0
 
     def _refuse(self, round_: int, reply: Incoming, code: str, message: str) -> None:
         site, code, message = str(reply.status.get("site", ""))[:64], code[:64], message[:2000]
@@ -384,7 +391,7 @@ class Coordinator:
         return {way: {"payload_bytes": size, "messages": number} for way, (size, number) in counts.items()}
 
     def export(self, folder: Path) -> Path:
-        """Write the published state as a stock PEFT folder."""
+        """Write the published state as a stock PEFT folder, or as a model."""
         constants = load_constants(self._constants) if self._constants else {}
-        export_adapter(folder, self._template, self._published.state, constants)
+        export_run(folder, self._template, self._published.state, constants)
         return folder

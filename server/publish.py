@@ -16,11 +16,20 @@ class Downlinks:
     changes the signature of all that is sent from then on.
     """
 
-    def __init__(self, ledger: Ledger, layout: Layout, published: Published, key: PrivateKey | None = None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        layout: Layout,
+        published: Published,
+        key: PrivateKey | None = None,
+        *,
+        is_cut: bool = False,
+    ) -> None:
         self._key = key
         self._ledger = ledger
         self._layout = layout
         self._published = published
+        self._is_cut = is_cut
         self._cache: dict[int | None, bytes] = {}
         self._snapshot = b""
 
@@ -44,11 +53,11 @@ class Downlinks:
 
     def _whole(self) -> bytes:
         if not self._snapshot:
-            self._snapshot = self.signed(
-                encode_snapshot(
-                    self._published.state, self._layout, run=self._ledger.run, version=self._published.version
-                )
+            published, run = self._published, self._ledger.run
+            whole = encode_snapshot(
+                published.state, self._layout, run=run, version=published.version, is_cut=self._is_cut
             )
+            self._snapshot = self.signed(whole)
         return self._snapshot
 
     def signed(self, envelope: bytes) -> bytes:

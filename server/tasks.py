@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedcompress.adapters import Template
@@ -35,6 +36,12 @@ class Asked:
     at: float
     sent: int
     resent: bool = False
+
+    def rate(self, received: int, metrics: Mapping[str, float], now: float) -> float:
+        """Bytes a second of the exchange, without the time that the site says it worked; 0 if it took none."""
+        worked = metrics.get("seconds_train", 0.0) + metrics.get("seconds_evaluate", 0.0)
+        seconds = now - self.at - worked
+        return (self.sent + received) / seconds if seconds > 0 else 0.0
 
 
 def task_of(

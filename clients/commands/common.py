@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clients.worker.lease import holder
 from clients.worker.paths import lock_path, socket_path
 from fedcompress.errors import ConfigError
+from fedcompress.locks import holder
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
 ANSWER = 2.0  # seconds that a worker has to answer
 COUNTS = ("bytes_received", "bytes_sent", "requests", "replies")
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def site_path(text: str) -> Path:
@@ -68,31 +66,6 @@ def _number(key: str, value: Any) -> Any:
     if isinstance(value, list):
         return [{k: _number(k, v) for k, v in row.items()} for row in value]
     return int(value) if key.endswith("_bytes") or key in COUNTS else value
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    for unit in UNITS:
-        if count < 1024 or unit == UNITS[-1]:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people."""
-    whole = int(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    hours = whole // 3600
-    return f"{hours} h {whole % 3600 // 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def ago(at: float) -> str:
-    """How long ago a time was, in seconds since 1970."""
-    return f"{duration(max(0.0, time.time() - at))} ago"
 
 
 def progress_line(reply: worker_pb2.StatusReply) -> str:

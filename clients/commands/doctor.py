@@ -19,8 +19,8 @@ from clients.commands.checks.network import check_certificates, check_clock, che
 from clients.commands.common import site_path
 from clients.commands.up import host_and_port
 from clients.site import SiteConfig
-from clients.worker.logs import escaped
 from fedcompress.adapters.template import Template, load_template
+from fedcompress.display import escaped
 from fedcompress.errors import ConfigError, FedCompressError
 
 CHECKS: tuple[Callable[[Subject], list[Check]], ...] = (

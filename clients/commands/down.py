@@ -6,10 +6,11 @@ import json
 from dataclasses import dataclass
 
 from clients.commands.common import site_path
-from clients.commands.supervisor import end_orphans, end_process, up_lock
+from clients.commands.supervisor import end_orphans, up_lock
 from clients.site import SiteConfig
-from clients.worker.lease import holder
 from fedcompress.errors import ConfigError
+from fedcompress.locks import holder
+from fedcompress.supervision import end_process
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from typing import Any
 
 from clients.commands.common import site_path
 from clients.site import SiteConfig
-from clients.worker.logs import KEPT, escaped, log_file, rotated
+from clients.worker.logs import KEPT, log_file, rotated
 from clients.worker.paths import log_dir
+from fedcompress.display import escaped
 from fedcompress.errors import ConfigError
 
 POLL = 0.3  # seconds

@@ -9,22 +9,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from clients.commands.common import (
-    ago,
-    duration,
     is_terminal,
     no_worker,
     progress_line,
     read_status,
     site_path,
-    size,
     status_facts,
 )
 from clients.commands.supervisor import up_lock
 from clients.site import SiteConfig
-from clients.worker.lease import holder
-from clients.worker.logs import escaped
 from clients.worker.paths import lock_path
+from fedcompress.display import ago, duration, escaped, size
 from fedcompress.errors import ConfigError
+from fedcompress.locks import holder
 from fedcompress.proto.v1 import worker_pb2
 
 

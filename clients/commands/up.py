@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from clients.commands.common import is_terminal, no_worker, progress_line, python_environment, read_status, site_path
 from clients.commands.status import lines_of
-from clients.commands.supervisor import Supervisor, end_orphans, logs_of, read_facts, up_facts, up_lock, worker_command
+from clients.commands.supervisor import Supervisor, end_orphans, logs_of, up_facts, up_lock, worker_command
 from clients.site import SiteConfig
-from clients.worker.lease import hold, holder
-from clients.worker.logs import escaped
 from clients.worker.paths import make_state_dir
 from fedcompress.demo.federation import app_folder, environment
 from fedcompress.demo.processes import ProcessGroup, free_port, script
+from fedcompress.display import escaped
 from fedcompress.errors import ConfigError, LockedError, ProcessError
+from fedcompress.locks import hold, holder
+from fedcompress.supervision import read_facts, stop_signals
 
 POLL = 0.5  # seconds
 LOOK = 2.0  # seconds between looks at the worker's status
@@ -156,23 +154,11 @@ def _detach(options: Options, site: SiteConfig, site_file: Path) -> int:
     return 0
 
 
-@contextmanager
-def _stopping() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM has come; both end the command in order."""
-    seen: list[int] = []
-    before = {n: signal.signal(n, lambda number, frame: seen.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(seen)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _stay(options: Options, site: SiteConfig, site_file: Path, node: list[str | Path]) -> int:
     home = site.state_dir / "flower"
     home.mkdir(parents=True, exist_ok=True)
     view = LiveView(site) if is_terminal() else PlainView(site)
-    with _stopping() as stopped, ProcessGroup(logs_of(site), environment(home)) as group, view:
+    with stop_signals() as stopped, ProcessGroup(logs_of(site), environment(home)) as group, view:
         for what in end_orphans(site.state_dir):
             view.say(f"ended what was left over: {what}")
         if options.insecure:

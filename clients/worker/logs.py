@@ -20,6 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedcompress.display import escaped
+
 MAX_BYTES = 8 << 20  # of a file
 KEPT = 4  # rotated files
 MAX_MESSAGE = 1 << 16  # characters
@@ -65,11 +67,6 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)[-MAX_MESSAGE:]
         return json.dumps(line)
-
-
-def escaped(text: str) -> str:
-    """Text for a terminal or a line: what is not printable is written as Python does."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class TextFormatter(logging.Formatter):

@@ -20,6 +20,7 @@ from clients.site import SiteConfig
 from clients.worker.counters import Counters
 from clients.worker.hub import RankHub
 from clients.worker.logs import log_round
+from clients.worker.memory import trim
 from clients.worker.rounds import Reply, RoundRunner
 from clients.worker.session import Session
 from clients.worker.status import status_reply
@@ -52,6 +53,7 @@ class _Round(threading.Thread):
     def run(self) -> None:
         with log_round(self.task.run, self.task.round):
             self._run()
+        trim()
 
     def _run(self) -> None:
         self._tell_refusal()

@@ -8,8 +8,23 @@ import sys
 import click
 import typer
 
-from fedcompress.cli import audit, certs, demo, experiment, files, keys, merge, partition, plan, site, tables, template
-from fedcompress.errors import ConfigError, FedCompressError, LockedError, MismatchError, MissingPackageError
+from fedcompress.cli import (
+    audit,
+    certs,
+    coordinator,
+    demo,
+    experiment,
+    files,
+    keys,
+    merge,
+    partition,
+    plan,
+    site,
+    tables,
+    template,
+)
+from fedcompress.cli.application import DEBUG, STOPPED, exit_code
+from fedcompress.errors import FedCompressError
 
 app = typer.Typer(
     name="fedcompress",
@@ -18,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+coordinator.register(app)
 demo.register(app)
 experiment.register(app)
 files.register(app)
@@ -31,9 +47,6 @@ keys.register(app)
 audit.register(app)
 certs.register(app)
 
-DEBUG = "--debug"
-STOPPED = 130  # typer returns it after Ctrl-C
-
 
 def main() -> None:
     """Run a command: exit 0 on success, 2 on bad input, 1 on other failures, 130 on Ctrl-C."""
@@ -43,7 +56,7 @@ def main() -> None:
     args = [a for a in sys.argv[1:] if a != DEBUG]
     try:
         code = app(args=args, standalone_mode=False) or 0
-        if code == STOPPED:
+        if code == STOPPED:  # typer returns it after Ctrl-C
             print("\nstopped", file=sys.stderr)
         raise SystemExit(code)
     except click.ClickException as error:
@@ -53,5 +66,4 @@ def main() -> None:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        bad_input = isinstance(error, ConfigError | LockedError | MismatchError | MissingPackageError)
-        raise SystemExit(2 if bad_input else 1) from None
+        raise SystemExit(exit_code(error)) from None

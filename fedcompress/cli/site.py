@@ -6,12 +6,13 @@ Only options are declared here: the library does not know the applications, and 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from fedcompress.cli.application import as_words, execute
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="Path of site.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -41,26 +42,13 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         help="Run a site: init, doctor, up, status, logs, down, train.", no_args_is_help=True, rich_markup_mode=None
     )
-    for command in (init, doctor, up, status, logs, down, train, worker):
+    for command in (init, doctor, up, status, logs, down, train, worker, node):
         group.command(name=command.__name__)(command)
     app.add_typer(group, name="site")
 
 
-def _execute(module: str, *words: str) -> None:
-    """Become ``python -m module``, with the app's folder on the path and the user's folder as it is."""
-    from fedcompress.demo.federation import app_folder
-
-    paths = [str(app_folder()), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *words])
-
-
 def _command(name: str, options: dict[str, Any]) -> None:
-    from fedcompress.cli.main import DEBUG
-
-    written = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    _execute("clients.commands", name, json.dumps({**written, "debug": DEBUG in sys.argv}))
+    execute("clients.commands", *as_words(name, options))
 
 
 def init(
@@ -241,4 +229,24 @@ def worker(
     if as_json:
         print(json.dumps([sys.executable, "-m", "clients.worker.main", *words]))
         return
-    _execute("clients.worker.main", *words)
+    execute("clients.worker.main", *words)
+
+
+def node(
+    site: SiteFile,
+    node_rank: Annotated[int, typer.Option(help="Number of this machine, from 1.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the command as JSON instead of running it.")] = False,
+) -> None:
+    """Run the ranks of a further machine of a site, until Ctrl-C: they get their work from node 0's worker.
+
+    Its site.toml is as on node 0, with paths of this machine; `engine.nodes` and `engine.rendezvous` say of which
+    machines a site consists.
+
+    Example:
+      fedcompress site node site.toml --node-rank 1
+    """
+    words = ["--site", str(site.resolve()), "--node-rank", str(node_rank)]
+    if as_json:
+        print(json.dumps([sys.executable, "-m", "clients.worker.node", *words]))
+        return
+    execute("clients.worker.node", *words)

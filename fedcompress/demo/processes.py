@@ -55,11 +55,11 @@ def wait_until(ready: Callable[[], bool], *, timeout: float, what: str, alive: C
         time.sleep(0.1)
 
 
-def listening(port: int) -> bool:
-    """Whether somebody accepts connections on 127.0.0.1:port."""
-    with socket.socket() as probe:
-        probe.settimeout(0.5)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def listening(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether somebody accepts connections on host:port."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=0.5):
+        return True
+    return False
 
 
 @contextlib.contextmanager
@@ -143,14 +143,14 @@ class ProcessGroup:
         lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
         return f"{lines[-1].strip() if lines else 'no output'} (see {path})"
 
-    def _members(self) -> dict[int, psutil.Process]:
-        """Living processes of the group: all in a session of ours, and their descendants.
+    def _members(self, *names: str) -> dict[int, psutil.Process]:
+        """Living processes of the group (or of those named): all in a session of ours, and their descendants.
 
         Zombies are left out: whoever is to reap an orphan need not ever do so.
         """
         import psutil
 
-        sessions = {process.pid for process in self._running.values()}
+        sessions = {self._running[name].pid for name in names or self._running}
         out: dict[int, psutil.Process] = {}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -158,12 +158,17 @@ class ProcessGroup:
                     out |= {p.pid: p for p in [process, *process.children(recursive=True)]}
         return {pid: process for pid, process in out.items() if _alive(process)}
 
-    def stop(self) -> None:
-        """End all processes and their descendants: SIGTERM, then SIGKILL until none is left."""
+    def end(self, name: str) -> None:
+        """End one process and all that it has started, also if it has ended itself; nothing if there is none."""
+        if name in self._running:
+            self.stop(name)
+
+    def stop(self, *names: str) -> None:
+        """End all processes (or those named) and their descendants: SIGTERM, then SIGKILL until none is left."""
         import psutil
 
         deadline = time.monotonic() + GRACE
-        while members := self._members():
+        while members := self._members(*names):
             over = time.monotonic() > deadline
             for member in members.values():
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -171,9 +176,8 @@ class ProcessGroup:
             patience = max(deadline, time.monotonic() + 0.2)
             while any(_alive(member) for member in members.values()) and time.monotonic() < patience:
                 time.sleep(0.05)
-        for process in self._running.values():
-            process.wait(timeout=GRACE)  # reap it
-        self._running.clear()
+        for name in names or list(self._running):
+            self._running.pop(name).wait(timeout=GRACE)  # reap it
 
     def memory(self) -> dict[str, int]:
         """Largest resident bytes so far of every living process of the group, by ``pid command``."""

@@ -13,7 +13,8 @@ from fedcompress.files.container import Container, open_container
 from fedcompress.files.convert import Progress, base_for, check_base, pieces_of, ratios, silent
 from fedcompress.files.distortion import Distortion
 from fedcompress.files.survey import Survey
-from fedcompress.files.tensors import SUFFIX, Piece, Source, layout_of, open_source
+from fedcompress.files.tensors import SUFFIX, Source, open_source
+from fedcompress.parts import Piece, layout_of
 from fedcompress.pipeline import check_layout, codec_of
 from fedcompress.types import GROUPS, Layout, Tensors, state_digest, subtract
 from fedcompress.wire import Kind

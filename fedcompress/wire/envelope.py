@@ -29,7 +29,7 @@ from fedcompress.errors import HeaderError, LimitError
 from fedcompress.proto.v1 import update_pb2
 from fedcompress.wire.frame import DIGEST_SIZE, MAGIC, MAX_HEADER, PREFIX, WIRE_VERSION, Limits, check_frame
 
-MAX_SECTIONS = 64
+MAX_SECTIONS = 8192
 MAX_METRICS = 64
 MAX_CODEC_SPEC = 1024
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -9,9 +9,9 @@ from importlib import metadata
 from typing import Any
 
 from clients.commands.checks.base import Check, Subject, fail, ok, warn
-from clients.commands.common import size
 from clients.worker.hardware import gpus, host_memory
 from fedcompress.demo.federation import app_folder
+from fedcompress.display import size
 from fedcompress.errors import FedCompressError
 
 RANK_BASE = 700 << 20  # bytes of a rank's process before there is a model: torch and DeepSpeed

@@ -33,7 +33,7 @@ LINES = {
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     seen: list[tuple[str, ...]] = []
-    monkeypatch.setattr(site, "_execute", lambda *words: seen.append(words))
+    monkeypatch.setattr(site, "execute", lambda *words: seen.append(words))
     return seen
 
 

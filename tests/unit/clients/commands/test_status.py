@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from clients.commands.common import duration, read_status, size
+from clients.commands.common import read_status
 from clients.commands.status import Options, lines_of, run
 from clients.worker.counters import Counters
 from clients.worker.hardware import parse_gpus
 from clients.worker.main import lease
+from fedcompress.display import duration, size
 from fedcompress.errors import ConfigError, TrainingError
 from fedcompress.proto.v1 import worker_pb2
 from tests.unit.clients.test_service import START, FakeRank, Worker, task, train

@@ -14,13 +14,15 @@ from typing import Any
 import psutil
 import pytest
 
-from clients.commands import down, supervisor, up
-from clients.commands.supervisor import Supervisor, end_orphans, end_process, up_facts, up_lock
+from clients.commands import down, up
+from clients.commands.supervisor import Supervisor, end_orphans, up_facts, up_lock
 from clients.site import SiteConfig
-from clients.worker.lease import hold, holder
 from clients.worker.main import lease
+from fedcompress import supervision
 from fedcompress.demo.processes import ProcessGroup
 from fedcompress.errors import ConfigError, LockedError
+from fedcompress.locks import hold, holder
+from fedcompress.supervision import end_process, put_aside
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 SAYS = "\x1b[91mERROR \x1b[0m:     Exit Code: 303\nrefused\nbecause\n\nINFO: Finished server process\n"
@@ -206,7 +208,7 @@ def test_options_that_do_not_fit(options: dict[str, Any], words: str) -> None:
 
 
 def test_a_large_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "MAX_LOG", 3)
+    monkeypatch.setattr(supervision, "MAX_LOG", 3)
     (tmp_path / "a.log").write_text("long")
-    supervisor._put_aside(tmp_path / "a.log")
+    put_aside(tmp_path / "a.log")
     assert [f.name for f in tmp_path.iterdir()] == ["a.log.1"]

@@ -1,0 +1,40 @@
+"""An adapter merged into its base: a model folder that stock transformers loads, without PEFT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedcompress.adapters.base_model import BaseModel, build_base, load_tokenizer
+from fedcompress.errors import ConfigError
+from fedcompress.objective import Classification, Objective
+
+
+def save_merged(folder: Path, base: BaseModel, adapter: Path, objective: Objective) -> None:
+    """Write full weights, config and tokenizer.
+
+    Args:
+        folder: where to write.
+        base: the model that the adapter was trained on; its dtype is that of the weights written.
+        adapter: a stock PEFT folder.
+        objective: what was learnt, which says what the model is loaded as.
+
+    Raises:
+        ConfigError: the head is none that transformers has, or the adapter cannot be merged into weights.
+    """
+    from peft import PeftModel
+
+    if isinstance(objective, Classification) and objective.head != "stock":
+        rule = "is no head of transformers: export the PEFT folder; templates with --head stock can be merged"
+        raise ConfigError("--merged", objective.head, rule)
+    module = build_base(base, objective)
+    model = PeftModel.from_pretrained(module, adapter)
+    try:
+        merged = model.merge_and_unload()
+    except (AttributeError, ValueError, TypeError, NotImplementedError) as error:
+        kind = model.peft_config["default"].peft_type.value
+        raise ConfigError("--merged", kind, f"cannot be merged into weights: use the PEFT folder: {error}") from error
+    if isinstance(objective, Classification):
+        merged.config.id2label = dict(enumerate(objective.labels))
+        merged.config.label2id = {label: i for i, label in enumerate(objective.labels)}
+    merged.save_pretrained(folder)
+    load_tokenizer(base.path).save_pretrained(folder)

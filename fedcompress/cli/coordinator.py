@@ -1,0 +1,125 @@
+"""``fedcompress run``, ``status``, ``stop``, ``history``, ``export``: the coordinator's, by ``server.commands``.
+
+Only options are declared here: the library does not know the applications, and ``--help`` imports nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedcompress.cli.application import as_words, execute
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+State = Annotated[Path, typer.Argument(metavar="DIR", help="State directory, or the CONFIG.toml that names it.")]
+Run = Annotated[str, typer.Option("--run", help="Name of the run; default: the last that was started.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    for command in (run, status, stop, history, export):
+        app.command(name=command.__name__)(command)
+
+
+def _command(name: str, options: dict[str, Any]) -> None:
+    execute("server.commands", *as_words(name, options))
+
+
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="With [coordinator] and [run].")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted or stopped.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, progress on stderr.")] = False,
+) -> None:
+    """Run a federation to its end: start a SuperLink, submit the app, start again what dies.
+
+    Ctrl-C ends all its processes; the round at hand is done again by --resume.
+
+    Examples:
+      fedcompress run coordinator.toml
+
+      fedcompress run coordinator.toml --resume --json
+    """
+    _command("run", locals())
+
+
+def status(
+    state: State,
+    run_name: Run = "",
+    watch: Annotated[bool, typer.Option("--watch", help="Again and again, until Ctrl-C.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between looks.")] = 2.0,
+    as_json: Json = False,
+) -> None:
+    """Say where a run is: its state and round, who is awaited since when and until when, the last error.
+
+    Examples:
+      fedcompress status coordinator.toml
+
+      fedcompress status /var/lib/fedcompress --watch
+
+      fedcompress status /var/lib/fedcompress --json
+    """
+    _command("status", locals())
+
+
+def stop(
+    state: State,
+    now: Annotated[bool, typer.Option("--now", help="Not after this round, but at once.")] = False,
+    timeout: Annotated[float, typer.Option(help="With --now: seconds until it is killed.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Stop a run after its round, or at once. `fedcompress run --resume` goes on with it.
+
+    Examples:
+      fedcompress stop /var/lib/fedcompress
+
+      fedcompress stop coordinator.toml --now
+    """
+    _command("stop", locals())
+
+
+def history(
+    state: State,
+    run_name: Run = "",
+    sites: Annotated[bool, typer.Option("--sites", help="A row for each site.")] = False,
+    refusals: Annotated[bool, typer.Option("--refusals", help="What was refused, and why.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the rounds of a run: version, sites asked and merged, refusals, bytes, seconds, quality.
+
+    Examples:
+      fedcompress history /var/lib/fedcompress
+
+      fedcompress history coordinator.toml --sites
+
+      fedcompress history coordinator.toml --refusals --json
+    """
+    _command("history", locals())
+
+
+def export(
+    state: State,
+    run_name: Run = "",
+    version: Annotated[
+        int, typer.Option("--round", help="Version after this round; 0: the start; default: newest.")
+    ] = -1,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("adapter"),
+    merged: Annotated[bool, typer.Option("--merged", help="Full weights instead of an adapter.")] = False,
+    model: Annotated[str, typer.Option(help="With --merged: base model, a folder, GGUF file or hub id.")] = "",
+    dtype: Annotated[str, typer.Option(help="With --merged: float32, bfloat16 or float16.")] = "float32",
+    template: Annotated[
+        Path | None, typer.Option(help="The run's initial adapter, if the state directory has no copy.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a published version as a stock PEFT folder, or merged into its base as a stock model folder.
+
+    Examples:
+      fedcompress export /var/lib/fedcompress -o adapter
+
+      fedcompress export coordinator.toml --round 3 -o adapter-3 --json
+
+      fedcompress export coordinator.toml --merged --model ./smollm2 -o merged
+    """
+    _command("export", locals())

@@ -1,0 +1,18 @@
+"""Entry point of the coordinator's commands: ``python -m server.commands NAME OPTIONS``, with options as JSON."""
+
+from __future__ import annotations
+
+import sys
+
+from fedcompress.cli.application import run_command
+
+NAMES = ("export", "history", "run", "status", "stop")
+
+
+def main(argv: list[str]) -> int:
+    """Run a command: exit 2 on bad input, 1 on other failures, 130 on Ctrl-C."""
+    return run_command("server.commands", NAMES, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""``fedcompress export``: a published version as a stock PEFT folder, or merged into its base."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from fedcompress.adapters import load_template
+from fedcompress.adapters.export import export_adapter
+from fedcompress.adapters.template import CONSTANTS, MANIFEST, Template, load_constants
+from fedcompress.errors import ConfigError, MismatchError, MissingPackageError
+from fedcompress.types import Tensors, state_digest
+from server.commands.common import kept_settings, run_named, run_settings, state_folder, template_copy
+from server.history import History
+from server.versions import state_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What can be set from the command line."""
+
+    state: str
+    run_name: str = ""
+    version: int = -1  # the newest
+    out: str = "adapter"
+    merged: bool = False
+    model: str = ""
+    dtype: str = "float32"
+    template: str | None = None
+    as_json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.version < -1:
+            raise ConfigError("--round", self.version, "must be at least 0")
+        if self.merged != bool(self.model):
+            raise ConfigError("--model", repr(self.model), "goes with --merged, and --merged with it")
+        out = Path(self.out)
+        if out.exists() and not out.is_dir():
+            raise ConfigError("--out", out, "must be a folder")
+        if self.merged and out.is_dir() and any(out.iterdir()):
+            raise ConfigError("--out", out, "must be a new or an empty folder for a model")
+
+
+def run(options: Options) -> int:
+    """Write the folder.
+
+    Raises:
+        ConfigError: no such state directory, run or version; or the model cannot take the adapter.
+        StateError: the ledger is damaged.
+    """
+    folder = state_folder(options.state)
+    name = run_named(folder, options.run_name)
+    template, source = _template(options, folder, name)
+    with History(folder) as history:
+        version, state = state_of(history, name, None if options.version < 0 else options.version)
+        layout, adapter_config, fingerprint = history.run_row(name)
+    same_config = json.dumps(dict(template.adapter.config), sort_keys=True) == adapter_config
+    if template.adapter.layout.to_json() != layout or not same_config:
+        raise MismatchError("template", f"--template: {source}: run {name} was begun with another initial adapter")
+    constants = load_constants((source / CONSTANTS).read_bytes()) if template.constants else {}
+    out = Path(options.out)
+    if options.merged:
+        with redirect_stdout(sys.stderr):  # deepspeed logs to stdout when PEFT imports it
+            _write_merged(options, template, state, constants, fingerprint)
+    else:
+        export_adapter(out, template, state, constants)
+    facts = {
+        "run": name,
+        "version": version,
+        "digest": state_digest(template.adapter.layout, state).hex(),
+        "folder": str(out.resolve()),
+        "merged": options.merged,
+    }
+    print(json.dumps(facts) if options.as_json else f"{name}: version {version}: {facts['folder']}")
+    return 0
+
+
+def _template(options: Options, folder: Path, run: str) -> tuple[Template, Path]:
+    """The run's initial adapter: the one given, the copy that is kept, or the one that the run was started with."""
+    places = [template_copy(folder, run)]
+    if options.template:
+        places = [Path(options.template)]
+    elif given := run_settings(kept_settings(folder), run).get("initial-adapter"):
+        places.append(Path(given))
+    found = next((place for place in places if (place / MANIFEST).is_file()), None)
+    if found is None:
+        raise ConfigError("--template", options.template, "must be the folder of the run's initial adapter")
+    return load_template(found), found
+
+
+def _write_merged(
+    options: Options, template: Template, state: Tensors, constants: dict[str, Any], fingerprint: str
+) -> None:
+    missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
+    if missing:
+        raise MissingPackageError(f"packages {', '.join(missing)}: are absent: pip install 'fedcompress[site]'")
+    from fedcompress.adapters.base_model import BaseModel, resolve_model
+    from fedcompress.adapters.fingerprint import base_fingerprint
+    from fedcompress.adapters.merged import save_merged
+
+    path = resolve_model(options.model, Path.cwd(), field="--model")
+    here = base_fingerprint(path).hex()
+    if fingerprint and here != fingerprint:
+        rule = f"must be {fingerprint[:16]}, on which the run was trained"
+        raise MismatchError("base-model", f"--model: {options.model}: {here[:16]}: {rule}")
+    base = BaseModel(path=path, dtype=options.dtype)
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
+        export_adapter(Path(work) / "adapter", template, state, constants)
+        made = Path(work) / "merged"
+        save_merged(made, base, Path(work) / "adapter", template.objective)
+        if out.is_dir():
+            out.rmdir()
+        made.rename(out)

@@ -1,0 +1,178 @@
+"""``fedcompress run``: a federation from its CONFIG.toml to its end."""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedcompress.adapters import load_template
+from fedcompress.cli.application import STOPPED
+from fedcompress.demo.federation import app_folder, environment
+from fedcompress.demo.processes import ProcessGroup
+from fedcompress.errors import ConfigError, ProcessError
+from fedcompress.locks import hold, holder
+from fedcompress.supervision import end_noted, stop_signals
+from server.commands.common import is_terminal, keep_settings, template_copy
+from server.commands.processes import write_flower_home
+from server.commands.settings import CoordinatorConfig, Settings, host_and_port, load_settings
+from server.commands.supervisor import Outcome, Supervisor, result_of
+from server.commands.view import LiveView, PlainView
+from server.durability import LEDGER, recover_file
+from server.history import History, read_events
+from server.places import COORDINATOR_LOCK, LOGS, PROCESSES, RUN_LOCK
+from server.stopping import clear_stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What can be set from the command line."""
+
+    config: str
+    resume: bool = False
+    as_json: bool = False
+
+
+def run(options: Options) -> int:
+    """Run to the end: 0 if it is finished, or was stopped after a round as it was asked to be.
+
+    Raises:
+        ConfigError: the file is wrong, or the run was begun and ``--resume`` is not said.
+        LockedError: another ``run`` works on the state directory.
+        ProcessError: it has failed, with why.
+    """
+    file = Path(options.config)
+    settings = load_settings(file)
+    app_folder()
+    state = settings.coordinator.state_path
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ConfigError("coordinator.state_dir", state, f"cannot be made: {error.strerror}") from error
+    with hold(state / RUN_LOCK, f"state_dir: {state}: `fedcompress run` works on it, pid"):
+        left = _recovered(state)
+        if _is_finished(settings):
+            return _say_finished(settings, options)
+        _check_resume(settings, options)
+        template = _keep_template(settings)
+        left += [f"ended what was left over: {what}" for what in end_noted(state / PROCESSES)]
+        _check_listen(settings.coordinator)
+        keep_settings(state, settings.facts(file.resolve()))
+        clear_stop(state)
+        flat = {**settings.flat, "initial-adapter": str(template)}
+        return _supervise(settings, flat, left, options)
+
+
+def _recovered(state: Path) -> list[str]:
+    """What was done about a damaged ledger, before anybody reads it."""
+    note = "" if holder(state / COORDINATOR_LOCK) else recover_file(state)
+    return [note] if note else []
+
+
+def _done(settings: Settings) -> int | None:
+    """Rounds that are committed; None if the run was not begun."""
+    state, name = settings.coordinator.state_path, settings.run.run
+    if not (state / LEDGER).is_file():
+        return None
+    with History(state) as history:
+        return history.rounds_done(name) if history.versions(name) else None
+
+
+def _is_finished(settings: Settings) -> bool:
+    done = _done(settings)
+    if done is None or done < settings.run.rounds:
+        return False
+    events = read_events(settings.coordinator.state_path, settings.run.run)
+    return bool(events) and events[-1]["event"] == "finished"
+
+
+def _say_finished(settings: Settings, options: Options) -> int:
+    event = read_events(settings.coordinator.state_path, settings.run.run)[-1]
+    print(f"run {settings.run.run}: is finished: {settings.run.rounds} rounds: {event['adapter']}", file=sys.stderr)
+    if options.as_json:
+        print(result_of(settings, Outcome("finished", event=event), 0))
+    return 0
+
+
+def _check_resume(settings: Settings, options: Options) -> None:
+    done, rounds = _done(settings), settings.run.rounds
+    if done is not None and not options.resume:
+        rule = f"was begun, {done} of {rounds} rounds are done: go on with --resume, or choose another name"
+        raise ConfigError("run.run", settings.run.run, rule)
+
+
+def _keep_template(settings: Settings) -> Path:
+    """The initial adapter's copy in the state directory, which a run that was begun goes on with.
+
+    Raises:
+        ConfigError: there is none, or it is not the one that the run was begun with.
+    """
+    given = Path(settings.run.initial_adapter)
+    kept = template_copy(settings.coordinator.state_path, settings.run.run)
+    begun = _done(settings) is not None
+    if begun and kept.is_dir():
+        if given.is_dir() and given != kept and not _equal(given, kept):
+            rule = f"must be as it was when run {settings.run.run} was begun: choose another name for the run"
+            raise ConfigError("run.initial-adapter", given, rule)
+        return kept
+    try:
+        load_template(given)
+    except ConfigError as error:
+        raise ConfigError("run.initial-adapter", error.value, error.rule) from error
+    part = kept.with_name(f"{kept.name}.part")
+    for folder in (part, kept):
+        shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(given, part)
+    part.rename(kept)
+    return kept
+
+
+def _equal(left: Path, right: Path) -> bool:
+    """Whether two folders have the same files."""
+    names = [sorted(p.name for p in folder.iterdir() if p.is_file()) for folder in (left, right)]
+    return names[0] == names[1] and not any(filecmp.cmpfiles(left, right, names[0], shallow=False)[1:])
+
+
+def _check_listen(config: CoordinatorConfig) -> None:
+    """Raise ``ConfigError`` unless our SuperLink can listen where it is to."""
+    if config.superlink:
+        return
+    host, port = host_and_port("coordinator.listen", config.listen)
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family[0]) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(family[4])
+    except OSError as error:
+        rule = f"cannot be listened on: {error.strerror}: choose another, or set superlink if one runs there"
+        raise ConfigError("coordinator.listen", config.listen, rule) from error
+
+
+def _supervise(settings: Settings, flat: dict[str, Any], left: list[str], options: Options) -> int:
+    state, name = settings.coordinator.state_path, settings.run.run
+    home = write_flower_home(settings, flat)
+    view = (LiveView if is_terminal() else PlainView)(state, name)
+    with stop_signals() as stopped, ProcessGroup(state / LOGS, environment(home)) as group, view:
+        for what in left:
+            view.say(what)
+        if settings.coordinator.insecure:
+            view.say(f"warning: insecure: connections to {settings.coordinator.address} are not encrypted")
+        supervisor = Supervisor(
+            settings=settings, group=group, on_event=view.on_event, say=view.say, stopped=stopped, show=view.show
+        )
+        outcome = supervisor.run()
+        view.say("stopping all processes")
+        supervisor.end(outcome)
+    (state / PROCESSES).unlink(missing_ok=True)
+    if outcome.kind == "interrupted":
+        print(f"stopped: go on with: fedcompress run {options.config} --resume", file=sys.stderr)
+        return STOPPED
+    if outcome.kind not in ("finished", "stopped"):
+        raise ProcessError(f"run {name}: {outcome.text} (see {state / LOGS})")
+    if options.as_json:
+        print(result_of(settings, outcome, supervisor.restarts))
+    return 0

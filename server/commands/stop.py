@@ -1,0 +1,52 @@
+"""``fedcompress stop``: after this round, or at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from fedcompress.errors import ConfigError
+from fedcompress.supervision import end_process
+from server.commands.common import run_named, state_folder
+from server.commands.status import facts
+from server.stopping import clear_stop, request_stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What can be set from the command line."""
+
+    state: str
+    now: bool = False
+    timeout: float = 30.0  # seconds
+    as_json: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout <= 3600:
+            raise ConfigError("--timeout", self.timeout, "must be above 0, at most 3600 seconds")
+
+
+def run(options: Options) -> int:
+    """Ask for the stop, or end the processes; 1 if nobody works on the run.
+
+    Where no round is open there is nothing to wait for: that is a stop at once.
+
+    Raises:
+        ConfigError: there is no such state directory.
+    """
+    folder = state_folder(options.state)
+    name = run_named(folder, "")
+    found = facts(folder, name)
+    pid = found["supervisor_pid"] or found["coordinator_pid"]
+    done = {"run": name, "state": found["state"], "pid": pid, "now": False, "killed": False}
+    if not pid:
+        text = f"{name}: nobody works on it: it is {found['state']}"
+    elif options.now or found["state"] in ("starting", "waiting"):
+        done |= {"now": True, "killed": not end_process(pid, grace=options.timeout)}
+        clear_stop(folder)
+        text = f"{name}: ended (pid {pid})" + (f": killed after {options.timeout:g} s" if done["killed"] else "")
+    else:
+        request_stop(folder)
+        text = f"{name}: stops after round {found['round'] or found['rounds_done'] + 1}"
+    print(json.dumps(done) if options.as_json else text)
+    return 0 if pid else 1

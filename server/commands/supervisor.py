@@ -1,0 +1,255 @@
+"""Keeps a run going: a SuperLink, the app submitted to it, and both again when one of them dies."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedcompress.demo.federation import app_folder
+from fedcompress.demo.processes import ProcessGroup, listening, wait_until
+from fedcompress.errors import LockedError, ProcessError
+from fedcompress.locks import holder
+from fedcompress.supervision import end_process, put_aside, reason, remember
+from server.commands.processes import LINK, SUBMISSION, submit_command, superlink_command
+from server.commands.settings import Settings, host_and_port
+from server.history import parse_event, read_events
+from server.places import COORDINATOR_LOCK, EVENTS, PROCESSES
+
+POLL = 0.3  # seconds
+FAREWELL = 8.0  # seconds that Flower may take to note that a run has ended
+RELEASE = 20.0  # seconds that a coordinator which has ended its run may take to be gone
+ENDS = ("finished", "stopped", "failed")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended: ``finished``, ``stopped``, ``failed``, ``died``, or ``interrupted`` by a signal."""
+
+    kind: str
+    text: str = ""
+    final: bool = False  # no new attempt can help
+    event: dict[str, Any] = field(default_factory=dict)
+
+
+class Interrupted(Exception):
+    """A signal came while we waited; never leaves this module."""
+
+
+@dataclass
+class Supervisor:
+    """Starts what does not run, waits longer each time, gives up after so many times without a round.
+
+    Args:
+        settings: of the run.
+        group: where processes are started.
+        on_event: takes the coordinator's events.
+        say: takes one line for people.
+        stopped: whether a signal has come.
+        show: is called all the time, to redraw what is shown.
+        clock: seconds, monotonic.
+        sleep: waits so many seconds.
+    """
+
+    settings: Settings
+    group: ProcessGroup
+    on_event: Callable[[dict[str, Any]], None]
+    say: Callable[[str], None]
+    stopped: Callable[[], bool]
+    show: Callable[[], None] = lambda: None
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    restarts: int = 0
+    _in_a_row: int = 0
+    _log_sizes: dict[str, int] = field(default_factory=dict)
+    _read: int = 0  # bytes of the events
+
+    @property
+    def state(self) -> Path:
+        """State directory."""
+        return self.settings.coordinator.state_path
+
+    def run(self) -> Outcome:
+        """Attempts until the run has ended, a signal came, or none can help."""
+        limits = self.settings.coordinator
+        while True:
+            try:
+                outcome = self._attempt()
+                if outcome.kind in ("finished", "stopped") or outcome.final:
+                    return outcome
+                if self._in_a_row >= limits.restarts:
+                    tried = f"given up after {self._in_a_row} restarts without a committed round"
+                    return Outcome("failed", f"{outcome.text}: {tried}")
+                pause = min(limits.first_pause * 2**self._in_a_row, limits.longest_pause)
+                self._in_a_row += 1
+                self.restarts += 1
+                self.say(f"{outcome.text}: again in {pause:g} s ({self._in_a_row} of {limits.restarts})")
+                self._wait(pause)
+            except Interrupted:
+                return Outcome("interrupted")
+
+    def end(self, outcome: Outcome) -> None:
+        """Let Flower take note of a run that has ended; end the coordinator of one that has not."""
+        until = self.clock() + FAREWELL
+        while outcome.kind in ("finished", "stopped") and self._ended(SUBMISSION) is None and self.clock() < until:
+            self.sleep(POLL)
+        pid = holder(self.state / COORDINATOR_LOCK)
+        if pid:
+            end_process(pid, grace=FAREWELL)
+
+    def _attempt(self) -> Outcome:
+        """One submission, followed to its end."""
+        try:
+            pid = self._adopted()
+            if not pid:
+                self._start_superlink()
+                self._end(SUBMISSION)
+                self._release()
+                self._submit()
+            return self._follow(pid)
+        except ProcessError as error:
+            return Outcome("died", str(error))
+
+    def _wait(self, seconds: float) -> None:
+        until = self.clock() + seconds
+        while (left := until - self.clock()) > 0:
+            self._check_stop()
+            self.sleep(min(left, POLL))
+
+    def _check_stop(self) -> None:
+        self.show()
+        if self.stopped():
+            raise Interrupted
+
+    def _adopted(self) -> int:
+        """Process id of a coordinator of this run that another's SuperLink keeps up already; 0: there is none.
+
+        Raises:
+            LockedError: it works on another run.
+        """
+        pid = holder(self.state / COORDINATOR_LOCK)
+        if not pid or not self.settings.coordinator.superlink or self.restarts:
+            return 0
+        events = read_events(self.state)
+        if not events or events[-1].get("run") != self.settings.run.run:
+            raise LockedError(f"state_dir: {self.state}: is held by a coordinator of another run, pid {pid}")
+        self._read = (self.state / EVENTS).stat().st_size
+        self.say(f"coordinator: pid {pid} runs already: it is watched")
+        return pid
+
+    def _start_superlink(self) -> None:
+        """Start our own SuperLink, if there is none, and wait for it or the one that we were given.
+
+        Raises:
+            ProcessError: it does not come up.
+        """
+        config = self.settings.coordinator
+        host, port = host_and_port("coordinator.superlink", config.address)
+        if not config.superlink and self._ended(LINK) is not None:
+            self._end(LINK)
+            self._start(LINK, superlink_command(config))
+
+        def alive() -> None:
+            self._check_stop()
+            if not config.superlink and self._ended(LINK) is not None:
+                raise ProcessError(self._why(LINK))
+
+        wait_until(
+            lambda: listening(port, host), timeout=config.start_timeout, what=f"SuperLink {config.address}", alive=alive
+        )
+
+    def _start(self, name: str, command: list[str | Path]) -> None:
+        self._log_sizes[name] = put_aside(self.group.logs / f"{name}.log")
+        process = self.group.start(name, command, cwd=app_folder())
+        remember(self.state / PROCESSES, name, process.pid)
+        self.say(f"{name}: started, pid {process.pid}")
+
+    def _end(self, name: str) -> None:
+        """End what is left of a process and of what it has started."""
+        self.group.end(name)
+        self._log_sizes.pop(name, None)
+
+    def _ended(self, name: str) -> int | None:
+        """Exit code; -1 if it was never started."""
+        return self.group.ended(name) if name in self._log_sizes else -1
+
+    def _why(self, name: str) -> str:
+        log = self.group.logs / f"{name}.log"
+        return f"{name}: ended with exit code {self._ended(name)}: {reason(log, self._log_sizes[name])} (see {log})"
+
+    def _release(self) -> None:
+        """Wait until no coordinator works on the state directory; end one that stays.
+
+        Raises:
+            ProcessError: it cannot be ended.
+        """
+        lock = self.state / COORDINATOR_LOCK
+        until = self.clock() + RELEASE
+        while pid := holder(lock):
+            self._check_stop()
+            if self.clock() > until and not end_process(pid, grace=RELEASE):
+                self.say(f"coordinator: pid {pid} was killed: it did not end")
+            self.sleep(POLL)
+
+    def _submit(self) -> None:
+        path = self.state / EVENTS
+        self._read = path.stat().st_size if path.is_file() else 0
+        self._start(SUBMISSION, submit_command(self.settings))
+
+    def _follow(self, pid: int) -> Outcome:
+        """Pass events on until the run ends or somebody who is needed for it does."""
+        seen, deadline = pid, self.clock() + self.settings.coordinator.start_timeout
+        while True:
+            self._check_stop()
+            died = self._died(seen, deadline)  # before events: what a process wrote before it ended counts
+            for event in self._events():
+                self.on_event(event)
+                if event["event"] == "round":
+                    self._in_a_row = 0
+                if event["event"] in ENDS:
+                    return Outcome(event["event"], event.get("message", ""), bool(event.get("final")), event)
+            if died:
+                return Outcome("died", died)
+            seen = holder(self.state / COORDINATOR_LOCK) or seen
+            self.sleep(POLL)
+
+    def _died(self, seen: int, deadline: float) -> str:
+        """Who has died, of those without whom the run does not go on; empty: nobody."""
+        if not self.settings.coordinator.superlink and self._ended(LINK) is not None:
+            return self._why(LINK)
+        if holder(self.state / COORDINATOR_LOCK):
+            return ""
+        if seen:
+            return f"coordinator: pid {seen} ended before the run did"
+        if self._ended(SUBMISSION) is not None:
+            return self._why(SUBMISSION)
+        return (
+            f"coordinator: not there in {self.settings.coordinator.start_timeout:g} s"
+            if self.clock() > deadline
+            else ""
+        )
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        """Events of this run that are new."""
+        path = self.state / EVENTS
+        if not path.is_file():
+            return
+        with path.open("rb") as stream:
+            stream.seek(self._read)
+            data = stream.read()
+        end = data.rfind(b"\n") + 1
+        self._read += end
+        for line in data[:end].splitlines():
+            event = parse_event(line)
+            if event and event.get("run") == self.settings.run.run:
+                yield event
+
+
+def result_of(settings: Settings, outcome: Outcome, restarts: int) -> str:
+    """What ``run --json`` prints."""
+    totals = {way: outcome.event.get(way, {}) for way in ("up", "down")}
+    facts = {"run": settings.run.run, "state": outcome.kind, "adapter": outcome.event.get("adapter"), **totals}
+    return json.dumps({**facts, "state_dir": settings.coordinator.state_dir, "restarts": restarts})

@@ -1,0 +1,218 @@
+"""What the ledger and the events of a state directory say. Reads only, also while a coordinator writes."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedcompress.errors import ConfigError, StateError
+from server.durability import LEDGER
+from server.evaluate import Quality, pool
+from server.places import EVENTS
+
+TAIL = 4 << 20  # bytes of the events that are looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundRow:
+    """One committed round; ``quality`` is that of the version it made, once somebody has evaluated that."""
+
+    round: int
+    version: int
+    asked: int
+    merged: int
+    refused: int
+    uplink_bytes: int
+    downlink_bytes: int
+    seconds: float
+    at: float
+    quality: Quality | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteTotals:
+    """What is known of a site over all rounds."""
+
+    site: str
+    acked: int | None
+    messages: int
+    uplink_bytes: int
+    downlink_bytes: int
+    refused: int
+    last_at: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Awaited:
+    """A node that was asked and has not answered; ``site`` is empty if it is not known whose it is."""
+
+    round: int
+    node: str
+    site: str
+    since: float
+    until: float
+
+
+class History:
+    """Reading queries over the ledger of a state directory. Use it as a context manager.
+
+    Raises:
+        ConfigError: there is no ledger.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / LEDGER
+        if not path.is_file():
+            raise ConfigError("DIR", folder, f"must be a coordinator's state directory: it has no {LEDGER}")
+        self.folder = folder
+        self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._db.close()
+
+    def _rows(self, query: str, *args: Any) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, args).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise StateError(f"ledger: {self.folder / LEDGER}: cannot be read: {error}") from error
+
+    def runs(self) -> list[str]:
+        """Names of all runs, the latest begun last."""
+        return [str(name) for (name,) in self._rows("SELECT run FROM run ORDER BY rowid")]
+
+    def run_row(self, run: str) -> tuple[str, str, str]:
+        """Layout and adapter config as JSON, and the base's fingerprint in hex; all empty if there is no such run."""
+        rows = self._rows("SELECT layout, adapter_config, base_fingerprint FROM run WHERE run=?", run)
+        return rows[0] if rows else ("", "", "")
+
+    def rounds_done(self, run: str) -> int:
+        """Number of the last committed round; 0 if there is none."""
+        return int(self._rows("SELECT MAX(round) FROM round WHERE run=?", run)[0][0] or 0)
+
+    def versions(self, run: str) -> list[tuple[int, str, str, str | None]]:
+        """Number, digest in hex, envelope's and state's blob of every version; only the newest has a state."""
+        query = "SELECT version, digest, envelope, state FROM version WHERE run=? ORDER BY version"
+        return [(v, digest, envelope, state) for v, digest, envelope, state in self._rows(query, run)]
+
+    def payload_bytes(self, run: str, round_: int | None = None) -> dict[str, int]:
+        """Payload bytes of each direction, in one round or in all."""
+        where, args = ("", ()) if round_ is None else (" AND round=?", (round_,))
+        query = f"SELECT direction, SUM(payload) FROM message WHERE run=?{where} GROUP BY direction"
+        found = dict(self._rows(query, run, *args))
+        return {way: int(found.get(way, 0)) for way in ("up", "down")}
+
+    def rounds(self, run: str) -> list[RoundRow]:
+        """All committed rounds."""
+        refused = dict(self._rows("SELECT round, COUNT(*) FROM refusal WHERE run=? GROUP BY round", run))
+        quality = dict(self.quality(run))
+        rows = self._rows(
+            "SELECT round, version, asked, merged, seconds, at FROM round WHERE run=? ORDER BY round", run
+        )
+        out = []
+        for round_, version, asked, merged, seconds, at in rows:
+            carried = self.payload_bytes(run, round_)
+            out.append(
+                RoundRow(
+                    round=round_,
+                    version=version,
+                    asked=asked,
+                    merged=merged,
+                    refused=refused.get(round_, 0),
+                    uplink_bytes=carried["up"],
+                    downlink_bytes=carried["down"],
+                    seconds=seconds,
+                    at=at,
+                    quality=quality.get(version),
+                )
+            )
+        return out
+
+    def quality(self, run: str) -> list[tuple[int, Quality]]:
+        """Versions that were evaluated: sites measure, in a round, the version that it starts from."""
+        made = dict(self._rows("SELECT round, version FROM round WHERE run=?", run))
+        by_round: dict[int, dict[str, dict[str, float]]] = {}
+        query = "SELECT round, site, name, value FROM metric WHERE run=? ORDER BY round, site, name"
+        for round_, site, name, value in self._rows(query, run):
+            by_round.setdefault(round_, {}).setdefault(site, {})[name] = value
+        pooled = [(made.get(r - 1, 0 if r == 1 else -1), pool(sites.values())) for r, sites in by_round.items()]
+        return [(version, quality) for version, quality in pooled if quality is not None and version >= 0]
+
+    def sites(self, run: str) -> list[SiteTotals]:
+        """All sites that have taken part, by name."""
+        name = "COALESCE(NULLIF(m.site, ''), s.site)"
+        join = "m LEFT JOIN site s ON s.run=m.run AND s.node=m.node"
+        carried = self._rows(
+            f"SELECT {name}, m.direction, COUNT(*), SUM(m.payload), MAX(m.at) FROM message {join}"
+            f" WHERE m.run=? GROUP BY {name}, m.direction",
+            run,
+        )
+        by_way = {(site, way): row for site, way, *row in carried}
+        refused = dict(self._rows(f"SELECT {name}, COUNT(*) FROM refusal {join} WHERE m.run=? GROUP BY {name}", run))
+        out = []
+        for site, acked in self._rows("SELECT site, acked FROM site WHERE run=? ORDER BY site", run):
+            up, down = (by_way.get((site, way), [0, 0, None]) for way in ("up", "down"))
+            out.append(
+                SiteTotals(
+                    site=site,
+                    acked=acked,
+                    messages=up[0],
+                    uplink_bytes=up[1],
+                    downlink_bytes=down[1],
+                    refused=refused.get(site, 0),
+                    last_at=up[2],
+                )
+            )
+        return out
+
+    def refusals(self, run: str) -> list[dict[str, Any]]:
+        """All refusals, in order."""
+        keys = ("round", "node", "site", "code", "message", "at")
+        query = f"SELECT {', '.join(keys)} FROM refusal WHERE run=? ORDER BY id"
+        return [dict(zip(keys, row, strict=True)) for row in self._rows(query, run)]
+
+    def awaited(self, run: str) -> list[Awaited]:
+        """Which nodes were asked and have not answered, as the coordinator that ran last had it."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name='task'"):
+            return []  # a ledger from before it
+        rows = self._rows(
+            "SELECT t.round, t.node, COALESCE(NULLIF(t.site, ''), s.site, ''), t.sent, t.until FROM task t"
+            " LEFT JOIN site s ON s.run=t.run AND s.node=t.node"
+            " WHERE t.run=? AND t.outcome='open' ORDER BY t.round, 3, t.node",
+            run,
+        )
+        return [Awaited(round=r, node=n, site=s, since=sent, until=until) for r, n, s, sent, until in rows]
+
+
+def read_events(folder: Path, run: str = "") -> list[dict[str, Any]]:
+    """The last events of a run (of all, if it is empty), in order."""
+    path = folder / EVENTS
+    if not path.is_file():
+        return []
+    with path.open("rb") as stream:
+        start = max(0, path.stat().st_size - TAIL)
+        stream.seek(start)
+        lines = stream.read().splitlines()[1 if start else 0 :]
+    events = [event for line in lines if (event := parse_event(line))]
+    return [event for event in events if not run or event.get("run", run) == run]
+
+
+def parse_event(line: bytes) -> dict[str, Any]:
+    """An event from its line; nothing if it is torn."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return {}
+    return event if isinstance(event, dict) and "event" in event else {}
+
+
+def since_start(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Events of the last process of the coordinator."""
+    starts = [i for i, event in enumerate(events) if event["event"] == "start"]
+    return list(events[starts[-1] :]) if starts else list(events)

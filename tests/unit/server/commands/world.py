@@ -1,0 +1,40 @@
+"""A state directory that real rounds have filled, in memory, as `fedcompress run` leaves one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from server.commands.common import keep_settings, template_copy
+from server.commands.settings import Settings, load_settings
+from server.places import EVENTS
+from tests.unit.server.memory import World
+
+
+def config_file(world: World, **run: object) -> Path:
+    """CONFIG.toml of a world."""
+    path = world.folder / "coordinator.toml"
+    keys = {"initial-adapter": "initial", "rounds": 4, "codec": "lora-ternary", "downlink-codec": "lora-ternary", **run}
+    path.write_text(
+        '[coordinator]\nstate_dir = "coordinator"\ninsecure = true\n[run]\nseed = 3\nmin-sites = 3\n'
+        + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
+    )
+    return path
+
+
+def settled(world: World, *, events: bool = True) -> Settings:
+    """Keep settings, template and events of a world that has run."""
+    file = config_file(world)
+    settings = load_settings(file)
+    state = settings.coordinator.state_path
+    state.mkdir(exist_ok=True)
+    keep_settings(state, settings.facts(file))
+    kept = template_copy(state, "run")
+    if not kept.exists():
+        kept.parent.mkdir(parents=True)
+        (world.folder / "initial").rename(kept)
+    if events:
+        at = 1000.0
+        lines = [json.dumps({"at": at + i, "run": "run", **event}) for i, event in enumerate(world.events)]
+        (state / EVENTS).write_text("".join(f"{line}\n" for line in lines))
+    return settings
