@@ -18,7 +18,7 @@ from fedcompress.identity.registry import COORDINATOR
 from tests.site_support import run_federation
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_a_superlink_knows_its_nodes_and_a_node_its_superlink(tmp_path: Path) -> None:
     """A registered key gets in; one that is not registered, and a node with another CA, do not."""
     certs, other = tmp_path / "certs", tmp_path / "other"
