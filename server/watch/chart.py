@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from server.watch.html import Html, element, joined
 
-WIDTH, HEIGHT = 640, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 18, 16, 46
+WIDTH, HEIGHT = 460, 260
+LEFT, RIGHT, TOP, BOTTOM = 56, 18, 26, 44
 MOST_POINTS = 400  # of a line; more are thinned out
 
 
@@ -39,6 +39,7 @@ def line_chart(
     x_name: str,
     y_name: str,
     x_text: Callable[[float], str],
+    y_text: Callable[[float], str],
     log_x: bool = False,
 ) -> Html:
     """A chart; says so where there is nothing to draw yet."""
@@ -58,7 +59,7 @@ def line_chart(
         return round(HEIGHT - BOTTOM - (y - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM), 1)
 
     x_ticks = [(x_of(x), x_text(x)) for x in (_log_ticks(low, high) if log_x else ticks(low, high, 6))]
-    y_ticks = [(y_of(y), f"{y:.4g}") for y in ticks(bottom, top, 5)]
+    y_ticks = [(y_of(y), y_text(y)) for y in ticks(bottom, top, 8)]
     drawn = [_line(line, x_of, y_of) for line in shown]
     return element(
         "svg",
@@ -127,7 +128,7 @@ def _axes(x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, s
     names = [element("text", text, x=x, y=base + 16, text_anchor="middle") for x, text in x_ticks]
     names += [element("text", text, x=LEFT - 6, y=y + 4, text_anchor="end") for y, text in y_ticks]
     names.append(element("text", x_name, x=(LEFT + right) / 2, y=HEIGHT - 8, text_anchor="middle", class_="axis"))
-    names.append(element("text", y_name, x=LEFT, y=TOP - 5, text_anchor="start", class_="axis"))
+    names.append(element("text", y_name, x=LEFT, y=TOP - 10, text_anchor="middle", class_="axis"))
     frame = element("polyline", points=f"{LEFT},{TOP} {LEFT},{base} {right},{base}", class_="frame")
     return joined(*grid, frame, *names)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import time
 from collections.abc import Sequence
 
@@ -29,7 +30,7 @@ h1 { font-size: 20px; margin: 0 8px 0 0; display: inline; } h2 { font-size: 15px
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 10px; margin: 14px 0; }
 .card, section { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px; }
 .card b { display: block; font-size: 20px; } section { margin-bottom: 14px; overflow-x: auto; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(430px, 1fr)); gap: 14px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(360px, 1fr)); gap: 14px; }
 progress { width: 100%; height: 10px; accent-color: var(--own); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th { text-align: left; color: var(--soft); font-weight: 500; } th, td { padding: 3px 10px 3px 0; white-space: nowrap; }
@@ -145,34 +146,9 @@ def _cards(shown: Snapshot) -> Html:
 
 
 def _charts(shown: Snapshot) -> Html:
-    spent, quality = 0.0, []
-    for row in shown.history:
-        spent += row.uplink_bytes + row.downlink_bytes
-        if row.accuracy is not None:
-            quality.append(
-                Point(x=spent, y=row.accuracy, label=f"round {row.round}: {row.accuracy:.4f}, {size(spent)}")
-            )
-    lines = [Line(name="measured, by round", style="own", points=quality)]
-    for dtype, base in shown.baselines.items():
-        total = base.uplink_bytes + base.downlink_bytes
-        label = f"the same messages in {dtype}: {size(total)}, {base.ratio:.1f} x as many bytes"
-        point = [Point(x=total, y=shown.accuracy, label=label)] if shown.accuracy is not None and quality else []
-        lines.append(Line(name=f"{dtype}, at this accuracy", style=dtype, points=point, marks=True))
-    against = line_chart(
-        lines,
-        title="Accuracy against bytes",
-        x_name="payload so far, both ways",
-        y_name="accuracy",
-        x_text=size,
-        log_x=True,
-    )
-    losses = [
-        Line(
-            name="loss",
-            style="own",
-            points=[_by_round(r, r.loss, f"{r.loss:.4f}") for r in shown.history if r.loss is not None],
-        )
-    ]
+    start = [] if shown.loss_start is None else [Point(x=0, y=shown.loss_start, label=f"start: {shown.loss_start:.4f}")]
+    losses = start + [_by_round(r, r.loss, f"{r.loss:.4f}") for r in shown.history if r.loss is not None]
+    loss = Line(name="loss", style="own", points=losses)
     ways = [
         Line(name="up", style="up", points=[_by_round(r, r.uplink_bytes, size(r.uplink_bytes)) for r in shown.history]),
         Line(
@@ -181,23 +157,55 @@ def _charts(shown: Snapshot) -> Html:
             points=[_by_round(r, r.downlink_bytes, size(r.downlink_bytes)) for r in shown.history],
         ),
     ]
-    loss = line_chart(losses, title="Loss", x_name="round", y_name="loss", x_text=_whole)
-    sent = line_chart(ways, title="Bytes of a round", x_name="round", y_name="bytes", x_text=_whole)
+    by_loss = line_chart([loss], title="Loss by round", x_name="round", y_name="loss", x_text=_plain, y_text=_plain)
+    sent = line_chart(ways, title="Bytes by round", x_name="round", y_name="bytes", x_text=_plain, y_text=_decimal)
     return element(
         "div",
-        element("section", element("h2", "Accuracy against bytes"), against, legend(lines)),
-        element("section", element("h2", "Loss by round"), loss),
+        element("section", element("h2", "Accuracy against bytes"), *_against_bytes(shown)),
+        element("section", element("h2", "Loss by round"), by_loss),
         element("section", element("h2", "Bytes by round"), sent, legend(ways)),
         class_="charts",
     )
+
+
+def _against_bytes(shown: Snapshot) -> tuple[Html, Html]:
+    """What was measured, and where the same messages would stand uncompressed, at the accuracy of now."""
+    spent, measured = 0.0, []
+    for row in shown.history:
+        spent += row.uplink_bytes + row.downlink_bytes
+        if row.accuracy is not None:
+            label = f"round {row.round}: {row.accuracy:.4f}, {size(spent)}"
+            measured.append(Point(x=spent, y=row.accuracy, label=label))
+    lines = [Line(name="measured, by round", style="own", points=measured)]
+    for dtype, base in shown.baselines.items():
+        total = base.uplink_bytes + base.downlink_bytes
+        label = f"the same messages in {dtype}: {size(total)}, {base.ratio:.1f} times as many bytes"
+        mark = [Point(x=total, y=shown.accuracy, label=label)] if shown.accuracy is not None and measured else []
+        lines.append(Line(name=dtype, style=dtype, points=mark, marks=True))
+    chart = line_chart(
+        lines,
+        title="Accuracy against bytes",
+        x_name="payload so far, both ways; dots: the same messages uncompressed",
+        y_name="accuracy",
+        x_text=_decimal,
+        y_text=_plain,
+        log_x=True,
+    )
+    return chart, legend(lines)
 
 
 def _by_round(row: RoundView, value: float, text: str) -> Point:
     return Point(x=row.round, y=value, label=f"round {row.round}: {text}")
 
 
-def _whole(value: float) -> str:
-    return f"{value:g}"
+def _plain(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _decimal(count: float) -> str:
+    """Bytes at a tick, in powers of ten."""
+    power = min(4, max(0, math.floor(math.log10(max(count, 1)) / 3 + 1e-9)))
+    return f"{count / 1000**power:g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def _sites(shown: Snapshot) -> Html:

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedcompress.errors import StateError
 from fedcompress.types import Layout
 from server.durability import LEDGER
 from server.history import History
 from server.places import SETTINGS
-from server.schema import SCHEMA
+from server.schema import SCHEMA, upgrade
 
 Evaluated = dict[int, dict[str, dict[str, float]]]  # round -> site -> metric -> value
 
@@ -54,28 +55,25 @@ class Refusal:
 
 
 class Reader(History):
-    """A ``History`` with a watcher's queries; a state directory whose ledger is yet to come reads as empty.
+    """A ``History`` with a watcher's queries.
+
+    A state directory whose ledger is yet to come reads as empty; one of an older version is read from a copy in memory.
 
     Raises:
         ConfigError: the folder is no state directory.
+        StateError: its ledger cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
         if not (folder / LEDGER).is_file() and (folder / SETTINGS).is_file():
             self.folder = folder
-            self._db = sqlite3.connect(":memory:", isolation_level=None)
-            self._db.executescript(SCHEMA)
+            self._db = _current(None)
             return
         super().__init__(folder)
         try:
-            self._db.execute("SELECT COUNT(*) FROM sqlite_master")
-        except sqlite3.OperationalError:
-            path = (folder / LEDGER).resolve()
-            if path.with_name(f"{LEDGER}-wal").exists():
-                raise
-            # Nobody writes, and we may not: SQLite could not make the files that it shares with a writer.
-            self._db.close()
-            self._db = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+            self._db = _opened(self._db, (folder / LEDGER).resolve())
+        except sqlite3.DatabaseError as error:
+            raise StateError(f"ledger: {folder / LEDGER}: cannot be read: {error}") from error
 
     @contextmanager
     def one_look(self) -> Iterator[None]:
@@ -183,3 +181,36 @@ class Reader(History):
         query = "SELECT round, node, site, code, message, at FROM refusal WHERE run=? ORDER BY id DESC LIMIT ?"
         rows = self._rows(query, run, limit)
         return [Refusal(round=r, node=n, site=s, code=c, message=m, at=at) for r, n, s, c, m, at in rows]
+
+
+def _opened(database: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    try:
+        is_current = _columns(database) >= _columns(_current(None))
+    except sqlite3.OperationalError:
+        if path.with_name(f"{path.name}-wal").exists():
+            raise
+        # Nobody writes, and we may not: SQLite could not make the files that it shares with a writer.
+        database.close()
+        database = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+        is_current = _columns(database) >= _columns(_current(None))
+    if is_current:
+        return database
+    try:
+        return _current(database)
+    finally:
+        database.close()
+
+
+def _columns(database: sqlite3.Connection) -> set[tuple[str, str]]:
+    query = "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type='table'"
+    return set(database.execute(query).fetchall())
+
+
+def _current(source: sqlite3.Connection | None) -> sqlite3.Connection:
+    """A ledger in memory, of the current form: a copy, or empty."""
+    database = sqlite3.connect(":memory:", isolation_level=None)
+    if source is not None:
+        source.backup(database)
+    database.executescript(SCHEMA)
+    upgrade(database)
+    return database
