@@ -73,7 +73,11 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(names):
-        table.add_column(name, justify="right" if i else "left", overflow="fold" if i == 0 else "ellipsis")
+        first = i == 0  # the one that must be read even where there is no room
+        longest = min(16, max((len(row[0]) for row in rows), default=0)) if first else None
+        table.add_column(
+            name, justify="left" if first else "right", overflow="fold" if first else "ellipsis", min_width=longest
+        )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

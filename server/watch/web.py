@@ -59,6 +59,9 @@ def host_is_ours(header: str, names: Sequence[str]) -> bool:
     """
     try:
         host = urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return False
+    try:
         ipaddress.ip_address(host)
     except ValueError:
         return bool(host) and host in names
@@ -132,22 +135,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Check who asks, then answer."""
-        parts = urlsplit(self.path)
+        path, _, query = self.path.partition("?")
         if not host_is_ours(self.headers.get("Host", ""), self.server.names):
             self._say(421, "this server is not known by that name: see --allow-host\n")
-        elif not self._is_known(parts.query):
+        elif not self._is_known(query):
             self._say(
                 401, "a token is needed: ?token=... or Authorization: Bearer ...\n", ("WWW-Authenticate", "Bearer")
             )
         else:
-            self._answer(parts.path)
+            self._answer(path)
 
     def _is_known(self, query: str) -> bool:
         if not self.server.token:
             return True
         scheme, _, given = self.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
-            given = parse_qs(query, max_num_fields=10).get("token", [""])[0]
+            try:
+                given = parse_qs(query, max_num_fields=10).get("token", [""])[0]
+            except ValueError:
+                given = ""
         return hmac.compare_digest(given.strip().encode("utf-8", "replace"), self.server.token.encode())
 
     def _answer(self, path: str) -> None:
