@@ -58,7 +58,7 @@ def line_chart(
     def y_of(y: float) -> float:
         return round(HEIGHT - BOTTOM - (y - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM), 1)
 
-    x_ticks = [(x_of(x), x_text(x)) for x in (_log_ticks(low, high) if log_x else ticks(low, high, 6))]
+    x_ticks = [(x_of(x), x_text(x)) for x in (_log_ticks(low, high) if log_x else _whole(low, high))]
     y_ticks = [(y_of(y), y_text(y)) for y in ticks(bottom, top, 8)]
     drawn = [_line(line, x_of, y_of) for line in shown]
     return element(
@@ -90,6 +90,10 @@ def ticks(low: float, high: float, most: int) -> list[float]:
     step = next(power * m for m in (1, 2, 5, 10, 20) if power * m >= raw)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _whole(low: float, high: float) -> list[float]:
+    return [tick for tick in ticks(low, high, 6) if tick == int(tick)]  # there is no half of a round
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
