@@ -30,7 +30,10 @@ def handle(message: Message, context: Context) -> Message:
         site_name = site.name
         config, bundle = from_records(message.content)
         task = TrainTask.from_json(str(config["task"]))
-        payload, replayed = train(site_file, site, task, bundle, lambda text: LOG.info("%s: %s", site.name, text))
+        signature = str(config.get("signature", ""))
+        payload, replayed = train(
+            site_file, site, task, bundle, lambda text: LOG.info("%s: %s", site.name, text), signature=signature
+        )
     except FedCompressError as error:
         LOG.error("%s: %s", site_name or "site", error)
         code = error.code if isinstance(error, TrainingError) else type(error).__name__

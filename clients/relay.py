@@ -92,8 +92,8 @@ def _connect(site_file: Path, site: SiteConfig) -> Any:
     raise ProcessError(f"worker: site {site.name}: did not start (exit {process.poll()}): see {log}")
 
 
-def _requests(task: TrainTask, bundle: bytes) -> Iterator[worker_pb2.TrainRequest]:
-    head = worker_pb2.TaskHeader(task_json=task.to_json(), payload_size=len(bundle))
+def _requests(task: TrainTask, bundle: bytes, signature: str = "") -> Iterator[worker_pb2.TrainRequest]:
+    head = worker_pb2.TaskHeader(task_json=task.to_json(), payload_size=len(bundle), signature=signature)
     yield worker_pb2.TrainRequest(task=head)
     for at in range(0, len(bundle), CHUNK):
         yield worker_pb2.TrainRequest(chunk=bundle[at : at + CHUNK])
@@ -106,6 +106,8 @@ def train(
     bundle: bytes,
     log: Callable[[str], None],
     on_progress: Callable[[worker_pb2.Progress], None] = lambda note: None,
+    *,
+    signature: str = "",
 ) -> tuple[bytes, bool]:
     """Send a round to the worker, and wait for its reply.
 
@@ -123,7 +125,9 @@ def train(
     for attempt in (1, 2):
         channel = _connect(site_file, site)
         try:
-            return _follow(worker_pb2_grpc.WorkerStub(channel).Train(_requests(task, bundle)), log, on_progress)
+            return _follow(
+                worker_pb2_grpc.WorkerStub(channel).Train(_requests(task, bundle, signature)), log, on_progress
+            )
         except grpc.RpcError as error:
             log(f"the worker was lost in round {task.round}, attempt {attempt}: {error.code().name}")
         finally:

@@ -38,19 +38,32 @@ micro_batch = 16             # examples a rank handles at once, halved when memo
 threads = 1                  # CPU threads a rank
 collective_timeout = 3600    # seconds that a rank waits for the others within a step
 keep_model = "always"        # between rounds; or pressure: not while under a tenth of the memory is free; or never
+nodes = 1                    # machines, each with so many ranks; more than one: `fedcompress site node` on the others
+rendezvous = ""              # of several nodes: host:port of node 0, as the others reach it
+token = "node.token"         # of several nodes: file with what they know each other by; node 0 makes it
+start_timeout = 300          # seconds that a round waits for all ranks to be there
 
 [adapter]
 rank = 0                     # LoRA components of a module that this site trains in a round; 0: all
 
 [privacy]
 max_update_norm = 0.0        # 0: do not clip
+
+[identity]
+key = ""                     # this site's private key, of `fedcompress keys new`: what it sends is signed
+coordinator = ""             # the coordinator's public key: nothing else's tasks are taken
+
+[superlink]
+address = ""                 # HOST:PORT, if not given to `site up`
+root_certificates = ""       # PEM file of the CA that has signed the SuperLink's certificate
+node_key = ""                # the SuperNode's private key, if the SuperLink asks for one
 """
 
 from __future__ import annotations
 
 import os
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +92,15 @@ class Engine:
     threads: int = 1
     collective_timeout: int = 3600  # seconds
     keep_model: str = "always"
+    nodes: int = 1
+    rendezvous: str = ""  # host:port
+    token: str = "node.token"  # absolute in a SiteConfig
+    start_timeout: int = 300  # seconds
+
+    @property
+    def world(self) -> int:
+        """Ranks on all nodes."""
+        return self.ranks * self.nodes
 
     def __post_init__(self) -> None:
         cores = len(os.sched_getaffinity(0))
@@ -95,9 +117,24 @@ class Engine:
             raise ConfigError("engine.offload_path", repr(self.offload_path), "must be a folder on an NVMe drive")
         if self.sharding != "none" and self.kind != "accelerate":
             raise ConfigError("engine.sharding", self.sharding, "is for kind accelerate: DeepSpeed has zero_stage")
-        for name, least in (("micro_batch", 0), ("threads", 1), ("collective_timeout", 1)):
+        least_of = {"micro_batch": 0, "threads": 1, "collective_timeout": 1, "nodes": 1, "start_timeout": 1}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"engine.{name}", getattr(self, name), f"must be at least {least}")
+        if self.nodes > 1:
+            address_of(self.rendezvous)
+
+
+def address_of(rendezvous: str) -> tuple[str, int]:
+    """Host and port of a rendezvous.
+
+    Raises:
+        ConfigError: it is not written as host:port.
+    """
+    host, _, port = rendezvous.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise ConfigError("engine.rendezvous", repr(rendezvous), "must be host:port of node 0, with engine.nodes")
+    return host.strip("[]"), int(port)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +165,36 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Key files of a site; None: not signed, or not verified."""
+
+    key: Path | None = None
+    coordinator: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_files("identity", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperLink:
+    """How a site reaches the SuperLink, where ``site up`` is not told."""
+
+    address: str = ""
+    root_certificates: Path | None = None  # None: those of the system
+    node_key: Path | None = None
+
+    def __post_init__(self) -> None:
+        _check_files("superlink", self)
+
+
+def _check_files(section: str, config: Identity | SuperLink) -> None:
+    for known in fields(config):
+        path = getattr(config, known.name)
+        if isinstance(path, Path) and not path.is_file():
+            raise ConfigError(f"{section}.{known.name}", path, "must be an existing file")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SiteConfig:
     """A checked site.toml; paths are absolute."""
 
@@ -138,6 +205,8 @@ class SiteConfig:
     engine: Engine = field(default_factory=Engine)
     max_update_norm: float = 0.0
     rank: int = 0
+    identity: Identity = field(default_factory=Identity)
+    superlink: SuperLink = field(default_factory=SuperLink)
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -178,10 +247,22 @@ class SiteConfig:
             state_dir=base / site["state_dir"],
             model=BaseModel(path=folder, **model),
             data=Data(**{**data, **sources}),
-            engine=Engine(**raw.get("engine", {})),
+            engine=_engine(raw.get("engine", {}), base),
             rank=raw.get("adapter", {}).get("rank", 0),
             max_update_norm=float(raw.get("privacy", {}).get("max_update_norm", 0.0)),
+            identity=Identity(**_files(raw.get("identity", {}), base)),
+            superlink=SuperLink(**_files(raw.get("superlink", {}), base)),
         )
+
+
+def _engine(raw: dict[str, Any], base: Path) -> Engine:
+    engine = Engine(**raw)
+    return replace(engine, token=str(base / engine.token))
+
+
+def _files(section: dict[str, str], base: Path) -> dict[str, Any]:
+    """Names of files as absolute paths; what is empty is left out."""
+    return {k: v if k == "address" else base / v for k, v in section.items() if v}
 
 
 def _kinds(config: type, **others: type) -> dict[str, type]:
@@ -197,6 +278,8 @@ KNOWN: dict[str, dict[str, type]] = {
     "engine": _kinds(Engine),
     "adapter": {"rank": int},
     "privacy": {"max_update_norm": float},
+    "identity": _kinds(Identity),
+    "superlink": _kinds(SuperLink),
 }
 
 

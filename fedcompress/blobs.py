@@ -8,11 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fedcompress.errors import StateError
 from fedcompress.failpoints import reach
+
+
+class BlobWriter:
+    """Takes the bytes of a blob."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._sha = stream, hashlib.sha256()
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """The next bytes."""
+        self._sha.update(chunk)
+        self._stream.write(chunk)
+
+    @property
+    def name(self) -> str:
+        """Of the blob that these bytes are."""
+        return self._sha.hexdigest()
 
 
 class BlobStore:
@@ -24,16 +43,16 @@ class BlobStore:
     """
 
     def __init__(self, folder: Path, failpoint: str = "") -> None:
-        self._folder = folder
+        self.folder = folder
         self._failpoint = failpoint
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> str:
         """Store and fsync; return the name. Storing twice is harmless."""
         name = hashlib.sha256(data).hexdigest()
-        path = self._folder / name
+        path = self.folder / name
         if not path.exists():
-            part = self._folder / f"{name}.{os.getpid()}.part"
+            part = self.folder / f"{name}.{os.getpid()}.part"
             with part.open("wb") as stream:
                 stream.write(data[: len(data) // 2])
                 reach(self._failpoint)
@@ -44,13 +63,48 @@ class BlobStore:
             self._sync_folder()
         return name
 
+    @contextmanager
+    def writer(self) -> Iterator[BlobWriter]:
+        """A blob that is written in pieces, and never in memory as a whole; it has its name when the block ends."""
+        part = self.folder / f"stream.{os.getpid()}.part"
+        with part.open("wb") as stream:
+            writer = BlobWriter(stream)
+            yield writer
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, self.folder / writer.name)
+        self._sync_folder()
+
+    def put_all(self, chunks: Iterable[bytes | memoryview]) -> str:
+        """As ``put``, of bytes that come in pieces."""
+        with self.writer() as writer:
+            for chunk in chunks:
+                writer.write(chunk)
+        return writer.name
+
+    def path(self, name: str) -> Path:
+        """The file of a blob, whose bytes were checked.
+
+        Raises:
+            StateError: it is missing, or its bytes changed.
+        """
+        path = self.folder / name
+        try:
+            with path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise StateError(f"blob: {path}: cannot be read: {error.strerror}") from error
+        if found != name:
+            raise StateError(f"blob: {path}: SHA-256 does not match its name: the file was changed")
+        return path
+
     def get(self, name: str) -> bytes:
         """Bytes of a blob.
 
         Raises:
             StateError: it is missing, or its bytes changed.
         """
-        path = self._folder / name
+        path = self.folder / name
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -66,21 +120,21 @@ class BlobStore:
             StateError: these are other bytes.
         """
         if hashlib.sha256(data).hexdigest() != name:
-            raise StateError(f"blob: {self._folder / name}: cannot be rebuilt: SHA-256 does not match its name")
-        (self._folder / name).unlink(missing_ok=True)
+            raise StateError(f"blob: {self.folder / name}: cannot be rebuilt: SHA-256 does not match its name")
+        (self.folder / name).unlink(missing_ok=True)
         self.put(data)
 
     def keep_only(self, names: Iterable[str]) -> int:
         """Delete all other files, unfinished ones too; return how many."""
         wanted, deleted = set(names), 0
-        for path in self._folder.iterdir():
+        for path in self.folder.iterdir():
             if path.name not in wanted:
                 path.unlink(missing_ok=True)
                 deleted += 1
         return deleted
 
     def _sync_folder(self) -> None:
-        handle = os.open(self._folder, os.O_RDONLY)
+        handle = os.open(self.folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -63,7 +63,7 @@ def _positive(field: str, value: float, *, zero: bool = False) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTask:
-    """What a site does in a round. Equal for all sites but for ``envelopes`` on the wire."""
+    """What a site does in a round. Equal for all sites but for ``merged``, ``site`` and ``refused``."""
 
     run: str
     round: int  # 1-based
@@ -94,6 +94,7 @@ class TrainTask:
     constants: str = ""  # hex; empty: there are none
     quantization: str = ""  # that the base must be loaded with; empty: any
     merged: tuple[str, ...] = ()  # hex digests, this site's last merged update is among them if there is one
+    site: str = ""  # that it is for; empty where the coordinator does not know who is behind a node
     refused: tuple[str, ...] = ()  # what was refused of this site of late, as "round: code: message"
     protocol: int = PROTOCOL
 
@@ -102,6 +103,8 @@ class TrainTask:
             raise ConfigError("task.protocol", self.protocol, f"this version of fedcompress speaks {PROTOCOL}")
         if not NAME.fullmatch(self.run):
             raise ConfigError("task.run", repr(self.run), f"must match {NAME.pattern}")
+        if self.site and not NAME.fullmatch(self.site):
+            raise ConfigError("task.site", repr(self.site[:80]), f"must match {NAME.pattern}")
         for name in ("batch_size", "lr", "max_length", "round", "rounds"):
             _positive(f"task.{name}", getattr(self, name))
         for name in ("steps", "version", "clip", "deadline"):
@@ -193,6 +196,7 @@ class RunConfig:
     train_timeout: float = 0.0  # seconds that a site trains at most in a round; 0: no limit
     max_length: int = 64
     seed: int = 0
+    require_signatures: bool = True  # refuse replies that no registered key has signed
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.run):
@@ -301,7 +305,7 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
         kind = type(field.default)
         if kind is float and isinstance(value, int):
             value = float(value)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(key, repr(value), f"must be of type {kind.__name__}")
         kwargs[field.name] = value
     return RunConfig(**kwargs)

@@ -17,6 +17,7 @@ FedCompressError
 ├── MismatchError               sender and receiver hold different things: base, run, layout
 ├── StateError                  durable state is corrupt or missing
 │   └── LockedError             another process holds it
+├── IdentityError               not signed by whom it must be signed by, or sent a second time
 ├── AdmissionError              the coordinator refuses an update; has a reason code
 ├── TrainingError               local training failed
 └── ProcessError                a process that we started failed or could not start
@@ -107,6 +108,14 @@ class StateError(FedCompressError):
 
 class LockedError(StateError):
     """Another process holds the state directory."""
+
+
+class IdentityError(FedCompressError):
+    """A task or downlink is not signed by the coordinator, or not for this site. ``code`` is stable, for programs."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class AdmissionError(FedCompressError):

@@ -45,6 +45,9 @@ def reach(name: str) -> None:
     if _reached[name] != int(count or 1) or (once and os.path.exists(once)):
         return
     if once:
-        with open(once, "x", encoding="utf-8") as stream:
-            stream.write(name)
+        try:
+            with open(once, "x", encoding="utf-8") as stream:
+                stream.write(name)
+        except FileExistsError:  # another process was faster
+            return
     os.kill(os.getpid(), signal.SIGKILL)

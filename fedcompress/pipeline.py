@@ -25,8 +25,11 @@ import numpy as np
 
 from fedcompress.adapters.init import seeded_init
 from fedcompress.adapters.template import constants_digest, load_constants
-from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
+from fedcompress.codecs import CodecSpec, encode_sections
 from fedcompress.errors import ConfigError, HeaderError, MismatchError, PayloadError, StateError
+from fedcompress.parts import values_of
+from fedcompress.partwise import decode_whole, encode_parts
+from fedcompress.subspaces import shared_seed
 from fedcompress.types import Array, Layout, Tensors, add, state_digest, to_arrays
 from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack
 
@@ -37,6 +40,21 @@ def seed_of(header: Header) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
+def _sections(
+    codec: CodecSpec,
+    layout: Layout,
+    values: Mapping[str, Array],
+    header: Header,
+    last: Mapping[str, Array] | None,
+    is_cut: bool,
+) -> tuple[bytes, ...]:
+    """Of values in memory."""
+    seed, shared = seed_of(header), shared_seed(header.run, header.round)
+    if is_cut:
+        return encode_parts(codec, layout, lambda pieces: values_of(values, pieces), seed=seed, shared=shared)
+    return encode_sections(codec, layout, values, seed=seed, last=last, shared=shared)
+
+
 def encode_update(
     tensors: Mapping[str, Any],
     layout: Layout,
@@ -44,6 +62,7 @@ def encode_update(
     header: Header,
     *,
     last: Mapping[str, Array] | None = None,
+    is_cut: bool = False,
 ) -> tuple[bytes, Tensors]:
     """Encode an update, and return with it what the receiver will decode.
 
@@ -56,14 +75,15 @@ def encode_update(
         codec: how to encode it.
         header: what else to say.
         last: the update sent before, as decoded, for codecs that start from it (``codec.warm``).
+        is_cut: encode part by part, as is done with full weights; see ``partwise``.
 
     Raises:
         LayoutError: ``tensors`` does not have the layout.
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
-    sections = encode_sections(codec, layout, to_arrays(tensors), seed=seed_of(header), last=last)
+    sections = _sections(codec, layout, to_arrays(tensors), header, last, is_cut)
     full = replace(header, codec=str(codec), layout_digest=layout.digest)
-    return pack(full, sections), decode_sections(codec, layout, sections)
+    return pack(full, sections), decode_whole(codec, layout, sections)
 
 
 def encode_delta(
@@ -74,10 +94,11 @@ def encode_delta(
     header: Header,
     *,
     last: Mapping[str, Array] | None = None,
+    is_cut: bool = False,
 ) -> tuple[bytes, Tensors, Tensors]:
     """A DELTA envelope from ``base`` towards ``base + change``.
 
-    Digests and codec in the header are filled in; ``last`` is as in ``encode_update``.
+    Digests and codec in the header are filled in; ``last`` and ``is_cut`` are as in ``encode_update``.
 
     Returns:
         The envelope, the decoded change, and the state that every receiver reaches.
@@ -86,8 +107,8 @@ def encode_delta(
         LayoutError: ``change`` does not have the layout.
         NonFiniteError: a value of ``change``, or of the state reached, is NaN or infinite.
     """
-    sections = encode_sections(codec, layout, change, seed=seed_of(header), last=last)
-    decoded = decode_sections(codec, layout, sections)
+    sections = _sections(codec, layout, change, header, last, is_cut)
+    decoded = decode_whole(codec, layout, sections)
     reached = add(base, decoded)
     layout.check(reached, what="encode_delta: state reached")
     full = replace(
@@ -112,7 +133,7 @@ def decode_update(data: bytes, layout: Layout, limits: Limits | None = None) -> 
     check_layout(envelope.header, layout)
     if envelope.header.kind not in (Kind.UPDATE, Kind.DELTA):
         raise HeaderError(f"header.kind: {envelope.header.kind.name}: must be UPDATE or DELTA here")
-    return envelope, decode_sections(codec_of(envelope.header), layout, envelope.sections)
+    return envelope, decode_whole(codec_of(envelope.header), layout, envelope.sections)
 
 
 def check_layout(header: Header, layout: Layout) -> None:
@@ -138,9 +159,15 @@ def codec_of(header: Header) -> CodecSpec:
 
 
 def encode_snapshot(
-    state: Mapping[str, Array], layout: Layout, *, run: str, version: int, init_seed: int | None = None
+    state: Mapping[str, Array],
+    layout: Layout,
+    *,
+    run: str,
+    version: int,
+    init_seed: int | None = None,
+    is_cut: bool = False,
 ) -> bytes:
-    """A whole state: exact values, or only the seed when the seed rebuilds them."""
+    """A whole state: exact values, or only the seed when the seed rebuilds them; ``is_cut`` as in ``encode_update``."""
     full = Header(
         kind=Kind.SNAPSHOT,
         run=run,
@@ -155,7 +182,7 @@ def encode_snapshot(
         if state_digest(layout, rebuilt) == full.result_digest:
             return pack(replace(full, codec="none", init_seed=init_seed), ())
     spec = CodecSpec.parse("none")
-    return pack(replace(full, codec=str(spec)), encode_sections(spec, layout, state))
+    return pack(replace(full, codec=str(spec)), _sections(spec, layout, state, full, None, is_cut))
 
 
 def encode_constants(data: bytes, digest: str, *, run: str) -> bytes:
@@ -212,7 +239,7 @@ def decode_state(
                 raise PayloadError("snapshot: has both a seed and sections: must have one of them")
             state = seeded_init(layout, header.init_seed)
         case Kind.SNAPSHOT:
-            state = decode_sections(codec_of(header), layout, envelope.sections)
+            state = decode_whole(codec_of(header), layout, envelope.sections)
         case Kind.DELTA:
             held = state_digest(layout, base).hex() if base is not None else "nothing"
             if base is None or held != header.base_digest.hex():
@@ -221,7 +248,7 @@ def decode_state(
                     f"base_digest: {held[:16]}: must be {header.base_digest.hex()[:16]}, "
                     f"the state before version {header.version}",
                 )
-            state = add(base, decode_sections(codec_of(header), layout, envelope.sections))
+            state = add(base, decode_whole(codec_of(header), layout, envelope.sections))
             for name, value in state.items():
                 if not np.isfinite(value).all():
                     raise PayloadError(f"delta: {name}: overflows the state: all values must be finite")

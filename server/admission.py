@@ -10,6 +10,8 @@ from fedcompress.merging.weights import Examples, Weighting
 from fedcompress.pipeline import decode_update
 from fedcompress.types import Layout, Tensors
 from fedcompress.wire import Envelope, Header, Kind, Limits, unpack
+from server import trust
+from server.trust import Trust
 from server.weights import weights_of
 
 REASONS: dict[str, str] = {
@@ -26,6 +28,7 @@ REASONS: dict[str, str] = {
     "examples": "claims no training examples",
     "duplicate-site": "another node has already answered for this site in this round",
     "no-site": "does not say which site it is from",
+    **trust.REASONS,
 }
 
 
@@ -41,6 +44,7 @@ class Expected:
     base_fingerprint: bytes  # empty: not known yet, any is taken
     codec: str
     weighting: Weighting = field(default_factory=Examples)
+    trust: Trust | None = None  # None: signatures are not looked at
 
 
 def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str]) -> None:
@@ -73,14 +77,25 @@ def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str])
             raise AdmissionError("weight", f"weight: {header.site}: {REASONS['weight']}: {error}") from error
 
 
-def admit(data: bytes, expected: Expected, kind: Kind, seen: set[str]) -> tuple[Envelope, Tensors]:
-    """Check a reply in full; the tensors are empty for a REPORT.
+def admit(data: bytes, expected: Expected, kind: Kind, seen: set[str], claimed: str = "") -> tuple[Envelope, Tensors]:
+    """Check a reply in full, its signature first; the tensors are empty for a REPORT.
+
+    Args:
+        data: the envelope.
+        expected: what it must say.
+        kind: what was asked for.
+        seen: sites that have answered already.
+        claimed: the site that it came from, by what is said beside the envelope.
 
     Raises:
         AdmissionError: with a code of ``REASONS``.
     """
+    limits, whose = Limits.for_numel(expected.layout.numel), expected.trust
     try:
-        envelope = unpack(data, Limits.for_numel(expected.layout.numel))
+        signer = whose.signer(data, limits, claimed) if whose is not None else None
+        envelope = unpack(data, limits)
+        if whose is not None:
+            whose.check_site(signer, envelope.header.site)
         check_header(envelope.header, expected, kind, seen)
         if kind is Kind.REPORT:
             return envelope, {}

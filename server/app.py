@@ -15,8 +15,11 @@ from flwr.serverapp import Grid, ServerApp
 from fedcompress.config import TrainTask, parse_run_config
 from fedcompress.errors import ConfigError, FedCompressError, LayoutError, MismatchError
 from fedcompress.flower import carried_bytes, from_records, require_version, to_records
+from fedcompress.identity.audit import AuditLog
+from fedcompress.identity.registry import coordinator_key
 from fedcompress.locks import hold
 from server import LIBRARY
+from server.audit import Audited
 from server.coordinator import Coordinator
 from server.places import COORDINATOR_LOCK, EVENTS
 from server.transport import Incoming
@@ -39,9 +42,9 @@ class GridTransport:
         """Ids of the connected nodes."""
         return list(self._grid.get_node_ids())
 
-    def send(self, node: int, task: TrainTask, payload: bytes) -> int:
+    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> int:
         """Push one message."""
-        content = to_records({"task": task.to_json()}, payload)
+        content = to_records({"task": task.to_json(), "signature": signature}, payload)
         message = Message(content, dst_node_id=node, message_type="train", group_id=str(task.round))
         message_id = next(iter(self._grid.push_messages([message])), "")
         if message_id:
@@ -101,7 +104,8 @@ def main(grid: Grid, context: Context) -> None:
     config = parse_run_config(dict(context.run_config))
     held = f"state-dir: {config.state_path}: is held by a coordinator, pid"
     with hold(config.state_path / COORDINATOR_LOCK, held):
-        emit = EventLog(config.state_path, config.run)
+        key = coordinator_key(config.state_path)
+        emit = Audited(AuditLog(config.state_path, key), config.run, EventLog(config.state_path, config.run))
         try:
             Coordinator(config, GridTransport(grid), emit).run()
         except Exception as error:

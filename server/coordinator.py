@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters import adapter_digest, load_template, seeded_init
-from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.template import CONSTANTS, START, load_constants
 from fedcompress.config import RunConfig
 from fedcompress.errors import AdmissionError, TrainingError
@@ -23,6 +22,8 @@ from fedcompress.failpoints import reach
 from fedcompress.merging import Spool
 from fedcompress.pipeline import encode_constants, encode_snapshot
 from fedcompress.types import state_digest, zeros
+from fedcompress.weights import is_weights
+from fedcompress.weights.export import check_run, export_run
 from fedcompress.wire import Kind, digest_of
 from server.admission import Expected, admit
 from server.evaluate import Quality, pool
@@ -34,8 +35,9 @@ from server.stopping import clear_stop, stop_requested
 from server.strategy import Admitted, next_version
 from server.tasks import Asked, task_of
 from server.transport import Incoming, Transport
+from server.trust import Trust, own_key, signature_of
 
-RESYNC = ("base-digest", "result-digest", "StateError", "constants")  # failures that sending more can heal
+RESYNC = ("base-digest", "result-digest", "StateError", "constants", "other-site")  # sending more heals these
 REMIND = 30.0  # seconds between two words about who is awaited
 
 
@@ -58,6 +60,10 @@ class Coordinator:
         self._constants = (folder / CONSTANTS).read_bytes() if template.constants else b""
         self.layout = template.adapter.layout
         self._adapter_config = dict(template.adapter.config)
+        self._trains_weights = is_weights(self._adapter_config)
+        check_run(template, config.codec, config.downlink_codec)
+        self._key = own_key(config.state_path, required=config.require_signatures)
+        self._trust = Trust(config.state_path, config.require_signatures)
         self.ledger = Ledger(config.state_path, config.run, retention=config.retention)
         fingerprint = config.base_fingerprint or template.base_fingerprint
         self.ledger.begin(self.layout, json.dumps(self._adapter_config, sort_keys=True), fingerprint)
@@ -79,7 +85,8 @@ class Coordinator:
         config, digest = self._config, state_digest(self.layout, tensors)
         is_seeded = state_digest(self.layout, seeded_init(self.layout, config.seed)) == digest
         seed = config.seed if is_seeded else None
-        envelope = encode_snapshot(tensors, self.layout, run=config.run, version=0, init_seed=seed)
+        is_cut = self._trains_weights
+        envelope = encode_snapshot(tensors, self.layout, run=config.run, version=0, init_seed=seed, is_cut=is_cut)
         start = Published(0, digest, dict(tensors), zeros(self.layout))
         with self.ledger.transaction():
             self.ledger.publish(0, digest, envelope, start.state, start.residual)
@@ -99,9 +106,9 @@ class Coordinator:
             self._emit({"event": "warning", "message": message})
         for message in self.ledger.notes:
             self._emit({"event": "recovered", "message": message})
-        self._emit(
-            {"event": "start", "first_round": first, "rounds": self._config.rounds, "parameters": self.layout.numel}
-        )
+        at = {"version": self._published.version, "digest": self._published.digest.hex()}
+        about = {"parameters": self.layout.numel, "require_signatures": self._config.require_signatures}
+        self._emit({"event": "start", "first_round": first, "rounds": self._config.rounds, **about, **at})
         for round_ in range(first, self._config.rounds + 1):
             if stop_requested(self._config.state_path):
                 return self._end("stopped")
@@ -122,7 +129,9 @@ class Coordinator:
         self._abandon(lambda asked: self._age(asked) > self._config.max_staleness, "stale")
         asked, admitted = self._gather(round_)
         reach("server.merge")
-        published, envelope = next_version(self._config, self.layout, self._published, admitted, round_)
+        published, envelope = next_version(
+            self._config, self.layout, self._published, admitted, round_, is_cut=self._trains_weights
+        )
         seconds = self._clock() - started
         merged = [MergedRow(a.site, a.envelope.digest.hex(), a.version, a.norm) for a in admitted]
         with self.ledger.transaction():
@@ -141,6 +150,8 @@ class Coordinator:
                 "event": "round",
                 "round": round_,
                 "version": published.version,
+                "digest": published.digest.hex(),
+                "updates": [f"{m.site}:{m.digest}" for m in merged],
                 "asked": asked,
                 "merged": len(merged),
                 "late": stale,
@@ -195,7 +206,8 @@ class Coordinator:
         return self._roster.choose(free, len(answered), round_, self.ledger.sites())
 
     def _ask(self, nodes: Sequence[int], round_: int, *, steps: int) -> None:
-        self._downlinks = Downlinks(self.ledger, self.layout, self._published)
+        kept, key = self._published, self._key
+        self._downlinks = Downlinks(self.ledger, self.layout, kept, key, is_cut=self._trains_weights)
         if not nodes:
             return
         for node in nodes:
@@ -292,6 +304,7 @@ class Coordinator:
     def _send(self, node: int, round_: int, steps: int, *, constants: bool = False) -> None:
         rows = self.ledger.sites()
         known = next((r for r in rows if r.node == node), None)
+        site = known.site if known is not None else ""
         merged = [known.merged] if known is not None else [r.merged for r in rows]
         config, version = self._config, self._published.version
         task = task_of(
@@ -303,15 +316,16 @@ class Coordinator:
             base_fingerprint=self.ledger.base_fingerprint,
             merged=tuple(m for m in merged if m),
             refused=tuple(self.ledger.refused(node, round_ - 1)),
+            site=site,
         )
         payload = self._downlinks.bundle(known.acked if known is not None else None)
         if constants or (known is None and self._constants_are_needed):
-            payload = encode_constants(self._constants, self._template.constants, run=config.run) + payload
-        site = known.site if known is not None else ""
+            constant = encode_constants(self._constants, self._template.constants, run=config.run)
+            payload = self._downlinks.signed(constant) + payload
         number = self.ledger.open_task(round_, version, node, site, config.round_timeout)
         digest, at = self._published.digest, self._clock()
         self._open[node] = Asked(node, site, round_, version, digest, number, at, len(payload))
-        protocol = self._transport.send(node, task, payload)
+        protocol = self._transport.send(node, task, payload, signature_of(self._key, task, payload))
         name = digest_of(payload).hex()
         self.ledger.record_message(round_, node, site, "down", "state", len(payload), name, protocol)
 
@@ -334,9 +348,10 @@ class Coordinator:
             base_fingerprint=bytes.fromhex(self.ledger.base_fingerprint),
             codec=self._config.codec,
             weighting=self._config.weigh_by,
+            trust=self._trust,
         )
         try:
-            envelope, tensors = admit(reply.payload, expected, Kind.UPDATE if steps else Kind.REPORT, seen)
+            envelope, tensors = admit(reply.payload, expected, Kind.UPDATE if steps else Kind.REPORT, seen, site)
         except AdmissionError as error:
             self._roster.strike(reply.node, asked.round)
             self._refuse(asked.round, reply, error.code, str(error))
@@ -344,20 +359,14 @@ class Coordinator:
         header = envelope.header
         if not self.ledger.base_fingerprint:
             self.ledger.base_fingerprint = header.base_fingerprint.hex()
-        rate = self._rate(asked, reply, header.metrics)  # the base's digest was compared: the site holds that version
+        rate = asked.rate(len(reply.payload), header.metrics, self._clock())
+        # the base's digest was compared: the site holds that version
         self.ledger.acknowledge(header.site, reply.node, asked.version, header.examples, rate)
         self.ledger.record_metrics(asked.round, header.site, dict(header.metrics))
-        self._emit(
-            {
-                "event": "reply",
-                "round": asked.round,
-                "site": header.site,
-                "bytes": len(reply.payload),
-                "replayed": bool(status.get("replayed")),
-                "late": self._age(asked),
-                "metrics": {k: round(v, 4) for k, v in header.metrics.items()},
-            }
-        )
+        about = {"round": asked.round, "site": header.site, "late": self._age(asked)}
+        sent = {"bytes": len(reply.payload), "digest": envelope.digest.hex(), "signed": bool(envelope.signature)}
+        metrics = {k: round(v, 4) for k, v in header.metrics.items()}
+        self._emit({"event": "reply", **about, **sent, "replayed": bool(status.get("replayed")), "metrics": metrics})
         if not steps:
             return Admitted(header.site, envelope, tensors, reply.node, asked.version)
         norm = norm_of(tensors)
@@ -366,32 +375,23 @@ class Coordinator:
         mapped = spool.mapped(envelope.digest.hex())
         return Admitted(header.site, envelope, mapped, reply.node, asked.version, norm)
 
-    def _rate(self, asked: Asked, reply: Incoming, metrics: Mapping[str, float]) -> float:
-        """Bytes a second of an exchange, without the time that the site says it worked; 0 if it took none."""
-        worked = metrics.get("seconds_train", 0.0) + metrics.get("seconds_evaluate", 0.0)
-        seconds = self._clock() - asked.at - worked
-        return (asked.sent + len(reply.payload)) / seconds if seconds > 0 else 0.0
-
     def _refuse(self, round_: int, reply: Incoming, code: str, message: str) -> None:
-        site = str(reply.status.get("site", ""))
+        site, code, message = str(reply.status.get("site", ""))[:64], code[:64], message[:2000]
         self.ledger.record_refusal(round_, reply.node, site, code, message)
-        self._emit({"event": "refused", "round": round_, "site": site, "code": code, "message": message})
+        digest = digest_of(reply.payload).hex() if reply.payload else ""
+        facts = {"site": site, "code": code, "message": message, "digest": digest}
+        self._emit({"event": "refused", "round": round_, **facts})
 
     def _emit_quality(self, quality: Quality | None) -> None:
         if quality is not None:
-            fields = {"accuracy": quality.accuracy, "loss": quality.loss, "examples": quality.examples}
-            fields |= {"exact": quality.exact} if quality.exact is not None else {}
-            self._emit({"event": "quality", "version": self._published.version, **fields})
+            self._emit({"event": "quality", "version": self._published.version, **quality.facts})
 
     def _totals(self) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for direction in ("up", "down"):
-            payload, messages = self.ledger.payload_bytes(direction)
-            out[direction] = {"payload_bytes": payload, "messages": messages}
-        return out
+        counts = {way: self.ledger.payload_bytes(way) for way in ("up", "down")}
+        return {way: {"payload_bytes": size, "messages": number} for way, (size, number) in counts.items()}
 
     def export(self, folder: Path) -> Path:
-        """Write the published state as a stock PEFT folder."""
+        """Write the published state as a stock PEFT folder, or as a model."""
         constants = load_constants(self._constants) if self._constants else {}
-        export_adapter(folder, self._template, self._published.state, constants)
+        export_run(folder, self._template, self._published.state, constants)
         return folder

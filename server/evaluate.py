@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,11 @@ class Quality:
     loss: float
     examples: int
     exact: float | None = None
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """What of it there is."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def pool(metrics: Iterable[Mapping[str, float]]) -> Quality | None:

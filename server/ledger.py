@@ -315,8 +315,8 @@ class Ledger:
         )
 
     def forget(self, node: int) -> None:
-        """The site behind a node says that it does not hold what we believed."""
-        self._db.execute("UPDATE site SET acked=NULL WHERE run=? AND node=?", (self.run, str(node)))
+        """The site behind a node says that it does not hold what we believed, or is another one."""
+        self._db.execute("UPDATE site SET acked=NULL, node='-1' WHERE run=? AND node=?", (self.run, str(node)))
 
     def refused(self, node: int, since: int) -> list[str]:
         """What was refused of a node from a round on, as a site is told it; at most three, the newest first."""

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from fedcompress.identity import PrivateKey
 from fedcompress.pipeline import encode_snapshot
 from fedcompress.types import Layout
+from fedcompress.wire import sign_envelope
 from server.ledger import Ledger, Published
 
 
 class Downlinks:
-    """Bundles for one published version; each is built once and shared by the sites."""
+    """Bundles for one published version; each is built once and shared by the sites.
 
-    def __init__(self, ledger: Ledger, layout: Layout, published: Published) -> None:
+    Envelopes are signed here and not where they are kept: whoever changes the coordinator's key
+    changes the signature of all that is sent from then on.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        layout: Layout,
+        published: Published,
+        key: PrivateKey | None = None,
+        *,
+        is_cut: bool = False,
+    ) -> None:
+        self._key = key
         self._ledger = ledger
         self._layout = layout
         self._published = published
+        self._is_cut = is_cut
         self._cache: dict[int | None, bytes] = {}
         self._snapshot = b""
 
@@ -28,7 +44,7 @@ class Downlinks:
         if start == newest:  # version 0 is a snapshot by itself
             start = None
         if start not in self._cache:
-            chain = b"".join(self._ledger.envelopes(start))
+            chain = b"".join(self.signed(envelope) for envelope in self._ledger.envelopes(start))
             exact = 4 * self._layout.numel
             if len(chain) > exact:
                 chain = min(chain, self._whole(), key=len)
@@ -37,7 +53,13 @@ class Downlinks:
 
     def _whole(self) -> bytes:
         if not self._snapshot:
-            self._snapshot = encode_snapshot(
-                self._published.state, self._layout, run=self._ledger.run, version=self._published.version
+            published, run = self._published, self._ledger.run
+            whole = encode_snapshot(
+                published.state, self._layout, run=run, version=published.version, is_cut=self._is_cut
             )
+            self._snapshot = self.signed(whole)
         return self._snapshot
+
+    def signed(self, envelope: bytes) -> bytes:
+        """With the coordinator's signature, if it has a key."""
+        return sign_envelope(envelope, self._key.sign) if self._key is not None else envelope

@@ -33,13 +33,19 @@ class Admitted:
 
 
 def next_version(
-    config: RunConfig, layout: Layout, published: Published, admitted: Sequence[Admitted], round_: int
+    config: RunConfig,
+    layout: Layout,
+    published: Published,
+    admitted: Sequence[Admitted],
+    round_: int,
+    *,
+    is_cut: bool = False,
 ) -> tuple[Published, bytes]:
     """Merge, step, and compress the step with the server's own error feedback.
 
     Updates are folded in the order of site names, so the result does not depend on the
     order of arrival. One that was trained from an older version is merged as the step that it is, for less weight.
-    The server optimizer makes the step of what is merged.
+    The server optimizer makes the step of what is merged. ``is_cut`` is as in ``encode_update``.
 
     Returns:
         The next version, and the envelope that leads to it.
@@ -68,7 +74,7 @@ def next_version(
         result_digest=published.digest,
     )
     codec = CodecSpec.parse(config.downlink_codec)
-    envelope, decoded, state = encode_delta(target, published.state, layout, codec, header)
+    envelope, decoded, state = encode_delta(target, published.state, layout, codec, header, is_cut=is_cut)
     digest = state_digest(layout, state)
     return Published(published.version + 1, digest, state, feedback.residual(target, decoded), outer), envelope
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedcompress.adapters import Template
@@ -36,6 +37,12 @@ class Asked:
     sent: int
     resent: bool = False
 
+    def rate(self, received: int, metrics: Mapping[str, float], now: float) -> float:
+        """Bytes a second of the exchange, without the time that the site says it worked; 0 if it took none."""
+        worked = metrics.get("seconds_train", 0.0) + metrics.get("seconds_evaluate", 0.0)
+        seconds = now - self.at - worked
+        return (self.sent + received) / seconds if seconds > 0 else 0.0
+
 
 def task_of(
     config: RunConfig,
@@ -47,6 +54,7 @@ def task_of(
     base_fingerprint: str,
     merged: tuple[str, ...],
     refused: tuple[str, ...],
+    site: str = "",
 ) -> TrainTask:
     """The task of a round."""
     adapter = template.adapter
@@ -80,5 +88,6 @@ def task_of(
         constants=template.constants,
         quantization=template.quantization,
         merged=merged,
+        site=site,
         refused=refused,
     )

@@ -30,8 +30,8 @@ class Transport(Protocol):
         """Ids of the connected nodes."""
         ...
 
-    def send(self, node: int, task: TrainTask, payload: bytes) -> int:
-        """Send a task with its downlink; bytes that it takes besides the payload."""
+    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> int:
+        """Send a task with its downlink, and the signature of both; bytes that it takes besides the payload."""
         ...
 
     def receive(self, timeout: float) -> Iterable[Incoming]:

@@ -176,12 +176,15 @@ def run_federation(
     rounds: int = 1,
     rows: int = 48,
     via: Callable[[str], str] = lambda address: address,
+    certs: Path | None = None,
+    prepare: Callable[[dict[str, Path]], None] = lambda files: None,
     on_event: Callable[[Federation, dict[str, Any]], None] = lambda federation, event: None,
     timeout: float = 300,
     **config: Any,
 ) -> list[dict[str, Any]]:
     """A real deployment on small data; returns the coordinator's events."""
     files = {f"site-{i}": write_site(folder / "sites", f"site-{i}", rows=rows, skip=100 * i) for i in range(sites)}
+    prepare(files)
     settings: dict[str, Any] = {
         "run": "test",
         "state-dir": str(folder / "coordinator"),
@@ -195,9 +198,10 @@ def run_federation(
         "round-timeout": 200.0,
         "codec": "lora-ternary",
         "downlink-codec": "lora-ternary",
+        "require-signatures": False,
     }
     events = []
-    with Federation(folder, files, via=via) as federation:
+    with Federation(folder, files, via=via, certs=certs) as federation:
         federation.start()
         federation.submit({**settings, **config})
         for event in federation.events(folder / "coordinator" / "events.jsonl", timeout=timeout):

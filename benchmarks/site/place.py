@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ class Place:
     engine: str = "zero_stage = 2"
     ranks: int = 1
     dtype: str = "bfloat16"
+    adapter: str = ADAPTER
     log: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -43,7 +44,7 @@ class Place:
         model = demo_data.smollm2_folder()
         self.template = self.folder / "template"
         if not self.template.exists():
-            options = ["--adapter", ADAPTER, "--out", str(self.template)]
+            options = ["--adapter", self.adapter, "--out", str(self.template)]
             subprocess.run([sys.executable, "-m", "fedcompress", "template", str(model), *options], check=True)
         self.file = self.folder / "site.toml"
         self.file.write_text(
@@ -76,15 +77,18 @@ class Place:
             constants=made.constants,
         )
 
-    def train(self, task: TrainTask) -> tuple[bytes, float]:
-        """The reply to a task, and how long it took, s; the worker is started if there is none."""
+    def train(self, task: TrainTask, watch: Callable[[Any], None] = lambda progress: None) -> tuple[bytes, float]:
+        """The reply to a task, and how long it took, s; the worker is started if there is none.
+
+        ``watch`` is given the worker's notes.
+        """
         from clients import relay
         from clients.site import SiteConfig
 
         adapter = load_template(self.template).adapter
         start = encode_snapshot(adapter.tensors, adapter.layout, run="bench", version=0, init_seed=0)
         began = time.perf_counter()
-        reply, _ = relay.train(self.file, SiteConfig.load(self.file), task, start, self.log.append)
+        reply, _ = relay.train(self.file, SiteConfig.load(self.file), task, start, self.log.append, watch)
         return reply, time.perf_counter() - began
 
     def stop(self) -> None:

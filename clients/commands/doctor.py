@@ -14,6 +14,7 @@ from pathlib import Path
 from clients.commands.checks.base import FAIL, Check, Subject, fail, ok
 from clients.commands.checks.compute import check_device, check_memory, check_packages
 from clients.commands.checks.files import check_data, check_disk, check_model, check_permissions, check_tokenizer
+from clients.commands.checks.identity import check_identity, check_tls
 from clients.commands.checks.network import check_certificates, check_clock, check_superlink, check_worker
 from clients.commands.common import site_path
 from clients.commands.up import host_and_port
@@ -29,7 +30,9 @@ CHECKS: tuple[Callable[[Subject], list[Check]], ...] = (
     check_worker,
     check_superlink,
     check_certificates,
+    check_tls,
     check_clock,
+    check_identity,
     check_model,
     check_tokenizer,
     check_data,
@@ -118,10 +121,10 @@ def examine(options: Options, file: Path, checks: tuple[Callable[[Subject], list
         file=file,
         site=site,
         template=template,
-        superlink=options.superlink,
+        superlink=options.superlink or site.superlink.address,
         insecure=options.insecure,
-        root_certificates=Path(root) if root else None,
-        key=Path(key) if key else None,
+        root_certificates=Path(root) if root else site.superlink.root_certificates,
+        key=Path(key) if key else site.superlink.node_key,
         max_length=options.max_length,
     )
     for check in checks:

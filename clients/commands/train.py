@@ -20,10 +20,10 @@ from typing import Any
 from clients import relay
 from clients.commands.common import read_status, site_path
 from clients.site import SiteConfig
+from clients.training.job import UPDATE
 from clients.worker.logs import log_file
 from clients.worker.paths import log_dir, make_state_dir, socket_path
 from fedcompress.adapters import load_adapter
-from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.template import CONSTANTS, Template, load_constants, load_template
 from fedcompress.config import TrainTask
 from fedcompress.demo.processes import wait_until
@@ -33,8 +33,11 @@ from fedcompress.locks import hold
 from fedcompress.objective import objective_json
 from fedcompress.pipeline import encode_constants, encode_snapshot
 from fedcompress.proto.v1 import worker_pb2
+from fedcompress.stored import opened
 from fedcompress.supervision import end_process
-from fedcompress.types import Tensors
+from fedcompress.types import Tensors, add
+from fedcompress.weights import is_weights
+from fedcompress.weights.export import export_run
 from fedcompress.wire import Limits, unpack
 
 RUN = "local"
@@ -91,11 +94,11 @@ def run(options: Options) -> int:
     constants = _constants(options, template)
     out = Path(options.out).absolute()
     shutil.rmtree(private.state_dir / "session", ignore_errors=True)
-    export_adapter(out, template, state, load_constants(constants) if constants else {})
+    export_run(out, template, state, load_constants(constants) if constants else {})
     result = {
         "site": site.name,
         "rounds": options.rounds,
-        "steps": int(sum(m["steps_done"] for m in found[:-1])),
+        "steps": int(sum(m.get("steps_done", options.steps) for m in found[:-1])),
         "before": quality(found[0]),
         "after": quality(found[-1]),
         "by_round": [quality(metrics) for metrics in found],
@@ -149,12 +152,13 @@ def _rounds(
 ) -> tuple[list[Metrics], Tensors]:
     """Metrics of each round, of which the last only evaluates; and the trained state."""
     layout, state, found = template.adapter.layout, template.adapter.tensors, []
+    is_cut = is_weights(template.adapter.config)
     constants, merged = _constants(options, template), tuple[str, ...]()
     first = encode_constants(constants, template.constants, run=RUN) if constants else b""
     for round_ in range(1, options.rounds + 2):
         steps = options.steps if round_ <= options.rounds else 0
         task = task_of(options, template, round_, steps)
-        bundle = encode_snapshot(state, layout, run=RUN, version=round_ - 1)
+        bundle = encode_snapshot(state, layout, run=RUN, version=round_ - 1, is_cut=is_cut)
         payload, _ = relay.train(
             site_file,
             site,
@@ -167,7 +171,11 @@ def _rounds(
         found.append({**envelope.header.metrics, "examples": float(envelope.header.examples)})
         merged, first = (envelope.digest.hex(),), b""
         if steps:  # as the ranks left it, before the clipping of what would be sent
-            trained = load_adapter(site.state_dir / "work" / "trained").tensors
+            results = site.state_dir / "work" / "trained"
+            if is_cut:
+                state = add(state, opened(results / UPDATE, layout))
+                continue
+            trained = load_adapter(results).tensors
             state = {t.name: trained[t.name] for t in layout.tensors}
     return found, state
 

@@ -33,7 +33,7 @@ class Options:
     """What can be set from the command line."""
 
     site: str
-    superlink: str
+    superlink: str = ""  # empty: site.toml's
     insecure: bool = False
     root_certificates: str | None = None
     auth_supernode_private_key: str | None = None
@@ -41,7 +41,8 @@ class Options:
     as_json: bool = False
 
     def __post_init__(self) -> None:
-        host_and_port(self.superlink)
+        if self.superlink:
+            host_and_port(self.superlink)
         if self.insecure and self.root_certificates:
             raise ConfigError("--insecure", True, "cannot go with --root-certificates: choose TLS or none")
         if self.insecure and self.auth_supernode_private_key:
@@ -50,6 +51,29 @@ class Options:
             value = getattr(self, name)
             if value and not Path(value).is_file():
                 raise ConfigError("--" + name.replace("_", "-"), value, "must be an existing file")
+
+
+def completed(options: Options, site: SiteConfig) -> Options:
+    """With what site.toml says where the command line says nothing.
+
+    Raises:
+        ConfigError: neither has an address, or what they have does not go together.
+    """
+    said = site.superlink
+    address = options.superlink or said.address
+    if not address:
+        raise ConfigError("--superlink", "nothing", "must be given here, or as superlink.address in site.toml")
+    root, key = options.root_certificates, options.auth_supernode_private_key
+    return replace(
+        options,
+        superlink=address,
+        root_certificates=root or _text(said.root_certificates),
+        auth_supernode_private_key=key or _text(said.node_key),
+    )
+
+
+def _text(path: Path | None) -> str | None:
+    return str(path) if path is not None else None
 
 
 def host_and_port(address: str) -> tuple[str, int]:
@@ -91,6 +115,7 @@ def run(options: Options) -> int:
     pid = holder(up_lock(site.state_dir))
     if pid:
         raise LockedError(_held(site) + f" {pid}: `fedcompress site down` ends it")
+    options = completed(options, site)
     node = node_command(options, site_file)
     if options.detach:
         return _detach(options, site, site_file)

@@ -7,25 +7,32 @@ import hashlib
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from clients.site import SiteConfig
 from clients.training.data import Place, load_examples, picks_for_steps, row_count
 from clients.training.engines import WarmEngine, engine_for, micro_batches
-from clients.training.job import Job
+from clients.training.extract import write_update
+from clients.training.job import STATE, Job
 from clients.training.prepare import prepared
 from clients.training.rank_limit import RankLimit
+from clients.training.share import brought_here, check_equal, digest_of_rows, local_rank
 from clients.training.tasks import Example, Task, task_for
-from fedcompress.adapters import load_adapter, save_adapter
+from fedcompress.adapters import Adapter, base_fingerprint, load_adapter, save_adapter
+from fedcompress.adapters.attach import Attached
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.config import TrainTask
 from fedcompress.errors import ConfigError, TrainingError
+from fedcompress.stored import opened
 from fedcompress.training import FedProx, correction_named, schedule_named
-from fedcompress.types import Tensors
+from fedcompress.types import Array
+from fedcompress.weights import Layers, is_weights, kind_from
+from fedcompress.weights.attach import Values, Weights
 
 OnProgress = Callable[..., None]
+OF_A_NODE = ("path", "threads", "token", "rendezvous", "offload_path", "start_timeout")  # may differ between nodes
 
 
 @dataclass
@@ -40,6 +47,7 @@ class Trainer:
     warm: WarmEngine | None = None
     task: Task | None = None
     limit: RankLimit | None = None
+    attached: Attached | None = None
     examples: dict[str, Sequence[Example]] = field(default_factory=dict)
 
     def run(self, job: Job, progress: OnProgress) -> dict[str, float]:
@@ -61,18 +69,25 @@ class Trainer:
 
     def drop(self) -> None:
         """Forget model and rows, so that their memory is free."""
-        self.warm, self.task, self.key = None, None, ()
+        self.warm, self.task, self.attached, self.key = None, None, None, ()
         self.examples.clear()
         gc.collect()
         if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
             sys.modules["torch"].cuda.empty_cache()
 
     def _run(self, job: Job, progress: OnProgress) -> dict[str, float]:
+        if self.site.engine.nodes > 1:
+            job = brought_here(job, self.site.state_dir / "work", rank=self.rank, local_rank=local_rank())
         adapter, task = load_adapter(job.published), job.task
         started = time.monotonic()
         warm = self._prepare(job, adapter.config, progress)
         loaded = time.monotonic()
-        warm.begin(adapter.tensors, task)
+        start: Mapping[str, Array] = adapter.tensors
+        if isinstance(self.attached, Weights):
+            file = job.published / STATE
+            published = opened(file, adapter.layout) if file.exists() else adapter.tensors
+            start = self.attached.values(published, task.run, task.round)
+        warm.begin(start, task)
         if self.limit is not None:
             self.limit.begin(task.seed, task.round)
         progress(phase="evaluate")
@@ -85,15 +100,22 @@ class Trainer:
             "seconds_evaluate": evaluated - loaded,
         }
         if task.steps:
-            metrics |= self._train(warm, task, adapter.tensors, progress)
+            metrics |= self._train(warm, task, start, progress)
             metrics["seconds_train"] = time.monotonic() - evaluated
-            trained = warm.read()
-            if all((trained[n] == adapter.tensors[n]).all() for n in trained):
+            progress(phase="extract")
+            if not self._write(warm, job, adapter, start):
                 raise TrainingError("no-update", f"round {task.round}: nothing changed in {task.steps} steps")
-            if self.rank == 0:
-                ordered = {t.name: trained[t.name] for t in adapter.layout.tensors}
-                save_adapter(job.out, adapter.config, adapter.layout, ordered)
         return metrics
+
+    def _write(self, warm: WarmEngine, job: Job, adapter: Adapter, start: Mapping[str, Array]) -> bool:
+        """Hand over what was trained; whether that is anything."""
+        if isinstance(start, Values):
+            return write_update(warm, start, adapter.layout, job.out if self.rank == 0 else None)
+        trained = warm.read()
+        if self.rank == 0:
+            ordered = {t.name: trained[t.name] for t in adapter.layout.tensors}
+            save_adapter(job.out, adapter.config, adapter.layout, ordered)
+        return any((trained[n] != start[n]).any() for n in trained)
 
     def _prepare(self, job: Job, config: Any, progress: OnProgress) -> WarmEngine:
         """Load model and rows, unless the last job used the same."""
@@ -101,7 +123,8 @@ class Trainer:
         learnt = (task.adapter_config, task.objective, task.freeze, task.constants, task.max_length, task.seed)
         base = (task.tokenizer, task.quantization)
         kept = task.run if task.optimizer_state == "keep" else ""  # state is not handed from one run to another
-        key = (*learnt, *base, kept, task.batch_size, task.optimizer, task.clip, job.micro_batch)
+        chosen = task.round if is_weights(config) and isinstance(kind_from(config), Layers) else 0
+        key = (*learnt, *base, kept, task.batch_size, task.optimizer, task.clip, job.micro_batch, chosen)
         self._check_correction(task)
         if self.warm is not None and key == self.key:
             return self.warm
@@ -112,18 +135,30 @@ class Trainer:
         place = Place(
             folder=self.site.state_dir / "tokens",
             recipe=lambda: f"{task.objective}/{task.max_length}/{tokenizer_digest(self.site.model.path)}",
-            rank=self.rank,
+            rank=local_rank(),
             world=self.world,
         )
         for part in ("train", "heldout"):
             self.examples[part] = load_examples(self.site.data, part, self.task, place, progress)
-        attached = prepared(self.site.model, task, config, job.constants)
+        if self.site.engine.nodes > 1:
+            self._check_nodes()
+        self.attached = attached = prepared(self.site.model, task, config, job.constants)
         self.limit = RankLimit(attached.parameters, self.site.rank, self.site.name) if self.site.rank else None
         micro, accumulation = micro_batches(task.batch_size, self.world, job.micro_batch)
         self.warm = engine_for(attached, self.site.engine, task, micro=micro, accumulation=accumulation)
         self.key = key
         self.loads += 1
         return self.warm
+
+    def _check_nodes(self) -> None:
+        """Ranks pick rows by number, and add gradients: both need the same rows and the same base everywhere."""
+        options = {k: v for k, v in (asdict(self.site.model) | asdict(self.site.engine)).items() if k not in OF_A_NODE}
+        facts = {
+            "model.path": base_fingerprint(self.site.model.path, self.site.state_dir / "fingerprint.json"),
+            "[model] or [engine]": hashlib.sha256(f"{sorted(options.items())} {self.site.rank}".encode()).digest(),
+            **{f"data.{part}": digest_of_rows(rows) for part, rows in self.examples.items()},
+        }
+        check_equal(facts, self.site.engine.ranks)
 
     def _check_correction(self, task: TrainTask) -> None:
         """A correction reads whole parameters, which some engines do not have outside of the model."""
@@ -164,7 +199,9 @@ class Trainer:
         assert self.task is not None
         return {name: value.to(warm.device) for name, value in self.task.batch(examples).items()}
 
-    def _train(self, warm: WarmEngine, task: TrainTask, start: Tensors, progress: OnProgress) -> dict[str, float]:
+    def _train(
+        self, warm: WarmEngine, task: TrainTask, start: Mapping[str, Array], progress: OnProgress
+    ) -> dict[str, float]:
         """Mean loss of the last steps, and how many were made, if not all."""
         import torch
 
@@ -208,13 +245,13 @@ class Trainer:
             warm.step(loss + (extra() if last else 0.0), last=last)
         return total
 
-    def _drift(self, warm: WarmEngine, task: TrainTask, start: Tensors) -> Callable[[], Any]:
+    def _drift(self, warm: WarmEngine, task: TrainTask, start: Mapping[str, Array]) -> Callable[[], Any]:
         """What the correction of drift adds to the loss of a step."""
         import torch
 
         match correction_named(task.correction):
             case FedProx(mu=mu):
-                anchors = {n: torch.from_numpy(v).to(warm.device) for n, v in start.items()}
+                anchors = {n: torch.from_numpy(start[n]).to(warm.device) for n in warm.parameters}
                 scale = mu / 2 / self.world  # the ranks' gradients are added
                 return lambda: scale * sum(((p - anchors[n]) ** 2).sum() for n, p in warm.parameters.items())
             case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from fedcompress.adapters.template import constants_digest, load_constants
 from fedcompress.config import TrainTask
 from fedcompress.errors import ConfigError, MismatchError
 from fedcompress.types import Layout
+from fedcompress.weights import is_weights
+from fedcompress.weights.attach import attach_weights
+from fedcompress.weights.base import BaseWeights
 
 
 def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], constants: Path | None) -> Attached:
@@ -30,7 +34,8 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
         rule = f"must be {task.quantization}: the run's adapter starts from what that loses"
         raise ConfigError("model.quantization", base.quantization, rule)
     check_quantized(config, base.quantization)
-    module = build_base(base, task.learns)
+    is_full = is_weights(config)
+    module = _whole(base, task) if is_full else build_base(base, task.learns)
     if base.quantization != "none":
         from peft import prepare_model_for_kbit_training
 
@@ -42,7 +47,11 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
         inner.enable_input_require_grads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
-        attached = attach(module, config, task.freeze)
+        if is_full:
+            files = BaseWeights(base.path)
+            attached: Attached = attach_weights(module, config, files, task.freeze, seed=task.seed, round_=task.round)
+        else:
+            attached = attach(module, config, task.freeze)
     if attached.layout.to_json() != task.layout:
         raise MismatchError(
             "layout-mismatch", f"adapter: {_difference(attached.layout, Layout.from_json(task.layout))}"
@@ -51,6 +60,23 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
     if base.compile:
         attached.model.compile()
     return attached
+
+
+def _whole(base: BaseModel, task: TrainTask) -> Any:
+    """A base whose own weights are trained: they are float32, and compute in the site's dtype where that is smaller.
+
+    Steps would be lost in the rounding of weights of two bytes.
+    """
+    import torch
+
+    if base.dtype == "float16":
+        rule = "must be bfloat16 or float32 where weights of the base are trained"
+        raise ConfigError("model.dtype", base.dtype, rule)
+    module = build_base(replace(base, dtype="float32"), task.learns)
+    if base.dtype == "bfloat16":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        module.forward = torch.autocast(device, torch.bfloat16)(module.forward)
+    return module
 
 
 def keep_unpacked(module: Any) -> None:

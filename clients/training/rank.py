@@ -1,6 +1,6 @@
 """A training rank: attends its worker, runs jobs, ends when the worker does.
 
-Started by torchrun's elastic API as ``python -m clients.training.rank``.
+Started by the worker as ``python -m clients.training.rank``.
 """
 
 from __future__ import annotations
@@ -10,15 +10,20 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from clients.site import SiteConfig
 from clients.training.job import OUT_OF_MEMORY, Job
 from clients.worker.logs import log_round, set_up
+from clients.worker.memory import return_large_blocks, trim
 from clients.worker.paths import log_dir
+from clients.worker.token import HEADER, read_token
 from fedcompress.errors import FedCompressError, MismatchError, TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
@@ -30,9 +35,9 @@ def main() -> int:
     """Entry point; returns the exit code."""
     import grpc
 
-    if sys.platform == "linux":  # no rank outlives its worker, even inside a collective
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    rank = int(os.environ["RANK"])
+    _end_with(int(os.environ["FEDCOMPRESS_PARENT"]))
+    return_large_blocks()
+    rank, group = int(os.environ["RANK"]), int(os.environ["FEDCOMPRESS_GROUP"])
     site = SiteConfig.load(Path(os.environ["FEDCOMPRESS_SITE_TOML"]))
     site = replace(site, state_dir=Path(os.environ["FEDCOMPRESS_STATE_DIR"]))
     set_up(log_dir(site.state_dir), site.name, rank=rank)
@@ -44,19 +49,59 @@ def main() -> int:
     from clients.training.engines import init_distributed
     from clients.training.loop import Trainer
 
-    rank, world = init_distributed(site.engine.collective_timeout)
-    trainer = Trainer(site, rank, world)
-    with grpc.insecure_channel(f"unix:{os.environ['FEDCOMPRESS_WORKER_SOCKET']}") as channel:
-        stub = worker_pb2_grpc.RanksStub(channel)
-        LOG.info("ready: pid %d, world %d", os.getpid(), world)
+    address = os.environ["FEDCOMPRESS_HUB"]
+    with grpc.insecure_channel(address) as channel:
+        stub = _with_token(worker_pb2_grpc.RanksStub(channel), site, address)
         try:
-            for command in stub.Attend(worker_pb2.RankHello(rank=rank, pid=os.getpid())):
+            store = meet(stub, rank, group, os.environ["FEDCOMPRESS_STORE_HOST"])
+            rank, world = init_distributed(site.engine.collective_timeout, store)
+            trainer = Trainer(site, rank, world)
+            LOG.info("ready: pid %d, world %d", os.getpid(), world)
+            for command in stub.Attend(worker_pb2.RankHello(rank=rank, pid=os.getpid(), group=group)):
                 job = Job.from_json(command.job_json)
                 with log_round(job.task.run, job.task.round):
                     _run(stub, trainer, rank, command, job)
+                trim()
         except grpc.RpcError as error:
             LOG.info("the worker is gone: %s", error.code())
     return 0
+
+
+def _end_with(parent: int) -> None:
+    """No rank outlives its worker, even inside a collective."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        raise SystemExit(1)
+
+
+def _with_token(stub: Any, site: SiteConfig, address: str) -> Any:
+    """The hub's calls; on another node than the hub's they carry the token."""
+    if address.startswith("unix:"):
+        return stub
+    metadata = ((HEADER, read_token(Path(site.engine.token))),)
+    return SimpleNamespace(**{n: partial(getattr(stub, n), metadata=metadata) for n in ("Attend", "Report", "Meet")})
+
+
+def meet(stub: Any, rank: int, group: int, host: str) -> Any:
+    """The store by which the ranks of a group find each other.
+
+    Rank 0 listens on ``host`` alone, where torch would listen on all interfaces.
+    """
+    from torch.distributed import TCPStore
+
+    world = int(os.environ["WORLD_SIZE"])
+    if rank:
+        found = stub.Meet(worker_pb2.MeetRequest(rank=rank, group=group))
+        store = TCPStore(found.host, found.port, world, is_master=False)
+    else:
+        listener = socket.create_server((host, 0))
+        port = listener.getsockname()[1]
+        # torch closes the listener itself
+        store = TCPStore(host, port, world, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+        found = stub.Meet(worker_pb2.MeetRequest(rank=rank, group=group, host=host, port=port))
+    os.environ |= {"MASTER_ADDR": found.host, "MASTER_PORT": str(found.port)}  # accelerate looks for them
+    return store
 
 
 def _run(stub: Any, trainer: Any, rank: int, command: Any, job: Job) -> None:
@@ -81,7 +126,7 @@ def _run(stub: Any, trainer: Any, rank: int, command: Any, job: Job) -> None:
             report(error=f"{OUT_OF_MEMORY}: {error}")
             return
         report(error=f"rank-failed: {type(error).__name__}: {error}")
-        raise  # ranks may now disagree: the elastic agent restarts the group
+        raise  # ranks may now disagree: the worker restarts the group
     else:
         report(result_json=json.dumps(result))
 

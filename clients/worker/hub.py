@@ -25,13 +25,35 @@ Command = worker_pb2.RankCommand
 class RankHub(worker_pb2_grpc.RanksServicer):
     """Hands one job at a time to all ranks, and collects what they report."""
 
-    def __init__(self, ranks: int, settle_timeout: float = 15.0) -> None:
+    def __init__(self, ranks: int, settle_timeout: float = 15.0, *, local: int | None = None) -> None:
+        """Nobody attends yet.
+
+        Args:
+            ranks: how many are to attend, on all nodes.
+            settle_timeout: seconds that ranks have to report after one has failed.
+            local: how many of them, the first, run on this machine; all if None.
+        """
         self.ranks = ranks
+        self._local = ranks if local is None else local
         self.settle_timeout = settle_timeout  # seconds
         self._changed = threading.Condition()
         self._attending: dict[int, tuple[int, queue.Queue[Command]]] = {}  # rank -> pid, commands
         self._job = 0
         self._reports: queue.Queue[RankReport] | None = None
+        self._group = 0
+        self._store: tuple[str, int] | None = None  # host and port of the group's
+        self.absent = ""  # who is missing, where somebody knows
+
+    def begin(self) -> int:
+        """Number of a new group of ranks; those of the group before are forgotten."""
+        with self._changed:
+            for rank in self._attending:
+                self._say_died(rank)
+            self._attending.clear()
+            self._group += 1
+            self._store = None
+            self._changed.notify_all()
+            return self._group
 
     @property
     def ready(self) -> int:
@@ -40,14 +62,16 @@ class RankHub(worker_pb2_grpc.RanksServicer):
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the attending ranks, by rank."""
+        """Process ids of the attending ranks of this machine, by rank."""
         with self._changed:
-            return [pid for _, (pid, _) in sorted(self._attending.items())]
+            return [pid for rank, (pid, _) in sorted(self._attending.items()) if rank < self._local]
 
     def Attend(self, request: worker_pb2.RankHello, context: Any) -> Iterator[Command]:
         """Stream of commands to one rank, for as long as both live."""
         commands: queue.Queue[Command] = queue.Queue()
         with self._changed:
+            if request.group != self._group or request.rank >= self.ranks:
+                return
             self._attending[request.rank] = (request.pid, commands)
             self._changed.notify_all()
         context.add_callback(lambda: self._leave(request.rank, commands))
@@ -62,9 +86,28 @@ class RankHub(worker_pb2_grpc.RanksServicer):
             if self._attending.get(rank, (0, None))[1] is not commands:
                 return
             del self._attending[rank]
-            if self._reports is not None:
-                self._reports.put(RankReport(rank=rank, id=self._job, error="rank-died: the rank's process ended"))
+            self._say_died(rank)
             self._changed.notify_all()
+
+    def _say_died(self, rank: int) -> None:
+        if self._reports is not None:
+            self._reports.put(RankReport(rank=rank, id=self._job, error="rank-died: the rank's process ended"))
+
+    def Meet(self, request: worker_pb2.MeetRequest, context: Any) -> worker_pb2.MeetReply:
+        """Where the store of a group is; waits until its rank 0 has said so."""
+        import grpc
+
+        with self._changed:
+            if request.port and request.group == self._group:
+                self._store = (request.host, request.port)
+                self._changed.notify_all()
+            while self._store is None and request.group == self._group and context.is_active():
+                self._changed.wait(timeout=1.0)
+            store = self._store if request.group == self._group else None
+        if store is None:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"group {request.group}: is over")
+            raise AssertionError  # abort raises
+        return worker_pb2.MeetReply(host=store[0], port=store[1])
 
     def Report(self, request: RankReport, context: Any) -> worker_pb2.RankAck:
         """Progress, result or error of one rank."""
@@ -81,9 +124,9 @@ class RankHub(worker_pb2_grpc.RanksServicer):
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self.ready == self.ranks, start_timeout):
-                raise TrainingError(
-                    "ranks-not-ready", f"{self.ready} of {self.ranks} ranks after {start_timeout:.0f} s"
-                )
+                missing = f": {self.absent}" if self.absent else ""
+                message = f"{self.ready} of {self.ranks} ranks after {start_timeout:.0f} s{missing}"
+                raise TrainingError("ranks-not-ready", message)
             self._job += 1
             reports = self._reports = queue.Queue()
             for _, commands in self._attending.values():
@@ -107,8 +150,8 @@ class RankHub(worker_pb2_grpc.RanksServicer):
     def _settle(self, reports: queue.Queue[RankReport], waiting: set[int]) -> None:
         """After one rank's error: the others report too, or hang in a collective and are killed.
 
-        The elastic agent starts a group afresh when a rank of it dies. Killed ranks are
-        forgotten at once: the next job must wait for the new group.
+        The worker starts a group afresh when a rank of it dies. Killed ranks are forgotten at
+        once: the next job must wait for the new group.
         """
         deadline = time.monotonic() + self.settle_timeout
         while waiting and (left := deadline - time.monotonic()) > 0:
@@ -119,7 +162,7 @@ class RankHub(worker_pb2_grpc.RanksServicer):
         if not waiting:
             return
         with self._changed:
-            pids = [pid for pid, _ in self._attending.values()]
+            pids = [pid for rank, (pid, _) in self._attending.items() if rank < self._local]
             self._attending.clear()
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The worker's process: lease, service, ranks by torchrun's elastic API.
+"""The worker's process: lease, service, and ranks that are kept up. It does not import torch.
 
     python -m clients.worker.main --site site.toml [--owner PID] [--state-dir DIR] [--quiet]
 
@@ -8,26 +8,25 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from clients.site import SiteConfig
 from clients.worker.counters import Counters
 from clients.worker.hub import RankHub
-from clients.worker.logs import log_file, set_up
+from clients.worker.launcher import Launcher, rank_environment
+from clients.worker.logs import set_up
+from clients.worker.memory import return_large_blocks
+from clients.worker.nodes import NodeHub, serve_nodes
 from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
 from clients.worker.service import WorkerService
 from clients.worker.session import Session
@@ -37,8 +36,9 @@ from fedcompress.proto.v1 import worker_pb2_grpc
 
 LOG = logging.getLogger("fedcompress.worker")
 MAX_RESTARTS = 3
+PATIENCE = 60.0  # seconds after which a group of ranks counts as started
+POLL = 0.2  # seconds between looks at the ranks
 OWNER_POLL = 2.0  # seconds
-KEPT_STARTS = 8  # folders with what ranks of earlier workers printed
 
 
 @contextmanager
@@ -76,10 +76,12 @@ def main(argv: list[str] | None = None) -> int:
 def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
     import grpc
 
+    stop = stopped_by_signal()
+    return_large_blocks()
     session = Session(site.state_dir / "session")
     counters = Counters(site.state_dir / "session")
-    hub = RankHub(site.engine.ranks)
-    server = grpc.server(ThreadPoolExecutor(max_workers=site.engine.ranks + 8))
+    hub = RankHub(site.engine.world, local=site.engine.ranks)
+    server = grpc.server(ThreadPoolExecutor(max_workers=2 * site.engine.ranks + 8))
     worker_pb2_grpc.add_RanksServicer_to_server(hub, server)
     worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(site, session, hub, counters), server)
     address = socket_path(site.state_dir)
@@ -90,20 +92,34 @@ def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
     finally:
         os.umask(old_mask)
     server.start()
+    nodes = NodeHub(site, hub) if site.engine.nodes > 1 else None
+    outer = serve_nodes(site, hub, nodes) if nodes is not None else None
     LOG.info("site %s: listening on %s", site.name, address)
     if owner:
         threading.Thread(target=_watch_owner, args=(owner,), daemon=True).start()
+    logs = log_dir(site.state_dir)
+    launcher = Launcher(rank_environment(site, site_file, f"unix:{address}"), logs, site.engine.ranks)
     try:
-        _run_ranks(site, site_file, address)
+        keep_ranks(launcher, hub, stop, nodes)
     except TrainingError as error:
         LOG.error("%s", error)
         return 1
     finally:
+        if outer is not None:
+            outer.stop(grace=0.5).wait()
         server.stop(grace=0.5).wait()
         session.close()
         counters.close()
         address.unlink(missing_ok=True)
     return 0
+
+
+def stopped_by_signal() -> threading.Event:
+    """Set when this process is told to end, by SIGTERM or SIGINT."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def _watch_owner(owner: int) -> None:
@@ -120,66 +136,42 @@ def _watch_owner(owner: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _run_ranks(site: SiteConfig, site_file: Path, address: Path) -> None:
-    """Keep the ranks up until SIGTERM; a rank that dies takes its group down and is restarted."""
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+def keep_ranks(
+    launcher: Launcher,
+    hub: RankHub,
+    stop: threading.Event,
+    nodes: NodeHub | None = None,
+    *,
+    patience: float = PATIENCE,
+) -> None:
+    """Keep the ranks up until ``stop`` is set; if one dies, on whatever node, all are started afresh.
 
-    os.environ |= _rank_environment(site, site_file, address)
-    logs = log_dir(site.state_dir)
-    logs.mkdir(parents=True, exist_ok=True)
-    _forget_old_starts(logs)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=site.engine.ranks,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        rdzv_configs={"is_host": True},
-        local_addr="127.0.0.1",
-        max_restarts=MAX_RESTARTS,
-        monitor_interval=0.2,
-        logs_specs=DefaultLogsSpecs(log_dir=str(logs), redirects=Std.ALL),
-        shutdown_timeout=5,
-    )
+    Raises:
+        TrainingError: they died too often, each time within ``patience`` seconds of their start.
+    """
+    deaths = 0
     try:
-        elastic_launch(config, entrypoint=sys.executable)("-u", "-m", "clients.training.rank")
-    except SignalException:
-        LOG.info("stopped by signal")
-    except ChildFailedError as error:
-        raise TrainingError(
-            "ranks-failed", f"ranks died {MAX_RESTARTS + 1} times: see {log_file(logs)}: {error}"
-        ) from error
-
-
-def _forget_old_starts(logs: Path) -> None:
-    """Keep what the ranks of the last few workers printed."""
-    found = sorted((f for f in logs.iterdir() if f.is_dir()), key=lambda f: f.stat().st_mtime)
-    for folder in found[: -KEPT_STARTS + 1]:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(folder)
-
-
-def _rank_environment(site: SiteConfig, site_file: Path, address: Path) -> dict[str, str]:
-    threads = str(site.engine.threads)
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    env: dict[str, Any] = {
-        "FEDCOMPRESS_SITE_TOML": str(site_file),
-        "FEDCOMPRESS_STATE_DIR": str(site.state_dir),
-        "FEDCOMPRESS_WORKER_SOCKET": str(address),
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    return {k: str(v) for k, v in env.items()}
+        while not stop.is_set():
+            if nodes is not None and not nodes.gathered(stop):
+                return
+            group = hub.begin()
+            if nodes is not None:
+                nodes.announce(group, hub.ranks)
+            launcher.start(group, hub.ranks)
+            started = time.monotonic()
+            while not (how := launcher.dead() or (nodes.lost() if nodes is not None else "")):
+                if stop.wait(POLL):
+                    return
+            launcher.stop()
+            if hub.absent:  # the machine, not the ranks
+                LOG.warning("%s", hub.absent)
+                continue
+            deaths = deaths + 1 if time.monotonic() - started < patience else 1
+            if deaths > MAX_RESTARTS:
+                raise TrainingError("ranks-failed", f"ranks died {deaths} times: {how}: see {launcher.folder}")
+            LOG.warning("%s: all ranks start afresh", how)
+    finally:
+        launcher.stop()
 
 
 if __name__ == "__main__":

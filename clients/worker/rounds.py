@@ -7,25 +7,29 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
+from clients.identity import SiteIdentity
 from clients.site import SiteConfig
-from clients.training.job import OUT_OF_MEMORY, Job
+from clients.training.job import OUT_OF_MEMORY, STATE, UPDATE, Job
+from clients.worker.encode import encode_stream
 from clients.worker.hub import RankHub
 from clients.worker.session import Held, Session
 from fedcompress.adapters import adapter_digest, base_fingerprint, load_adapter, save_adapter
+from fedcompress.adapters.folder import save_weights
 from fedcompress.adapters.template import CONSTANTS
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import TrainTask
-from fedcompress.errors import MismatchError, TrainingError
+from fedcompress.errors import IdentityError, MismatchError, TrainingError
 from fedcompress.failpoints import reach
 from fedcompress.pipeline import encode_update
 from fedcompress.privacy import clip_update
 from fedcompress.types import Layout, subtract
+from fedcompress.weights import is_weights
 from fedcompress.wire import Header, Kind, pack
 
 SCARCE = 0.1  # of the memory
 MAX_DEATHS = 2  # of ranks, in one round
-START_TIMEOUT = 300.0  # seconds for the ranks to import and load
 OnProgress = Callable[..., None]
 
 
@@ -49,21 +53,24 @@ class RoundRunner:
         self._work.mkdir(parents=True)
         self._micro_batch = 0  # what memory has room for, once it was short
         self.model_loads = 0  # of the ranks that run now
+        self._identity = SiteIdentity.load(site)
         self._fingerprint = base_fingerprint(site.model.path, site.state_dir / "fingerprint.json")
 
-    def run(self, task: TrainTask, bundle: bytes, progress: OnProgress) -> Reply:
+    def run(self, task: TrainTask, bundle: bytes, progress: OnProgress, signature: str = "") -> Reply:
         """The reply to ``task``; from the outbox if this round was done before.
 
         Raises:
+            IdentityError: the coordinator has not signed it, or not for this site, or it is an old one.
             WireError, MismatchError: the downlink does not fit.
             TrainingError: a rank failed.
             StateError: the session is corrupt.
         """
+        self._check_identity(task, bundle, signature)
         self._check_base(task)
         for text in task.refused:
             progress(phase="refused", text=f"the coordinator refused an update of this site: {text}")
         layout = Layout.from_json(task.layout)
-        held = self._session.receive(task.run, layout, bundle)
+        held = self._session.receive(task.run, layout, bundle, is_stream=is_weights(json.loads(task.adapter_config)))
         if held.version != task.version:
             raise MismatchError("base-digest", f"version: {held.version} is held: the task needs {task.version}")
         base = held.digest
@@ -71,10 +78,11 @@ class RoundRunner:
         reach("site.settled")
         if returned:
             progress(phase="settle", text=f"{returned} unmerged update(s) returned to the residual")
+            held = replace(held, residual=self._session.residual(task.run, layout))
         stored = self._session.replay(task.run, task.round, base) if task.steps else None
         if stored is not None:
             progress(phase="replay", text=f"round {task.round} was done before: answered from the outbox")
-            return Reply(stored, replayed=True)
+            return Reply(self._resigned(task, stored), replayed=True)
         metrics = self._train(task, held, progress)
         reach("site.trained")
         examples = int(metrics.pop("train_examples"))
@@ -93,8 +101,23 @@ class RoundRunner:
             metrics=metrics,
         )
         if not task.steps:
-            return Reply(pack(header, ()), replayed=False)
-        return Reply(self._encode(task, header, progress), replayed=False)
+            return Reply(self._identity.sign(pack(header, ())), replayed=False)
+        return Reply(self._encode(task, held, header, progress), replayed=False)
+
+    def _check_identity(self, task: TrainTask, bundle: bytes, signature: str) -> None:
+        """Refuse what is not the coordinator's, for another site, or older than what was answered."""
+        self._identity.check(signature, task.to_json(), bundle)
+        if task.site and task.site != self._site.name:
+            raise IdentityError("other-site", f"task.site: {task.site}: this site is {self._site.name}")
+        if self._identity.coordinator is not None:
+            self._session.advance(task.run, task.round, task.version)
+
+    def _resigned(self, task: TrainTask, stored: bytes) -> bytes:
+        """A stored reply with the key of now, which need not be the one that it was signed with."""
+        signed = self._identity.sign(stored)
+        if signed != stored:
+            self._session.replace(task.run, task.round, signed)
+        return signed
 
     def _check_base(self, task: TrainTask) -> None:
         """Refuse before anything is computed if the base here is not the run's; ranks check the tokenizer."""
@@ -107,7 +130,7 @@ class RoundRunner:
         """Metrics of rank 0; leaves the trained tensors in the work folder."""
         shutil.rmtree(self._work / "trained", ignore_errors=True)
         config = json.loads(task.adapter_config)
-        save_adapter(self._work / "published", config, held.layout, held.state)
+        self._publish(config, held)
         constants = self._session.constants(task.run, task.constants) if task.constants else None
         if constants is not None:
             (self._work / CONSTANTS).write_bytes(constants)
@@ -120,6 +143,16 @@ class RoundRunner:
             drop=self._is_to_drop(),
         )
         return self._persist(job, progress)
+
+    def _publish(self, config: dict[str, Any], held: Held) -> None:
+        """What the ranks read: a PEFT folder, or the file of a stream under another name."""
+        folder = self._work / "published"
+        shutil.rmtree(folder, ignore_errors=True)
+        if held.file is None:
+            save_adapter(folder, config, held.layout, held.state)
+            return
+        save_weights(folder, config, held.layout)
+        (folder / STATE).symlink_to(held.file.absolute())
 
     def _is_to_drop(self) -> bool:
         """Whether the model is not to stay in memory after this round."""
@@ -154,7 +187,7 @@ class RoundRunner:
     def _ask(self, job: Job, progress: OnProgress) -> dict[str, float]:
         """Metrics of rank 0."""
         metrics: dict[str, float] = {}
-        for report in self._hub.run(job.to_json(), start_timeout=START_TIMEOUT):
+        for report in self._hub.run(job.to_json(), start_timeout=self._site.engine.start_timeout):
             if report.result_json and report.rank == 0:
                 metrics = json.loads(report.result_json)
                 self.model_loads = int(metrics.get("model_loads", 0))
@@ -163,11 +196,14 @@ class RoundRunner:
                 progress(phase=note.phase, step=note.step, steps=note.steps, loss=note.loss, text=note.text)
         return metrics
 
-    def _encode(self, task: TrainTask, header: Header, progress: OnProgress) -> bytes:
+    def _encode(self, task: TrainTask, held: Held, header: Header, progress: OnProgress) -> bytes:
         """Delta plus residual to an envelope; commits outbox and residual."""
         started = time.monotonic()
-        held = self._session.held(task.run)
-        assert held is not None
+        if held.is_stream:
+            payload = encode_stream(self._session, self._site, task, header, held, self._work / "trained" / UPDATE)
+            seconds = time.monotonic() - started
+            progress(phase="encode", text=f"{len(payload)} bytes in {seconds:.2f} s, committed to the outbox")
+            return payload
         trained = load_adapter(self._work / "trained").tensors
         delta = subtract({n: trained[n] for n in held.state}, held.state)
         if self._site.max_update_norm > 0:
@@ -176,6 +212,7 @@ class RoundRunner:
         target = feedback.target(delta, held.residual, task.round)
         last = self._session.last_sent(task.run) if codec.warm else None
         payload, decoded = encode_update(target, held.layout, codec, header, last=last)
+        payload = self._identity.sign(payload)
         rest = feedback.residual(target, decoded)
         self._session.commit(task.run, task.round, header.base_digest, payload, rest, store=feedback.store)
         seconds = time.monotonic() - started

@@ -20,11 +20,12 @@ from clients.site import SiteConfig
 from clients.worker.counters import Counters
 from clients.worker.hub import RankHub
 from clients.worker.logs import log_round
+from clients.worker.memory import trim
 from clients.worker.rounds import Reply, RoundRunner
 from clients.worker.session import Session
 from clients.worker.status import status_reply
 from fedcompress.config import TrainTask
-from fedcompress.errors import AdmissionError, FedCompressError, LimitError, MismatchError, TrainingError
+from fedcompress.errors import AdmissionError, FedCompressError, IdentityError, LimitError, MismatchError, TrainingError
 from fedcompress.failpoints import reach
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
@@ -37,12 +38,12 @@ Event = worker_pb2.TrainEvent
 class _Round(threading.Thread):
     """One running round; any number of callers may follow its events."""
 
-    def __init__(self, runner: RoundRunner, counters: Counters, task: TrainTask, bundle: bytes) -> None:
+    def __init__(self, runner: RoundRunner, counters: Counters, task: TrainTask, bundle: bytes, sig: str) -> None:
         super().__init__(name=f"round-{task.round}", daemon=True)
         self.task = task
         self._runner = runner
         self._counters = counters
-        self._bundle = bundle
+        self._bundle, self._signature = bundle, sig
         self._changed = threading.Condition()
         self._events: list[Event] = []
         self.noted = time.monotonic()  # when the last progress note came
@@ -52,10 +53,12 @@ class _Round(threading.Thread):
     def run(self) -> None:
         with log_round(self.task.run, self.task.round):
             self._run()
+        trim()
 
     def _run(self) -> None:
+        self._tell_refusal()
         try:
-            reply = self._runner.run(self.task, self._bundle, self._progress)
+            reply = self._runner.run(self.task, self._bundle, self._progress, self._signature)
         except FedCompressError as error:
             LOG.warning("round %d failed: %s", self.task.round, error)
             self._finish(failure=_failure(error))
@@ -68,6 +71,11 @@ class _Round(threading.Thread):
             self._finish(failure=worker_pb2.Failure(code="internal", message=f"{type(error).__name__}: {error}"))
         else:
             self._finish(reply=reply)
+
+    def _tell_refusal(self) -> None:
+        """Why replies were refused, the newest first: for `site status`."""
+        if self.task.refused:
+            self._counters.failed(self.task.run, max(self.task.round - 1, 0), "refused", self.task.refused[0])
 
     def _progress(self, **fields: Any) -> None:
         note = worker_pb2.Progress(**fields)
@@ -124,7 +132,7 @@ class _Round(threading.Thread):
 
 
 def _failure(error: FedCompressError) -> worker_pb2.Failure:
-    coded = isinstance(error, MismatchError | TrainingError | AdmissionError)
+    coded = isinstance(error, MismatchError | TrainingError | AdmissionError | IdentityError)
     code = error.code if coded else type(error).__name__  # type: ignore[attr-defined]
     return worker_pb2.Failure(code=code, message=str(error))
 
@@ -144,7 +152,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     def Train(self, request_iterator: Iterator[worker_pb2.TrainRequest], context: Any) -> Iterator[Event]:
         """Run the round, or attach to it if it is running already."""
         try:
-            task, bundle = _read_request(request_iterator)
+            task, bundle, signature = _read_request(request_iterator)
         except FedCompressError as error:
             yield Event(failure=_failure(error))
             return
@@ -152,9 +160,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         with self._lock:
             current = self._current
             if current is None or current.finished:
-                current = self._current = _Round(self._runner, self._counters, task, bundle)
+                current = self._current = _Round(self._runner, self._counters, task, bundle, signature)
                 current.start()
-        if replace(current.task, merged=()) != replace(task, merged=()):  # a moved node is told more digests
+        if _same_for_all(current.task) != _same_for_all(task):  # a moved node is told more digests
             message = f"round {current.task.round} of run {current.task.run} is still running"
             yield Event(failure=worker_pb2.Failure(code="busy", message=message))
             return
@@ -188,7 +196,11 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         return worker_pb2.StopReply()
 
 
-def _read_request(requests: Iterator[worker_pb2.TrainRequest]) -> tuple[TrainTask, bytes]:
+def _same_for_all(task: TrainTask) -> TrainTask:
+    return replace(task, merged=(), site="", refused=())
+
+
+def _read_request(requests: Iterator[worker_pb2.TrainRequest]) -> tuple[TrainTask, bytes, str]:
     head = next(requests, None)
     if head is None or not head.HasField("task"):
         raise TrainingError("bad-request", "request: its first item must be the task")
@@ -204,4 +216,4 @@ def _read_request(requests: Iterator[worker_pb2.TrainRequest]) -> tuple[TrainTas
         parts.append(item.chunk)
     if total != size:
         raise TrainingError("bad-request", f"request: {total} bytes: {size} were promised")
-    return task, b"".join(parts)
+    return task, b"".join(parts), head.task.signature

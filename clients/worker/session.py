@@ -8,19 +8,24 @@ killed after, the reply is answered from the outbox.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from fedcompress.blobs import BlobStore
+from fedcompress.blobs import BlobStore, BlobWriter
 from fedcompress.codecs import Feedback, pack_residual, unpack_residual
 from fedcompress.database import open_database, transaction
-from fedcompress.errors import MismatchError, StateError
+from fedcompress.errors import IdentityError, MismatchError, StateError
 from fedcompress.failpoints import reach
+from fedcompress.parts import values_of
 from fedcompress.pipeline import check_layout, decode_constants, decode_state, decode_update
-from fedcompress.types import Layout, Tensors, from_bytes, state_digest, to_bytes, zeros
-from fedcompress.wire import Kind, Limits, digest_of, split_bundle, unpack
+from fedcompress.stored import MAGIC, chunks, digest_of, opened
+from fedcompress.streaming import stream_changes, stream_state
+from fedcompress.types import Array, Layout, Tensors, add, from_bytes, state_digest, to_bytes, zeros
+from fedcompress.wire import Kind, Limits, split_bundle, unpack
+from fedcompress.wire import digest_of as envelope_digest
 
 LOG = logging.getLogger("fedcompress.worker")
 _SCHEMA = """
@@ -32,7 +37,9 @@ CREATE TABLE IF NOT EXISTS outbox (
   blob TEXT NOT NULL, status TEXT NOT NULL CHECK (status IN ('open', 'merged', 'returned')),
   PRIMARY KEY (run, round));
 CREATE TABLE IF NOT EXISTS constant (run TEXT PRIMARY KEY, digest TEXT NOT NULL, blob TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS newest (run TEXT PRIMARY KEY, round INTEGER NOT NULL, version INTEGER NOT NULL);
 """
+STREAM = "stream:"  # before the names of blobs whose tensors are read part by part
 MAX_CONSTANTS = 1 << 34  # bytes
 
 
@@ -42,13 +49,19 @@ class Held:
 
     layout: Layout
     version: int
-    state: Tensors
-    residual: Tensors
+    state: Mapping[str, Array]
+    residual: Mapping[str, Array]
+    file: Path | None = None  # of the state, where tensors stay on the disk and are read part by part
 
     @property
+    def is_stream(self) -> bool:
+        """Whether they do."""
+        return self.file is not None
+
+    @cached_property
     def digest(self) -> bytes:
         """Digest of the published state."""
-        return state_digest(self.layout, self.state)
+        return digest_of(self.layout, self.state) if self.is_stream else state_digest(self.layout, self.state)
 
 
 class Session:
@@ -58,6 +71,7 @@ class Session:
         folder.mkdir(parents=True, exist_ok=True)
         self._blobs = BlobStore(folder / "blobs", "site.blob")
         self._db = open_database(folder / "session.db", _SCHEMA, any_thread=True)
+        self._checked: dict[str, Path] = {}
 
     def close(self) -> None:
         """Close the database."""
@@ -71,7 +85,9 @@ class Session:
             "SELECT state, residual FROM run UNION ALL SELECT blob, blob FROM outbox"
             " UNION ALL SELECT blob, blob FROM constant"
         )
-        self._blobs.keep_only(name for row in rows for name in row)
+        names = {name.removeprefix(STREAM) for row in rows for name in row}
+        self._checked = {name: path for name, path in self._checked.items() if name in names}
+        self._blobs.keep_only(names)
 
     def held(self, run: str) -> Held | None:
         """What is held of ``run``, or None.
@@ -83,15 +99,43 @@ class Session:
         if row is None:
             return None
         layout = Layout.from_json(row[0])
-        state = from_bytes(self._blobs.get(row[2]), layout)
-        return Held(layout, row[1], state, unpack_residual(self._blobs.get(row[3]), layout))
+        if row[2].startswith(STREAM):
+            state, residual = (opened(self._path(name), layout) for name in row[2:4])
+            return Held(layout, row[1], state, residual, self._path(row[2]))
+        whole = from_bytes(self._blobs.get(row[2]), layout)
+        return Held(layout, row[1], whole, unpack_residual(self._blobs.get(row[3]), layout))
 
-    def receive(self, run: str, layout: Layout, bundle: bytes) -> Held:
+    def _path(self, name: str) -> Path:
+        """File of a stream; its bytes are checked once in the life of this session."""
+        blob = name.removeprefix(STREAM)
+        if blob not in self._checked:
+            self._checked[blob] = self._blobs.path(blob)
+        return self._checked[blob]
+
+    @contextmanager
+    def stream(self) -> Iterator[BlobWriter]:
+        """A blob to write a stream to."""
+        with self._blobs.writer() as writer:
+            yield writer
+
+    def residual(self, run: str, layout: Layout) -> Mapping[str, Array]:
+        """What was not sent of a run that is held.
+
+        Raises:
+            StateError: its blob is missing or changed.
+        """
+        (name,) = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone()
+        if name.startswith(STREAM):
+            return opened(self._path(name), layout)
+        return unpack_residual(self._blobs.get(name), layout)
+
+    def receive(self, run: str, layout: Layout, bundle: bytes, *, is_stream: bool = False) -> Held:
         """Advance the published state along the envelopes of a downlink.
 
         Starts at the last envelope that fits: one that begins at the state held, or a
         snapshot. A downlink that ends where the site already is changes no tensor. If what
         is held is corrupt, a downlink with a snapshot starts anew; residual and outbox are lost.
+        With ``is_stream`` tensors are never in memory together.
 
         Raises:
             WireError: malformed bytes.
@@ -120,20 +164,48 @@ class Session:
         if held is not None and (not headers or headers[-1].result_digest == here):
             version = headers[-1].version if headers else held.version
             if version != held.version:  # the step to it was zero
-                self._save(run, layout, version, held.state, held.residual)
-            return replace(held, version=version)
+                self._set_version(run, version)
+            return held if version == held.version else replace(held, version=version)
         fits = [i for i, h in enumerate(headers) if h.kind is Kind.SNAPSHOT or (here and h.base_digest == here)]
         if not fits:
             have = f"version {held.version}" if held is not None else "nothing"
             raise MismatchError("base-digest", f"downlink: this site holds {have}: no envelope starts there")
+        chain, version = pieces[fits[-1] :], headers[-1].version
+        if is_stream:
+            return self._stream_along(run, layout, version, held, chain, limits)
+        return self._along(run, layout, version, held, chain, limits)
+
+    def _along(
+        self, run: str, layout: Layout, version: int, held: Held | None, chain: Sequence[bytes], limits: Limits
+    ) -> Held:
+        """The state at the end of a chain of envelopes, committed."""
         state = held.state if held is not None else None
-        for piece in pieces[fits[-1] :]:
+        for piece in chain:
             _, state = decode_state(piece, layout, state, limits)
         assert state is not None
         residual = held.residual if held is not None else zeros(layout)
+        names = self._blobs.put(to_bytes(state)), self._blobs.put(pack_residual(residual, layout))
         reach("site.received")
-        self._save(run, layout, headers[-1].version, state, residual)
-        return Held(layout, headers[-1].version, state, residual)
+        self._save(run, layout, version, *names)
+        return Held(layout, version, state, residual)
+
+    def _stream_along(
+        self, run: str, layout: Layout, version: int, held: Held | None, chain: Sequence[bytes], limits: Limits
+    ) -> Held:
+        """As ``_along``, each state to a file, from the one before."""
+        state = held.state if held is not None else None
+        name = ""
+        for piece in chain:
+            name = self._blobs.put_all(chunks(stream_state(piece, layout, state, limits)))
+            self._checked[name] = self._blobs.folder / name
+            state = opened(self._checked[name], layout)
+        row = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone() if held is not None else None
+        residual = row[0] if row is not None else STREAM + self._blobs.put(MAGIC)
+        reach("site.received")
+        self._save(run, layout, version, STREAM + name, residual)
+        found = self.held(run)
+        assert found is not None
+        return found
 
     def settle(self, run: str, round_: int, base_digest: bytes, merged: Sequence[str]) -> int:
         """Close the outbox but for a reply to this very request; unmerged updates return to the residual.
@@ -147,27 +219,68 @@ class Session:
         Returns:
             How many updates were returned.
         """
-        held = self.held(run)
         rows = self._db.execute(
             "SELECT round, digest, blob FROM outbox WHERE run=? AND status='open'"
             " AND NOT (round=? AND base_digest=?) ORDER BY round",
             (run, round_, base_digest.hex()),
         ).fetchall()
-        if held is None or not rows:
+        if not rows:
             return 0
-        residual, returned = held.residual, 0
-        for _, digest, blob in rows:
-            if digest not in merged:
-                _, update = decode_update(self._blobs.get(blob), held.layout)
-                residual = Feedback().give_back(residual, update)
-                returned += 1
+        held = self.held(run)
+        if held is None:
+            return 0
+        (name,) = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone()
+        unmerged = [self._blobs.get(blob) for _, digest, blob in rows if digest not in merged]
+        if held.is_stream and unmerged:
+            name = self._give_back(held, unmerged)
+        elif unmerged:
+            residual = held.residual
+            for data in unmerged:
+                residual = Feedback().give_back(residual, decode_update(data, held.layout)[1])
+            name = self._blobs.put(pack_residual(residual, held.layout))
         with self._transaction():
             for number, digest, _ in rows:
                 status = "merged" if digest in merged else "returned"
                 self._db.execute("UPDATE outbox SET status=? WHERE run=? AND round=?", (status, run, number))
-            name = self._blobs.put(pack_residual(residual, held.layout))
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
-        return returned
+        return len(unmerged)
+
+    def _give_back(self, held: Held, unmerged: Sequence[bytes]) -> str:
+        """The residual with what was sent in vain, part by part."""
+        residual, name = held.residual, ""
+        for data in unmerged:
+            changes = stream_changes(data, held.layout)
+            name = self._blobs.put_all(chunks(add(values_of(residual, p), change) for p, change in changes))
+            self._checked[name] = self._blobs.folder / name
+            residual = opened(self._checked[name], held.layout)
+        return STREAM + name
+
+    def advance(self, run: str, round_: int, version: int) -> None:
+        """Take note of a task that the coordinator has signed; an older one is a copy that somebody kept.
+
+        It would lead back to an old state, and return to the residual what was merged since.
+
+        Raises:
+            IdentityError: ``replay``: a later round or version was asked for before.
+        """
+        with transaction(self._db):
+            row = self._db.execute("SELECT round, version FROM newest WHERE run=?", (run,)).fetchone() or (0, 0)
+            if round_ < row[0] or version < row[1]:
+                raise IdentityError(
+                    "replay",
+                    f"task: round {round_}, version {version} of run {run}: round {row[0]}, version {row[1]} was asked "
+                    "for before: a coordinator that was set back needs a new run name",
+                )
+            self._db.execute("INSERT OR REPLACE INTO newest VALUES (?, ?, ?)", (run, round_, version))
+
+    def replace(self, run: str, round_: int, envelope: bytes) -> None:
+        """Put another signature under a stored reply."""
+        blob = self._blobs.put(envelope)
+        with self._transaction():
+            self._db.execute(
+                "UPDATE outbox SET digest=?, blob=? WHERE run=? AND round=?",
+                (envelope_digest(envelope).hex(), blob, run, round_),
+            )
 
     def replay(self, run: str, round_: int, base_digest: bytes) -> bytes | None:
         """The reply to a round that was already done from the same state, or None."""
@@ -179,24 +292,40 @@ class Session:
 
     def last_sent(self, run: str) -> Tensors | None:
         """The newest update in the outbox, as decoded; what encoders that iterate start from."""
-        held = self.held(run)
+        layout = self._layout(run)
         row = self._db.execute("SELECT blob FROM outbox WHERE run=? ORDER BY round DESC LIMIT 1", (run,)).fetchone()
-        if held is None or row is None:
+        if layout is None or row is None:
             return None
-        return decode_update(self._blobs.get(row[0]), held.layout)[1]
+        return decode_update(self._blobs.get(row[0]), layout)[1]
+
+    def _layout(self, run: str) -> Layout | None:
+        row = self._db.execute("SELECT layout FROM run WHERE run=?", (run,)).fetchone()
+        return Layout.from_json(row[0]) if row is not None else None
 
     def commit(
-        self, run: str, round_: int, base_digest: bytes, envelope: bytes, residual: Tensors, *, store: str = "none"
+        self,
+        run: str,
+        round_: int,
+        base_digest: bytes,
+        envelope: bytes,
+        residual: Tensors | BlobWriter,
+        *,
+        store: str = "none",
     ) -> None:
         """Store a reply and the residual that goes with it, atomically; ``store`` is as in ``Feedback``."""
-        held = self.held(run)
-        assert held is not None
-        blob, rest = self._blobs.put(envelope), self._blobs.put(pack_residual(residual, held.layout, store))
+        blob = self._blobs.put(envelope)
+        if isinstance(residual, BlobWriter):
+            rest = STREAM + residual.name
+            self._checked[residual.name] = self._blobs.folder / residual.name
+        else:
+            layout = self._layout(run)
+            assert layout is not None
+            rest = self._blobs.put(pack_residual(residual, layout, store))
         with self._transaction():
             self._db.execute("DELETE FROM outbox WHERE run=? AND status!='open' AND round<?", (run, round_ - 8))
             self._db.execute(
                 "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?, 'open')",
-                (run, round_, base_digest.hex(), digest_of(envelope).hex(), blob),
+                (run, round_, base_digest.hex(), envelope_digest(envelope).hex(), blob),
             )
             reach("site.before-commit")
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (rest, run))
@@ -224,12 +353,15 @@ class Session:
             for table in ("run", "outbox"):
                 self._db.execute(f"DELETE FROM {table} WHERE run=?", (run,))
 
-    def _save(self, run: str, layout: Layout, version: int, state: Tensors, residual: Tensors) -> None:
-        names = self._blobs.put(to_bytes(state)), self._blobs.put(pack_residual(residual, layout))
+    def _save(self, run: str, layout: Layout, version: int, state: str, residual: str) -> None:
         with self._transaction():
             self._db.execute(
-                "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?)", (run, layout.to_json(), version, *names)
+                "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?)", (run, layout.to_json(), version, state, residual)
             )
+
+    def _set_version(self, run: str, version: int) -> None:
+        with self._transaction():
+            self._db.execute("UPDATE run SET version=? WHERE run=?", (version, run))
 
 
 def _is_constants(envelope: bytes) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedcompress.adapters.groups import group_of
@@ -27,12 +27,19 @@ class Attached:
         parameters: what is trained, by the names of PEFT's state dict, in order of name.
         constants: tensors that the adapter brought and that are not trained, by name.
         saved: names of those constants that PEFT saves.
+        frozen: parameters that are not trained, but set at the start of each round.
     """
 
     model: Any
     parameters: Mapping[str, Any]
     constants: Mapping[str, Any]
     saved: tuple[str, ...] = ()
+    frozen: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether parameters are too large to be gathered together."""
+        return False
 
     @property
     def layout(self) -> Layout:
@@ -105,6 +112,9 @@ def check_quantized(config: Mapping[str, Any], quantization: str) -> None:
         return
     names = [name for name, row in ADAPTERS.items() if row.quantized]
     kind = "DoRA" if is_dora else config.get("peft_type")
+    if "weights" in config:
+        rule = "weights of the base are trained, and those of few bits have no gradients: must be none"
+        raise ConfigError("model.quantization", quantization, rule)
     raise ConfigError("model.quantization", quantization, f"{kind} does not learn on it: must be none, or use {names}")
 
 

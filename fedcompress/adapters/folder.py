@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from fedcompress import bfloat
 from fedcompress.adapters.groups import group_of
-from fedcompress.errors import ConfigError, StateError
-from fedcompress.types import Array, Layout, Tensors, TensorSpec
+from fedcompress.errors import ConfigError, LayoutError, StateError
+from fedcompress.types import Array, Layout, Tensors, TensorSpec, zeros
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+LAYOUT_FILE = "layout.json"
 STORED_AS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _MACHINE_KEYS = ("base_model_name_or_path", "revision", "inference_mode")
 
@@ -49,6 +50,8 @@ def load_adapter(folder: Path) -> Adapter:
     """
     from safetensors import SafetensorError, deserialize
 
+    if (folder / LAYOUT_FILE).is_file():
+        return load_weights(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise ConfigError("adapter", folder / name, "must exist: a PEFT adapter folder")
@@ -68,6 +71,29 @@ def load_adapter(folder: Path) -> Adapter:
         specs.append(TensorSpec(name=name, shape=shape, dtype=dtype, group=group_of(name)))
         tensors[name] = to_float32(entry["data"], dtype).reshape(shape)
     return Adapter(config=config, layout=Layout(tuple(specs)), tensors=tensors)
+
+
+def load_weights(folder: Path) -> Adapter:
+    """Read a folder of a run that trains weights of the base: a config and a layout; the state is what was added.
+
+    Raises:
+        StateError: a file does not parse, or is missing.
+    """
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        layout = Layout.from_json((folder / LAYOUT_FILE).read_text(encoding="utf-8"))
+        if not isinstance(config, dict) or "weights" not in config:
+            raise ValueError(f"{CONFIG_FILE}: must be a JSON object with the key weights")
+    except (OSError, ValueError, RecursionError, LayoutError) as error:
+        raise StateError(f"adapter: {folder}: does not parse: {error}") from error
+    return Adapter(config=config, layout=layout, tensors=zeros(layout))
+
+
+def save_weights(folder: Path, config: Mapping[str, Any], layout: Layout) -> None:
+    """Write such a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / CONFIG_FILE, (json.dumps(dict(config), indent=2, sort_keys=True) + "\n").encode())
+    _replace(folder / LAYOUT_FILE, layout.to_json().encode())
 
 
 def save_adapter(

@@ -14,13 +14,13 @@ class AdapterRow:
     """One kind of adapter: a PEFT type with some of its fields set.
 
     Args:
-        peft: PEFT's name of the type.
+        peft: PEFT's name of the type; empty if weights of the base are trained.
         merge: ``product``: LoRA factors, for rules that merge their products. ``linear``: the weights that result are
             linear in what is trained, so that the mean is exact. ``near``: they are not, and the mean of updates
             from one start differs from the mean of the weights in the second order of the updates.
         paper: where it is from.
-        start: ``seed``: the first state is made from the run's seed, without reading the base; ``template``: it is
-            made once, by PEFT, and sent; ``texts``: so, and from sample texts.
+        start: ``base``: nothing but the base is needed; ``seed``: the first state is made from the run's seed, without
+            reading the base; ``template``: it is made once, by PEFT, and sent; ``texts``: so, and from sample texts.
         quantization: with which sites must load the base; empty if it is theirs to choose.
         quantized: whether it learns on a base of 4 or 8 bits as it does on others.
         defaults: fields of PEFT's config that this row sets; a user may set them otherwise.
@@ -331,6 +331,31 @@ ADAPTERS: dict[str, AdapterRow] = {
         defaults={"num_virtual_tokens": 20},
         note="as prompt-tuning",
         paper="Li and Liang 2021 (arXiv:2101.00190)",
+    ),
+    "full": AdapterRow(
+        peft="",
+        merge=LINEAR,
+        start="base",
+        note="all weights, or those that targets names; the state is their difference from the base, and a model the "
+        "export",
+        paper="McMahan et al. 2017 (arXiv:1602.05629)",
+    ),
+    "layers": AdapterRow(
+        peft="",
+        merge=LINEAR,
+        start="base",
+        defaults={"k": 2},
+        note="k layers drawn for each round, the same at all sites; always=embed_tokens names what is always trained",
+        paper="LISA, Pan et al. 2024 (arXiv:2403.17919)",
+    ),
+    "subspace": AdapterRow(
+        peft="",
+        merge=LINEAR,
+        start="base",
+        defaults={"rank": 16, "basis": "random", "refresh": "round"},
+        note="weights change within seeded bases, random or dct, others in each round; with the codec subspace of the "
+        "same rank and basis only coefficients travel",
+        paper="intrinsic dimension, Li et al. 2018 (arXiv:1804.08838); bases as in DCT-AdamW (arXiv:2505.17967)",
     ),
 }
 REFUSED: dict[str, str] = {

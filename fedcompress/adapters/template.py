@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.adapters.fingerprint import base_fingerprint
-from fedcompress.adapters.folder import Adapter, load_adapter, save_adapter
+from fedcompress.adapters.folder import Adapter, load_adapter, save_adapter, save_weights
 from fedcompress.adapters.init import seeded_init
 from fedcompress.adapters.naming import AdapterSpec
 from fedcompress.errors import ConfigError, StateError
@@ -246,7 +246,10 @@ def as_array(tensor: Any) -> NDArray[Any]:
 def save_template(folder: Path, template: Template, constants: Mapping[str, Any]) -> None:
     """Write the folder."""
     adapter = template.adapter
-    save_adapter(folder, adapter.config, adapter.layout, adapter.tensors)
+    if "weights" in adapter.config:
+        save_weights(folder, adapter.config, adapter.layout)
+    else:
+        save_adapter(folder, adapter.config, adapter.layout, adapter.tensors)
     if constants:
         from safetensors.numpy import save_file
 

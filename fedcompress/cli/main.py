@@ -8,7 +8,21 @@ import sys
 import click
 import typer
 
-from fedcompress.cli import coordinator, demo, experiment, files, merge, partition, plan, site, tables, template
+from fedcompress.cli import (
+    audit,
+    certs,
+    coordinator,
+    demo,
+    experiment,
+    files,
+    keys,
+    merge,
+    partition,
+    plan,
+    site,
+    tables,
+    template,
+)
 from fedcompress.cli.application import DEBUG, STOPPED, exit_code
 from fedcompress.errors import FedCompressError
 
@@ -29,6 +43,9 @@ plan.register(app)
 tables.register(app)
 template.register(app)
 site.register(app)
+keys.register(app)
+audit.register(app)
+certs.register(app)
 
 
 def main() -> None:

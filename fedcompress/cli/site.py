@@ -21,12 +21,28 @@ Certificates = Annotated[Path | None, typer.Option(help="PEM file with the Super
 Key = Annotated[Path | None, typer.Option(help="The SuperNode's private key.")]
 
 
+# Options of ``init`` and what they set in site.toml.
+_ANSWERS = {
+    **{name: f"site.{name}" for name in ("name", "state_dir")},
+    "model": "model.path",
+    "dtype": "model.dtype",
+    "quantization": "model.quantization",
+    **{n: f"data.{n}" for n in ("train", "heldout", "text", "label", "prompt", "completion", "messages")},
+    **{name: f"engine.{name}" for name in ("ranks", "zero_stage", "micro_batch", "threads")},
+    "max_update_norm": "privacy.max_update_norm",
+    **{name: f"identity.{name}" for name in ("key", "coordinator")},
+    "superlink": "superlink.address",
+    "root_certificates": "superlink.root_certificates",
+    "node_key": "superlink.node_key",
+}
+
+
 def register(app: typer.Typer) -> None:
     """Add the group."""
     group = typer.Typer(
         help="Run a site: init, doctor, up, status, logs, down, train.", no_args_is_help=True, rich_markup_mode=None
     )
-    for command in (init, doctor, up, status, logs, down, train, worker):
+    for command in (init, doctor, up, status, logs, down, train, worker, node):
         group.command(name=command.__name__)(command)
     app.add_typer(group, name="site")
 
@@ -54,6 +70,11 @@ def init(
     micro_batch: Annotated[int | None, typer.Option(help="Examples a process handles at once; 0: as fit.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a process.")] = None,
     max_update_norm: Annotated[float | None, typer.Option(help="Norm that updates are clipped to; 0: none.")] = None,
+    key: Annotated[str | None, typer.Option(help="This site's private key, of `fedcompress keys new`.")] = None,
+    coordinator: Annotated[str | None, typer.Option(help="The coordinator's public key.")] = None,
+    superlink: Annotated[str | None, typer.Option(help="HOST:PORT of the SuperLink.")] = None,
+    root_certificates: Annotated[str | None, typer.Option(help="PEM file of its root certificates.")] = None,
+    node_key: Annotated[str | None, typer.Option(help="The SuperNode's private key.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: defaults for what is not given.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     as_json: Json = False,
@@ -67,22 +88,8 @@ def init(
 
       fedcompress site init --name north --model ./smollm2 --train train.jsonl --yes -o north.toml
     """
-    sections: dict[str, dict[str, Any]] = {
-        "site": {"name": name, "state_dir": state_dir},
-        "model": {"path": model, "dtype": dtype, "quantization": quantization},
-        "data": {
-            "train": train,
-            "heldout": heldout,
-            "text": text,
-            "label": label,
-            "prompt": prompt,
-            "completion": completion,
-            "messages": messages,
-        },
-        "engine": {"ranks": ranks, "zero_stage": zero_stage, "micro_batch": micro_batch, "threads": threads},
-        "privacy": {"max_update_norm": max_update_norm},
-    }
-    answers = {f"{s}.{k}": v for s, body in sections.items() for k, v in body.items() if v is not None}
+    given = locals()
+    answers = {key: given[option] for option, key in _ANSWERS.items() if given[option] is not None}
     _command("init", {"out": out, "answers": answers, "yes": yes, "force": force, "as_json": as_json})
 
 
@@ -110,7 +117,7 @@ def doctor(
 
 def up(
     site: SiteFile,
-    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink.")],
+    superlink: Annotated[str, typer.Option(help="HOST:PORT of the SuperLink, if site.toml has none.")] = "",
     insecure: Insecure = False,
     root_certificates: Certificates = None,
     auth_supernode_private_key: Key = None,
@@ -223,3 +230,23 @@ def worker(
         print(json.dumps([sys.executable, "-m", "clients.worker.main", *words]))
         return
     execute("clients.worker.main", *words)
+
+
+def node(
+    site: SiteFile,
+    node_rank: Annotated[int, typer.Option(help="Number of this machine, from 1.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the command as JSON instead of running it.")] = False,
+) -> None:
+    """Run the ranks of a further machine of a site, until Ctrl-C: they get their work from node 0's worker.
+
+    Its site.toml is as on node 0, with paths of this machine; `engine.nodes` and `engine.rendezvous` say of which
+    machines a site consists.
+
+    Example:
+      fedcompress site node site.toml --node-rank 1
+    """
+    words = ["--site", str(site.resolve()), "--node-rank", str(node_rank)]
+    if as_json:
+        print(json.dumps([sys.executable, "-m", "clients.worker.node", *words]))
+        return
+    execute("clients.worker.node", *words)

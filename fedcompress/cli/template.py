@@ -45,6 +45,8 @@ def template(
       fedcompress template ./llama --adapter "vera(r=256)" -o initial --json
 
       fedcompress template ./llama --adapter "eva(r=16)" --texts samples.txt -o initial
+
+      fedcompress template ./smollm2 --adapter full -o initial
     """
     made = _made(model, out, task, adapter, labels, head, revision, seed, texts)
     numel, tensors = made.adapter.layout.numel, len(made.adapter.layout.tensors)
@@ -83,6 +85,12 @@ def _made(
     base = BaseModel(path=resolve_model(model, Path(), revision, field="model"))
     objective = objective_from(raw, field="--task")
     samples = _lines("--texts", texts) if texts else []
+    if spec.row.start == "base":
+        from fedcompress.weights.template import write_weights_template
+
+        if samples:
+            raise ConfigError("--texts", texts, f"are not for {spec.name}")
+        return write_weights_template(out, base, objective, spec)
     return write_template(out, base, objective, spec, seed=seed, texts=samples)
 
 

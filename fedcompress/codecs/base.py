@@ -202,11 +202,13 @@ class Hints:
         last: the update that this sender sent before, as it was decoded, to start from.
         importance: by tensor name, how much the squared error of each entry of its first
             dimension counts, as from a Fisher diagonal summed over rows.
+        shared: a seed that all senders of a run have in a round.
     """
 
     seed: int = 0
     last: Mapping[str, Array] | None = None
     importance: Mapping[str, Array] | None = None
+    shared: int = 0
 
 
 NO_HINTS = Hints()

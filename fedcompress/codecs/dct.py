@@ -14,10 +14,10 @@ from fedcompress.codecs.base import NO_HINTS, Hints, Places, Reader, Writer, exp
 from fedcompress.codecs.grid import Grid
 from fedcompress.codecs.masks import read_places, write_places
 from fedcompress.errors import ConfigError, PayloadError
+from fedcompress.subspaces import basis_row
 from fedcompress.types import Array, TensorSpec
 
 Floats = NDArray[np.float64]
-_QUARTER_PI = 0.7853981633974483
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,31 +86,3 @@ def _forward(matrix: Floats) -> Floats:
     scale[0] = np.sqrt(1 / size)
     coefficients: Floats = (spectrum * phase).real / 2 * scale
     return coefficients
-
-
-def basis_row(size: int, frequency: int) -> Array:
-    """``c cos(pi (2 j + 1) frequency / (2 size))``, j from 0, rounded once to float32: equal on every machine."""
-    angle = (2 * np.arange(size, dtype=np.int64) + 1) * frequency % (4 * size)  # in units of pi / (2 size)
-    scale = np.sqrt(np.float64(1 if frequency == 0 else 2) / np.float64(size))
-    row: Array = (cosine(angle, size) * scale).astype(np.float32)
-    return row
-
-
-def cosine(angle: NDArray[np.int64], size: int) -> Floats:
-    """Cosine of ``angle * pi / (2 size)``, ``0 <= angle < 4 size``: reduced exactly, then Taylor's series.
-
-    Sums and products of float64 only, in a fixed order.
-    """
-    mirrored = np.minimum(angle, 4 * size - angle)  # 0 .. 2 size: up to pi
-    negative = mirrored > size
-    first = np.where(negative, 2 * size - mirrored, mirrored)  # 0 .. size: up to pi / 2
-    use_sine = 2 * first > size
-    reduced = np.where(use_sine, size - first, first)  # up to pi / 4
-    x = reduced.astype(np.float64) * (_QUARTER_PI * 2) / np.float64(size)
-    square = x * x
-    cos_sum, sin_sum = np.zeros_like(x), np.zeros_like(x)
-    for n in range(10, 0, -1):
-        cos_sum = (cos_sum + 1) * (-square / np.float64((2 * n - 1) * (2 * n)))
-        sin_sum = (sin_sum + 1) * (-square / np.float64((2 * n) * (2 * n + 1)))
-    value = np.where(use_sine, x * (sin_sum + 1), cos_sum + 1)
-    return np.where(negative, -value, value)

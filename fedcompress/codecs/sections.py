@@ -21,6 +21,7 @@ def encode_sections(
     seed: int = 0,
     last: Mapping[str, Array] | None = None,
     importance: Mapping[str, Array] | None = None,
+    shared: int = 0,
 ) -> tuple[bytes, ...]:
     """One section for each clause.
 
@@ -31,13 +32,14 @@ def encode_sections(
         seed: of all randomness, from 0 to 2^63 - 1; equal seeds give equal bytes.
         last: the sender's update before this one, as decoded; codes that iterate start from it.
         importance: see ``Hints``.
+        shared: see ``Hints``.
 
     Raises:
         LayoutError: ``tensors`` does not have the layout.
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
     layout.check(tensors, what="encode")
-    hints, sections = Hints(seed=seed, last=last, importance=importance), []
+    hints, sections = Hints(seed=seed, last=last, importance=importance, shared=shared), []
     for clause, members in zip(spec.clauses, spec.assign(layout), strict=True):
         body = clause.code.encode(members, [tensors[m.name] for m in members], hints)
         sections.append(bytes([VERSION]) + body)

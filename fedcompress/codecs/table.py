@@ -18,6 +18,7 @@ from fedcompress.codecs.powersgd import PowerSGD
 from fedcompress.codecs.qsgd import QSGD
 from fedcompress.codecs.random import Random
 from fedcompress.codecs.seeds import Seeds
+from fedcompress.codecs.subspace import Subspace
 from fedcompress.codecs.svd import SVD
 from fedcompress.codecs.ternary import Ternary
 from fedcompress.codecs.threshold import Threshold
@@ -147,6 +148,12 @@ CODECS: dict[str, CodecRow] = {
         config=DCT,
         law="squared error is the energy of the columns left out, up to bfloat16",
         paper="Modoranu et al. 2025 (arXiv:2505.17967)",
+    ),
+    "subspace": CodecRow(
+        kind="code",
+        config=Subspace,
+        law="a projection on a seeded basis: squared error at most the squared norm, up to bits",
+        paper="our own; bases as in DCT-AdamW (arXiv:2505.17967) and sketched updates (arXiv:1610.05492, section 3)",
     ),
     "seeds": CodecRow(
         kind="code",

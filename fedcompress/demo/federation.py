@@ -64,6 +64,7 @@ class Federation:
     port: int = 0
     via: Callable[[str], str] = lambda address: address
     warm: bool = True
+    certs: Path | None = None  # folder of `certs new` with a key for each site: TLS, and nodes are known by keys
     group: ProcessGroup = field(init=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +72,8 @@ class Federation:
         home.mkdir(parents=True, exist_ok=True)
         self.port = self.port or free_port()
         self.group = ProcessGroup(self.folder / "logs", environment(home))
-        link = f'[superlink.local]\naddress = "127.0.0.1:{self.port}"\ninsecure = true\n'
+        trust = f"root-certificates = {json.dumps(str(self.certs / 'ca.crt'))}" if self.certs else "insecure = true"
+        link = f'[superlink.local]\naddress = "127.0.0.1:{self.port}"\n{trust}\n'
         (home / "config.toml").write_text(f'[superlink]\ndefault = "local"\n\n{link}')
 
     def __enter__(self) -> Federation:
@@ -88,7 +90,8 @@ class Federation:
             ProcessError: one of them did not come up.
         """
         address = f"127.0.0.1:{self.port}"
-        command: Command = [script("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(self.port)]
+        command: Command = [script("flower-superlink"), "--host", "127.0.0.1", "--port", str(self.port)]
+        command += self._certificates() if self.certs else ["--insecure"]
         self.group.start("superlink", command, cwd=self.folder)
         for name in self.sites if self.warm else ():
             self.start_worker(name)
@@ -99,7 +102,31 @@ class Federation:
             alive=lambda: self.group.check("superlink"),
         )
         for name in self.sites:
+            if self.certs is not None:
+                self.register_node(name)
             self.start_node(name, self.via(address))
+
+    def _certificates(self) -> Command:
+        assert self.certs is not None
+        files = (("ca-certfile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key"))
+        return ["--enable-supernode-auth", *(x for n, file in files for x in (f"--ssl-{n}", self.certs / file))]
+
+    def register_node(self, name: str) -> None:
+        """Let the SuperLink know the key of a site's SuperNode.
+
+        Raises:
+            ProcessError: it was not taken.
+        """
+        assert self.certs is not None
+        what = f"register-{name}"
+        command: Command = [script("flwr"), "supernode", "register", self.certs / f"{name}.node.pub", "local"]
+        self.group.start(what, command, cwd=self.folder)
+        wait_until(
+            lambda: self.group.finished(what),
+            timeout=START_TIMEOUT,
+            what=what,
+            alive=lambda: self.group.check("superlink"),
+        )
 
     def start_worker(self, name: str) -> None:
         """Start a site's warm worker by hand, so that it loads while Flower starts."""
@@ -109,7 +136,12 @@ class Federation:
 
     def start_node(self, name: str, address: str) -> None:
         """Start a site's SuperNode."""
-        command: Command = [script("flower-supernode"), "--insecure", "--superlink", address]
+        command: Command = [script("flower-supernode"), "--superlink", address]
+        if self.certs is None:
+            command.append("--insecure")
+        else:
+            command += ["--root-certificates", self.certs / "ca.crt"]
+            command += ["--auth-supernode-private-key", self.certs / f"{name}.node.key"]
         command += ["--port", str(free_port()), "--node-config", f'site-config="{self.sites[name]}"']
         self.group.start(f"supernode-{name}", command, cwd=self.folder)
 

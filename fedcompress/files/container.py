@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 from fedcompress.adapters import adapter_digest
 from fedcompress.errors import ConfigError, HeaderError, LimitError, PayloadError
 from fedcompress.files.manifest import MAX_PARTS, Manifest, manifest_from
-from fedcompress.files.tensors import PEFT, Piece
+from fedcompress.files.tensors import PEFT
+from fedcompress.parts import Piece
 from fedcompress.types import Layout, TensorSpec
 from fedcompress.wire import Envelope, Header, Kind, Limits, size_of, unpack
 
@@ -28,6 +29,7 @@ class Part:
     header: Header
     section_sizes: tuple[int, ...]
     digest: bytes
+    signed: bool
     manifest: Manifest | None  # of a FILE
 
 
@@ -128,6 +130,7 @@ def _part_of(envelope: Envelope, offset: int, size: int) -> Part:
         header=envelope.header,
         section_sizes=tuple(len(s) for s in envelope.sections),
         digest=envelope.digest,
+        signed=bool(envelope.signature),
         manifest=manifest,
     )
 

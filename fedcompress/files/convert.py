@@ -18,7 +18,9 @@ from fedcompress.errors import ConfigError, MismatchError
 from fedcompress.files.container import Container, Part, open_container
 from fedcompress.files.distortion import Distortion
 from fedcompress.files.manifest import MAX_PARTS, Manifest
-from fedcompress.files.tensors import PART, PEFT, SUFFIX, Piece, Sink, Source, cut, layout_of, open_source
+from fedcompress.files.tensors import PEFT, SUFFIX, Sink, Source, open_source
+from fedcompress.parts import PART, Piece, cut, layout_of
+from fedcompress.partwise import share_of
 from fedcompress.pipeline import check_result, codec_of
 from fedcompress.types import DTYPES, Layout, Tensors, add, state_digest, subtract
 from fedcompress.wire import Header, Kind, pack
@@ -96,20 +98,6 @@ def choose_codec(codec: str = "", budget: str = "") -> CodecSpec:
         except ConfigError as error:
             raise ConfigError("--budget", budget, "must be a size (1000B, 64KiB, 2MiB) or bits a parameter") from error
     return CodecSpec.parse(codec or DEFAULT_CODEC, field="--codec")
-
-
-def share_of(spec: CodecSpec, whole: Layout, part: Layout) -> CodecSpec:
-    """The codec for a part: budgets in bytes are shared by number of parameters."""
-    clauses = []
-    for clause, everything, here in zip(spec.clauses, spec.assign(whole), spec.assign(part), strict=True):
-        code = clause.code
-        if isinstance(code, Transform) and code.budget and code.bits(1) == code.bits(2):
-            numel, ours = sum(t.numel for t in everything), sum(t.numel for t in here)
-            if ours < numel:
-                size = max(int(code.bits(1) / 8 * ours / numel), 1)
-                clause = Clause(clause.groups, replace(code, budget=f"{size}B"))
-        clauses.append(clause)
-    return CodecSpec(tuple(clauses))
 
 
 def encode_file(

@@ -13,7 +13,8 @@ from fedcompress.files.container import Container, open_container
 from fedcompress.files.convert import Progress, base_for, check_base, pieces_of, ratios, silent
 from fedcompress.files.distortion import Distortion
 from fedcompress.files.survey import Survey
-from fedcompress.files.tensors import SUFFIX, Piece, Source, layout_of, open_source
+from fedcompress.files.tensors import SUFFIX, Source, open_source
+from fedcompress.parts import Piece, layout_of
 from fedcompress.pipeline import check_layout, codec_of
 from fedcompress.types import GROUPS, Layout, Tensors, state_digest, subtract
 from fedcompress.wire import Kind
@@ -85,6 +86,7 @@ def _of_container(container: Container) -> dict[str, Any]:
         facts[name] = getattr(header, name)
     for name in DIGESTS:
         facts[name] = getattr(header, name).hex()
+    facts["signed"] = all(part.signed for part in container.parts)  # by whom, only a registry can tell
     facts["section_bytes"] = [size for part in container.parts for size in part.section_sizes]
     facts["metrics"] = dict(header.metrics)
     if not container.manifests:

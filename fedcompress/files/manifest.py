@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedcompress.errors import FedCompressError, LimitError, PayloadError
-from fedcompress.files.tensors import MAX_PART, METADATA, PEFT, SAFETENSORS, Piece, layout_of
+from fedcompress.files.tensors import METADATA, PEFT, SAFETENSORS
+from fedcompress.parts import MAX_PART, Piece, layout_of
 from fedcompress.types import Layout
 
 VERSION = 1

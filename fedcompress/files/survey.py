@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.files.tensors import Piece, Source
+from fedcompress.files.tensors import Source
+from fedcompress.parts import Piece
 from fedcompress.types import DTYPES, Array, TensorSpec
 
 CHUNK = 1 << 20

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,70 +17,13 @@ import numpy as np
 from fedcompress.adapters import group_of
 from fedcompress.adapters.folder import CONFIG_FILE, STORED_AS, WEIGHTS_FILE, from_float32, to_float32
 from fedcompress.errors import ConfigError, StateError
+from fedcompress.parts import Piece
 from fedcompress.types import DTYPES, Array, Layout, Tensors, TensorSpec
 
 PEFT, SAFETENSORS = "peft", "safetensors"
 METADATA = "__metadata__"  # the name in a header that is no tensor
 SUFFIX = ".safetensors"
-PART = 1 << 24  # entries of a part
-MAX_PART = 1 << 26  # entries that a reader allows
-MAX_TENSORS = 10_000  # of a part
 _CODES = {dtype: code for code, dtype in STORED_AS.items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """A tensor, or some rows of one; ``spec`` has the name of the tensor and the shape of the piece."""
-
-    spec: TensorSpec
-    start: int = 0
-    total: int = 0  # rows of the whole tensor; 0 if this is all of it
-
-    @property
-    def whole(self) -> TensorSpec:
-        """Spec of the tensor that this is cut from."""
-        return replace(self.spec, shape=(self.total, *self.spec.shape[1:])) if self.total else self.spec
-
-    @property
-    def at(self) -> int:
-        """Entries of the tensor before the first one of this piece."""
-        return self.start * math.prod(self.spec.shape[1:])
-
-
-def layout_of(pieces: list[Piece]) -> Layout:
-    """Layout of a part."""
-    return Layout(tuple(p.spec for p in pieces))
-
-
-def cut(layout: Layout, entries: int = PART) -> list[list[Piece]]:
-    """Consecutive parts of at most so many entries; at least one part.
-
-    Raises:
-        ConfigError: one row of a tensor has more entries than a part may have.
-    """
-    parts: list[list[Piece]] = [[]]
-    room = entries
-    for spec in layout.tensors:
-        for piece in _pieces(spec, entries):
-            if parts[-1] and (piece.total or piece.spec.numel > room or len(parts[-1]) == MAX_TENSORS):
-                parts.append([])
-                room = entries
-            parts[-1].append(piece)
-            room -= piece.spec.numel
-    return parts
-
-
-def _pieces(spec: TensorSpec, entries: int) -> Iterator[Piece]:
-    if spec.numel <= entries:
-        yield Piece(spec=spec)
-        return
-    rows, width = spec.shape[0], spec.numel // spec.shape[0]
-    if width > MAX_PART:
-        raise ConfigError(f"layout.{spec.name}.shape", spec.shape, f"at most {MAX_PART} entries in a row")
-    step = max(entries // width, 1)
-    for start in range(0, rows, step):
-        shape = (min(step, rows - start), *spec.shape[1:])
-        yield Piece(spec=replace(spec, shape=shape), start=start, total=rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +84,7 @@ def open_source(path: Path, field: str = "PATH") -> Source:
     if not weights.is_file() or (folder and not (path / CONFIG_FILE).is_file()):
         rule = f"must be a PEFT folder, with {CONFIG_FILE} and {WEIGHTS_FILE}, or a {SUFFIX} file"
         raise ConfigError(field, path, rule)
-    header, start = _header(weights)
+    header, start = header_of(weights)
     metadata = header.pop(METADATA, {})
     specs, offsets = [], {}
     peft = folder or any(group_of(name) != "head" for name in header)
@@ -165,7 +107,7 @@ def open_source(path: Path, field: str = "PATH") -> Source:
     )
 
 
-def _header(weights: Path) -> tuple[dict[str, Any], int]:
+def header_of(weights: Path) -> tuple[dict[str, Any], int]:
     """The JSON header, and where the data begins; the safetensors library checks everything else."""
     from safetensors import SafetensorError, safe_open
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from fedcompress.errors import ConfigError
-from fedcompress.files.tensors import Piece, cut
 from fedcompress.merge_folders.forms import EXACT, Choice
 from fedcompress.merge_folders.output import Result, means_of, write
 from fedcompress.merge_folders.report import contribution, cosines
 from fedcompress.merge_folders.sites import Site
 from fedcompress.merge_folders.types import TypeRow
 from fedcompress.merging.base import Floats
+from fedcompress.parts import Piece, cut
 from fedcompress.types import Layout
 
 

@@ -15,9 +15,10 @@ import numpy as np
 from fedcompress.adapters import group_of
 from fedcompress.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedcompress.errors import ConfigError
-from fedcompress.files.tensors import Piece, Sink, cut
+from fedcompress.files.tensors import Sink
 from fedcompress.merge_folders.sites import PREFIX, Site, is_bias, pattern
 from fedcompress.merging.base import Floats
+from fedcompress.parts import Piece, cut
 from fedcompress.types import DTYPES, Array, Layout, TensorSpec
 
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from fedcompress.adapters.folder import CONFIG_FILE
 from fedcompress.errors import ConfigError, NonFiniteError
-from fedcompress.files.tensors import Piece, Source, open_source
+from fedcompress.files.tensors import Source, open_source
 from fedcompress.merge_folders.places import with_float_places
 from fedcompress.merge_folders.types import REFUSED, TYPES, TypeRow
+from fedcompress.parts import Piece
 from fedcompress.types import Array, TensorSpec
 
 FCU = ".fcu"

@@ -1,5 +1,5 @@
 """Privacy: bounding what one site can contribute. Noise and accounting are not built yet."""
 
-from fedcompress.privacy.clipping import clip_update
+from fedcompress.privacy.clipping import clip_factor, clip_update
 
-__all__ = ["clip_update"]
+__all__ = ["clip_factor", "clip_update"]

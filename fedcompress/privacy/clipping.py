@@ -10,6 +10,11 @@ from fedcompress.errors import ConfigError
 from fedcompress.types import Array, Tensors, l2_norm
 
 
+def clip_factor(norm: float, max_norm: float) -> np.float32:
+    """What brings a norm down to a bound; 1 if it is not above it."""
+    return np.float32(1) if norm <= max_norm else np.float32(max_norm / norm)
+
+
 def clip_update(delta: Mapping[str, Array], max_norm: float) -> tuple[Tensors, float]:
     """Scale all tensors by ``min(1, max_norm / norm)``.
 
@@ -28,5 +33,5 @@ def clip_update(delta: Mapping[str, Array], max_norm: float) -> tuple[Tensors, f
     norm = l2_norm(delta.values())
     if norm <= max_norm:
         return dict(delta), norm
-    factor = np.float32(max_norm / norm)
+    factor = clip_factor(norm, max_norm)
     return {name: value * factor for name, value in delta.items()}, norm

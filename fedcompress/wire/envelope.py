@@ -3,12 +3,13 @@
     offset  size  field
     0       4     magic "FCU\\x01"
     4       2     wire version, u16 LE, 2 (1 is read too)
-    6       2     flags, u16 LE, 0 (bit 0 is reserved for a signature)
+    6       2     flags, u16 LE; bit 0: there is a signature
     8       4     header size H, u32 LE
     12      8     body size B, u64 LE
     20      H     header, protobuf fedcompress.v1.Header
     20+H    B     sections, without gaps, sizes in the header
     20+H+B  32    SHA-256 of all bytes before it
+    52+H+B  64    Ed25519 signature, if bit 0 of the flags is set
 
 This file is the only one that imports ``update_pb2``.
 """
@@ -18,32 +19,17 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
 from google.protobuf.message import DecodeError
 
-from fedcompress.errors import (
-    BadMagicError,
-    ChecksumError,
-    ConfigError,
-    HeaderError,
-    LimitError,
-    TrailingBytesError,
-    TruncatedError,
-    VersionError,
-)
+from fedcompress.errors import HeaderError, LimitError
 from fedcompress.proto.v1 import update_pb2
+from fedcompress.wire.frame import DIGEST_SIZE, MAGIC, MAX_HEADER, PREFIX, WIRE_VERSION, Limits, check_frame
 
-MAGIC = b"FCU\x01"
-WIRE_VERSION = 2
-OLDEST_VERSION = 1
-PREFIX = struct.Struct("<4sHHIQ")
-DIGEST_SIZE = 32
-MAX_HEADER = 64 * 1024
-MAX_SECTIONS = 64
+MAX_SECTIONS = 8192
 MAX_METRICS = 64
 MAX_CODEC_SPEC = 1024
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -70,22 +56,6 @@ class Kind(IntEnum):
     REPORT = 4
     FILE = 5
     CONSTANTS = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a receiver allows, checked before anything is allocated."""
-
-    max_body: int  # bytes
-
-    def __post_init__(self) -> None:
-        if self.max_body < 0:
-            raise ConfigError("limits.max_body", self.max_body, "must be >= 0 bytes")
-
-    @classmethod
-    def for_numel(cls, numel: int) -> Limits:
-        """Enough for any of our codecs on ``numel`` parameters: 8 bytes each + 1 MiB."""
-        return cls(max_body=8 * numel + (1 << 20))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,20 +112,16 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """A checked envelope: header, sections and the SHA-256 that ended it."""
+    """A checked envelope: header, sections, the SHA-256 that ended it, and a signature that nobody has verified."""
 
     header: Header
     sections: tuple[bytes, ...]
     digest: bytes
-
-
-def digest_of(data: bytes) -> bytes:
-    """The digest that names a packed envelope: its last 32 bytes."""
-    return data[-DIGEST_SIZE:]
+    signature: bytes = b""
 
 
 def pack(header: Header, sections: tuple[bytes, ...]) -> bytes:
-    """Serialize; equal input gives equal bytes.
+    """Serialize without a signature; equal input gives equal bytes.
 
     Raises:
         LimitError: too many sections or too large a header.
@@ -190,47 +156,14 @@ def pack(header: Header, sections: tuple[bytes, ...]) -> bytes:
     return data + hashlib.sha256(data).digest()
 
 
-def size_of(prefix: bytes, limits: Limits) -> int:
-    """Bytes of the whole envelope that begins with these 20 bytes or more.
-
-    Raises:
-        WireError: the prefix is malformed or beyond the limits.
-    """
-    return _read_prefix(prefix, limits)[1]
-
-
-def _read_prefix(data: bytes | memoryview, limits: Limits) -> tuple[int, int]:
-    """Check the fixed prefix; return header size and total size in bytes."""
-    if len(data) < PREFIX.size:
-        raise TruncatedError(f"envelope: {len(data)} bytes: at least {PREFIX.size + DIGEST_SIZE}")
-    magic, version, flags, head_size, body_size = PREFIX.unpack(data[: PREFIX.size])
-    if magic != MAGIC:
-        raise BadMagicError(f"envelope.magic: {bytes(magic).hex()}: must be {MAGIC.hex()}")
-    if not OLDEST_VERSION <= version <= WIRE_VERSION:
-        raise VersionError(f"envelope.version: {version}: this library reads {OLDEST_VERSION} to {WIRE_VERSION}")
-    if flags:
-        raise VersionError(f"envelope.flags: {flags:#x}: must be 0 in version {version}")
-    if head_size > MAX_HEADER:
-        raise LimitError(f"envelope.header_size: {head_size}: at most {MAX_HEADER}")
-    if body_size > limits.max_body:
-        raise LimitError(f"envelope.body_size: {body_size}: at most {limits.max_body}")
-    return head_size, PREFIX.size + head_size + body_size + DIGEST_SIZE
-
-
 def unpack(data: bytes, limits: Limits) -> Envelope:
     """Parse and check one envelope.
 
     Raises:
         WireError: one subclass for each way of being malformed.
     """
-    head_size, total = _read_prefix(data, limits)
-    if len(data) < total:
-        raise TruncatedError(f"envelope: {len(data)} bytes: {total} were promised")
-    if len(data) > total:
-        raise TrailingBytesError(f"envelope: {len(data)} bytes: {total} were promised")
-    if hashlib.sha256(memoryview(data)[:-DIGEST_SIZE]).digest() != digest_of(data):
-        raise ChecksumError("envelope: SHA-256 does not match: the bytes were changed")
-    head_end = PREFIX.size + head_size
+    frame, seal = check_frame(data, limits)
+    head_end = PREFIX.size + frame.header
     message = update_pb2.Header()
     try:
         message.ParseFromString(data[PREFIX.size : head_end])
@@ -240,13 +173,13 @@ def unpack(data: bytes, limits: Limits) -> Envelope:
     sizes = [s.size for s in message.sections]
     if len(sizes) > MAX_SECTIONS:
         raise LimitError(f"sections: {len(sizes)}: at most {MAX_SECTIONS}")
-    if sum(sizes) != total - DIGEST_SIZE - head_end:
-        raise HeaderError(f"sections: sizes add up to {sum(sizes)}: body has {total - DIGEST_SIZE - head_end}")
+    if sum(sizes) != frame.checked - head_end:
+        raise HeaderError(f"sections: sizes add up to {sum(sizes)}: body has {frame.checked - head_end}")
     sections, at = [], head_end
     for size in sizes:
         sections.append(data[at : at + size])
         at += size
-    return Envelope(header=header, sections=tuple(sections), digest=digest_of(data))
+    return Envelope(header=header, sections=tuple(sections), digest=seal.digest, signature=seal.signature)
 
 
 def _header_from(message: update_pb2.Header) -> Header:
@@ -284,22 +217,3 @@ def _metrics_from(message: update_pb2.Header) -> dict[str, float]:
     if len(set(names)) != len(names):
         raise HeaderError("header.metrics: a name occurs twice")
     return dict(zip(names, values, strict=True))
-
-
-def split_bundle(data: bytes, limits: Limits, *, max_envelopes: int = 100_000) -> list[bytes]:
-    """Cut concatenated envelopes apart, without decoding them.
-
-    Raises:
-        WireError: a prefix is malformed, or the last envelope is incomplete.
-    """
-    pieces: list[bytes] = []
-    at, view = 0, memoryview(data)
-    while at < len(data):
-        if len(pieces) == max_envelopes:
-            raise LimitError(f"bundle: more than {max_envelopes} envelopes")
-        _, total = _read_prefix(view[at:], limits)
-        if at + total > len(data):
-            raise TruncatedError(f"bundle: {len(data) - at} bytes left: {total} were promised")
-        pieces.append(data[at : at + total])
-        at += total
-    return pieces

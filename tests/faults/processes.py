@@ -56,7 +56,7 @@ def _answer(connection: socket.socket, site: FakeSite, node: int) -> bool:
                 return True
             status, reply = {"status": "ok", "site": site.name}, b""
             try:
-                reply = site.answer(TrainTask.from_json(fields["task"]), bundle)
+                reply = site.answer(TrainTask.from_json(fields["task"]), bundle, fields["signature"])
             except MismatchError as error:
                 status = {"status": "failed", "site": site.name, "code": error.code, "message": str(error)}
             message = frame({"node": node, "status": status}, reply)

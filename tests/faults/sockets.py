@@ -52,14 +52,14 @@ class SocketTransport:
         self._pump(0)
         return list(self._nodes)
 
-    def send(self, node: int, task: TrainTask, payload: bytes) -> int:
+    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> int:
         """Send a task; a node that has gone is answered for."""
         self._awaited.add(node)
         connection = self._nodes.get(node)
         try:
             if connection is None:
                 raise OSError("not connected")
-            connection.sendall(frame({"task": task.to_json()}, payload))
+            connection.sendall(frame({"task": task.to_json(), "signature": signature}, payload))
         except OSError:
             self._lose(node)
         return 0

@@ -10,8 +10,10 @@ import numpy as np
 from fedcompress.adapters import save_adapter, seeded_init
 from fedcompress.codecs import CODECS, CodecSpec, sample_spec
 from fedcompress.files import encode_file
+from fedcompress.identity import PrivateKey
 from fedcompress.pipeline import encode_snapshot, encode_update
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
+from fedcompress.wire import sign_envelope
 from tests.support import lora_layout, normal, update_header
 
 LAYOUT = lora_layout(modules=1, rank=2, width=10, labels=2)
@@ -31,6 +33,13 @@ RICHER = {"transform": "transform(budget=6)"}  # the sample would send nothing o
 OLD = ("bf16", "int", "int4", "int8", "lora-ternary", "none", "stc", "ternary", "topk", "range-masks", "range-symbols")
 ADAPTER_FILE = "adapter.v2.fcu"
 SEEDED = Layout((TensorSpec(name="m.lora_A.weight", shape=(2, 3), group="lora_a"),))
+
+
+def fixed_key() -> PrivateKey:
+    """Of the bytes 0 to 31: a key that everybody has."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    return PrivateKey(Ed25519PrivateKey.from_private_bytes(bytes(range(32))), "golden")
 
 
 def values() -> Tensors:
@@ -101,4 +110,6 @@ def cases() -> Iterator[tuple[str, bytes]]:
     for name, spec in CODED_SPECS.items():
         tensors = TENSORS.get(name.removeprefix("coded-").partition(".")[0], alike)()
         yield name, encode_update(tensors, LONG, CodecSpec.parse(spec), update_header(LONG, zeros(LONG)))[0]
+    plain = encode_update(values(), LAYOUT, CodecSpec.parse("int8"), update_header(LAYOUT, zeros(LAYOUT)))[0]
+    yield "signed.v2.fcu", sign_envelope(plain, fixed_key().sign)
     yield "snapshot-seed.v2.fcu", encode_snapshot(seeded_init(SEEDED, 7), SEEDED, run="run", version=0, init_seed=7)

@@ -16,7 +16,8 @@ from fedcompress.codecs.masks import COLUMNS, GAPS, PACKED, RANGE, ROWS
 from fedcompress.files import decode_file
 from fedcompress.pipeline import decode_state, decode_update
 from fedcompress.types import state_digest
-from tests.golden.cases import ADAPTER_FILE, LAYOUT, OLD, SEEDED, adapter_file, cases, layout_of, values
+from fedcompress.wire import Limits, seal_of
+from tests.golden.cases import ADAPTER_FILE, LAYOUT, OLD, SEEDED, adapter_file, cases, fixed_key, layout_of, values
 from tests.support import equal
 
 MACHINE = (
@@ -88,6 +89,17 @@ def test_every_coder_is_frozen_by_a_golden_file(monkeypatch: pytest.MonkeyPatch)
 def test_golden_snapshot(version: int) -> None:
     _, state = decode_state((HERE / f"snapshot-seed.v{version}.fcu").read_bytes(), SEEDED, None)
     assert equal(state, seeded_init(SEEDED, 7))
+
+
+def test_golden_signature() -> None:
+    """The key is made from its 32 bytes as RFC 8032 says, and verifies what it signed."""
+    data = (HERE / "signed.v2.fcu").read_bytes()
+    seal, key = seal_of(data, Limits.for_numel(LAYOUT.numel)), fixed_key()
+    assert key.public.data.hex() == "03a107bff3ce10be1d70dd18e74bc09967e4d6309ba50d5f1ddc8664125531b8"
+    assert seal.statement == b"fedcompress-envelope-v1\0" + seal.digest
+    assert key.public.verifies(seal.signature, seal.statement)
+    assert data[6] == 1
+    assert data.endswith(seal.digest + seal.signature)
 
 
 def test_golden_file(tmp_path: Path) -> None:

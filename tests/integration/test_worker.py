@@ -28,6 +28,8 @@ def test_rounds_are_warm_replayed_and_reported(worker_site: WorkerSite) -> None:
     assert envelope.header.base_digest == state_digest(worker_site.adapter.layout, worker_site.adapter.tensors)
     assert any(abs(v).max() > 0 for v in update.values())
     pids = [worker_site.pid, *(p.pid for p in worker_site.descendants())]
+    mapped = Path(f"/proc/{worker_site.pid}/maps").read_text()
+    assert "libtorch" not in mapped, "the worker's own process needs no torch, in no part of a round"
 
     again, replayed = worker_site.train(worker_site.task(1))
     assert (again, replayed) == (first, True)

@@ -40,6 +40,8 @@ HEAVY = (
         "import fedcompress.merging.data",
         "import clients.app",
         "import server.app",
+        "import clients.worker.main",
+        "import clients.worker.node",
         "import clients.worker.service",
     ],
 )

@@ -21,7 +21,8 @@ from fedcompress.files import decode_file, encode_file, inspect_file
 from fedcompress.files.container import open_container
 from fedcompress.files.convert import share_of
 from fedcompress.files.manifest import MAX_BYTES, manifest_from
-from fedcompress.files.tensors import MAX_PART, cut, layout_of, open_source
+from fedcompress.files.tensors import open_source
+from fedcompress.parts import MAX_PART, cut, layout_of
 from fedcompress.pipeline import decode_state, decode_update, encode_update
 from fedcompress.types import Layout, Tensors, TensorSpec, state_digest
 from fedcompress.wire import Header, Kind, Limits, pack, split_bundle, unpack

@@ -5,7 +5,7 @@ accelerate has no FSDP2 on a CPU, so ``fully_shard`` is called directly, as acce
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -13,7 +13,7 @@ from clients.site import Engine
 from fedcompress.adapters.attach import Attached
 from fedcompress.config import TrainTask
 from fedcompress.optim import build
-from fedcompress.types import Tensors
+from fedcompress.types import Array, Tensors
 
 
 class AccelerateEngine:
@@ -30,6 +30,7 @@ class AccelerateEngine:
         self._model = attached.model
         names = {id(p): name for name, p in attached.model.named_parameters()}
         where = {saved: names[id(p)] for saved, p in attached.parameters.items()}
+        placed = {name: names[id(p)] for name, p in attached.frozen.items()}
         if self._sharded:
             self._model.to(self._accelerator.device)
             _shard(self._model)
@@ -40,6 +41,7 @@ class AccelerateEngine:
             self.module = self._model.to(self._accelerator.device)
         here = dict(self._model.named_parameters())
         self.parameters: Mapping[str, Any] = {saved: here[name] for saved, name in where.items()}
+        self._frozen = {name: here[place] for name, place in placed.items()}
         self._optimizer = build(self._model, task.optimizer, lr=task.lr, seed=task.seed)
 
     @property
@@ -47,12 +49,12 @@ class AccelerateEngine:
         """Where batches go."""
         return self._accelerator.device
 
-    def begin(self, state: Tensors, task: TrainTask) -> None:
+    def begin(self, state: Mapping[str, Array], task: TrainTask) -> None:
         """As the contract."""
         import torch
 
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
+            for name, parameter in {**self._frozen, **self.parameters}.items():
                 whole = torch.from_numpy(state[name]).to(parameter.device, parameter.dtype)
                 parameter.copy_(_like(parameter, whole))
         self._optimizer.new_round(task.round, state=task.optimizer_state)
@@ -86,8 +88,12 @@ class AccelerateEngine:
 
     def read(self) -> Tensors:
         """As the contract."""
-        whole = {n: getattr(p.detach(), "full_tensor", p.detach)() for n, p in self.parameters.items()}
-        return {name: value.float().cpu().numpy().copy() for name, value in whole.items()}
+        return {name: value.float().cpu().numpy().copy() for name, value in self.stream()}
+
+    def stream(self) -> Iterator[tuple[str, Any]]:
+        """As the contract."""
+        for name, parameter in self.parameters.items():
+            yield name, getattr(parameter.detach(), "full_tensor", parameter.detach)()
 
 
 def _shard(model: Any) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from fedcompress.config import TrainTask
 from fedcompress.errors import ConfigError
-from fedcompress.types import Tensors
+from fedcompress.types import Array, Tensors
 
 
 class WarmEngine(Protocol):
@@ -30,8 +30,8 @@ class WarmEngine(Protocol):
         """What is called with a batch."""
         ...
 
-    def begin(self, state: Tensors, task: TrainTask) -> None:
-        """Set the trainable tensors and the learning rate, and reset or keep optimizer state."""
+    def begin(self, state: Mapping[str, Array], task: TrainTask) -> None:
+        """Set what is trained, what is set but frozen, and the learning rate; reset or keep optimizer state."""
         ...
 
     def mode(self, *, train: bool) -> None:
@@ -53,12 +53,17 @@ class WarmEngine(Protocol):
         """The trainable tensors, whole, float32."""
         ...
 
+    def stream(self) -> Iterator[tuple[str, Any]]:
+        """The trainable tensors, whole, one at a time; a tensor is to be used before the next is asked for."""
+        ...
 
-def init_distributed(timeout: int) -> tuple[int, int]:
+
+def init_distributed(timeout: int, store: Any = None) -> tuple[int, int]:
     """Join the process group; returns rank and world size.
 
     ``timeout``, in seconds, is for collectives only: an idle rank waits for its worker, not
-    in a collective, so it may idle for ever.
+    in a collective, so it may idle for ever. Without a ``store`` the group is found by the
+    environment, as torchrun sets it.
     """
     from datetime import timedelta
 
@@ -70,7 +75,10 @@ def init_distributed(timeout: int) -> tuple[int, int]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
         backend, local = "nccl", {"device_id": device}
-    torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout), **local)
+    place: dict[str, Any] = {}
+    if store is not None:
+        place = {"store": store, "rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])}
+    torch.distributed.init_process_group(backend, timeout=timedelta(seconds=timeout), **place, **local)
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 

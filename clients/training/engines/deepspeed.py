@@ -6,7 +6,7 @@ on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,7 +15,7 @@ from fedcompress.adapters.attach import Attached
 from fedcompress.config import TrainTask
 from fedcompress.errors import ConfigError
 from fedcompress.optim import build
-from fedcompress.types import Tensors, to_arrays
+from fedcompress.types import Array, Tensors
 
 
 class DeepSpeedEngine:
@@ -56,6 +56,7 @@ class DeepSpeedEngine:
             raise ConfigError("engine.offload", site.offload, rule) from error
         self._inner = optimizer
         self.parameters: Mapping[str, Any] = attached.parameters
+        self._frozen, self._one_by_one = attached.frozen, attached.one_by_one
         self._world = torch.distributed.get_world_size()
 
     @property
@@ -68,24 +69,25 @@ class DeepSpeedEngine:
         """The engine: calling it takes part in ZeRO's gathers."""
         return self.engine
 
-    def _gathered(self, *, write: bool) -> AbstractContextManager[Any]:
+    def _gathered(self, parameters: Iterable[Any], *, write: bool) -> AbstractContextManager[Any]:
         if self.stage < 3:
             return nullcontext()
         import deepspeed
 
         modifier = 0 if write else None
         gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
-            list(self.parameters.values()), modifier_rank=modifier
+            list(parameters), modifier_rank=modifier
         )
         return gathered
 
-    def begin(self, state: Tensors, task: TrainTask) -> None:
+    def begin(self, state: Mapping[str, Array], task: TrainTask) -> None:
         """As the contract; master copies and ZeRO's partitions follow."""
         import torch
 
-        with self._gathered(write=True), torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.data.copy_(torch.from_numpy(state[name]))
+        for group in self._groups({**self._frozen, **self.parameters}):
+            with self._gathered(group.values(), write=True), torch.no_grad():
+                for name, parameter in group.items():
+                    parameter.data.copy_(torch.from_numpy(state[name]))
         refresh = getattr(self._outer, "refresh_fp32_params", None)
         if refresh is not None:
             refresh()
@@ -104,8 +106,18 @@ class DeepSpeedEngine:
 
     def read(self) -> Tensors:
         """As the contract."""
-        with self._gathered(write=False):
-            return {name: value.copy() for name, value in to_arrays(self.parameters).items()}
+        return {name: value.float().cpu().numpy().copy() for name, value in self.stream()}
+
+    def stream(self) -> Iterator[tuple[str, Any]]:
+        """As the contract."""
+        for group in self._groups(self.parameters):
+            with self._gathered(group.values(), write=False):
+                for name, parameter in group.items():
+                    yield name, parameter.detach()
+
+    def _groups(self, parameters: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What is gathered together: all of an adapter, or each weight by itself."""
+        return [{n: p} for n, p in parameters.items()] if self._one_by_one else [dict(parameters)]
 
     def step(self, loss: Any, *, last: bool) -> None:
         """As the contract; DeepSpeed divides gradients by ranks and accumulation steps, and counts the latter."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ class CausalTask:
         self.columns = ((data.messages,), (data.prompt, data.completion))
         self.packs = max_length if data.packing else None
         self._apart = False  # whether the model was seen to keep packed examples apart
+        self._narrow: bool | None = None  # whether it computes logits only where they are asked for; None: not known
 
     def example(self, row: Row) -> Example:
         """Tokens of the conversation by the tokenizer's chat template, or plain where it has none.
@@ -89,11 +91,17 @@ class CausalTask:
             ConfigError: the site packs, and the model lets attention cross from one example to the next.
         """
         self._check_apart(module)
+        labels = batch["labels"][:, 1:]
         if "position_ids" in batch:
             logits = run_apart(module, batch["input_ids"], batch["position_ids"])
         else:
-            logits = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        labels = batch["labels"][:, 1:]
+            inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+            if self._narrow is None:
+                self._narrow = _takes_places(module)
+            if self._narrow:  # logits of prompts are often the largest tensor, and have no loss
+                places = (labels != IGNORED).any(0).nonzero()[:, 0]
+                return _sums(module(**inputs, logits_to_keep=places).logits, labels[:, places])
+            logits = module(**inputs).logits
         logits = logits[:, -batch["labels"].shape[1] :][:, :-1]  # a prompt that is trained stands before them
         return _sums(logits, labels)
 
@@ -131,6 +139,15 @@ class Seq2SeqTask:
     def measure(self, module: Any, batch: dict[str, Any]) -> Sums:
         """Cross entropy of the completions' tokens."""
         return _sums(module(**batch).logits, batch["labels"])
+
+
+def _takes_places(module: Any) -> bool:
+    """Whether a model can be asked for the logits of some positions; not where a trained prompt shifts them."""
+    model = getattr(module, "module", module)  # of an engine
+    config = getattr(model, "active_peft_config", None)
+    if config is None or config.is_prompt_learning or not hasattr(model, "get_base_model"):
+        return False
+    return "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
 
 
 def _sums(logits: Any, labels: Any) -> Sums:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fedcompress/proto/v1/worker.proto\x12\x0e\x66\x65\x64\x63ompress.v1\"S\n\x0cTrainRequest\x12*\n\x04task\x18\x01 \x01(\x0b\x32\x1a.fedcompress.v1.TaskHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04item\"5\n\nTaskHeader\x12\x11\n\ttask_json\x18\x01 \x01(\t\x12\x14\n\x0cpayload_size\x18\x02 \x01(\x04\"\xad\x01\n\nTrainEvent\x12,\n\x08progress\x18\x01 \x01(\x0b\x32\x18.fedcompress.v1.ProgressH\x00\x12,\n\x05reply\x18\x02 \x01(\x0b\x32\x1b.fedcompress.v1.ReplyHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12*\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x17.fedcompress.v1.FailureH\x00\x42\x06\n\x04item\"R\n\x08Progress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x0c\n\x04text\x18\x05 \x01(\t\"5\n\x0bReplyHeader\x12\x14\n\x0cpayload_size\x18\x01 \x01(\x04\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"Q\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0chave_version\x18\x03 \x01(\r\x12\x11\n\thas_state\x18\x04 \x01(\x08\"\x0f\n\rStatusRequest\"\xe0\x04\n\x0bStatusReply\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\r\n\x05round\x18\x05 \x01(\r\x12\x13\n\x0branks_ready\x18\x06 \x01(\r\x12\r\n\x05ranks\x18\x07 \x01(\r\x12\x13\n\x0bmodel_loads\x18\x08 \x01(\r\x12\x12\n\nlast_error\x18\t \x01(\t\x12\x11\n\trss_bytes\x18\n \x01(\x04\x12\x0c\n\x04step\x18\x0b \x01(\r\x12\r\n\x05steps\x18\x0c \x01(\r\x12\x0c\n\x04loss\x18\r \x01(\x01\x12\x0c\n\x04text\x18\x0e \x01(\t\x12\x15\n\rlast_error_at\x18\x0f \x01(\x01\x12\x17\n\x0flast_error_code\x18\x10 \x01(\t\x12\x16\n\x0elast_error_run\x18\x11 \x01(\t\x12\x18\n\x10last_error_round\x18\x12 \x01(\r\x12\x16\n\x0euptime_seconds\x18\x13 \x01(\x01\x12\x17\n\x0franks_rss_bytes\x18\x14 \x01(\x04\x12\x18\n\x10host_total_bytes\x18\x15 \x01(\x04\x12\x1c\n\x14host_available_bytes\x18\x16 \x01(\x04\x12\'\n\x04gpus\x18\x17 \x03(\x0b\x32\x19.fedcompress.v1.GpuMemory\x12+\n\x07traffic\x18\x18 \x03(\x0b\x32\x1a.fedcompress.v1.RunTraffic\x12\x16\n\x0e\x62ytes_received\x18\x19 \x01(\x04\x12\x12\n\nbytes_sent\x18\x1a \x01(\x04\x12\x15\n\rphase_seconds\x18\x1b \x01(\x01\x12\x0e\n\x06rounds\x18\x1c \x01(\r\"Q\n\tGpuMemory\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\"h\n\nRunTraffic\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x04\x12\x12\n\nsent_bytes\x18\x03 \x01(\x04\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x0f\n\x07replies\x18\x05 \x01(\x04\"\r\n\x0bStopRequest\"\x0b\n\tStopReply\"&\n\tRankHello\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0b\n\x03pid\x18\x02 \x01(\r\"+\n\x0bRankCommand\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08job_json\x18\x02 \x01(\t\"v\n\nRankReport\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\x04\x12*\n\x08progress\x18\x03 \x01(\x0b\x32\x18.fedcompress.v1.Progress\x12\x13\n\x0bresult_json\x18\x04 \x01(\t\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"\t\n\x07RankAck2\xd5\x01\n\x06Worker\x12\x45\n\x05Train\x12\x1c.fedcompress.v1.TrainRequest\x1a\x1a.fedcompress.v1.TrainEvent(\x01\x30\x01\x12\x44\n\x06Status\x12\x1d.fedcompress.v1.StatusRequest\x1a\x1b.fedcompress.v1.StatusReply\x12>\n\x04Stop\x12\x1b.fedcompress.v1.StopRequest\x1a\x19.fedcompress.v1.StopReply2\x8a\x01\n\x05Ranks\x12\x42\n\x06\x41ttend\x12\x19.fedcompress.v1.RankHello\x1a\x1b.fedcompress.v1.RankCommand0\x01\x12=\n\x06Report\x12\x1a.fedcompress.v1.RankReport\x1a\x17.fedcompress.v1.RankAckb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fedcompress/proto/v1/worker.proto\x12\x0e\x66\x65\x64\x63ompress.v1\"S\n\x0cTrainRequest\x12*\n\x04task\x18\x01 \x01(\x0b\x32\x1a.fedcompress.v1.TaskHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04item\"H\n\nTaskHeader\x12\x11\n\ttask_json\x18\x01 \x01(\t\x12\x14\n\x0cpayload_size\x18\x02 \x01(\x04\x12\x11\n\tsignature\x18\x03 \x01(\t\"\xad\x01\n\nTrainEvent\x12,\n\x08progress\x18\x01 \x01(\x0b\x32\x18.fedcompress.v1.ProgressH\x00\x12,\n\x05reply\x18\x02 \x01(\x0b\x32\x1b.fedcompress.v1.ReplyHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x03 \x01(\x0cH\x00\x12*\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x17.fedcompress.v1.FailureH\x00\x42\x06\n\x04item\"R\n\x08Progress\x12\r\n\x05phase\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\r\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x0c\n\x04loss\x18\x04 \x01(\x01\x12\x0c\n\x04text\x18\x05 \x01(\t\"5\n\x0bReplyHeader\x12\x14\n\x0cpayload_size\x18\x01 \x01(\x04\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"Q\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x14\n\x0chave_version\x18\x03 \x01(\r\x12\x11\n\thas_state\x18\x04 \x01(\x08\"\x0f\n\rStatusRequest\"\xe0\x04\n\x0bStatusReply\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x0b\n\x03run\x18\x04 \x01(\t\x12\r\n\x05round\x18\x05 \x01(\r\x12\x13\n\x0branks_ready\x18\x06 \x01(\r\x12\r\n\x05ranks\x18\x07 \x01(\r\x12\x13\n\x0bmodel_loads\x18\x08 \x01(\r\x12\x12\n\nlast_error\x18\t \x01(\t\x12\x11\n\trss_bytes\x18\n \x01(\x04\x12\x0c\n\x04step\x18\x0b \x01(\r\x12\r\n\x05steps\x18\x0c \x01(\r\x12\x0c\n\x04loss\x18\r \x01(\x01\x12\x0c\n\x04text\x18\x0e \x01(\t\x12\x15\n\rlast_error_at\x18\x0f \x01(\x01\x12\x17\n\x0flast_error_code\x18\x10 \x01(\t\x12\x16\n\x0elast_error_run\x18\x11 \x01(\t\x12\x18\n\x10last_error_round\x18\x12 \x01(\r\x12\x16\n\x0euptime_seconds\x18\x13 \x01(\x01\x12\x17\n\x0franks_rss_bytes\x18\x14 \x01(\x04\x12\x18\n\x10host_total_bytes\x18\x15 \x01(\x04\x12\x1c\n\x14host_available_bytes\x18\x16 \x01(\x04\x12\'\n\x04gpus\x18\x17 \x03(\x0b\x32\x19.fedcompress.v1.GpuMemory\x12+\n\x07traffic\x18\x18 \x03(\x0b\x32\x1a.fedcompress.v1.RunTraffic\x12\x16\n\x0e\x62ytes_received\x18\x19 \x01(\x04\x12\x12\n\nbytes_sent\x18\x1a \x01(\x04\x12\x15\n\rphase_seconds\x18\x1b \x01(\x01\x12\x0e\n\x06rounds\x18\x1c \x01(\r\"Q\n\tGpuMemory\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\"h\n\nRunTraffic\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x04\x12\x12\n\nsent_bytes\x18\x03 \x01(\x04\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x0f\n\x07replies\x18\x05 \x01(\x04\"\r\n\x0bStopRequest\"\x0b\n\tStopReply\"5\n\tRankHello\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\r\n\x05group\x18\x03 \x01(\x04\"F\n\x0bMeetRequest\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\r\n\x05group\x18\x02 \x01(\x04\x12\x0c\n\x04host\x18\x03 \x01(\t\x12\x0c\n\x04port\x18\x04 \x01(\r\"\'\n\tMeetReply\x12\x0c\n\x04host\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\r\"G\n\tNodeHello\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\r\n\x05ranks\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\"+\n\x0bNodeCommand\x12\r\n\x05group\x18\x01 \x01(\x04\x12\r\n\x05world\x18\x02 \x01(\r\"8\n\x08NodeLoss\x12\x0c\n\x04node\x18\x01 \x01(\r\x12\r\n\x05group\x18\x02 \x01(\x04\x12\x0f\n\x07message\x18\x03 \x01(\t\"\t\n\x07NodeAck\"+\n\x0bRankCommand\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08job_json\x18\x02 \x01(\t\"v\n\nRankReport\x12\x0c\n\x04rank\x18\x01 \x01(\r\x12\n\n\x02id\x18\x02 \x01(\x04\x12*\n\x08progress\x18\x03 \x01(\x0b\x32\x18.fedcompress.v1.Progress\x12\x13\n\x0bresult_json\x18\x04 \x01(\t\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"\t\n\x07RankAck2\xd5\x01\n\x06Worker\x12\x45\n\x05Train\x12\x1c.fedcompress.v1.TrainRequest\x1a\x1a.fedcompress.v1.TrainEvent(\x01\x30\x01\x12\x44\n\x06Status\x12\x1d.fedcompress.v1.StatusRequest\x1a\x1b.fedcompress.v1.StatusReply\x12>\n\x04Stop\x12\x1b.fedcompress.v1.StopRequest\x1a\x19.fedcompress.v1.StopReply2\xca\x01\n\x05Ranks\x12\x42\n\x06\x41ttend\x12\x19.fedcompress.v1.RankHello\x1a\x1b.fedcompress.v1.RankCommand0\x01\x12=\n\x06Report\x12\x1a.fedcompress.v1.RankReport\x1a\x17.fedcompress.v1.RankAck\x12>\n\x04Meet\x12\x1b.fedcompress.v1.MeetRequest\x1a\x19.fedcompress.v1.MeetReply2\x84\x01\n\x05Nodes\x12@\n\x04Join\x12\x19.fedcompress.v1.NodeHello\x1a\x1b.fedcompress.v1.NodeCommand0\x01\x12\x39\n\x04Lost\x12\x18.fedcompress.v1.NodeLoss\x1a\x17.fedcompress.v1.NodeAckb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,37 +34,51 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINREQUEST']._serialized_start=53
   _globals['_TRAINREQUEST']._serialized_end=136
   _globals['_TASKHEADER']._serialized_start=138
-  _globals['_TASKHEADER']._serialized_end=191
-  _globals['_TRAINEVENT']._serialized_start=194
-  _globals['_TRAINEVENT']._serialized_end=367
-  _globals['_PROGRESS']._serialized_start=369
-  _globals['_PROGRESS']._serialized_end=451
-  _globals['_REPLYHEADER']._serialized_start=453
-  _globals['_REPLYHEADER']._serialized_end=506
-  _globals['_FAILURE']._serialized_start=508
-  _globals['_FAILURE']._serialized_end=589
-  _globals['_STATUSREQUEST']._serialized_start=591
-  _globals['_STATUSREQUEST']._serialized_end=606
-  _globals['_STATUSREPLY']._serialized_start=609
-  _globals['_STATUSREPLY']._serialized_end=1217
-  _globals['_GPUMEMORY']._serialized_start=1219
-  _globals['_GPUMEMORY']._serialized_end=1300
-  _globals['_RUNTRAFFIC']._serialized_start=1302
-  _globals['_RUNTRAFFIC']._serialized_end=1406
-  _globals['_STOPREQUEST']._serialized_start=1408
-  _globals['_STOPREQUEST']._serialized_end=1421
-  _globals['_STOPREPLY']._serialized_start=1423
-  _globals['_STOPREPLY']._serialized_end=1434
-  _globals['_RANKHELLO']._serialized_start=1436
-  _globals['_RANKHELLO']._serialized_end=1474
-  _globals['_RANKCOMMAND']._serialized_start=1476
-  _globals['_RANKCOMMAND']._serialized_end=1519
-  _globals['_RANKREPORT']._serialized_start=1521
-  _globals['_RANKREPORT']._serialized_end=1639
-  _globals['_RANKACK']._serialized_start=1641
-  _globals['_RANKACK']._serialized_end=1650
-  _globals['_WORKER']._serialized_start=1653
-  _globals['_WORKER']._serialized_end=1866
-  _globals['_RANKS']._serialized_start=1869
-  _globals['_RANKS']._serialized_end=2007
+  _globals['_TASKHEADER']._serialized_end=210
+  _globals['_TRAINEVENT']._serialized_start=213
+  _globals['_TRAINEVENT']._serialized_end=386
+  _globals['_PROGRESS']._serialized_start=388
+  _globals['_PROGRESS']._serialized_end=470
+  _globals['_REPLYHEADER']._serialized_start=472
+  _globals['_REPLYHEADER']._serialized_end=525
+  _globals['_FAILURE']._serialized_start=527
+  _globals['_FAILURE']._serialized_end=608
+  _globals['_STATUSREQUEST']._serialized_start=610
+  _globals['_STATUSREQUEST']._serialized_end=625
+  _globals['_STATUSREPLY']._serialized_start=628
+  _globals['_STATUSREPLY']._serialized_end=1236
+  _globals['_GPUMEMORY']._serialized_start=1238
+  _globals['_GPUMEMORY']._serialized_end=1319
+  _globals['_RUNTRAFFIC']._serialized_start=1321
+  _globals['_RUNTRAFFIC']._serialized_end=1425
+  _globals['_STOPREQUEST']._serialized_start=1427
+  _globals['_STOPREQUEST']._serialized_end=1440
+  _globals['_STOPREPLY']._serialized_start=1442
+  _globals['_STOPREPLY']._serialized_end=1453
+  _globals['_RANKHELLO']._serialized_start=1455
+  _globals['_RANKHELLO']._serialized_end=1508
+  _globals['_MEETREQUEST']._serialized_start=1510
+  _globals['_MEETREQUEST']._serialized_end=1580
+  _globals['_MEETREPLY']._serialized_start=1582
+  _globals['_MEETREPLY']._serialized_end=1621
+  _globals['_NODEHELLO']._serialized_start=1623
+  _globals['_NODEHELLO']._serialized_end=1694
+  _globals['_NODECOMMAND']._serialized_start=1696
+  _globals['_NODECOMMAND']._serialized_end=1739
+  _globals['_NODELOSS']._serialized_start=1741
+  _globals['_NODELOSS']._serialized_end=1797
+  _globals['_NODEACK']._serialized_start=1799
+  _globals['_NODEACK']._serialized_end=1808
+  _globals['_RANKCOMMAND']._serialized_start=1810
+  _globals['_RANKCOMMAND']._serialized_end=1853
+  _globals['_RANKREPORT']._serialized_start=1855
+  _globals['_RANKREPORT']._serialized_end=1973
+  _globals['_RANKACK']._serialized_start=1975
+  _globals['_RANKACK']._serialized_end=1984
+  _globals['_WORKER']._serialized_start=1987
+  _globals['_WORKER']._serialized_end=2200
+  _globals['_RANKS']._serialized_start=2203
+  _globals['_RANKS']._serialized_end=2405
+  _globals['_NODES']._serialized_start=2408
+  _globals['_NODES']._serialized_end=2540
 # @@protoc_insertion_point(module_scope)

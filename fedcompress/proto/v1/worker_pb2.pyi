@@ -15,12 +15,14 @@ class TrainRequest(_message.Message):
     def __init__(self, task: _Optional[_Union[TaskHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class TaskHeader(_message.Message):
-    __slots__ = ("task_json", "payload_size")
+    __slots__ = ("task_json", "payload_size", "signature")
     TASK_JSON_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     task_json: str
     payload_size: int
-    def __init__(self, task_json: _Optional[str] = ..., payload_size: _Optional[int] = ...) -> None: ...
+    signature: str
+    def __init__(self, task_json: _Optional[str] = ..., payload_size: _Optional[int] = ..., signature: _Optional[str] = ...) -> None: ...
 
 class TrainEvent(_message.Message):
     __slots__ = ("progress", "reply", "chunk", "failure")
@@ -167,12 +169,68 @@ class StopReply(_message.Message):
     def __init__(self) -> None: ...
 
 class RankHello(_message.Message):
-    __slots__ = ("rank", "pid")
+    __slots__ = ("rank", "pid", "group")
     RANK_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     rank: int
     pid: int
-    def __init__(self, rank: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+    group: int
+    def __init__(self, rank: _Optional[int] = ..., pid: _Optional[int] = ..., group: _Optional[int] = ...) -> None: ...
+
+class MeetRequest(_message.Message):
+    __slots__ = ("rank", "group", "host", "port")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    group: int
+    host: str
+    port: int
+    def __init__(self, rank: _Optional[int] = ..., group: _Optional[int] = ..., host: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
+
+class MeetReply(_message.Message):
+    __slots__ = ("host", "port")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    port: int
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ...) -> None: ...
+
+class NodeHello(_message.Message):
+    __slots__ = ("node", "ranks", "version", "name")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    ranks: int
+    version: str
+    name: str
+    def __init__(self, node: _Optional[int] = ..., ranks: _Optional[int] = ..., version: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class NodeCommand(_message.Message):
+    __slots__ = ("group", "world")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    group: int
+    world: int
+    def __init__(self, group: _Optional[int] = ..., world: _Optional[int] = ...) -> None: ...
+
+class NodeLoss(_message.Message):
+    __slots__ = ("node", "group", "message")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    group: int
+    message: str
+    def __init__(self, node: _Optional[int] = ..., group: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
+
+class NodeAck(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class RankCommand(_message.Message):
     __slots__ = ("id", "job_json")

@@ -204,6 +204,11 @@ class RanksStub:
                 request_serializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.RankReport.SerializeToString,
                 response_deserializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.RankAck.FromString,
                 _registered_method=True)
+        self.Meet = channel.unary_unary(
+                '/fedcompress.v1.Ranks/Meet',
+                request_serializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.MeetRequest.SerializeToString,
+                response_deserializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.MeetReply.FromString,
+                _registered_method=True)
 
 
 class RanksServicer:
@@ -223,6 +228,13 @@ class RanksServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Meet(self, request, context):
+        """Rank 0 says where the group's store listens; the others are told when it does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RanksServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -235,6 +247,11 @@ def add_RanksServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.RankReport.FromString,
                     response_serializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.RankAck.SerializeToString,
+            ),
+            'Meet': grpc.unary_unary_rpc_method_handler(
+                    servicer.Meet,
+                    request_deserializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.MeetRequest.FromString,
+                    response_serializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.MeetReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -292,6 +309,153 @@ class Ranks:
             '/fedcompress.v1.Ranks/Report',
             fedcompress_dot_proto_dot_v1_dot_worker__pb2.RankReport.SerializeToString,
             fedcompress_dot_proto_dot_v1_dot_worker__pb2.RankAck.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Meet(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedcompress.v1.Ranks/Meet',
+            fedcompress_dot_proto_dot_v1_dot_worker__pb2.MeetRequest.SerializeToString,
+            fedcompress_dot_proto_dot_v1_dot_worker__pb2.MeetReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class NodesStub:
+    """Spoken by the further nodes of a site.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Join = channel.unary_stream(
+                '/fedcompress.v1.Nodes/Join',
+                request_serializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.NodeHello.SerializeToString,
+                response_deserializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.NodeCommand.FromString,
+                _registered_method=True)
+        self.Lost = channel.unary_unary(
+                '/fedcompress.v1.Nodes/Lost',
+                request_serializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.NodeLoss.SerializeToString,
+                response_deserializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.NodeAck.FromString,
+                _registered_method=True)
+
+
+class NodesServicer:
+    """Spoken by the further nodes of a site.
+    """
+
+    def Join(self, request, context):
+        """A node says who it is and is told, for as long as both live, which group of ranks to start.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Lost(self, request, context):
+        """One of its ranks has died, so that the group starts afresh on all nodes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_NodesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Join': grpc.unary_stream_rpc_method_handler(
+                    servicer.Join,
+                    request_deserializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.NodeHello.FromString,
+                    response_serializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.NodeCommand.SerializeToString,
+            ),
+            'Lost': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lost,
+                    request_deserializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.NodeLoss.FromString,
+                    response_serializer=fedcompress_dot_proto_dot_v1_dot_worker__pb2.NodeAck.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fedcompress.v1.Nodes', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fedcompress.v1.Nodes', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Nodes:
+    """Spoken by the further nodes of a site.
+    """
+
+    @staticmethod
+    def Join(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fedcompress.v1.Nodes/Join',
+            fedcompress_dot_proto_dot_v1_dot_worker__pb2.NodeHello.SerializeToString,
+            fedcompress_dot_proto_dot_v1_dot_worker__pb2.NodeCommand.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedcompress.v1.Nodes/Lost',
+            fedcompress_dot_proto_dot_v1_dot_worker__pb2.NodeLoss.SerializeToString,
+            fedcompress_dot_proto_dot_v1_dot_worker__pb2.NodeAck.FromString,
             options,
             channel_credentials,
             insecure,

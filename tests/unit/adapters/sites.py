@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from clients.training.extract import write_update
+from clients.training.job import UPDATE
 from clients.training.prepare import keep_unpacked, prepared
 from fedcompress.adapters.attach import Attached
 from fedcompress.adapters.base_model import BaseModel, build_base
@@ -19,7 +21,12 @@ from fedcompress.adapters.template import CONSTANTS, Template, load_constants, w
 from fedcompress.config import TrainTask
 from fedcompress.merging import Held, Merger, rule_named
 from fedcompress.objective import Classification, Objective, objective_json
+from fedcompress.stored import opened
 from fedcompress.types import Tensors, to_arrays
+from fedcompress.weights import is_weights
+from fedcompress.weights.attach import Weights
+from fedcompress.weights.export import export_model
+from fedcompress.weights.template import write_weights_template
 
 WORDS = 64
 SEED = 11
@@ -121,6 +128,9 @@ class Run:
         """What stock PEFT makes of the exported state on a fresh base."""
         from peft import PeftModel
 
+        if is_weights(self.template.adapter.config):
+            export_model(folder, self.template, state)
+            return build_base(BaseModel(path=folder), self.template.objective).eval()
         export_adapter(folder, self.template, state, self.constants)
         torch.manual_seed(12345)  # what is not in the folder would now differ
         base = build_base(self.loaded, self.template.objective)
@@ -139,14 +149,17 @@ class Run:
 def run_of(folder: Path, base: Path, adapter: str, objective: Objective, **options: Any) -> Run:
     """Make the start of a run."""
     model, spec = BaseModel(path=base), adapter_named(adapter)
+    if spec.row.start == "base":
+        return Run(folder, model, spec, write_weights_template(folder, model, objective, spec))
     return Run(folder, model, spec, write_template(folder, model, objective, spec, seed=SEED, **options))
 
 
 def put(attached: Attached, state: Tensors) -> None:
     """Set what is trained, as the engine does."""
+    values = attached.values(state, "run", 1) if isinstance(attached, Weights) else state
     with torch.no_grad():
-        for name, parameter in attached.parameters.items():
-            parameter.copy_(torch.from_numpy(state[name]))
+        for name, parameter in {**attached.frozen, **attached.parameters}.items():
+            parameter.copy_(torch.from_numpy(values[name]))
 
 
 def batch(objective: Objective, seed: int, *, rows: int = 4, length: int = 8) -> dict[str, Any]:
@@ -185,7 +198,28 @@ def trained(run: Run, site: int, *, steps: int = 3, lr: float = 0.05) -> Tensors
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    if isinstance(attached, Weights):
+        return extracted(run.folder, attached, run.template.adapter.tensors)
     return {n: v.copy() for n, v in to_arrays(attached.parameters).items()}
+
+
+@dataclass
+class Streams:
+    """What extraction needs of an engine."""
+
+    parameters: Mapping[str, Any]
+
+    def stream(self) -> Iterator[tuple[str, Any]]:
+        for name, parameter in self.parameters.items():
+            yield name, parameter.detach()
+
+
+def extracted(folder: Path, attached: Weights, start: Mapping[str, Any]) -> Tensors:
+    """The state after training, through the file that a rank writes."""
+    values = attached.values(start, "run", 1)
+    assert write_update(Streams(attached.parameters), values, attached.layout, folder / "work")
+    update = opened(folder / "work" / UPDATE, attached.layout)
+    return {n: start[n] + update[n] for n in update}
 
 
 def effective(attached: Attached, state: Tensors) -> dict[str, Any]:
@@ -196,6 +230,8 @@ def effective(attached: Attached, state: Tensors) -> dict[str, Any]:
     import copy
 
     put(attached, state)
+    if isinstance(attached, Weights):
+        return {n: p.detach().double().clone() for n, p in (attached.whole or {}).items()}
     model = copy.deepcopy(attached.model)
     plain = model.merge_and_unload()
     return {n: p.detach().double() for n, p in plain.named_parameters()}

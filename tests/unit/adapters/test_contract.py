@@ -33,6 +33,8 @@ CALLS = {
     "gralora": "r=4",
     "hira": "r=4",
     "hra": "r=4",
+    "layers": "k=1",
+    "subspace": "rank=4",
     "mask": "kind=lift,rank=4,density=0.05",
     "miss": "r=4",
     "oft": "oft_block_size=8",
@@ -59,6 +61,9 @@ MORE = [
     "pissa(r=4,use_dora=true)",
     "pissa(r=4,use_rslora=true,rank_pattern=q_proj:2,alpha_pattern=q_proj:5)",
     "olora(r=4,use_rslora=true)",
+    "full(targets=mlp+norm)",
+    "layers(k=2,always=embed_tokens+lm_head)",
+    "subspace(rank=8,basis=dct,targets=q_proj+down_proj)",
     "randlora(r=4,freeze=randlora_gamma)",
     "vera(r=8,freeze=vera_lambda_d)",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from clients.identity import SiteIdentity
 from clients.worker.session import Session
 from fedcompress.codecs import CodecSpec, Feedback
 from fedcompress.config import TrainTask
@@ -24,6 +25,8 @@ class FakeSite:
         self.adapter_digest = adapter_digest
         self.trained = 0
         self.deltas: Tensors = {}
+        self.identity = SiteIdentity()
+        self.refused: list[str] = []  # what the coordinator said of replies
         self.session = Session(self.folder)
 
     def reopen(self) -> None:
@@ -31,15 +34,19 @@ class FakeSite:
         self.session.close()
         self.session = Session(self.folder)
 
-    def answer(self, task: TrainTask, bundle: bytes) -> bytes:
+    def answer(self, task: TrainTask, bundle: bytes, signature: str = "") -> bytes:
         """The reply's payload."""
+        self.identity.check(signature, task.to_json(), bundle)
+        if self.identity.coordinator is not None:
+            self.session.advance(task.run, task.round, task.version)
+        self.refused += task.refused
         layout = Layout.from_json(task.layout)
         held = self.session.receive(task.run, layout, bundle)
         self.session.settle(task.run, task.round, held.digest, task.merged)
         reach("site.settled")
         stored = self.session.replay(task.run, task.round, held.digest) if task.steps else None
         if stored is not None:
-            return stored
+            return self.identity.sign(stored)
         header = Header(
             kind=Kind.REPORT,
             run=task.run,
@@ -55,7 +62,7 @@ class FakeSite:
             metrics={"eval_correct": 1.0, "eval_examples": 2.0, "eval_loss_sum": 3.0},
         )
         if not task.steps:
-            return pack(header, ())
+            return self.identity.sign(pack(header, ()))
         self.trained += 1
         delta = normal(layout, sum(self.name.encode()) + 1000 * task.round, 0.1)
         reach("site.trained")
@@ -66,5 +73,6 @@ class FakeSite:
         target = feedback.target(delta, held.residual)
         header = replace(header, kind=Kind.UPDATE)
         payload, decoded = encode_update(target, layout, CodecSpec.parse(task.codec), header)
+        payload = self.identity.sign(payload)
         self.session.commit(task.run, task.round, held.digest, payload, feedback.residual(target, decoded))
         return payload

@@ -92,15 +92,15 @@ class FakeRank(threading.Thread):
 class Worker:
     """A served worker with fake ranks."""
 
-    def __init__(self, folder: Path, ranks: int, threads: int = 16) -> None:
-        (folder / "model").mkdir()
+    def __init__(self, folder: Path, ranks: int, threads: int = 16, more: str = "") -> None:
+        (folder / "model").mkdir(exist_ok=True)
         (folder / "model" / "config.json").write_text("{}")
         save_file({"w": np.ones(2, np.float32)}, folder / "model" / "model.safetensors")
         (folder / "rows.jsonl").write_text("")
         self.file = folder / "site.toml"
         self.file.write_text(
             '[site]\nname="north"\nstate_dir="state"\n[model]\npath="model"\n'
-            '[data]\ntrain="rows.jsonl"\nheldout="rows.jsonl"\n'
+            '[data]\ntrain="rows.jsonl"\nheldout="rows.jsonl"\n' + more
         )
         self.site = SiteConfig.load(self.file)
         self.session = Session(self.site.state_dir / "session")
@@ -124,6 +124,11 @@ class Worker:
     def train(self, task: TrainTask, bundle: bytes = START) -> tuple[bytes, bool]:
         return relay.train(self.file, self.site, task, bundle, self.log.append)
 
+    def stop(self) -> None:
+        self.server.stop(0).wait()
+        self.session.close()
+        self.counters.close()
+
     def stub(self) -> tuple[Any, Any]:
         channel = grpc.insecure_channel(self.address)
         return channel, worker_pb2_grpc.WorkerStub(channel)
@@ -133,9 +138,7 @@ class Worker:
 def worker(tmp_path: Path) -> Iterator[Worker]:
     worker = Worker(tmp_path, 1)
     yield worker
-    worker.server.stop(0).wait()
-    worker.session.close()
-    worker.counters.close()
+    worker.stop()
 
 
 def task(round_: int, *, steps: int = 1, version: int = 0) -> TrainTask:
@@ -377,7 +380,7 @@ def test_requests_that_lie(worker: Worker) -> None:
         ([item(task=head), item(chunk=b"xxxx")], "more than the 3 bytes"),
         ([item(task=head), item(chunk=b"x")], "1 bytes: 3 were promised"),
         ([item(task=worker_pb2.TaskHeader(task_json=task(1).to_json(), payload_size=1 << 60))], "at most"),
-        ([item(task=worker_pb2.TaskHeader(task_json="{", payload_size=0))], "must be a task of protocol 3"),
+        ([item(task=worker_pb2.TaskHeader(task_json="{", payload_size=0))], "must be a task of protocol 4"),
     ):
         (event,) = stub.Train(iter(requests))
         assert words in event.failure.message

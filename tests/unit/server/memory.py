@@ -9,7 +9,7 @@ from typing import Any
 
 from fedcompress.adapters import Adapter, Template, adapter_digest, load_adapter, save_template, seeded_init
 from fedcompress.config import RunConfig, TrainTask
-from fedcompress.errors import MismatchError
+from fedcompress.errors import IdentityError, MismatchError
 from fedcompress.objective import Classification
 from server.coordinator import Coordinator
 from server.transport import Incoming
@@ -30,6 +30,7 @@ class MemoryTransport:
         self.sites = sites
         self.fate = fate or (lambda event, node, round_: True)
         self.inbox: list[Incoming] = []
+        self.sent: list[tuple[int, TrainTask, bytes, str]] = []
         self.carried = {"up": 0, "down": 0}
         self.now = 0.0
 
@@ -40,18 +41,19 @@ class MemoryTransport:
     def nodes(self) -> list[int]:
         return list(self.sites)
 
-    def send(self, node: int, task: TrainTask, payload: bytes) -> int:
+    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> int:
         self.carried["down"] += len(payload)
-        self._answer(node, task, payload)
+        self.sent.append((node, task, payload, signature))
+        self._answer(node, task, payload, signature)
         return len(task.to_json())
 
-    def _answer(self, node: int, task: TrainTask, payload: bytes) -> None:
+    def _answer(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> None:
         if not self.fate("send", node, task.round):
             return
         site = self.sites[node]
         try:
-            status, reply = {"status": "ok", "site": site.name}, site.answer(task, payload)
-        except MismatchError as error:
+            status, reply = {"status": "ok", "site": site.name}, site.answer(task, payload, signature)
+        except (MismatchError, IdentityError) as error:
             status = {"status": "failed", "site": site.name, "code": error.code, "message": str(error)}
             reply = b""
         if self.fate("reply", node, task.round):
@@ -80,8 +82,8 @@ class SlowTransport(MemoryTransport):
         self._due: list[tuple[float, Incoming]] = []
         self._free: dict[int, float] = {}
 
-    def _answer(self, node: int, task: TrainTask, payload: bytes) -> None:
-        super()._answer(node, task, payload)
+    def _answer(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> None:
+        super()._answer(node, task, payload, signature)
         starts = max(self.now, self._free.get(node, 0.0))
         self._free[node] = starts + self._delay(self.sites[node].name, task.round)
         self._due += [(self._free[node], reply) for reply in self.inbox]
@@ -119,6 +121,7 @@ def run_config(folder: Path, sites: int, **changes: Any) -> RunConfig:
         "seed": 3,
         "codec": "lora-ternary",  # the default codes have nothing left for so few entries but zeros
         "downlink_codec": "lora-ternary",
+        "require_signatures": False,
     }
     return RunConfig(**{**fields, **changes})
 

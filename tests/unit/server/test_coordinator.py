@@ -138,10 +138,10 @@ def test_updates_wait_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Those of a round that was killed are removed, and so are those of one that is done."""
     world, folder, seen = World(tmp_path), tmp_path / "coordinator" / "updates" / "run", []
 
-    def watched(config: Any, layout: Any, published: Any, admitted: list[Admitted], round_: int) -> Any:
+    def watched(config: Any, layout: Any, published: Any, admitted: list[Admitted], round_: int, **how: Any) -> Any:
         seen.append(len(list(folder.iterdir())))
         assert not any(v.flags.owndata or v.flags.writeable for a in admitted for v in a.tensors.values())
-        return next_version(config, layout, published, admitted, round_)
+        return next_version(config, layout, published, admitted, round_, **how)
 
     monkeypatch.setattr("server.coordinator.next_version", watched)
     with monkeypatch.context() as patch:
@@ -321,9 +321,9 @@ def record_merges(patch: pytest.MonkeyPatch) -> dict[int, list[Admitted]]:
     """Round to what its last try merged; a try that is not committed is done again."""
     merged: dict[int, list[Admitted]] = {}
 
-    def recorded(config: Any, layout: Any, published: Any, admitted: list[Admitted], round_: int) -> Any:
+    def recorded(config: Any, layout: Any, published: Any, admitted: list[Admitted], round_: int, **how: Any) -> Any:
         merged[round_] = list(admitted)
-        return next_version(config, layout, published, admitted, round_)
+        return next_version(config, layout, published, admitted, round_, **how)
 
     patch.setattr("server.coordinator.next_version", recorded)
     return merged

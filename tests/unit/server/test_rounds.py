@@ -151,15 +151,15 @@ def test_an_update_far_longer_than_the_others(tmp_path: Path, monkeypatch: pytes
     told: list[tuple[str, ...]] = []
     answer = FakeSite.answer
 
-    def loud(site: FakeSite, task, bundle):
+    def loud(site: FakeSite, task, bundle, signature=""):
         if site is not bomber:
-            return answer(site, task, bundle)
+            return answer(site, task, bundle, signature)
         told.append(task.refused)
         with monkeypatch.context() as patch:
             patch.setattr(
                 "tests.unit.clients.site_support.normal", lambda layout, seed, scale: normal(layout, seed, 1e4)
             )
-            return answer(site, task, bundle)
+            return answer(site, task, bundle, signature)
 
     monkeypatch.setattr(FakeSite, "answer", loud)
     world.run(rounds=6, quorum=3)

@@ -62,7 +62,7 @@ def test_a_message_and_its_reply() -> None:
     send(transport, node)
     (message,) = grid.pushed
     assert (message.metadata.dst_node_id, message.metadata.group_id) == (node, "3")
-    assert from_records(message.content) == ({"task": "{}"}, b"payload")
+    assert from_records(message.content) == ({"task": "{}", "signature": ""}, b"payload")
     message.metadata.__dict__["_message_id"] = "m1"
     grid.replies = [Message(to_records({"status": "ok"}, b"back"), reply_to=message)]
     (reply,) = transport.receive(5)

@@ -1,0 +1,55 @@
+"""Checks of who speaks: the keys of site.toml, and the SuperLink's certificate."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from clients.commands.checks.base import Check, Subject, fail, ok, warn
+from clients.commands.checks.network import TIMEOUT
+from clients.commands.up import host_and_port
+from clients.identity import SiteIdentity
+from fedcompress.errors import ConfigError
+
+
+def check_identity(subject: Subject) -> list[Check]:
+    """Whether both keys are there, can be read, and by nobody else."""
+    name = "identity"
+    try:
+        found = SiteIdentity.load(subject.site)
+    except ConfigError as error:
+        return [fail(name, str(error), "make the key anew with `fedcompress keys new`, or ask the coordinator for its")]
+    checks = []
+    if found.key is not None:
+        checks.append(ok(name, f"signs with key {found.key.public.id}"))
+    else:
+        checks.append(warn(name, "signs nothing: identity.key is not set", "see `fedcompress keys new --help`"))
+    if found.coordinator is not None:
+        checks.append(ok(name, f"takes tasks of the coordinator's key {found.coordinator.id} only"))
+    else:
+        remedy = "ask the coordinator for coordinator.pub, and set identity.coordinator"
+        checks.append(warn(name, "takes tasks of anybody: identity.coordinator is not set", remedy))
+    return checks
+
+
+def check_tls(subject: Subject) -> list[Check]:
+    """Whether the SuperLink has a certificate that the root certificates vouch for."""
+    name = "tls"
+    if not subject.superlink:
+        return []
+    if subject.insecure:
+        return [warn(name, "--insecure: the connection is not encrypted", "leave it out, and give root certificates")]
+    host, port = host_and_port(subject.superlink)
+    file = subject.root_certificates
+    try:
+        context = ssl.create_default_context(cafile=str(file) if file else None)
+        with (
+            socket.create_connection((host, port), timeout=TIMEOUT) as plain,
+            context.wrap_socket(plain, server_hostname=host) as wrapped,
+        ):
+            return [ok(name, f"{subject.superlink}: {wrapped.version()}, its certificate is right")]
+    except ssl.SSLCertVerificationError as error:
+        return [fail(name, f"{subject.superlink}: {error.verify_message}", "ask the coordinator for its ca.crt")]
+    except (ssl.SSLError, OSError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return [fail(name, f"{subject.superlink}: no TLS: {text}", "ask whether it has TLS; --insecure is without")]

@@ -1,0 +1,86 @@
+"""What ranks on several nodes must have in common: files of a job, model, rows. No pickle: bytes of known sizes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clients.training.job import Job
+from clients.training.tasks import Example
+from fedcompress.errors import ConfigError
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+DIGEST = 32  # bytes
+
+
+def brought_here(job: Job, folder: Path, *, rank: int, local_rank: int) -> Job:
+    """The job with files that are on this node; what rank 0 has is sent to the first rank of every node.
+
+    All ranks call this.
+    """
+    import torch
+
+    device = _device()
+    sources = [*(job.published / name for name in FILES), job.constants]
+    here = [folder / "published" / name for name in FILES] + [folder / "constants.safetensors"]
+    for source, target in zip(sources, here, strict=True):
+        data = source.read_bytes() if rank == 0 and source is not None else b""
+        size = torch.tensor([len(data)], dtype=torch.int64, device=device)
+        torch.distributed.broadcast(size, 0)
+        body = torch.empty(int(size), dtype=torch.uint8)
+        if data:
+            body = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        if len(body):
+            body = body.to(device)
+            torch.distributed.broadcast(body, 0)
+        if rank and not local_rank:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(body.cpu().numpy().tobytes())
+    torch.distributed.barrier()
+    if rank == local_rank:  # node 0
+        return job
+    return replace(job, published=folder / "published", constants=here[-1] if job.constants is not None else None)
+
+
+def digest_of_rows(examples: Sequence[Example]) -> bytes:
+    """SHA-256 of tokens and labels, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        for values in (example.tokens, example.labels):
+            digest.update(np.asarray([len(values), *values], np.int64).tobytes())
+    return digest.digest()
+
+
+def check_equal(facts: Mapping[str, bytes], ranks_per_node: int) -> None:
+    """Compare digests of what must be the same on all nodes; all ranks call this.
+
+    Raises:
+        ConfigError: on every rank; names what differs, and the first node where it does.
+    """
+    import torch
+
+    own = torch.frombuffer(bytearray(b"".join(facts.values())), dtype=torch.uint8).to(_device())
+    found = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(found, own)
+    for rank, other in enumerate(found):
+        for at, name in enumerate(facts):
+            part = slice(at * DIGEST, (at + 1) * DIGEST)
+            if not torch.equal(other[part], found[0][part]):
+                raise ConfigError(name, f"node {rank // ranks_per_node}", "must be as on node 0")
+
+
+def local_rank() -> int:
+    """Number of this rank on its node."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def _device() -> Any:
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

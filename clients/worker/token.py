@@ -1,0 +1,53 @@
+"""What the nodes of a site know each other by: a secret in a file, the same on all of them."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedcompress.errors import ConfigError
+
+HEADER = "fedcompress-token"  # of a call
+LEAST = 32  # characters
+
+
+def read_token(path: Path, *, make: bool = False) -> str:
+    """The secret; with ``make`` it is drawn and written, for its owner's eyes only, if there is none.
+
+    Raises:
+        ConfigError: there is none, it is too short, or others may read it.
+    """
+    if make and not path.exists():
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "w") as stream:
+            stream.write(secrets.token_hex(32) + "\n")
+    try:
+        facts, token = path.stat(), path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        raise ConfigError("engine.token", path, "must be a file as on node 0, which makes it: copy it") from None
+    if facts.st_mode & 0o077:
+        raise ConfigError("engine.token", path, "must be readable by its owner only: chmod 600")
+    if len(token) < LEAST or not token.isalnum():
+        raise ConfigError("engine.token", path, f"must have at least {LEAST} letters and digits")
+    return token
+
+
+def guard(token: str) -> Any:
+    """A server's interceptor that refuses calls without the token."""
+    import grpc
+
+    def refuse(request: Any, context: Any) -> None:
+        context.abort(grpc.StatusCode.UNAUTHENTICATED, "engine.token: is not node 0's")
+
+    class Guard(grpc.ServerInterceptor):  # type: ignore[misc,type-arg]  # its stub is generic, the class is not
+        def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+            given = dict(details.invocation_metadata).get(HEADER, "")
+            if hmac.compare_digest(str(given).encode(), token.encode()):
+                return continuation(details)
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    return Guard()

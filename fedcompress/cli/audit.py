@@ -1,0 +1,55 @@
+"""``fedcompress audit``: whether the log of decisions is whole."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(help="The coordinator's log of decisions: verify.", no_args_is_help=True, rich_markup_mode=None)
+    group.command(name="verify")(verify)
+    group.callback()(lambda: None)  # a group although it has one command
+    app.add_typer(group, name="audit")
+
+
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The coordinator's state directory.")],
+    key: Annotated[
+        Path | None, typer.Option(help="The coordinator's public key; coordinator.pub in DIR if not given.")
+    ] = None,
+    kept: Annotated[str, typer.Option(help="Head that an earlier verify printed: it must still be in the log.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Check the chain of the log and its head; exit 1 and name the first bad line if it was changed.
+
+    A log that was taken back as a whole, with its head, is found by --kept only: note the head now and then.
+
+    Examples:
+      fedcompress audit verify coordinator-state
+
+      fedcompress audit verify coordinator-state --key coordinator.pub --kept 8d1f... --json
+    """
+    from fedcompress.identity import PublicKey
+    from fedcompress.identity.audit import verify as check
+    from fedcompress.identity.registry import COORDINATOR
+
+    own = folder / f"{COORDINATOR}.pub"
+    path = key if key is not None else (own if own.is_file() else None)
+    found = check(folder, PublicKey.load(path, field="--key") if path is not None else None, kept=kept)
+    if as_json:
+        print(json.dumps(asdict(found)))
+    elif found.ok:
+        signed = "signed" if found.signed else "not signed"
+        print(f"{folder}: {found.lines} lines are whole, head {found.head}, {signed}")
+        if found.message:
+            print(f"note: {found.message}")
+    else:
+        print(f"{folder}: {f'line {found.bad_line}: ' if found.bad_line else ''}{found.message}")
+    if not found.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,56 @@
+"""``fedcompress certs``: TLS for small deployments and for tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group."""
+    group = typer.Typer(help="Certificates and SuperNode keys: new.", no_args_is_help=True, rich_markup_mode=None)
+    group.command(name="new")(new)
+    group.callback()(lambda: None)  # a group although it has one command
+    app.add_typer(group, name="certs")
+
+
+def new(
+    host: Annotated[
+        list[str] | None, typer.Option(help="Name or address of the SuperLink, as sites write it; repeat it.")
+    ] = None,
+    node: Annotated[list[str] | None, typer.Option(help="Name of a SuperNode that gets a key; repeat it.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")] = Path("certs"),
+    days: Annotated[int, typer.Option(help="Days that the server certificate is good for.")] = 365,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there, but for the CA.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Make a CA and the SuperLink's certificate, and keys for SuperNodes. A CA that is there is used again.
+
+    Examples:
+      fedcompress certs new --host coordinator.example -o certs
+
+      fedcompress certs new --host 127.0.0.1 --host localhost --node north --node south -o certs
+
+      fedcompress certs new --node west -o west-keys --json
+    """
+    from fedcompress.identity.certs import CertOptions, hosts_of, make_certs
+
+    options = CertOptions(hosts=hosts_of(host or ()), nodes=hosts_of(node or ()), days=days)
+    made = make_certs(options, out, force=force)
+    if as_json:
+        print(json.dumps(made))
+        return
+    for path in made.values():
+        print(path)
+    if options.hosts:
+        files = " ".join(f"--ssl-{name} {made[file]}" for name, file in _SSL)
+        print(f"superlink: flower-superlink {files} --enable-supernode-auth")
+        print(f"sites: give them {made['ca.crt']} as root_certificates; keep ca.key to yourself")
+    for name in options.nodes:
+        print(f"{name}: flwr supernode register {made[f'{name}.pub']}; node_key of its site is {made[f'{name}.key']}")
+
+
+_SSL = (("ca-certfile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key"))

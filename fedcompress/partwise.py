@@ -1,0 +1,98 @@
+"""Codecs applied part by part: what is in memory is bounded by a part, not by the update.
+
+An envelope of so large a layout has the sections of all clauses for the first part, then for the second, and so on. The
+parts follow from the receiver's own layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fedcompress.codecs import Clause, CodecSpec, decode_sections, encode_sections
+from fedcompress.codecs.transform import Transform
+from fedcompress.errors import PayloadError
+from fedcompress.parts import ROUND_PART, Piece, cut, layout_of, rows_of
+from fedcompress.types import Layout, Tensors
+
+Read = Callable[[list[Piece]], Tensors]
+Keep = Callable[[list[Piece], Tensors, Tensors], None]
+
+
+def encode_parts(
+    codec: CodecSpec, layout: Layout, read: Read, *, seed: int = 0, shared: int = 0, keep: Keep | None = None
+) -> tuple[bytes, ...]:
+    """Sections of all parts.
+
+    Args:
+        codec: how to encode each; a budget in bytes is shared by number of parameters.
+        layout: of the whole.
+        read: values of a part, float32 and finite, in order.
+        seed: of all randomness; each part has one of its own.
+        shared: see ``Hints``.
+        keep: is given each part, what was encoded and what the receiver will decode.
+
+    Raises:
+        NonFiniteError: a value is NaN or infinite; names the tensor.
+    """
+    sections: list[bytes] = []
+    for number, pieces in enumerate(cut(layout, ROUND_PART)):
+        part, values = layout_of(pieces), read(pieces)
+        spec = share_of(codec, layout, part)
+        made = encode_sections(spec, part, values, seed=_seed(seed, number), shared=shared)
+        sections += made
+        if keep is not None:
+            keep(pieces, values, decode_sections(spec, part, made))
+    return tuple(sections)
+
+
+def decode_parts(codec: CodecSpec, layout: Layout, sections: Sequence[bytes]) -> Iterator[tuple[list[Piece], Tensors]]:
+    """Values of all parts, in order; sections that are not cut give one part.
+
+    Raises:
+        PayloadError: a section does not decode, or there are too few or too many.
+    """
+    parts, clauses = cut(layout, ROUND_PART), len(codec.clauses)
+    if len(sections) == clauses:
+        parts = cut(layout, max(layout.numel, 1))
+    if len(sections) != clauses * len(parts):
+        raise PayloadError(f"sections: {len(sections)}: must be {clauses}, or {clauses} for each of {len(parts)} parts")
+    for number, pieces in enumerate(parts):
+        part = layout_of(pieces)
+        spec = share_of(codec, layout, part)
+        yield pieces, decode_sections(spec, part, sections[clauses * number : clauses * (number + 1)])
+
+
+def decode_whole(codec: CodecSpec, layout: Layout, sections: Sequence[bytes]) -> Tensors:
+    """All values in memory, however they were cut; raises as ``decode_parts``."""
+    if len(sections) == len(codec.clauses):
+        return decode_sections(codec, layout, sections)
+    out = {t.name: np.empty(t.shape, np.float32) for t in layout.tensors}
+    for pieces, values in decode_parts(codec, layout, sections):
+        for piece in pieces:
+            out[piece.spec.name][rows_of(piece)] = values[piece.spec.name]
+    return out
+
+
+def _seed(seed: int, number: int) -> int:
+    """63 bits for a part; the first has the seed itself."""
+    if not number:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/part/{number}".encode()).digest()[:8], "little") >> 1
+
+
+def share_of(spec: CodecSpec, whole: Layout, part: Layout) -> CodecSpec:
+    """The codec for a part: budgets in bytes are shared by number of parameters."""
+    clauses = []
+    for clause, everything, here in zip(spec.clauses, spec.assign(whole), spec.assign(part), strict=True):
+        code = clause.code
+        if isinstance(code, Transform) and code.budget and code.bits(1) == code.bits(2):
+            numel, ours = sum(t.numel for t in everything), sum(t.numel for t in here)
+            if ours < numel:
+                size = max(int(code.bits(1) / 8 * ours / numel), 1)
+                clause = Clause(clause.groups, replace(code, budget=f"{size}B"))
+        clauses.append(clause)
+    return CodecSpec(tuple(clauses))

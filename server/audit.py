@@ -1,0 +1,46 @@
+"""Which of the coordinator's events are decisions, and what of them goes into the audit log."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fedcompress.identity.audit import AuditLog
+
+Emit = Callable[[dict[str, Any]], None]
+# Event: its name in the log, and the facts that are kept.
+DECISIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "start": ("run-begun", ("first_round", "rounds", "version", "digest", "require_signatures")),
+    "asked": ("round-asked", ("round", "names")),
+    "reply": ("reply-admitted", ("round", "site", "digest", "signed", "replayed")),
+    "refused": ("reply-refused", ("round", "site", "code", "digest", "message")),
+    "round": ("published", ("round", "version", "digest", "updates")),
+    "finished": ("exported", ("adapter",)),
+    "failed": ("run-failed", ("message",)),
+}
+WEIGHTS = "adapter_model.safetensors"
+
+
+class Audited:
+    """Writes decisions into the log before they are told to anybody else."""
+
+    def __init__(self, log: AuditLog, run: str, emit: Emit) -> None:
+        self._log = log
+        self._run = run
+        self._emit = emit
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """One event."""
+        name, facts = DECISIONS.get(event["event"], ("", ()))
+        if name:
+            kept = {fact: event[fact] for fact in facts if fact in event}
+            if name == "exported":
+                kept["digest"] = _digest(Path(event["adapter"]) / WEIGHTS)
+            self._log.append(name, run=self._run, **kept)
+        self._emit(event)
+
+
+def _digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
