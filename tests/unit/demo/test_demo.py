@@ -163,6 +163,7 @@ def test_the_result_counts_messages_as_documented(tmp_path: Path) -> None:
     assert made["baseline_bytes"] == {
         "bf16": {"up": 8 * size, "down": 12 * size},
         "fp32": {"up": 16 * size, "down": 24 * size},
+        "int8": {"up": 4 * size, "down": 6 * size},
     }
     assert made["payload_bytes"] == {"up": 300, "down": 180}
     assert made["ratio_vs_bf16"] == {"up": round(8 * size / 300, 3), "down": round(12 * size / 180, 3)}

@@ -1,0 +1,88 @@
+"""``fedcompress watch``: a run on a terminal, as a web page, or as TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedcompress.errors import ConfigError
+from server.commands.common import run_named, state_folder
+from server.watch.view import snapshot
+
+TOKEN = "FEDCOMPRESS_WATCH_TOKEN"  # where other users of the machine cannot read it, unlike a command line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What can be set from the command line."""
+
+    state: str
+    run_name: str = ""
+    once: bool = False
+    web: bool = False
+    host: str = "127.0.0.1"
+    port: int = 0
+    token: str = ""
+    allow_host: list[str] = field(default_factory=list)
+    tensorboard: str | None = None
+    as_json: bool = False
+
+    def __post_init__(self) -> None:
+        if self.web and (self.once or self.tensorboard):
+            raise ConfigError("--web", True, "cannot go with --once or --tensorboard")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError("--port", self.port, "must be from 0 to 65535")
+        if not self.host:
+            raise ConfigError("--host", repr(self.host), "must be an address, such as 127.0.0.1 or 0.0.0.0")
+
+
+def run(options: Options) -> int:
+    """Show a run.
+
+    Raises:
+        ConfigError: there is no such state directory or run, or an option is wrong.
+    """
+    folder = state_folder(options.state)
+    name = run_named(folder, options.run_name)
+    if options.web:
+        return _web(folder, options)
+    if options.tensorboard:
+        return _tensorboard(folder, name, options)
+    if options.as_json:
+        print(json.dumps(snapshot(folder, name).to_dict(), allow_nan=False))
+        return 0
+    from server.watch.terminal import show
+
+    show(lambda: snapshot(folder, name), once=options.once)
+    return 0
+
+
+def _web(folder: Path, options: Options) -> int:
+    from server.watch.web import serve
+
+    token = options.token or os.environ.get(TOKEN, "")
+    named = {"run": options.run_name, "allowed_hosts": options.allow_host}
+    with serve(folder, options.host, options.port, token, **named) as server:  # type: ignore[arg-type]
+        made = server.token and not token  # one that was given is not repeated
+        if options.as_json:
+            print(json.dumps({"url": server.url, "token": server.token if made else None}))
+        else:
+            print(f"{server.url}{f'?token={server.token}' if made else ''}")
+            print("read-only, until Ctrl-C; /api/snapshot and /metrics are there too", file=sys.stderr)
+        sys.stdout.flush()
+        threading.Event().wait()
+    return 0
+
+
+def _tensorboard(folder: Path, name: str, options: Options) -> int:
+    from server.watch.tensorboard import write_events
+
+    target = Path(str(options.tensorboard))
+    count = write_events(folder, target, run=name, once=options.once)
+    facts = {"run": name, "tensorboard": str(target), "scalars": count}
+    print(json.dumps(facts) if options.as_json else f"{count} scalars of {name}: tensorboard --logdir {target}")
+    return 0

@@ -1,0 +1,36 @@
+"""Building HTML that cannot be broken out of: text is escaped unless this module made it."""
+
+from __future__ import annotations
+
+import html
+
+from fedcompress.display import escaped
+
+
+class Html(str):
+    """Text that is HTML already. Only ``element`` and ``joined`` make it."""
+
+
+def safe(text: object) -> Html:
+    """Any text as HTML; what is not printable, such as a mark that turns the direction of writing, is spelled out."""
+    return text if isinstance(text, Html) else Html(html.escape(escaped(str(text))))
+
+
+def joined(*children: object) -> Html:
+    """Children one after another."""
+    return Html("".join(safe(child) for child in children))
+
+
+def element(name: str, *children: object, **attributes: object) -> Html:
+    """An element. ``class_`` stands for ``class``, ``stroke_width`` for ``stroke-width``; None leaves one out.
+
+    Examples:
+        >>> element("td", "<b>", class_="number")
+        '<td class="number">&lt;b&gt;</td>'
+    """
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{safe(value)}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    return Html(f"<{name}{written}>{joined(*children)}</{name}>")

@@ -1,0 +1,216 @@
+"""What a watcher asks of the ledger, in one consistent look that neither waits for the coordinator nor holds it up."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedcompress.errors import StateError
+from fedcompress.types import Layout
+from server.durability import LEDGER
+from server.history import History
+from server.places import SETTINGS
+from server.schema import SCHEMA, upgrade
+
+Evaluated = dict[int, dict[str, dict[str, float]]]  # round -> site -> metric -> value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """Messages of one site, direction and kind. ``site`` is empty where no admitted site can be told."""
+
+    site: str
+    direction: str  # up or down
+    kind: str  # state, update or report
+    messages: int
+    payload_bytes: int
+    protocol_bytes: int  # what Flower carried with them
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownSite:
+    """A row of a site: the version that it holds, what it trained on last, its rate in bytes a second."""
+
+    site: str
+    node: str
+    version: int | None
+    examples: int
+    rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A reply that was not admitted, or a failure; ``site`` and ``message`` are as somebody sent them."""
+
+    round: int
+    node: str
+    site: str
+    code: str
+    message: str
+    at: float
+
+
+class Reader(History):
+    """A ``History`` with a watcher's queries.
+
+    A state directory whose ledger is yet to come reads as empty; one of an older version is read from a copy in memory.
+
+    Raises:
+        ConfigError: the folder is no state directory.
+        StateError: its ledger cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / LEDGER).is_file() and (folder / SETTINGS).is_file():
+            self.folder = folder
+            self._db = _current(None)
+            return
+        super().__init__(folder)
+        try:
+            self._db = _opened(self._db, (folder / LEDGER).resolve())
+        except sqlite3.DatabaseError as error:
+            raise StateError(f"ledger: {folder / LEDGER}: cannot be read: {error}") from error
+
+    @contextmanager
+    def one_look(self) -> Iterator[None]:
+        """All queries of the block see the same commit."""
+        self._rows("BEGIN")
+        try:
+            yield
+        finally:
+            self._rows("ROLLBACK")
+
+    def layout(self, run: str) -> Layout | None:
+        """What the run trains; None before it began."""
+        text, _, _ = self.run_row(run)
+        return Layout.from_json(text) if text else None
+
+    def known_sites(self, run: str) -> list[KnownSite]:
+        """Sites that were admitted at least once, by name."""
+        query = "SELECT site, node, acked, examples, rate FROM site WHERE run=? ORDER BY site"
+        return [KnownSite(site=s, node=n, version=a, examples=e, rate=r) for s, n, a, e, r in self._rows(query, run)]
+
+    def names(self, run: str) -> dict[str, str]:
+        """Which site was last seen behind a node."""
+        behind = "SELECT node, site FROM task WHERE run=? AND site<>'' ORDER BY id"
+        now = "SELECT node, site FROM site WHERE run=?"
+        return {node: site for query in (behind, now) for node, site in self._rows(query, run)}
+
+    def carried(self, run: str) -> list[Carried]:
+        """All messages, by site, direction and kind. Sites that were never admitted share the empty name."""
+        known = {row.site for row in self.known_sites(run)}
+        names = self.names(run)
+        sums: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+        rows = self._rows(
+            "SELECT site, node, direction, kind, COUNT(*), SUM(payload), SUM(protocol) FROM message WHERE run=?"
+            " GROUP BY site, node, direction, kind",
+            run,
+        )
+        for site, node, direction, kind, *counts in rows:
+            name = site if site in known else names.get(node, "")
+            total = sums[name if name in known else "", direction, kind]
+            for i, count in enumerate(counts):
+                total[i] += count
+        return [
+            Carried(site=site, direction=way, kind=kind, messages=n, payload_bytes=payload, protocol_bytes=protocol)
+            for (site, way, kind), (n, payload, protocol) in sorted(sums.items())
+        ]
+
+    def payload_by_round(self, run: str) -> dict[int, dict[str, int]]:
+        """Payload bytes of each direction in each round."""
+        sums: dict[int, dict[str, int]] = defaultdict(lambda: {"up": 0, "down": 0})
+        query = "SELECT round, direction, SUM(payload) FROM message WHERE run=? GROUP BY round, direction"
+        for round_, direction, payload in self._rows(query, run):
+            sums[round_][direction] = payload
+        return sums
+
+    def committed(self, run: str) -> list[tuple[int, int, int, int, float, float]]:
+        """Number, version, asked, merged, seconds and time of every committed round."""
+        query = "SELECT round, version, asked, merged, seconds, at FROM round WHERE run=? ORDER BY round"
+        return [(r, v, a, m, s, at) for r, v, a, m, s, at in self._rows(query, run)]
+
+    def late(self, run: str) -> dict[int, int]:
+        """How many updates of a round were trained from an older version than the one that it began with."""
+        query = (
+            "SELECT m.round, COUNT(*) FROM merged m JOIN round r ON r.run=m.run AND r.round=m.round"
+            " WHERE m.run=? AND m.trained_version < r.version - 1 GROUP BY m.round"
+        )
+        return dict(self._rows(query, run))
+
+    def last_merged(self, run: str) -> dict[str, int]:
+        """The last round that merged an update of a site."""
+        return dict(self._rows("SELECT site, MAX(round) FROM merged WHERE run=? GROUP BY site", run))
+
+    def evaluated(self, run: str) -> Evaluated:
+        """What sites measured on held-out rows, by round and site, of the version that they were sent then."""
+        found: Evaluated = defaultdict(lambda: defaultdict(dict))
+        query = "SELECT round, site, name, value FROM metric WHERE run=? AND name GLOB 'eval_*' ORDER BY round, site"
+        for round_, site, name, value in self._rows(query, run):
+            found[round_][site][name] = value
+        return found
+
+    def tasks_of(self, run: str, round_: int) -> int:
+        """How many were asked in a round so far."""
+        return int(self._rows("SELECT COUNT(*) FROM task WHERE run=? AND round=?", run, round_)[0][0])
+
+    def refusals_by_code(self, run: str) -> dict[str, int]:
+        """How many refusals there are of each reason, the most frequent first."""
+        query = "SELECT code, COUNT(*) FROM refusal WHERE run=? GROUP BY code ORDER BY 2 DESC, 1"
+        return dict(self._rows(query, run))
+
+    def refusals_by_round(self, run: str) -> dict[int, int]:
+        """How many refusals each round has."""
+        return dict(self._rows("SELECT round, COUNT(*) FROM refusal WHERE run=? GROUP BY round", run))
+
+    def refusals_by_site(self, run: str) -> dict[str, int]:
+        """How many refusals an admitted site has; the node tells where no name was given."""
+        known = {row.site for row in self.known_sites(run)}
+        names, out = self.names(run), defaultdict[str, int](int)
+        query = "SELECT site, node, COUNT(*) FROM refusal WHERE run=? GROUP BY site, node"
+        for site, node, count in self._rows(query, run):
+            name = site if site in known else names.get(node, "")
+            out[name if name in known else ""] += count
+        return dict(out)
+
+    def last_refusals(self, run: str, limit: int) -> list[Refusal]:
+        """The last refusals, the newest first."""
+        query = "SELECT round, node, site, code, message, at FROM refusal WHERE run=? ORDER BY id DESC LIMIT ?"
+        rows = self._rows(query, run, limit)
+        return [Refusal(round=r, node=n, site=s, code=c, message=m, at=at) for r, n, s, c, m, at in rows]
+
+
+def _opened(database: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    try:
+        is_current = _columns(database) >= _columns(_current(None))
+    except sqlite3.OperationalError:
+        if path.with_name(f"{path.name}-wal").exists():
+            raise
+        # Nobody writes, and we may not: SQLite could not make the files that it shares with a writer.
+        database.close()
+        database = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
+        is_current = _columns(database) >= _columns(_current(None))
+    if is_current:
+        return database
+    try:
+        return _current(database)
+    finally:
+        database.close()
+
+
+def _columns(database: sqlite3.Connection) -> set[tuple[str, str]]:
+    query = "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type='table'"
+    return set(database.execute(query).fetchall())
+
+
+def _current(source: sqlite3.Connection | None) -> sqlite3.Connection:
+    """A ledger in memory, of the current form: a copy, or empty."""
+    database = sqlite3.connect(":memory:", isolation_level=None)
+    if source is not None:
+        source.backup(database)
+    database.executescript(SCHEMA)
+    upgrade(database)
+    return database

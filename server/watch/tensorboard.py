@@ -1,0 +1,115 @@
+"""A run as TensorBoard events: quality, bytes and seconds by round, and each site's own quality."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedcompress.errors import ConfigError, MissingPackageError
+from fedcompress.wire.envelope import NAME
+from server.commands.common import run_named
+from server.evaluate import pool
+from server.watch.reading import Reader
+from server.watch.terminal import ENDED
+from server.watch.view import snapshot
+
+LOOK = 1.0  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scalar:
+    """One number: its tag, its round (0: the start), and when it was measured, in seconds since 1970."""
+
+    tag: str
+    step: int
+    value: float
+    at: float
+
+
+def tag_of(name: str) -> str:
+    """A site's name as part of a tag; others than sites can be named are replaced by a digest of theirs.
+
+    Examples:
+        >>> tag_of("north")
+        'north'
+        >>> tag_of("../x")
+        'site-f6b9fb0e'
+    """
+    return name if NAME.fullmatch(name) else f"site-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def scalars(state_dir: Path, run: str) -> Iterator[Scalar]:
+    """All numbers of a run so far; quality belongs to the round that made the version which was evaluated."""
+    shown = snapshot(state_dir, run)
+    spent, ended = 0.0, {0: shown.history[0].at - shown.history[0].seconds if shown.history else shown.at}
+    for name, first in (("accuracy", shown.accuracy_start), ("loss", shown.loss_start)):
+        if first is not None:
+            yield Scalar(tag=f"quality/{name}", step=0, value=first, at=ended[0])
+    for row in shown.history:
+        ended[row.round] = row.at
+        spent += row.uplink_bytes + row.downlink_bytes
+        values = {
+            "quality/accuracy": row.accuracy,
+            "quality/loss": row.loss,
+            "bytes/up": row.uplink_bytes,
+            "bytes/down": row.downlink_bytes,
+            "bytes/total": spent,
+            "round/seconds": row.seconds,
+            "round/merged": row.merged,
+            "round/late": row.late,
+            "round/refused": row.refused,
+        }
+        for tag, value in values.items():
+            if value is not None:
+                yield Scalar(tag=tag, step=row.round, value=float(value), at=row.at)
+    with Reader(state_dir) as reader:
+        for round_, sites in reader.evaluated(run).items():
+            for site, metrics in sites.items():
+                quality = pool([metrics])
+                if quality is None or round_ - 1 not in ended:
+                    continue
+                for name, number in (("accuracy", quality.accuracy), ("loss", quality.loss)):
+                    yield Scalar(
+                        tag=f"sites/{tag_of(site)}/{name}", step=round_ - 1, value=number, at=ended[round_ - 1]
+                    )
+
+
+def write_events(
+    state_dir: Path, folder: Path, *, run: str = "", once: bool, sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """Write a run's scalars into ``folder/RUN``, once or until it has ended; returns how many.
+
+    Written again into the same folder, they take the place of those that were there when TensorBoard reads them.
+
+    Raises:
+        ConfigError: there is no such run, or the folder cannot be written.
+        MissingPackageError: tensorboardX is absent.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise MissingPackageError("tensorboard: tensorboardX is absent: pip install 'fedcompress[watch]'") from error
+    name = run_named(state_dir, run)
+    target = folder / tag_of(name)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        writer = SummaryWriter(str(target), purge_step=0)
+    except OSError as error:
+        raise ConfigError("--tensorboard", folder, f"cannot be written: {error.strerror}") from error
+    written: set[tuple[str, int]] = set()
+    with writer:
+        while True:
+            ended = once or snapshot(state_dir, name).state in ENDED
+            for scalar in scalars(state_dir, name):
+                key = (scalar.tag, scalar.step)
+                if key not in written and math.isfinite(scalar.value):
+                    writer.add_scalar(scalar.tag, scalar.value, scalar.step, walltime=scalar.at)
+                    written.add(key)
+            writer.flush()
+            if ended:
+                return len(written)
+            sleep(LOOK)

@@ -1,0 +1,318 @@
+"""One look at a run: what its ledger and its last events say, as a dataclass and as a JSON document."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fedcompress.accounting import BASELINES, Traffic
+from fedcompress.locks import holder
+from fedcompress.types import Layout
+from server.commands.common import kept_settings, run_named, run_settings
+from server.commands.status import state_of
+from server.evaluate import Quality, pool
+from server.history import Awaited, read_events, since_start
+from server.places import COORDINATOR_LOCK, RUN_LOCK
+from server.watch.reading import Carried, Evaluated, Reader, Refusal
+
+LAST_REFUSALS = 50
+CODES = 30  # that are counted apart; a site may report any
+OTHER = "(other)"
+WORKING = ("waiting", "asked", "merging", "evaluating")
+TENSORS = ("state", "update")  # kinds of messages that uncompressed averaging would send too
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteView:
+    """A site that was admitted at least once.
+
+    Attributes:
+        awaited_since: when it was asked for what it has not sent yet.
+        merged_round: the last round that merged an update of it.
+        version: that it holds.
+        uplink_bytes: payload of all that it has sent; ``downlink_bytes``: of all that was sent to it.
+        rate: bytes a second of its last exchange, without the time that it worked; 0 if not known.
+        examples: that it trained on last.
+        accuracy: of the version that it was sent last, on its own held-out rows; so is ``loss``.
+    """
+
+    site: str
+    awaited_since: float | None
+    merged_round: int | None
+    version: int | None
+    uplink_bytes: int
+    downlink_bytes: int
+    rate: float
+    examples: int
+    refused: int
+    accuracy: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundView:
+    """A committed round; quality is that of the version it made, once somebody has evaluated that."""
+
+    round: int
+    version: int
+    asked: int
+    merged: int
+    late: int  # of the merged, trained from an older version than the one that the round began with
+    refused: int
+    uplink_bytes: int
+    downlink_bytes: int
+    seconds: float
+    at: float
+    accuracy: float | None
+    loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """Bytes of a direction. ``payload`` is whole envelopes, ``protocol`` what Flower's records add."""
+
+    messages: int
+    payload_bytes: int
+    protocol_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """The same messages with every tensor uncompressed, and how many times fewer bytes were sent."""
+
+    uplink_bytes: int
+    downlink_bytes: int
+    uplink_ratio: float
+    downlink_ratio: float
+    ratio: float  # of both directions together
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A run at one time. Times are seconds since 1970, sizes bytes.
+
+    ``state`` is ``starting``, ``waiting`` (for sites to connect), ``asked`` (they train), ``merging``, ``evaluating``
+    (the last version), ``finished``, ``stopped``, ``failed``, or ``interrupted``: it has not ended, and nobody works.
+    """
+
+    at: float
+    run: str
+    runs: tuple[str, ...]
+    state_dir: str
+    state: str
+    error: str  # of the last attempt, if it failed
+    round: int  # that is worked at; 0: none
+    rounds: int | None  # that are planned
+    rounds_done: int
+    parameters: int
+    since: float | None  # sites are awaited since, and until
+    until: float | None
+    awaited: tuple[Awaited, ...]
+    answered: int  # of those asked in this round
+    accuracy_start: float | None
+    loss_start: float | None
+    accuracy: float | None
+    loss: float | None
+    sites: tuple[SiteView, ...]
+    history: tuple[RoundView, ...]
+    totals: dict[str, Total]  # up, down
+    baselines: dict[str, Baseline]
+    traffic: tuple[Carried, ...]
+    refused: int
+    refused_by_code: dict[str, int]
+    refusals: tuple[Refusal, ...]  # the last, the newest first
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document; numbers that JSON lacks are null."""
+        return {key: _finite(value) for key, value in asdict(self).items()}
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+        case _:
+            return value
+
+
+def snapshot(state_dir: Path, run: str = "") -> Snapshot:
+    """Look at a run, also while its coordinator writes; nothing is changed.
+
+    Args:
+        state_dir: the coordinator's.
+        run: its name; empty: the last that was started.
+
+    Raises:
+        ConfigError: there is no such state directory or run.
+        StateError: its ledger cannot be read.
+    """
+    name = run_named(state_dir, run)
+    with Reader(state_dir) as reader, reader.one_look():
+        evaluated, carried, counts = reader.evaluated(name), reader.carried(name), reader.refusals_by_code(name)
+        qualities = _qualities(reader, name, evaluated)
+        history = _rounds(reader, name, qualities)
+        layout = reader.layout(name)
+        latest = qualities[max(qualities)] if qualities else None
+        return Snapshot(
+            at=time.time(),
+            run=name,
+            runs=tuple(reader.runs()),
+            state_dir=str(state_dir),
+            **_progress(reader, state_dir, name),
+            rounds_done=history[-1].round if history else 0,
+            parameters=layout.numel if layout else 0,
+            accuracy_start=qualities[0].accuracy if 0 in qualities else None,
+            loss_start=qualities[0].loss if 0 in qualities else None,
+            accuracy=latest.accuracy if latest else None,
+            loss=latest.loss if latest else None,
+            sites=_sites(reader, name, carried, evaluated),
+            history=history,
+            totals={way: _total(carried, way) for way in ("up", "down")},
+            baselines=_baselines(carried, layout),
+            traffic=tuple(carried),
+            refused=sum(counts.values()),
+            refused_by_code=_capped(counts),
+            refusals=tuple(reader.last_refusals(name, LAST_REFUSALS)),
+        )
+
+
+def _progress(reader: Reader, folder: Path, name: str) -> dict[str, Any]:
+    """State, round, who is awaited, and the error, from events, locks and tasks."""
+    supervisor, coordinator = holder(folder / RUN_LOCK), holder(folder / COORDINATOR_LOCK)
+    last = since_start(read_events(folder, name))
+    settings = run_settings(kept_settings(folder), name)
+    rounds = settings.get("rounds") or next((e.get("rounds") for e in last if e["event"] == "start"), None)
+    state = state_of(last, supervisor=supervisor, coordinator=coordinator)
+    current = reader.rounds_done(name) + 1
+    tasks, awaited = reader.tasks_of(name, current), reader.awaited(name)
+    if state == "running":
+        state = _phase(current, rounds, tasks, len(awaited))
+    if state not in WORKING:
+        awaited, tasks, current = [], 0, 0
+    failed = last[-1] if last and last[-1]["event"] == "failed" and state == "failed" else {}
+    return {
+        "state": state,
+        "error": str(failed.get("message", "")),
+        "round": current,
+        "rounds": rounds,
+        "since": min((a.since for a in awaited), default=None),
+        "until": max((a.until for a in awaited), default=None),
+        "awaited": tuple(awaited),
+        "answered": max(0, tasks - sum(a.round == current for a in awaited)),
+    }
+
+
+def _phase(current: int, rounds: int | None, tasks: int, awaited: int) -> str:
+    """What a coordinator does that neither waits for sites to connect nor has ended."""
+    if rounds is not None and current > rounds:
+        return "evaluating"
+    if awaited:
+        return "asked"
+    return "merging" if tasks else "waiting"
+
+
+def _qualities(reader: Reader, run: str, evaluated: Evaluated) -> dict[int, Quality]:
+    """Pooled quality of each version that was evaluated: in a round, sites measure the version that it began with."""
+    made = {0: 0} | {round_: version for round_, version, *_ in reader.committed(run)}
+    pooled = {made.get(r - 1): pool(sites.values()) for r, sites in evaluated.items()}
+    return {version: quality for version, quality in pooled.items() if version is not None and quality is not None}
+
+
+def _rounds(reader: Reader, run: str, qualities: dict[int, Quality]) -> tuple[RoundView, ...]:
+    carried, late, refused = reader.payload_by_round(run), reader.late(run), reader.refusals_by_round(run)
+    out = []
+    for round_, version, asked, merged, seconds, at in reader.committed(run):
+        quality = qualities.get(version)
+        out.append(
+            RoundView(
+                round=round_,
+                version=version,
+                asked=asked,
+                merged=merged,
+                late=late.get(round_, 0),
+                refused=refused.get(round_, 0),
+                uplink_bytes=carried[round_]["up"],
+                downlink_bytes=carried[round_]["down"],
+                seconds=seconds,
+                at=at,
+                accuracy=quality.accuracy if quality else None,
+                loss=quality.loss if quality else None,
+            )
+        )
+    return tuple(out)
+
+
+def _sites(reader: Reader, run: str, carried: Sequence[Carried], evaluated: Evaluated) -> tuple[SiteView, ...]:
+    since = {a.site: a.since for a in reader.awaited(run)}
+    merged, refused = reader.last_merged(run), reader.refusals_by_site(run)
+    measured: dict[str, Quality | None] = {}
+    for sites in evaluated.values():
+        measured |= {site: pool([metrics]) for site, metrics in sites.items()}
+    out = []
+    for row in reader.known_sites(run):
+        own = [c for c in carried if c.site == row.site]
+        quality = measured.get(row.site)
+        out.append(
+            SiteView(
+                site=row.site,
+                awaited_since=since.get(row.site),
+                merged_round=merged.get(row.site),
+                version=row.version,
+                uplink_bytes=sum(c.payload_bytes for c in own if c.direction == "up"),
+                downlink_bytes=sum(c.payload_bytes for c in own if c.direction == "down"),
+                rate=row.rate,
+                examples=row.examples,
+                refused=refused.get(row.site, 0),
+                accuracy=quality.accuracy if quality else None,
+                loss=quality.loss if quality else None,
+            )
+        )
+    return tuple(out)
+
+
+def _total(carried: Sequence[Carried], direction: str) -> Total:
+    rows = [c for c in carried if c.direction == direction]
+    return Total(
+        messages=sum(c.messages for c in rows),
+        payload_bytes=sum(c.payload_bytes for c in rows),
+        protocol_bytes=sum(c.protocol_bytes for c in rows),
+    )
+
+
+def _baselines(carried: Sequence[Carried], layout: Layout | None) -> dict[str, Baseline]:
+    """What the same messages would take; reports of the last evaluation hold no tensors, so they count for nothing."""
+    if layout is None:
+        return {}
+    traffic = {
+        way: Traffic(
+            messages=sum(c.messages for c in carried if c.direction == way and c.kind in TENSORS),
+            payload=sum(c.payload_bytes for c in carried if c.direction == way),
+        )
+        for way in ("up", "down")
+    }
+    both = Traffic(messages=sum(t.messages for t in traffic.values()), payload=sum(t.payload for t in traffic.values()))
+    return {
+        dtype: Baseline(
+            uplink_bytes=traffic["up"].baseline(layout, dtype),
+            downlink_bytes=traffic["down"].baseline(layout, dtype),
+            uplink_ratio=traffic["up"].ratio(layout, dtype),
+            downlink_ratio=traffic["down"].ratio(layout, dtype),
+            ratio=both.ratio(layout, dtype),
+        )
+        for dtype in BASELINES
+    }
+
+
+def _capped(counts: dict[str, int]) -> dict[str, int]:
+    """The most frequent, and the sum of the rest: whoever sends names cannot make this long."""
+    kept = dict(list(counts.items())[:CODES])
+    rest = sum(counts.values()) - sum(kept.values())
+    return kept | ({OTHER: kept.get(OTHER, 0) + rest} if rest else {})
