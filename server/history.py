@@ -193,6 +193,7 @@ class History:
 
 def _opened(path: Path) -> sqlite3.Connection:
     """A ledger, to read only; by users who may not write its folder, once nobody writes it."""
+    wal = path.with_name(f"{path.name}-wal")
     for options in ("mode=ro", "mode=ro&immutable=1"):
         database = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True, isolation_level=None)
         try:
@@ -200,7 +201,7 @@ def _opened(path: Path) -> sqlite3.Connection:
         except sqlite3.DatabaseError as error:
             database.close()
             # Without the files that it shares with a writer, and which it may not make, SQLite cannot see one.
-            if not isinstance(error, sqlite3.OperationalError) or path.with_name(f"{path.name}-wal").exists():
+            if not isinstance(error, sqlite3.OperationalError) or (wal.exists() and wal.stat().st_size):
                 raise StateError(f"ledger: {path}: cannot be read: {error}") from error
             cause = error
         else:
