@@ -5,64 +5,118 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fedcompress.errors import StateError
+from server.schema import SCHEMA
 
-LEDGER, COPY = "ledger.db", "ledger.copy.db"
+LEDGER, LAST, WHOLE = "ledger.db", "ledger.last.db", "ledger.whole.db"
+NEEDED = ("run", "version", "round", "merged", "site")  # tables without which a run cannot go on
+OFTEN = 4 << 20  # bytes up to which a ledger is copied as a whole after each round
 
 
 def healthy(path: Path) -> bool:
-    """Whether SQLite finds nothing wrong with a database; True if there is none."""
+    """Whether SQLite finds nothing wrong with a file, and a ledger in it: an empty file is none."""
     if not path.exists():
-        return True
+        return False
     try:
-        database = sqlite3.connect(path)
-        try:
-            return bool(database.execute("PRAGMA quick_check").fetchone()[0] == "ok")
-        finally:
-            database.close()
+        with _opened(path) as database:
+            sound = database.execute("PRAGMA quick_check").fetchone()[0] == "ok"
+            return sound and bool(database.execute("SELECT 1 FROM sqlite_master WHERE name='run'").fetchone())
     except sqlite3.DatabaseError:
         return False
 
 
 def recover_file(folder: Path) -> str:
-    """Put the copy in the place of a damaged ledger, which is kept beside it; what was done, empty if nothing.
+    """Put copies in the place of a ledger that is damaged or lost; what was done, empty if nothing.
 
     Raises:
         StateError: it is damaged, and there is no good copy.
     """
-    ledger, copy = folder / LEDGER, folder / COPY
+    ledger, whole, last = (folder / name for name in (LEDGER, WHOLE, LAST))
     if healthy(ledger):
         return ""
-    if not copy.exists() or not healthy(copy):
-        raise StateError(
-            f"ledger: {ledger}: is damaged, and so is its copy {copy.name}: restore the folder from a backup"
-        )
+    if not last.exists() and (not ledger.exists() or not ledger.stat().st_size):
+        return ""  # the first start
+    if not healthy(last):
+        raise StateError(f"ledger: {ledger}: is damaged, and so is its copy {last.name}: restore it from a backup")
     aside = folder / f"ledger.damaged-{int(time.time())}.db"
     for suffix in ("", "-wal", "-shm"):
         part = folder / f"{LEDGER}{suffix}"
         if part.exists():
             os.replace(part, f"{aside}{suffix}")
-    copy_database(copy, ledger)
-    return f"ledger: {ledger}: is damaged, and kept as {aside.name}: its copy made after a round takes its place"
+    kept = "all but what was sent since the last whole copy is there"
+    if healthy(whole):
+        _replace(whole, ledger, lambda found: _take_last(found, last))
+    else:
+        _replace(last, ledger)
+        kept = "the counts of bytes of its rounds are lost"
+    return (
+        f"ledger: {ledger}: is damaged, and kept as {aside.name}: its copies made after a round take its place: {kept}"
+    )
 
 
-def copy_database(source: Path | sqlite3.Connection, target: Path) -> None:
+def copy_ledger(database: sqlite3.Connection, folder: Path, rounds: int) -> None:
+    """Copy what a run cannot go on without after each round, and all of it the more seldom the larger it is."""
+    size = database.execute("PRAGMA page_count").fetchone()[0] * database.execute("PRAGMA page_size").fetchone()[0]
+    if rounds % (1 + size // OFTEN) == 0:
+        _replace(database, folder / WHOLE)
+    part = folder / f"{LAST}.part"
+    part.unlink(missing_ok=True)
+    with _opened(part) as target:
+        target.execute("PRAGMA synchronous=OFF")  # it is synchronized once, before it has its name
+        target.executescript(SCHEMA)
+        for table in NEEDED:
+            rows = database.execute(f"SELECT * FROM {table}").fetchall()
+            if rows:
+                target.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+        target.commit()
+    _put(part, folder / LAST)
+
+
+def _take_last(database: sqlite3.Connection, last: Path) -> None:
+    with _opened(last) as newer:
+        for table in NEEDED:
+            rows = newer.execute(f"SELECT * FROM {table}").fetchall()
+            database.execute(f"DELETE FROM {table}")
+            if rows:
+                database.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+    database.commit()
+
+
+def _replace(
+    source: Path | sqlite3.Connection,
+    target: Path,
+    change: Callable[[sqlite3.Connection], None] = lambda database: None,
+) -> None:
     """A consistent copy of a database that may be in use; whole or not at all."""
     part = target.with_name(f"{target.name}.part")
     part.unlink(missing_ok=True)
-    opened = sqlite3.connect(source) if isinstance(source, Path) else source
-    written = sqlite3.connect(part)
-    try:
-        opened.backup(written)
-    finally:
-        written.close()
+    with _opened(part) as written:
         if isinstance(source, Path):
-            opened.close()
+            with _opened(source) as opened:
+                opened.backup(written)
+        else:
+            source.backup(written)
+        change(written)
+    _put(part, target)
+
+
+def _put(part: Path, target: Path) -> None:
     handle = os.open(part, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
     os.replace(part, target)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    database = sqlite3.connect(path)
+    try:
+        yield database
+    finally:
+        database.close()

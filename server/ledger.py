@@ -20,7 +20,7 @@ from fedcompress.failpoints import reach
 from fedcompress.merging.outer import OuterState
 from fedcompress.pipeline import decode_state
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest, to_bytes
-from server.durability import COPY, LEDGER, copy_database, recover_file
+from server.durability import LEDGER, copy_ledger, recover_file
 from server.schema import SCHEMA, upgrade
 
 
@@ -349,4 +349,4 @@ class Ledger:
 
     def copy(self) -> None:
         """Copy the ledger beside itself, for the case that a disk damages it."""
-        copy_database(self._db, self._folder / COPY)
+        copy_ledger(self._db, self._folder, self.rounds_done)

@@ -16,13 +16,13 @@ from benchmarks.settings.base import Setting
 from benchmarks.settings.clinc import clinc
 
 ROUNDS, SEEDS, LR = 10, (0, 1, 2), 2e-3
-RULES = ("adamw", "adamw8bit", "frugal(update_gap=12,free_scale=0.1)", "galore(rank=2,update_gap=12,scale=1)")
+RULES = ("adamw8bit", "frugal(update_gap=12,free_scale=0.1)")
 STATES = ("reset", "keep")
 
 
 @cache
 def _setting() -> Setting:
-    return clinc(eval_rows=4500)
+    return clinc(eval_rows=1500)
 
 
 def run(rule: str, state: str, seed: int, out: Path) -> list[float]:

@@ -135,7 +135,7 @@ class Questions:
     steps: ClassVar[int] = 24
     rank: ClassVar[int] = 144
     gap: ClassVar[int] = 12
-    grid: ClassVar[tuple[float, ...]] = (3e-5, 1e-4, 3e-4, 1e-3)
+    grid: ClassVar[tuple[float, ...]] = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 
     def __init__(self) -> None:
         _, tokenizer = load_smollm2()

@@ -221,7 +221,7 @@ def test_a_blob_that_a_disk_has_damaged(tmp_path: Path, what: str) -> None:
     assert [s.trained for s in world.sites.values()] == [4, 4, 4]
 
 
-@pytest.mark.parametrize("harm", ["torn", "flipped", "empty"])
+@pytest.mark.parametrize("harm", ["torn", "flipped", "overwritten", "empty", "gone"])
 def test_a_ledger_that_a_disk_has_damaged(tmp_path: Path, harm: str) -> None:
     plain, world = World(tmp_path / "plain"), World(tmp_path / "damaged")
     plain.run()
@@ -233,15 +233,51 @@ def test_a_ledger_that_a_disk_has_damaged(tmp_path: Path, harm: str) -> None:
             data = data[: len(data) // 2]
         case "flipped":
             data[100:4096] = bytes(b ^ 0x55 for b in data[100:4096])
-        case "empty":
+        case "overwritten":
             data = bytearray(b"x" * 100)
+        case _:
+            data = bytearray()
     path.write_bytes(data)
+    if harm == "gone":
+        path.unlink()
     world.events.clear()
     world.run()
     assert world.result() == plain.result()
     (note,) = [e["message"] for e in world.events if e["event"] == "recovered"]
-    assert "its copy made after a round takes its place" in note
-    assert list(path.parent.glob("ledger.damaged-*.db"))
+    assert "copies made after a round take its place: all but" in note
+    assert harm == "gone" or list(path.parent.glob("ledger.damaged-*.db"))
+
+
+def test_a_ledger_without_a_whole_copy(tmp_path: Path) -> None:
+    """What a run needs is there; what was counted is not."""
+    plain, world = World(tmp_path / "plain"), World(tmp_path / "damaged")
+    plain.run()
+    world.run(rounds=2)
+    folder = world.folder / "coordinator"
+    (folder / "ledger.whole.db").unlink()
+    (folder / "ledger.db").write_bytes(b"x")
+    world.events.clear()
+    world.run()
+    assert world.result() == plain.result()
+    (note,) = [e["message"] for e in world.events if e["event"] == "recovered"]
+    assert "counts of bytes of its rounds are lost" in note
+
+
+def test_a_large_ledger_is_copied_as_a_whole_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged after a round whose whole copy is older: it goes on at the last round all the same."""
+    monkeypatch.setattr("server.durability.OFTEN", 1 << 16)
+    plain, world = World(tmp_path / "plain"), World(tmp_path / "damaged")
+    plain.run(rounds=6)
+    with pytest.raises(Killed):
+        world.run(lambda what, node, number: stop_before(what, number, 6), rounds=6)
+    folder = world.folder / "coordinator"
+    with sqlite3.connect(folder / "ledger.whole.db") as db:
+        assert db.execute("SELECT MAX(round) FROM round").fetchone()[0] < 5
+    (folder / "ledger.db").write_bytes(b"x")
+    world.events.clear()
+    world.run(rounds=6)
+    assert world.result() == plain.result()
+    assert [e["round"] for e in rounds(world)] == [6]
 
 
 def test_a_ledger_and_its_copy(tmp_path: Path) -> None:

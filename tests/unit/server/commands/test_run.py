@@ -188,5 +188,5 @@ def test_a_damaged_ledger_is_replaced_by_its_copy_before_it_is_read(
     for suffix in ("-wal", "-shm"):
         ledger.with_name(f"ledger.db{suffix}").unlink(missing_ok=True)
     assert run(world, resume=True) == 0
-    assert "its copy made after a round takes its place" in said[0][0]
+    assert "copies made after a round take its place" in said[0][0]
     assert command._done(load_settings(tmp_path / "coordinator.toml")) == 2

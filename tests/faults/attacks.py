@@ -1,0 +1,35 @@
+"""Each attack that the threat model names, and the tests that try it; ``make chaos`` runs them and prints the table."""
+
+from __future__ import annotations
+
+TRUST, PARTS, KEYS = "tests/unit/server/test_trust.py", "tests/unit/server/test_parts.py", "tests/unit/identity"
+HOSTILE, CORE = "tests/hostile/test_refused.py", "tests/unit/test_core.py"
+AUDIT = f"{KEYS}/test_audit.py"
+ATTACKS: dict[str, tuple[str, ...]] = {
+    "wrong key": (f"{TRUST}::test_refused[unknown-key]", f"{TRUST}::test_a_site_with_a_wrong_key_is_refused_and_told"),
+    "no or broken signature": (f"{TRUST}::test_refused[signature]", f"{TRUST}::test_a_signature_cannot_be_cut_off"),
+    "revoked key": (f"{TRUST}::test_refused[revoked]", f"{TRUST}::test_revoked_while_the_run_goes_on"),
+    "swapped site": (f"{TRUST}::test_refused[swapped-site]", f"{TRUST}::test_a_site_takes_only_what_is_signed_for_it"),
+    "another coordinator": (f"{TRUST}::test_another_coordinator_is_refused_by_all_sites",),
+    "expired certificate": (f"{KEYS}/test_certs.py::test_an_expired_certificate",),
+    "self-made certificate, downgraded TLS, unregistered node": (
+        "tests/integration/test_tls.py::test_a_superlink_knows_its_nodes_and_a_node_its_superlink",
+    ),
+    "replayed body": (f"{TRUST}::test_replayed_to_another_round", f"{PARTS}::test_refused[duplicate-site]"),
+    "old task": (f"{TRUST}::test_an_old_task_is_refused",),
+    "forged round": (f"{PARTS}::test_refused[round]", f"{PARTS}::test_refused[base-digest]"),
+    "oversized frame, decompression bomb": (f"{HOSTILE}::test_a_bomb_allocates_nothing",),
+    "not-a-number and infinite values": (f"{HOSTILE}::test_sections_that_lie", f"{HOSTILE}::test_headers_that_lie"),
+    "norm bomb": ("tests/unit/server/test_rounds.py::test_an_update_far_longer_than_the_others",),
+    "path tricks in names": ("tests/unit/wire/test_envelope.py", f"{KEYS}/test_keys.py::test_names", CORE),
+    "an app of another version": (CORE,),
+    "log injection": (
+        f"{KEYS}/test_audit.py::test_no_text_ends_a_line",
+        f"{KEYS}/test_audit.py::test_an_injected_line",
+    ),
+    "changed, cut or exchanged audit log": (AUDIT,),
+    "pickle and code in what is received": (
+        "tests/unit/test_boundaries.py::test_nothing_received_is_unpickled_or_evaluated",
+        "tests/hostile/test_no_pickle.py",
+    ),
+}
