@@ -62,6 +62,7 @@ class History:
 
     Raises:
         ConfigError: there is no ledger.
+        StateError: it cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -69,7 +70,7 @@ class History:
         if not path.is_file():
             raise ConfigError("DIR", folder, f"must be a coordinator's state directory: it has no {LEDGER}")
         self.folder = folder
-        self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
+        self._db = _opened(path.resolve())
 
     def __enter__(self) -> Self:
         return self
@@ -188,6 +189,24 @@ class History:
             run,
         )
         return [Awaited(round=r, node=n, site=s, since=sent, until=until) for r, n, s, sent, until in rows]
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    """A ledger, to read only; by users who may not write its folder, once nobody writes it."""
+    wal = path.with_name(f"{path.name}-wal")
+    for options in ("mode=ro", "mode=ro&immutable=1"):
+        database = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True, isolation_level=None)
+        try:
+            database.execute("SELECT COUNT(*) FROM sqlite_master")
+        except sqlite3.DatabaseError as error:
+            database.close()
+            # Without the files that it shares with a writer, and which it may not make, SQLite cannot see one.
+            if not isinstance(error, sqlite3.OperationalError) or (wal.exists() and wal.stat().st_size):
+                raise StateError(f"ledger: {path}: cannot be read: {error}") from error
+            cause = error
+        else:
+            return database
+    raise StateError(f"ledger: {path}: cannot be read: {cause}") from cause
 
 
 def read_events(folder: Path, run: str = "") -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedcompress.errors import StateError
 from fedcompress.types import Layout
 from server.durability import LEDGER
 from server.history import History
@@ -70,10 +69,9 @@ class Reader(History):
             self._db = _current(None)
             return
         super().__init__(folder)
-        try:
-            self._db = _opened(self._db, (folder / LEDGER).resolve())
-        except sqlite3.DatabaseError as error:
-            raise StateError(f"ledger: {folder / LEDGER}: cannot be read: {error}") from error
+        if not _columns(self._db) >= _columns(_current(None)):
+            source, self._db = self._db, _current(self._db)
+            source.close()
 
     @contextmanager
     def one_look(self) -> Iterator[None]:
@@ -181,24 +179,6 @@ class Reader(History):
         query = "SELECT round, node, site, code, message, at FROM refusal WHERE run=? ORDER BY id DESC LIMIT ?"
         rows = self._rows(query, run, limit)
         return [Refusal(round=r, node=n, site=s, code=c, message=m, at=at) for r, n, s, c, m, at in rows]
-
-
-def _opened(database: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    try:
-        is_current = _columns(database) >= _columns(_current(None))
-    except sqlite3.OperationalError:
-        if path.with_name(f"{path.name}-wal").exists():
-            raise
-        # Nobody writes, and we may not: SQLite could not make the files that it shares with a writer.
-        database.close()
-        database = sqlite3.connect(f"{path.as_uri()}?mode=ro&immutable=1", uri=True, isolation_level=None)
-        is_current = _columns(database) >= _columns(_current(None))
-    if is_current:
-        return database
-    try:
-        return _current(database)
-    finally:
-        database.close()
 
 
 def _columns(database: sqlite3.Connection) -> set[tuple[str, str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fedcompress.errors import StateError
 from server.watch import serve
 from server.watch.view import Snapshot, snapshot
 from server.watch.web import Looks, WatchServer
@@ -84,7 +85,8 @@ def test_a_lost_server_is_said(finished_run: Path, tmp_path: Path) -> None:
 
     class Once(Looks):
         def __call__(self) -> object:  # type: ignore[override]
-            next(answers)
+            if not next(answers, False):
+                raise StateError("ledger: cannot be read")
             return super().__call__()
 
     with WatchServer(Once(lambda: snapshot(finished_run)), "127.0.0.1", 0, "", ()) as server:

@@ -204,7 +204,7 @@ def test_a_folder_that_may_not_be_written(state: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("sqlite3.connect", connect)
     assert snapshot(state).rounds_done == 4
-    (state / "ledger.db-wal").write_bytes(b"")
+    (state / "ledger.db-wal").write_bytes(b"what a writer has committed")
     with pytest.raises(StateError, match="cannot be read"):
         snapshot(state)
 
