@@ -19,15 +19,21 @@ TAIL = 4 << 20  # bytes of the events that are looked at
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRow:
-    """One committed round; ``quality`` is that of the version it made, once somebody has evaluated that."""
+    """One committed round; ``quality`` is that of the version it made, once somebody has evaluated that.
+
+    ``late`` counts updates from older versions among the merged; ``protocol_bytes`` are what Flower's records add,
+    both ways.
+    """
 
     round: int
     version: int
     asked: int
     merged: int
+    late: int
     refused: int
     uplink_bytes: int
     downlink_bytes: int
+    protocol_bytes: int
     seconds: float
     at: float
     quality: Quality | None
@@ -112,7 +118,7 @@ class History:
     def rounds(self, run: str) -> list[RoundRow]:
         """All committed rounds."""
         refused = dict(self._rows("SELECT round, COUNT(*) FROM refusal WHERE run=? GROUP BY round", run))
-        quality = dict(self.quality(run))
+        quality, late, protocol = dict(self.quality(run)), self._late(run), self._protocol(run)
         rows = self._rows(
             "SELECT round, version, asked, merged, seconds, at FROM round WHERE run=? ORDER BY round", run
         )
@@ -125,15 +131,30 @@ class History:
                     version=version,
                     asked=asked,
                     merged=merged,
+                    late=late.get(round_, 0),
                     refused=refused.get(round_, 0),
                     uplink_bytes=carried["up"],
                     downlink_bytes=carried["down"],
+                    protocol_bytes=protocol.get(round_, 0),
                     seconds=seconds,
                     at=at,
                     quality=quality.get(version),
                 )
             )
         return out
+
+    def _late(self, run: str) -> dict[int, int]:
+        """Updates that were trained from a version before the one that their round began with."""
+        return dict(
+            self._rows(
+                "SELECT merged.round, COUNT(*) FROM merged JOIN round USING (run, round)"
+                " WHERE merged.run=? AND trained_version < version - 1 GROUP BY merged.round",
+                run,
+            )
+        )
+
+    def _protocol(self, run: str) -> dict[int, int]:
+        return dict(self._rows("SELECT round, SUM(protocol) FROM message WHERE run=? GROUP BY round", run))
 
     def quality(self, run: str) -> list[tuple[int, Quality]]:
         """Versions that were evaluated: sites measure, in a round, the version that it starts from."""

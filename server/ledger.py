@@ -15,13 +15,13 @@ from pathlib import Path
 
 from fedcompress.blobs import BlobStore
 from fedcompress.database import open_database, transaction
-from fedcompress.errors import MismatchError, StateError, WireError
+from fedcompress.errors import MismatchError, StateError
 from fedcompress.failpoints import reach
 from fedcompress.merging.outer import OuterState
-from fedcompress.pipeline import decode_state
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest, to_bytes
 from server.durability import LEDGER, copy_ledger, recover_file
 from server.schema import SCHEMA, upgrade
+from server.versions import replay
 
 
 @dataclass(frozen=True)
@@ -202,14 +202,7 @@ class Ledger:
         ).fetchall()
         if len(rows) != version + 1:
             raise StateError(f"version: {version}: run {self.run} has versions 0 to {len(rows) - 1}")
-        state: Tensors | None = None
-        for (name,) in rows:
-            try:
-                _, state = decode_state(self.blobs.get(name), layout, state)
-            except (WireError, MismatchError) as error:
-                raise StateError(f"version {version}: its chain is damaged: {error}") from error
-        assert state is not None
-        return state
+        return replay(self.blobs, layout, [name for (name,) in rows])
 
     def _undo(self, version: int) -> None:
         """Drop all that came after a version."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fedcompress.blobs import BlobStore
-from fedcompress.errors import ConfigError, StateError
+from fedcompress.errors import ConfigError, MismatchError, StateError, WireError
 from fedcompress.pipeline import decode_state
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest
 from server.history import History
@@ -44,12 +46,22 @@ def _stored(blobs: BlobStore, layout: Layout, name: str | None) -> Tensors | Non
 
 
 def _replayed(blobs: BlobStore, layout: Layout, path: list[tuple[int, str, str, str | None]]) -> Tensors:
-    state: Tensors | None = None
-    for number, (version, _, envelope, kept) in enumerate(path):
-        if number == 0 and version:
-            state = _stored(blobs, layout, kept)
-            if state is not None:
-                continue
-        _, state = decode_state(blobs.get(envelope), layout, state)
+    names = [envelope for _, _, envelope, _ in path]
+    first, _, _, kept = path[0]
+    state = _stored(blobs, layout, kept) if first else None
+    return replay(blobs, layout, names[1:] if state is not None else names, state)
+
+
+def replay(blobs: BlobStore, layout: Layout, envelopes: Sequence[str], state: Tensors | None = None) -> Tensors:
+    """The state that a chain of envelopes, named by their blobs, leads to.
+
+    Raises:
+        StateError: a blob is missing or changed, or the chain is broken.
+    """
+    for name in envelopes:
+        try:
+            _, state = decode_state(blobs.get(name), layout, state)
+        except (WireError, MismatchError) as error:
+            raise StateError(f"blob: {name[:16]}: the chain of versions is broken there: {error}") from error
     assert state is not None
     return state

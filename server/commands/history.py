@@ -57,14 +57,14 @@ def run(options: Options) -> int:
 
 
 def _rounds(found: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
-    heads = ("round", "version", "asked", "merged", "refused", "bytes up", "bytes down", "seconds", "accuracy", "loss")
+    counted = ("round", "version", "asked", "merged", "late", "refused")
+    heads = (*counted, "bytes up", "bytes down", "protocol", "seconds", "accuracy", "loss")
     rows = []
     for row in found:
         quality = row["quality"]
         measured = [f"{quality[k]:.4f}" for k in ("accuracy", "loss")] if quality else ["...", "..."]
-        sizes = [f"{row[k]:,}" for k in ("uplink_bytes", "downlink_bytes")]
-        counts = [str(row[k]) for k in ("round", "version", "asked", "merged", "refused")]
-        rows.append([*counts, *sizes, f"{row['seconds']:.1f}", *measured])
+        sizes = [f"{row[k]:,}" for k in ("uplink_bytes", "downlink_bytes", "protocol_bytes")]
+        rows.append([*(str(row[k]) for k in counted), *sizes, f"{row['seconds']:.1f}", *measured])
     return heads, rows
 
 

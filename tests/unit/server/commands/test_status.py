@@ -20,7 +20,7 @@ from server.history import History, read_events
 from server.places import COORDINATOR_LOCK, EVENTS, RUN_LOCK
 from server.stopping import request_stop, stop_requested
 from tests.unit.server.commands.world import config_file, settled
-from tests.unit.server.memory import Killed, World
+from tests.unit.server.memory import Killed, SlowTransport, World
 
 
 def facts(world: World) -> dict[str, Any]:
@@ -121,12 +121,23 @@ def test_the_history_is_what_the_coordinator_has_said(tmp_path: Path, capsys: py
     qualities = {e["version"]: e for e in world.events if e["event"] == "quality"}
     assert len(found["rounds"]) == len(said) == 4
     for row, event in zip(found["rounds"], said, strict=True):
-        for key in ("round", "version", "asked", "merged", "uplink_bytes", "downlink_bytes"):
+        for key in ("round", "version", "asked", "merged", "late", "uplink_bytes", "downlink_bytes"):
             assert row[key] == event[key], key
         assert row["refused"] == 0
         assert row["quality"]["accuracy"] == qualities[row["version"]]["accuracy"]
     assert found["start"]["loss"] == qualities[0]["loss"]
     assert found["bytes"]["up"] == world.events[-1]["up"]["payload_bytes"]
+
+
+def test_late_updates_and_what_flower_adds_are_in_the_history(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    slow = SlowTransport(world.sites, lambda site, round_: 15.0 if (site, round_) == ("south", 1) else 6.0)
+    world.over(slow, late="merge", round_timeout=10.0, rounds=3)
+    settled(world)
+    with History(tmp_path / "coordinator") as found:
+        rounds = found.rounds("run")
+    assert [row.late for row in rounds] == [e["late"] for e in world.events if e["event"] == "round"] == [0, 1, 0]
+    assert all(row.protocol_bytes > 0 for row in rounds)
 
 
 def test_sites_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
