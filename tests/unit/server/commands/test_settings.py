@@ -116,8 +116,9 @@ def test_the_address_that_this_machine_connects_to(tmp_path: Path, listen: str, 
 
 def test_the_example_is_taken(tmp_path: Path) -> None:
     text = (Path(__file__).parents[4] / "deploy" / "coordinator.example.toml").read_text()
-    for name in ("ca.crt", "server.pem", "server.key"):
-        (tmp_path / name).write_text("")
+    (tmp_path / "certs").mkdir()
+    for name in ("ca.crt", "server.crt", "server.key"):
+        (tmp_path / "certs" / name).write_text("")
     settings = load_settings(written(tmp_path, text))
     assert settings.coordinator.supernode_keys
     assert settings.run.quorum <= settings.run.min_sites
