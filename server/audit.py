@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ DECISIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "finished": ("exported", ("adapter",)),
     "failed": ("run-failed", ("message",)),
 }
-WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a model
 
 
 class Audited:
@@ -37,10 +37,15 @@ class Audited:
         if name:
             kept = {fact: event[fact] for fact in facts if fact in event}
             if name == "exported":
-                kept["digest"] = _digest(Path(event["adapter"]) / WEIGHTS)
+                kept["digest"] = _digest(Path(event["adapter"]))
             self._log.append(name, run=self._run, **kept)
         self._emit(event)
 
 
-def _digest(path: Path) -> str:
-    return sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+def _digest(folder: Path) -> str:
+    """SHA-256 of the exported weights in hex, read piece by piece; empty if there are none."""
+    for path in (folder / name for name in WEIGHTS):
+        if path.is_file():
+            with path.open("rb") as stream:
+                return file_digest(stream, "sha256").hexdigest()
+    return ""
