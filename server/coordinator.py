@@ -21,14 +21,14 @@ from fedcompress.errors import AdmissionError, TrainingError
 from fedcompress.failpoints import reach
 from fedcompress.merging import Spool
 from fedcompress.pipeline import encode_constants, encode_snapshot
-from fedcompress.types import state_digest, zeros
+from fedcompress.types import l2_norm, state_digest, zeros
 from fedcompress.weights import is_weights
 from fedcompress.weights.export import check_run, export_run
 from fedcompress.wire import Kind, digest_of
 from server.admission import Expected, admit
 from server.evaluate import Quality, pool
 from server.ledger import Ledger, MergedRow, Published
-from server.norms import HISTORY, bound_of, norm_of
+from server.norms import HISTORY, bound_of
 from server.publish import Downlinks
 from server.roster import Roster
 from server.stopping import clear_stop, stop_requested
@@ -369,7 +369,7 @@ class Coordinator:
         self._emit({"event": "reply", **about, **sent, "replayed": bool(status.get("replayed")), "metrics": metrics})
         if not steps:
             return Admitted(header.site, envelope, tensors, reply.node, asked.version)
-        norm = norm_of(tensors)
+        norm = l2_norm(tensors.values())
         spool = Spool(self._updates, self.layout, ())  # on the disk: memory does not grow with the number of sites
         spool.add(envelope.digest.hex(), tensors)
         mapped = spool.mapped(envelope.digest.hex())

@@ -118,7 +118,7 @@ class History:
     def rounds(self, run: str) -> list[RoundRow]:
         """All committed rounds."""
         refused = dict(self._rows("SELECT round, COUNT(*) FROM refusal WHERE run=? GROUP BY round", run))
-        quality, late, protocol = dict(self.quality(run)), self._late(run), self._protocol(run)
+        quality, late, protocol = dict(self.quality(run)), self.late(run), self._protocol(run)
         rows = self._rows(
             "SELECT round, version, asked, merged, seconds, at FROM round WHERE run=? ORDER BY round", run
         )
@@ -143,15 +143,13 @@ class History:
             )
         return out
 
-    def _late(self, run: str) -> dict[int, int]:
-        """Updates that were trained from a version before the one that their round began with."""
-        return dict(
-            self._rows(
-                "SELECT merged.round, COUNT(*) FROM merged JOIN round USING (run, round)"
-                " WHERE merged.run=? AND trained_version < version - 1 GROUP BY merged.round",
-                run,
-            )
+    def late(self, run: str) -> dict[int, int]:
+        """How many updates of a round were trained from an older version than the one that it began with."""
+        query = (
+            "SELECT m.round, COUNT(*) FROM merged m JOIN round r ON r.run=m.run AND r.round=m.round"
+            " WHERE m.run=? AND m.trained_version < r.version - 1 GROUP BY m.round"
         )
+        return dict(self._rows(query, run))
 
     def _protocol(self, run: str) -> dict[int, int]:
         return dict(self._rows("SELECT round, SUM(protocol) FROM message WHERE run=? GROUP BY round", run))

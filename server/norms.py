@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median_low
 
-import numpy as np
-
-from fedcompress.types import Tensors
-
 HISTORY = 3  # rounds whose norms count with those of this one
-
-
-def norm_of(tensors: Tensors) -> float:
-    """Euclidean norm of an update, in float64; tensors may be mapped from a file."""
-    return float(np.sqrt(sum(np.square(v, dtype=np.float64).sum() for v in tensors.values())))
 
 
 def bound_of(factor: float, norms: Sequence[float], before: Sequence[float]) -> float:

@@ -131,14 +131,6 @@ class Reader(History):
         query = "SELECT round, version, asked, merged, seconds, at FROM round WHERE run=? ORDER BY round"
         return [(r, v, a, m, s, at) for r, v, a, m, s, at in self._rows(query, run)]
 
-    def late(self, run: str) -> dict[int, int]:
-        """How many updates of a round were trained from an older version than the one that it began with."""
-        query = (
-            "SELECT m.round, COUNT(*) FROM merged m JOIN round r ON r.run=m.run AND r.round=m.round"
-            " WHERE m.run=? AND m.trained_version < r.version - 1 GROUP BY m.round"
-        )
-        return dict(self._rows(query, run))
-
     def last_merged(self, run: str) -> dict[str, int]:
         """The last round that merged an update of a site."""
         return dict(self._rows("SELECT site, MAX(round) FROM merged WHERE run=? GROUP BY site", run))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from fedcompress.adapters import load_adapter
 from fedcompress.types import state_digest
-from tests.integration.proxy import CountingProxy
+from tests.faults.links import Link, ShapedProxy
 from tests.site_support import LABELS, run_federation
 
 
@@ -64,7 +65,7 @@ def test_ledger_equals_what_crossed_the_sockets(tmp_path: Path, template: Path) 
     """
     socket_bytes, payload, messages = {}, {}, {}
     for codec in ("lora-ternary", "none"):
-        proxy = CountingProxy()
+        proxy = ShapedProxy(Link(mbit=math.inf))
         try:
             events = run_federation(
                 tmp_path / codec, template, rounds=2, via=proxy.to, codec=codec, **{"downlink-codec": codec}
@@ -73,7 +74,7 @@ def test_ledger_equals_what_crossed_the_sockets(tmp_path: Path, template: Path) 
             proxy.close()
         for way in ("up", "down"):
             end = events[-1][way]
-            socket_bytes[codec, way] = getattr(proxy, way)
+            socket_bytes[codec, way] = proxy.carried[way]
             payload[codec, way], messages[codec, way] = end["payload_bytes"], end["messages"]
     for way in ("up", "down"):
         overhead = (socket_bytes["lora-ternary", way] - payload["lora-ternary", way]) / messages["lora-ternary", way]
