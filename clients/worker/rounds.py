@@ -74,7 +74,7 @@ class RoundRunner:
         if held.version != task.version:
             raise MismatchError("base-digest", f"version: {held.version} is held: the task needs {task.version}")
         base = held.digest
-        returned = self._session.settle(task.run, task.round, base, task.merged)
+        returned = self._session.settle(task.run, task.round, base, task.merged, is_named=bool(task.site))
         reach("site.settled")
         if returned:
             progress(phase="settle", text=f"{returned} unmerged update(s) returned to the residual")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from clients.worker import setback
 from fedcompress.blobs import BlobStore, BlobWriter
 from fedcompress.codecs import Feedback, pack_residual, unpack_residual
 from fedcompress.database import open_database, transaction
@@ -70,7 +71,7 @@ class Session:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._blobs = BlobStore(folder / "blobs", "site.blob")
-        self._db = open_database(folder / "session.db", _SCHEMA, any_thread=True)
+        self._db = open_database(folder / "session.db", _SCHEMA + setback.SCHEMA, any_thread=True)
         self._checked: dict[str, Path] = {}
 
     def close(self) -> None:
@@ -207,22 +208,34 @@ class Session:
         assert found is not None
         return found
 
-    def settle(self, run: str, round_: int, base_digest: bytes, merged: Sequence[str]) -> int:
+    def settle(
+        self, run: str, round_: int, base_digest: bytes, merged: Sequence[str], *, is_named: bool = False
+    ) -> int:
         """Close the outbox but for a reply to this very request; unmerged updates return to the residual.
+
+        A coordinator that was set back asks again for rounds that it had merged: replies to them and to later ones are
+        open again. If this site was set back itself, what it holds may have been merged or sent on since: residual and
+        open replies are lost.
 
         Args:
             run: run name.
             round_: the round asked for now.
             base_digest: the published state that it starts from.
             merged: hex digests; this site's last merged update is among them.
+            is_named: they are of this site alone.
 
         Returns:
             How many updates were returned.
         """
+        if setback.is_set_back(self._db, run, merged, is_named=is_named):
+            LOG.error("run %s: this site was set back: its residual and open replies are lost", run)
+            self._drop(run)
+        setback.remember(self._db, run, merged, is_named=is_named)
+        self._db.execute("UPDATE outbox SET status='open' WHERE run=? AND status='merged' AND round>=?", (run, round_))
         rows = self._db.execute(
-            "SELECT round, digest, blob FROM outbox WHERE run=? AND status='open'"
+            "SELECT round, digest, blob FROM outbox WHERE run=? AND status='open' AND round<=?"
             " AND NOT (round=? AND base_digest=?) ORDER BY round",
-            (run, round_, base_digest.hex()),
+            (run, round_, round_, base_digest.hex()),
         ).fetchall()
         if not rows:
             return 0
@@ -244,6 +257,16 @@ class Session:
                 self._db.execute("UPDATE outbox SET status=? WHERE run=? AND round=?", (status, run, number))
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
         return len(unmerged)
+
+    def _drop(self, run: str) -> None:
+        """Empty residual and outbox of a run whose published state is held."""
+        held = self.held(run)
+        assert held is not None
+        none = STREAM + self._blobs.put(MAGIC) if held.is_stream else ""
+        name = none or self._blobs.put(pack_residual(zeros(held.layout), held.layout))
+        with self._transaction():
+            self._db.execute("DELETE FROM outbox WHERE run=?", (run,))
+            self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
 
     def _give_back(self, held: Held, unmerged: Sequence[bytes]) -> str:
         """The residual with what was sent in vain, part by part."""

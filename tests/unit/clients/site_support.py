@@ -42,7 +42,7 @@ class FakeSite:
         self.refused += task.refused
         layout = Layout.from_json(task.layout)
         held = self.session.receive(task.run, layout, bundle)
-        self.session.settle(task.run, task.round, held.digest, task.merged)
+        self.session.settle(task.run, task.round, held.digest, task.merged, is_named=bool(task.site))
         reach("site.settled")
         stored = self.session.replay(task.run, task.round, held.digest) if task.steps else None
         if stored is not None:
