@@ -9,13 +9,37 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedcompress.errors import NoSpaceError, StateError
+from fedcompress.errors import ConfigError, NoSpaceError, StateError
 from fedcompress.space import is_full, room_for
+from server.places import RESTORED
 from server.schema import SCHEMA
 
 LEDGER, LAST, WHOLE = "ledger.db", "ledger.last.db", "ledger.whole.db"
 NEEDED = ("run", "version", "round", "merged", "site")  # tables without which a run cannot go on
 OFTEN = 4 << 20  # bytes up to which a ledger is copied as a whole after each round
+
+
+def restored_at(folder: Path) -> int:
+    """When the state directory was last restored, seconds since 1970, as whoever did it has noted; 0: never.
+
+    Raises:
+        ConfigError: the note is no number.
+    """
+    note = folder / RESTORED
+    try:
+        return int(note.read_text())
+    except FileNotFoundError:
+        return 0
+    except ValueError as error:
+        raise ConfigError(RESTORED, note, "must hold the seconds since 1970: date +%s") from error
+
+
+def note_restored(folder: Path) -> None:
+    """Note that what is committed may be older than what sites were asked for."""
+    part = folder / f"{RESTORED}.part"
+    with room_for(folder / RESTORED):
+        part.write_text(f"{max(int(time.time()), restored_at(folder) + 1)}\n")
+        part.replace(folder / RESTORED)
 
 
 def healthy(path: Path) -> bool:
@@ -50,6 +74,7 @@ def recover_file(folder: Path) -> str:
         return ""  # the first start
     if not healthy(last):
         raise StateError(f"ledger: {ledger}: is damaged, and so is its copy {last.name}: restore it from a backup")
+    note_restored(folder)
     aside = folder / f"ledger.damaged-{int(time.time())}.db"
     for suffix in ("", "-wal", "-shm"):
         part = folder / f"{LEDGER}{suffix}"

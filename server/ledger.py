@@ -19,7 +19,7 @@ from fedcompress.errors import MismatchError, StateError
 from fedcompress.failpoints import reach
 from fedcompress.merging.outer import OuterState
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest, to_bytes
-from server.durability import LEDGER, copy_ledger, recover_file
+from server.durability import LEDGER, copy_ledger, note_restored, recover_file
 from server.schema import SCHEMA, upgrade
 from server.versions import replay
 
@@ -206,6 +206,7 @@ class Ledger:
 
     def _undo(self, version: int) -> None:
         """Drop all that came after a version."""
+        note_restored(self._folder)
         with self.transaction():
             rounds = "SELECT round FROM round WHERE run=? AND version>?"
             run, after = self.run, (self.run, version)

@@ -18,7 +18,7 @@ from clients.worker import setback
 from fedcompress.blobs import BlobStore, BlobWriter
 from fedcompress.codecs import Feedback, pack_residual, unpack_residual
 from fedcompress.database import open_database, transaction
-from fedcompress.errors import IdentityError, MismatchError, StateError
+from fedcompress.errors import MismatchError, StateError
 from fedcompress.failpoints import reach
 from fedcompress.parts import values_of
 from fedcompress.pipeline import check_layout, decode_constants, decode_state, decode_update
@@ -38,7 +38,6 @@ CREATE TABLE IF NOT EXISTS outbox (
   blob TEXT NOT NULL, status TEXT NOT NULL CHECK (status IN ('open', 'merged', 'returned')),
   PRIMARY KEY (run, round));
 CREATE TABLE IF NOT EXISTS constant (run TEXT PRIMARY KEY, digest TEXT NOT NULL, blob TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS newest (run TEXT PRIMARY KEY, round INTEGER NOT NULL, version INTEGER NOT NULL);
 """
 STREAM = "stream:"  # before the names of blobs whose tensors are read part by part
 MAX_CONSTANTS = 1 << 34  # bytes
@@ -278,23 +277,16 @@ class Session:
             residual = opened(self._checked[name], held.layout)
         return STREAM + name
 
-    def advance(self, run: str, round_: int, version: int) -> None:
+    def advance(self, run: str, round_: int, version: int, life: int = 0) -> None:
         """Take note of a task that the coordinator has signed; an older one is a copy that somebody kept.
 
-        It would lead back to an old state, and return to the residual what was merged since.
+        It would lead back to an old state, and return to the residual what was merged since. ``life`` is when the
+        coordinator was restored: a later one begins anew.
 
         Raises:
-            IdentityError: ``replay``: a later round or version was asked for before.
+            IdentityError: ``replay``: a later life, round or version was asked for before.
         """
-        with transaction(self._db):
-            row = self._db.execute("SELECT round, version FROM newest WHERE run=?", (run,)).fetchone() or (0, 0)
-            if round_ < row[0] or version < row[1]:
-                raise IdentityError(
-                    "replay",
-                    f"task: round {round_}, version {version} of run {run}: round {row[0]}, version {row[1]} was asked "
-                    "for before: a coordinator that was set back needs a new run name",
-                )
-            self._db.execute("INSERT OR REPLACE INTO newest VALUES (?, ?, ?)", (run, round_, version))
+        setback.advance(self._db, run, round_, version, life)
 
     def replace(self, run: str, round_: int, envelope: bytes) -> None:
         """Put another signature under a stored reply."""

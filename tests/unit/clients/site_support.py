@@ -38,7 +38,7 @@ class FakeSite:
         """The reply's payload."""
         self.identity.check(signature, task.to_json(), bundle)
         if self.identity.coordinator is not None:
-            self.session.advance(task.run, task.round, task.version)
+            self.session.advance(task.run, task.round, task.version, task.life)
         self.refused += task.refused
         layout = Layout.from_json(task.layout)
         held = self.session.receive(task.run, layout, bundle)
