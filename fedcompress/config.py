@@ -25,7 +25,7 @@ from fedcompress.optim import optimizer_named
 from fedcompress.training import correction_named, schedule_named
 from fedcompress.wire.envelope import NAME
 
-PROTOCOL = 4
+PROTOCOL = 5
 SAMPLINGS = ("uniform", "data", "bandwidth")
 LATE = ("return", "merge")
 OPTIMIZER_STATES = ("reset", "keep")
