@@ -21,7 +21,7 @@ def write_app(folder: Path, server: str, client: str, config: Mapping[str, Any])
     """A Flower app whose halves are ``app`` of two modules."""
     (folder / "fleetapp").mkdir(parents=True)
     for name, module in (("server", server), ("client", client)):
-        (folder / "fleetapp" / f"{name}.py").write_text(f"from {module} import app as app\n")
+        (folder / "fleetapp" / f"{name}.py").write_text(f"from {module} import app as found\n\napp = found\n")
     (folder / "fleetapp" / "__init__.py").write_text("")
     lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in config.items())
     (folder / "pyproject.toml").write_text(
