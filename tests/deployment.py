@@ -45,6 +45,14 @@ def write_base(folder: Path) -> Path:
     return folder
 
 
+def _words(process: psutil.Process) -> list[str]:
+    """Its command; none if it has just ended."""
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
+
+
 class Deployment:
     """A coordinator's and its sites' folders, and their processes."""
 
@@ -115,10 +123,10 @@ class Deployment:
     def supernode(self, name: str) -> psutil.Process:
         """The SuperNode of a site."""
         file = str(self.files[name])
-        members = (
-            c for p in self.processes if p.poll() is None for c in psutil.Process(p.pid).children(recursive=True)
-        )
-        found = [p for p in members if "flower-supernode" in " ".join(line := p.cmdline())[:400] and file in str(line)]
+        ups = [psutil.Process(p.pid) for p in self.processes if p.poll() is None]
+        lines = {child: _words(child) for up in ups for child in up.children(recursive=True)}
+        is_node = {child: any("flower-supernode" in word for word in line[:3]) for child, line in lines.items()}
+        found = [child for child, line in lines.items() if is_node[child] and file in str(line)]
         assert found
         return found[0]
 
