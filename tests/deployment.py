@@ -45,7 +45,7 @@ def write_base(folder: Path) -> Path:
     return folder
 
 
-def _words(process: psutil.Process) -> list[str]:
+def words_of(process: psutil.Process) -> list[str]:
     """Its command; none if it has just ended."""
     try:
         return list(process.cmdline())
@@ -124,7 +124,7 @@ class Deployment:
         """The SuperNode of a site."""
         file = str(self.files[name])
         ups = [psutil.Process(p.pid) for p in self.processes if p.poll() is None]
-        lines = {child: _words(child) for up in ups for child in up.children(recursive=True)}
+        lines = {child: words_of(child) for up in ups for child in up.children(recursive=True)}
         is_node = {child: any("flower-supernode" in word for word in line[:3]) for child, line in lines.items()}
         found = [child for child, line in lines.items() if is_node[child] and file in str(line)]
         assert found
