@@ -2,8 +2,10 @@
 
 Tolerances, on the weights after training: float32 1e-5 relative. Rules that take signs may flip
 one where a gradient is rounded another way, which moves an entry by a whole step: there, 1e-3 of
-the entries may differ. In bfloat16 the reference sums in the order of the ranks, and 1e-2 is allowed.
-Blocks of states with few bits are cut where shards are, so there 1e-2 is allowed too.
+the entries may differ. BAdam takes such a step too where it begins a block, with empty moments, and
+what it moves by it moves the others: of the way that was gone, 5e-3 may differ. In bfloat16 the
+reference sums in the order of the ranks, and 1e-2 is allowed. Blocks of states with few bits are cut
+where shards are, so there 1e-2 is allowed too.
 """
 
 import json
@@ -23,6 +25,7 @@ RANKS = Path(__file__).with_name("zero_ranks.py")
 ROOT = RANKS.parents[2]
 SIGNS = ("frugal", "signsgd", "lion")  # rules whose steps have signs of gradients
 MATRIX_STEPS = 5  # past the first refresh of a basis, which is at the fourth
+STARTS = ("badam",)  # rules whose moments begin anew, so that some steps are signs
 FEW = ["adamw", "frugal(update_gap=3)", "galore(rank=4,update_gap=3)"]
 
 
@@ -51,6 +54,8 @@ def check(result: dict, steps: int, world: int, *, few_bits: bool = False) -> No
             assert error["relative"] < 1e-2, text
         elif optimizer_named(call).name in SIGNS:
             assert error["share_off"] < 2e-3, text
+        elif optimizer_named(call).name in STARTS:
+            assert error["of_movement"] < 5e-3, text
         else:
             assert error["relative"] < 1e-5, text
         own = {n: c for n, c in result["totals"].items() if n.startswith(f"models.{number}.")}
