@@ -9,6 +9,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients import LIBRARY
+from clients.counting import read_wire
 from clients.relay import train
 from clients.site import SiteConfig
 from fedcompress.config import TrainTask
@@ -41,4 +42,11 @@ def handle(message: Message, context: Context) -> Message:
             code = "site-config"
         status = {"status": "failed", "site": site_name, "code": code, "message": str(error)}
         return Message(to_records(status, b""), reply_to=message)
-    return Message(to_records({"status": "ok", "site": site_name, "replayed": replayed}, payload), reply_to=message)
+    status = {"status": "ok", "site": site_name, "replayed": replayed, **_wire(site)}
+    return Message(to_records(status, payload), reply_to=message)
+
+
+def _wire(site: SiteConfig) -> dict[str, int]:
+    """What has crossed the site's link until now, if that is counted."""
+    found = read_wire(site.state_dir)
+    return {} if found is None else {"wire_life": found.life, "wire_up": found.up, "wire_down": found.down}

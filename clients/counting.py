@@ -1,0 +1,166 @@
+"""Counts what a site exchanges with the SuperLink: a relay on loopback, through which the SuperNode connects.
+
+Counted is what TCP carries on the site's side of the link: TLS, HTTP and Flower's records. Not counted are the headers
+of TCP and IP, and what TCP sends again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import socketserver
+import struct
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+_FORM = struct.Struct("<QQQ")
+BLOCK = 1 << 16  # bytes
+HELD = 1 << 18  # bytes that the relay's side of a connection may hold: what waits here is not on its way
+MAX_HEAD = 1 << 13  # bytes of a CONNECT
+CONNECT_TIMEOUT = 25.0  # seconds, less than the SuperNode waits
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Bytes since the counting began: ``life`` names that beginning."""
+
+    life: int
+    up: int
+    down: int
+
+
+def wire_path(state_dir: Path) -> Path:
+    """Where a site's ``up`` keeps its count."""
+    return state_dir / "wire"
+
+
+def read_wire(state_dir: Path) -> Wire | None:
+    """The count so far; None if nobody counts."""
+    try:
+        data = wire_path(state_dir).read_bytes()
+        while data != (again := wire_path(state_dir).read_bytes()):  # it was being written
+            data = again
+    except OSError:
+        return None
+    return Wire(*_FORM.unpack(data)) if len(data) == _FORM.size else None
+
+
+class Counter:
+    """A count in a file, which is always up to date; a new life each time. Use it as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._life, self._up, self._down = secrets.randbits(62), 0, 0
+
+    def __enter__(self) -> Self:
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
+        self.add()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._file)
+        self._path.unlink(missing_ok=True)
+
+    def add(self, *, up: int = 0, down: int = 0) -> None:
+        """Count so many bytes more."""
+        with self._lock:
+            self._up += up
+            self._down += down
+            with contextlib.suppress(OSError):  # a full disk, or a connection that outlives the count
+                os.pwrite(self._file, _FORM.pack(self._life, self._up, self._down), 0)
+
+    @property
+    def wire(self) -> Wire:
+        """The count so far."""
+        return Wire(self._life, self._up, self._down)
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """Forwards connections to one address, and counts. Use it as a context manager.
+
+    Args:
+        target: host and port that it connects to.
+        counter: of bytes to and from the target.
+        tunnel: HOST:PORT that a client must ask for by ``CONNECT`` before it is forwarded; empty: nothing is asked.
+    """
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+    def __init__(self, target: tuple[str, int], counter: Counter, tunnel: str = "") -> None:
+        super().__init__(("127.0.0.1", 0), _Connection, bind_and_activate=False)
+        self.target, self.counter, self.tunnel = target, counter, tunnel
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, HELD)
+        self.server_bind()
+        self.server_activate()
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT of the relay."""
+        host, port = self.socket.getsockname()
+        return f"{host}:{port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.shutdown()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: a connection that breaks is the SuperNode's to make anew."""
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    server: Relay
+
+    def handle(self) -> None:
+        near: socket.socket = self.request
+        near.settimeout(CONNECT_TIMEOUT)
+        if self.server.tunnel and not self._is_asked_for(near):
+            near.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            return
+        with socket.create_connection(self.server.target, timeout=CONNECT_TIMEOUT) as far:
+            if self.server.tunnel:
+                near.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            for end in (near, far):
+                end.settimeout(None)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            back = threading.Thread(target=self._carry, args=(far, near, "down"), daemon=True)
+            back.start()
+            self._carry(near, far, "up")
+            back.join()
+
+    def _is_asked_for(self, near: socket.socket) -> bool:
+        """Whether the head of a CONNECT names the target; a client sends nothing after it before it is answered."""
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            if len(head) > MAX_HEAD or not (data := near.recv(BLOCK)):
+                return False
+            head += data
+        return head.split(b"\r\n", 1)[0].split(b" ")[:2] == [b"CONNECT", self.server.tunnel.encode()]
+
+    def _carry(self, source: socket.socket, sink: socket.socket, way: str) -> None:
+        """Forward until either end closes, and close the other."""
+        block = memoryview(bytearray(BLOCK))
+        add = self.server.counter.add
+        with contextlib.suppress(OSError):
+            while size := source.recv_into(block):
+                if way == "down":
+                    add(down=size)
+                at = 0
+                while at < size:
+                    sent = sink.send(block[at:size])
+                    at += sent
+                    if way == "up":
+                        add(up=sent)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
