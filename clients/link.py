@@ -1,6 +1,6 @@
 """The speed of a site's link, and what Flower is told of it.
 
-Flower cuts an array into chunks and pushes each in one HTTP request. The server's answer must begin within 30 s after the
+Flower cuts an array into chunks and pushes each in one HTTP request. The answer must begin within 30 s after the
 last byte was handed to the kernel, and a request that timed out is made anew: what the kernel and the devices on
 the way still hold then goes over the link twice. The heartbeat that keeps a node in the run waits behind it too, and
 gives up after 5 s. A push session ends 180 s after the last whole chunk. So a chunk should be short for its link.

@@ -160,7 +160,7 @@ def _detach(options: Options, site: SiteConfig, site_file: Path) -> int:
 
 @contextmanager
 def counted(options: Options, site: SiteConfig) -> Iterator[tuple[str, dict[str, str]]]:
-    """The address for the SuperNode, and variables, that lead it through a relay which counts; none if that cannot be."""
+    """The address for the SuperNode and variables that lead it through a relay which counts, if that can be."""
     host, port = host_and_port(options.superlink)
     route = route_of(host, port, insecure=options.insecure, proxies=system_proxies())
     if route is None:

@@ -18,7 +18,11 @@ from clients.counting import HELD, Counter, Relay, Wire, read_wire, wire_path
 from clients.route import Route, proxy_variables, route_of
 from tests.packets import Capture, can_capture
 
-READ = "import sys, json, pathlib; from clients.counting import read_wire; print(json.dumps(vars(read_wire(pathlib.Path(sys.argv[1])))))"
+READ = """
+import json, pathlib, sys
+from clients.counting import read_wire
+print(json.dumps(vars(read_wire(pathlib.Path(sys.argv[1])))))
+"""
 
 
 class Echo:
