@@ -9,10 +9,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients import LIBRARY
-from clients.counting import read_wire
 from clients.relay import train
 from clients.site import SiteConfig
 from fedcompress.config import TrainTask
+from fedcompress.counting import read_wire
 from fedcompress.errors import ConfigError, FedCompressError, TrainingError
 from fedcompress.flower import from_records, require_version, to_records
 
@@ -42,7 +42,7 @@ def handle(message: Message, context: Context) -> Message:
             code = "site-config"
         status = {"status": "failed", "site": site_name, "code": code, "message": str(error)}
         return Message(to_records(status, b""), reply_to=message)
-    status = {"status": "ok", "site": site_name, "replayed": replayed, **_wire(site)}
+    status: dict[str, bool | int | str] = {"status": "ok", "site": site_name, "replayed": replayed, **_wire(site)}
     return Message(to_records(status, payload), reply_to=message)
 
 

@@ -1,9 +1,10 @@
 """The speed of a site's link, and what Flower is told of it.
 
-Flower cuts an array into chunks and pushes each in one HTTP request. The answer must begin within 30 s after the
-last byte was handed to the kernel, and a request that timed out is made anew: what the kernel and the devices on
-the way still hold then goes over the link twice. The heartbeat that keeps a node in the run waits behind it too, and
-gives up after 5 s. A push session ends 180 s after the last whole chunk. So a chunk should be short for its link.
+Flower cuts an array into chunks and pushes each in one HTTP request. Three of its clocks run while a chunk is on the
+link, or waits there behind another: the SuperLink closes a connection on which nothing has come for 5 s, a heartbeat
+gives up after 5 s, and a request whose answer does not begin within 30 s after its last byte was handed to the kernel
+is made anew, while what was handed over still goes over the link. A push session ends 180 s after its last whole
+chunk, and the update with it. So all that is under way at one time should take less than 5 s.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 from fedcompress.errors import ConfigError
 
 FLOWER_CHUNK = 5 << 20  # bytes, Flower's own
-UNKNOWN_CHUNK = 1 << 18  # bytes: two at once take 17 s at 0.25 Mbit/s
+UNKNOWN_CHUNK = 1 << 17  # bytes, which take 4.2 s at 0.25 Mbit/s
 LEAST_CHUNK = 1 << 14  # bytes, of which a request's own are 5 %
-CHUNK_SECONDS = 2.0  # that a chunk may take: less than the 5 s of a heartbeat that waits behind it
+CHUNK_SECONDS = 2.0  # that a chunk may take, on a link as fast as it is said to be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Link:
     @property
     def at_once(self) -> int:
         """Chunks that are under way at one time: two hide the way there and back, on a slow link they only share it."""
-        return 1 if self.mbit and self.chunk < FLOWER_CHUNK else 2
+        return 1 if self.chunk < FLOWER_CHUNK else 2
 
     def environment(self) -> dict[str, str]:
         """Variables for the SuperNode and the ClientApps that it starts."""

@@ -15,10 +15,10 @@ from typing import Any
 from clients.commands.common import is_terminal, no_worker, progress_line, python_environment, read_status, site_path
 from clients.commands.status import lines_of
 from clients.commands.supervisor import Supervisor, end_orphans, logs_of, up_facts, up_lock, worker_command
-from clients.counting import Counter, Relay, wire_path
 from clients.route import proxy_variables, route_of, system_proxies
 from clients.site import SiteConfig
 from clients.worker.paths import make_state_dir
+from fedcompress.counting import Counter, Relay, wire_path
 from fedcompress.demo.federation import app_folder, environment
 from fedcompress.demo.processes import ProcessGroup, free_port, script
 from fedcompress.display import escaped

@@ -29,7 +29,7 @@ def test_a_chunk_takes_its_share_of_time(mbit: float) -> None:
 
 
 def test_the_ends_of_the_scale() -> None:
-    assert (Link().chunk, Link().at_once) == (UNKNOWN_CHUNK, 2)
+    assert (Link().chunk, Link().at_once) == (UNKNOWN_CHUNK, 1)
     assert (Link(mbit=0.001).chunk, Link(mbit=0.001).at_once) == (LEAST_CHUNK, 1)
     assert (Link(mbit=10_000).chunk, Link(mbit=10_000).at_once) == (FLOWER_CHUNK, 2)
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from clients.counting import HELD, Counter, Relay, Wire, read_wire, wire_path
 from clients.route import Route, proxy_variables, route_of
+from fedcompress.counting import HELD, Counter, Relay, Wire, read_wire, wire_path
 from tests.packets import Capture, can_capture
 
 READ = """
 import json, pathlib, sys
-from clients.counting import read_wire
+from fedcompress.counting import read_wire
 print(json.dumps(vars(read_wire(pathlib.Path(sys.argv[1])))))
 """
 
