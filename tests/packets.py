@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import socket
 import struct
 import threading
@@ -15,6 +16,7 @@ ALL = 3  # ETH_P_ALL
 OUTGOING = 4  # PACKET_OUTGOING: on loopback each packet is seen twice
 ETHERNET = 14  # bytes of its header
 WRAP = 1 << 32
+RCVBUFFORCE, ATTACH_FILTER, STATISTICS, PACKET = 33, 26, 6, 263  # of Linux, for setsockopt
 
 
 def can_capture() -> bool:
@@ -22,6 +24,24 @@ def can_capture() -> bool:
     with contextlib.suppress(OSError, AttributeError), socket.socket(socket.AF_PACKET, socket.SOCK_RAW):
         return True
     return False
+
+
+def _filter(port: int) -> bytes:
+    """The kernel's filter for packets of a port, so that others' do not fill the buffer."""
+    steps = (
+        (0x28, 0, 0, 12),  # the kind of packet
+        (0x15, 0, 8, 0x0800),  # is IP version 4
+        (0x30, 0, 0, 23),  # the protocol
+        (0x15, 0, 6, socket.IPPROTO_TCP),
+        (0xB1, 0, 0, ETHERNET),  # the length of IP's header
+        (0x48, 0, 0, ETHERNET),  # the source's port
+        (0x15, 2, 0, port),
+        (0x48, 0, 0, ETHERNET + 2),  # the target's
+        (0x15, 0, 1, port),
+        (0x06, 0, 0, 1 << 18),  # keep
+        (0x06, 0, 0, 0),
+    )
+    return b"".join(struct.pack("HBBI", *step) for step in steps)
 
 
 @dataclass
@@ -46,7 +66,10 @@ class Capture:
 
     def __enter__(self) -> Self:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ALL))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 26)
+        self._socket.setsockopt(socket.SOL_SOCKET, RCVBUFFORCE, 1 << 26)
+        code = ctypes.create_string_buffer(_filter(self._port))
+        program = struct.pack("HL", len(code) // 8, ctypes.addressof(code))
+        self._socket.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, program)
         self._socket.bind(("lo", ALL))
         self._socket.settimeout(0.2)
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -72,7 +95,7 @@ class Capture:
                 continue
             if address[2] == OUTGOING:
                 self._count(packet[ETHERNET:])
-        statistics = self._socket.getsockopt(263, 6, 8)  # SOL_PACKET, PACKET_STATISTICS
+        statistics = self._socket.getsockopt(PACKET, STATISTICS, 8)
         self.seen.lost = struct.unpack("II", statistics)[1]
 
     def _count(self, packet: bytes) -> None:
