@@ -14,13 +14,13 @@ class Route:
 
     Attributes:
         target: host and port.
-        tunnel: HOST:PORT that the SuperNode asks the relay for by ``CONNECT``; empty without TLS, and where the target
-            is a proxy of the site's own, which is asked through the relay.
+        tunnel: whether the SuperNode asks the relay by ``CONNECT``; not without TLS, nor where the target is a proxy of
+            the site's own, which is asked through the relay.
         proxy: URL of that proxy; empty without one.
     """
 
     target: tuple[str, int]
-    tunnel: str = ""
+    tunnel: bool = False
     proxy: str = ""
     kept: tuple[str, ...] = field(default=())  # of no_proxy
 
@@ -39,7 +39,7 @@ def route_of(host: str, port: int, *, insecure: bool, proxies: Mapping[str, str]
     found = proxies.get("http" if insecure else "https") or proxies.get("all") or ""
     proxy = found if len(kept) == len(exceptions) else ""
     if not proxy:
-        return Route(target=(host, port), tunnel="" if insecure else _joined(host, port), kept=kept)
+        return Route(target=(host, port), tunnel=not insecure, kept=kept)
     url = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if insecure or url.scheme != "http" or not url.hostname:
         return None
@@ -53,10 +53,6 @@ def proxy_variables(route: Route, relay: str) -> dict[str, str]:
     user, at, _ = urllib.parse.urlsplit(route.proxy).netloc.rpartition("@")
     no = ",".join(route.kept)
     return {"https_proxy": f"http://{user}{at}{relay}", "no_proxy": no, "http_proxy": "", "all_proxy": ""}
-
-
-def _joined(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _matches(entry: str, host: str) -> bool:

@@ -56,6 +56,7 @@ class Counter:
         self._path = path
         self._lock = threading.Lock()
         self._life, self._up, self._down = secrets.randbits(62), 0, 0
+        self._file = -1
 
     def __enter__(self) -> Self:
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT, 0o600)
@@ -63,7 +64,9 @@ class Counter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.close(self._file)
+        with self._lock:  # a connection may outlive the count, and the number of the file be another's
+            os.close(self._file)
+            self._file = -1
         self._path.unlink(missing_ok=True)
 
     def add(self, *, up: int = 0, down: int = 0) -> None:
@@ -71,8 +74,9 @@ class Counter:
         with self._lock:
             self._up += up
             self._down += down
-            with contextlib.suppress(OSError):  # a full disk, or a connection that outlives the count
-                os.pwrite(self._file, _FORM.pack(self._life, self._up, self._down), 0)
+            if self._file >= 0:
+                with contextlib.suppress(OSError):  # a full disk
+                    os.pwrite(self._file, _FORM.pack(self._life, self._up, self._down), 0)
 
     @property
     def wire(self) -> Wire:
@@ -86,14 +90,15 @@ class Relay(socketserver.ThreadingTCPServer):
     Args:
         target: host and port that it connects to.
         counter: of bytes to and from the target.
-        tunnel: HOST:PORT that a client must ask for by ``CONNECT`` before it is forwarded; empty: nothing is asked.
+        tunnel: whether a client asks by ``CONNECT`` before it is forwarded. It gets to the target whatever it asks for:
+            by TLS it sees whether that is whom it means.
     """
 
     daemon_threads = True
     block_on_close = False
     request_queue_size = 64
 
-    def __init__(self, target: tuple[str, int], counter: Counter, tunnel: str = "") -> None:
+    def __init__(self, target: tuple[str, int], counter: Counter, *, tunnel: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), _Connection, bind_and_activate=False)
         self.target, self.counter, self.tunnel = target, counter, tunnel
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, HELD)
@@ -124,8 +129,8 @@ class _Connection(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         near: socket.socket = self.request
         near.settimeout(CONNECT_TIMEOUT)
-        if self.server.tunnel and not self._is_asked_for(near):
-            near.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+        if self.server.tunnel and not self._is_connect(near):
+            near.sendall(b"HTTP/1.1 405 Method Not Allowed\r\nContent-Length: 0\r\n\r\n")
             return
         with socket.create_connection(self.server.target, timeout=CONNECT_TIMEOUT) as far:
             if self.server.tunnel:
@@ -138,14 +143,14 @@ class _Connection(socketserver.BaseRequestHandler):
             self._carry(near, far, "up")
             back.join()
 
-    def _is_asked_for(self, near: socket.socket) -> bool:
-        """Whether the head of a CONNECT names the target; a client sends nothing after it before it is answered."""
+    def _is_connect(self, near: socket.socket) -> bool:
+        """Whether the head of a request is a CONNECT; a client sends nothing after it before it is answered."""
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             if len(head) > MAX_HEAD or not (data := near.recv(BLOCK)):
                 return False
             head += data
-        return head.split(b"\r\n", 1)[0].split(b" ")[:2] == [b"CONNECT", self.server.tunnel.encode()]
+        return head.startswith(b"CONNECT ")
 
     def _carry(self, source: socket.socket, sink: socket.socket, way: str) -> None:
         """Forward until either end closes, and close the other."""

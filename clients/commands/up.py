@@ -166,7 +166,7 @@ def counted(options: Options, site: SiteConfig) -> Iterator[tuple[str, dict[str,
     if route is None:
         yield options.superlink, {}
         return
-    with Counter(wire_path(site.state_dir)) as counter, Relay(route.target, counter, route.tunnel) as relay:
+    with Counter(wire_path(site.state_dir)) as counter, Relay(route.target, counter, tunnel=route.tunnel) as relay:
         variables = proxy_variables(route, relay.address)
         yield options.superlink if variables else relay.address, variables
 
