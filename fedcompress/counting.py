@@ -21,6 +21,7 @@ _FORM = struct.Struct("<QQQ")
 BLOCK = 1 << 16  # bytes
 HELD = 1 << 18  # bytes that the relay's side of a connection may hold: what waits here is not on its way
 MAX_HEAD = 1 << 13  # bytes of a CONNECT
+LAST_WORDS = 10.0  # seconds that the target may take to close after the client has: TLS says good-bye
 CONNECT_TIMEOUT = 25.0  # seconds, less than the SuperNode waits
 
 
@@ -138,9 +139,11 @@ class _Connection(socketserver.BaseRequestHandler):
             for end in (near, far):
                 end.settimeout(None)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            back = threading.Thread(target=self._carry, args=(far, near, "down"), daemon=True)
+            back = threading.Thread(target=self._back, args=(far, near), daemon=True)
             back.start()
-            self._carry(near, far, "up")
+            self._forth(near, far)
+            back.join(LAST_WORDS)
+            _close(near, far)
             back.join()
 
     def _is_connect(self, near: socket.socket) -> bool:
@@ -152,20 +155,31 @@ class _Connection(socketserver.BaseRequestHandler):
             head += data
         return head.startswith(b"CONNECT ")
 
-    def _carry(self, source: socket.socket, sink: socket.socket, way: str) -> None:
-        """Forward until either end closes, and close the other."""
+    def _forth(self, near: socket.socket, far: socket.socket) -> None:
+        """What the client sends, until it closes or the target does."""
         block = memoryview(bytearray(BLOCK))
-        add = self.server.counter.add
         with contextlib.suppress(OSError):
-            while size := source.recv_into(block):
-                if way == "down":
-                    add(down=size)
+            while size := near.recv_into(block):
                 at = 0
                 while at < size:
-                    sent = sink.send(block[at:size])
+                    sent = far.send(block[at:size])
                     at += sent
-                    if way == "up":
-                        add(up=sent)
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+                    self.server.counter.add(up=sent)
+        with contextlib.suppress(OSError):
+            far.shutdown(socket.SHUT_WR)
+
+    def _back(self, far: socket.socket, near: socket.socket) -> None:
+        """What the target sends, until it closes; a client that has gone does not make it less."""
+        block = memoryview(bytearray(BLOCK))
+        with contextlib.suppress(OSError):
+            while size := far.recv_into(block):
+                self.server.counter.add(down=size)
+                with contextlib.suppress(OSError):
+                    near.sendall(block[:size])
+        _close(near)
+
+
+def _close(*ends: socket.socket) -> None:
+    for end in ends:
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,22 @@ def test_bytes_pass_unchanged_and_are_counted(tmp_path: Path, echo: Echo) -> Non
     with Counter(wire_path(tmp_path)) as counter:
         assert counter.wire.life != found.life
         assert (counter.wire.up, counter.wire.down) == (0, 0)
+
+
+def test_what_comes_after_the_client_has_closed_is_counted(tmp_path: Path) -> None:
+    """As TLS's last alert does: it was on the link, whether anybody reads it or not."""
+    server = socket.create_server(("127.0.0.1", 0))
+    with Counter(wire_path(tmp_path)) as counter, Relay(server.getsockname(), counter) as relay:
+        connected(relay).close()
+        far, _ = server.accept()
+        with far:
+            assert far.recv(10) == b""
+            far.sendall(b"good-bye" * 10_000)
+        deadline = time.monotonic() + 10
+        while counter.wire.down < 80_000 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert counter.wire.down == 80_000
+    server.close()
 
 
 @pytest.mark.skipif(not can_capture(), reason="needs CAP_NET_RAW")
