@@ -42,8 +42,9 @@ def handle(message: Message, context: Context) -> Message:
             code = "site-config"
         status = {"status": "failed", "site": site_name, "code": code, "message": str(error)}
         return Message(to_records(status, b""), reply_to=message)
-    status: dict[str, bool | int | str] = {"status": "ok", "site": site_name, "replayed": replayed, **_wire(site)}
-    return Message(to_records(status, payload), reply_to=message)
+    done: dict[str, bool | int | str] = {"status": "ok", "site": site_name, "replayed": replayed}
+    done |= _wire(site)
+    return Message(to_records(done, payload), reply_to=message)
 
 
 def _wire(site: SiteConfig) -> dict[str, int]:
