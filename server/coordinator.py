@@ -362,6 +362,7 @@ class Coordinator:
         # the base's digest was compared: the site holds that version
         self.ledger.acknowledge(header.site, reply.node, asked.version, header.examples, rate)
         self.ledger.record_metrics(asked.round, header.site, dict(header.metrics))
+        self.ledger.record_wire(asked.round, reply.node, header.site, status)
         about = {"round": asked.round, "site": header.site, "late": self._age(asked)}
         sent = {"bytes": len(reply.payload), "digest": envelope.digest.hex(), "signed": bool(envelope.signature)}
         metrics = {k: round(v, 4) for k, v in header.metrics.items()}

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedcompress.blobs import BlobStore
 from fedcompress.database import open_database, transaction
@@ -23,6 +24,7 @@ from fedcompress.types import Array, Layout, Tensors, to_bytes
 from server.durability import LEDGER, copy_ledger, recover_file
 from server.schema import SCHEMA, upgrade
 from server.versions import replay
+from server.wire import record_report, report_of
 
 
 @dataclass(frozen=True)
@@ -290,6 +292,12 @@ class Ledger:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (self.run, round_, str(node), site, direction, kind, payload, digest, time.time(), protocol),
         )
+
+    def record_wire(self, round_: int, node: int, site: str, status: Mapping[str, Any]) -> None:
+        """What a site says has crossed its link, if its reply's status says so; the reply is recorded already."""
+        report = report_of(status)
+        if report is not None:
+            record_report(self._db, self.run, round_, site, node, report)
 
     def record_refusal(self, round_: int, node: int, site: str, code: str, message: str) -> None:
         """One reply that was not admitted, or a failure that a site reported."""
