@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from fedcompress.errors import StateError
 from fedcompress.failpoints import reach
+from fedcompress.space import room_for
 
 
 class BlobWriter:
@@ -52,12 +53,15 @@ class BlobStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> str:
-        """Store and fsync; return the name. Storing twice is harmless."""
+        """Store and fsync; return the name. Storing twice is harmless.
+
+        Raises:
+            NoSpaceError: the disk is full; nothing is left of it.
+        """
         name = hashlib.sha256(data).hexdigest()
         path = self.folder / name
         if not path.exists():
-            part = self.folder / f"{name}.{os.getpid()}.part"
-            with part.open("wb") as stream:
+            with self._part(name) as part, part.open("wb") as stream:
                 stream.write(data[: len(data) // 2])
                 reach(self._failpoint)
                 stream.write(data[len(data) // 2 :])
@@ -70,14 +74,24 @@ class BlobStore:
     @contextmanager
     def writer(self) -> Iterator[BlobWriter]:
         """A blob that is written in pieces, and never in memory as a whole; it has its name when the block ends."""
-        part = self.folder / f"{uuid.uuid4().hex}.part"
-        with part.open("wb") as stream:
+        with self._part(uuid.uuid4().hex) as part, part.open("wb") as stream:
             writer = BlobWriter(stream, self._failpoint)
             yield writer
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(part, self.folder / writer.name)
         self._sync_folder()
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[Path]:
+        """A file to write to, which goes if the block fails: on a full disk it would take the room that is freed."""
+        part = self.folder / f"{name}.{os.getpid()}.part"
+        try:
+            with room_for(self.folder / name):
+                yield part
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
 
     def put_all(self, chunks: Iterable[bytes | memoryview]) -> str:
         """As ``put``, of bytes that come in pieces."""

@@ -25,7 +25,7 @@ from fedcompress.optim import optimizer_named
 from fedcompress.training import correction_named, schedule_named
 from fedcompress.wire.envelope import NAME
 
-PROTOCOL = 4
+PROTOCOL = 5
 SAMPLINGS = ("uniform", "data", "bandwidth")
 LATE = ("return", "merge")
 OPTIMIZER_STATES = ("reset", "keep")
@@ -94,6 +94,7 @@ class TrainTask:
     constants: str = ""  # hex; empty: there are none
     quantization: str = ""  # that the base must be loaded with; empty: any
     merged: tuple[str, ...] = ()  # hex digests, this site's last merged update is among them if there is one
+    life: int = 0  # of the run: seconds since 1970 when its coordinator was last restored from a backup; 0: never
     site: str = ""  # that it is for; empty where the coordinator does not know who is behind a node
     refused: tuple[str, ...] = ()  # what was refused of this site of late, as "round: code: message"
     protocol: int = PROTOCOL
@@ -107,7 +108,7 @@ class TrainTask:
             raise ConfigError("task.site", repr(self.site[:80]), f"must match {NAME.pattern}")
         for name in ("batch_size", "lr", "max_length", "round", "rounds"):
             _positive(f"task.{name}", getattr(self, name))
-        for name in ("steps", "version", "clip", "deadline"):
+        for name in ("steps", "version", "clip", "deadline", "life"):
             _positive(f"task.{name}", getattr(self, name), zero=True)
         _check_optimizer("task.optimizer", self.optimizer, self.optimizer_state)
         objective_from(self.objective, field="task.objective")

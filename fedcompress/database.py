@@ -6,6 +6,33 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from fedcompress.space import room_for
+
+
+class Database(sqlite3.Connection):
+    """A connection that names its file where the disk is full."""
+
+    path = Path()
+
+    def execute(self, *args: Any) -> sqlite3.Cursor:
+        """As SQLite's.
+
+        Raises:
+            NoSpaceError: the disk is full.
+        """
+        with room_for(self.path):
+            return super().execute(*args)
+
+    def executemany(self, *args: Any) -> sqlite3.Cursor:
+        """As SQLite's.
+
+        Raises:
+            NoSpaceError: the disk is full.
+        """
+        with room_for(self.path):
+            return super().executemany(*args)
 
 
 def open_database(path: Path, schema: str, *, any_thread: bool = False) -> sqlite3.Connection:
@@ -15,21 +42,27 @@ def open_database(path: Path, schema: str, *, any_thread: bool = False) -> sqlit
         path: the file; its folder must exist.
         schema: statements of the form ``CREATE TABLE IF NOT EXISTS``.
         any_thread: whether the caller may use it from several threads, one at a time.
+
+    Raises:
+        NoSpaceError: the disk is full.
     """
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=not any_thread)
-    database.execute("PRAGMA journal_mode=WAL")
-    database.execute("PRAGMA synchronous=FULL")
-    database.executescript(schema)
+    with room_for(path):
+        database = sqlite3.connect(path, isolation_level=None, check_same_thread=not any_thread, factory=Database)
+        database.path = path
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=FULL")
+        database.executescript(schema)
     return database
 
 
 @contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing."""
+    """All or nothing, also where the disk is full when it ends."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
+        database.execute("COMMIT")
     except BaseException:
-        database.execute("ROLLBACK")
+        if database.in_transaction:  # SQLite ends it by itself on some errors
+            database.execute("ROLLBACK")
         raise
-    database.execute("COMMIT")

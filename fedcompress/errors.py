@@ -17,6 +17,7 @@ FedCompressError
 ├── MismatchError               sender and receiver hold different things: base, run, layout
 ├── StateError                  durable state is corrupt or missing
 │   └── LockedError             another process holds it
+├── NoSpaceError                a disk is full; names the file
 ├── IdentityError               not signed by whom it must be signed by, or sent a second time
 ├── AdmissionError              the coordinator refuses an update; has a reason code
 ├── TrainingError               local training failed
@@ -108,6 +109,20 @@ class StateError(FedCompressError):
 
 class LockedError(StateError):
     """Another process holds the state directory."""
+
+
+class NoSpaceError(FedCompressError):
+    """A disk is full. What was committed is whole, and what was being written is done again.
+
+    No ``StateError``: nothing is damaged, so nothing is to be repaired.
+
+    Args:
+        path: the file that could not be written.
+    """
+
+    def __init__(self, path: object) -> None:
+        super().__init__(f"disk: {path}: no space left: free some; what was committed is whole, the rest is done again")
+        self.path = str(path)
 
 
 class IdentityError(FedCompressError):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flwr.app import Context, Message
@@ -18,10 +16,12 @@ from fedcompress.flower import carried_bytes, from_records, require_version, to_
 from fedcompress.identity.audit import AuditLog
 from fedcompress.identity.registry import coordinator_key
 from fedcompress.locks import hold
+from fedcompress.space import room_for
 from server import LIBRARY
 from server.audit import Audited
 from server.coordinator import Coordinator
-from server.places import COORDINATOR_LOCK, EVENTS
+from server.events import EventLog
+from server.places import COORDINATOR_LOCK
 from server.transport import Incoming
 
 LOG = logging.getLogger("flwr")
@@ -82,21 +82,6 @@ class GridTransport:
         self._unsent = [reply for reply in self._unsent if reply.node not in gone]
 
 
-class EventLog:
-    """Appends events of a run to ``events.jsonl`` in the state directory, and logs them."""
-
-    def __init__(self, folder: Path, run: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / EVENTS
-        self._run = run
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        """One event, one line."""
-        LOG.info("%s", json.dumps(event))
-        with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"at": time.time(), "run": self._run, **event}) + "\n")
-
-
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run or resume a run."""
@@ -107,8 +92,17 @@ def main(grid: Grid, context: Context) -> None:
         key = coordinator_key(config.state_path)
         emit = Audited(AuditLog(config.state_path, key), config.run, EventLog(config.state_path, config.run))
         try:
-            Coordinator(config, GridTransport(grid), emit).run()
+            with room_for(config.state_path):
+                Coordinator(config, GridTransport(grid), emit).run()
         except Exception as error:
-            message = f"{type(error).__name__}: {error}"
-            emit({"event": "failed", "message": message, "final": isinstance(error, FINAL)})
+            tell_failure(emit, error)
             raise
+
+
+def tell_failure(emit: Callable[[dict[str, Any]], None], error: Exception) -> None:
+    """Note why a run has ended, if there is a place left to note it in."""
+    message = f"{type(error).__name__}: {error}"
+    try:
+        emit({"event": "failed", "message": message, "final": isinstance(error, FINAL)})
+    except (OSError, FedCompressError) as second:
+        LOG.error("%s (which could not be noted: %s)", message, second)

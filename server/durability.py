@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedcompress.errors import StateError
+from fedcompress.errors import ConfigError, NoSpaceError, StateError
+from fedcompress.space import is_full, room_for
+from server.places import RESTORED
 from server.schema import SCHEMA
 
 LEDGER, LAST, WHOLE = "ledger.db", "ledger.last.db", "ledger.whole.db"
@@ -17,15 +19,44 @@ NEEDED = ("run", "version", "round", "merged", "site")  # tables without which a
 OFTEN = 4 << 20  # bytes up to which a ledger is copied as a whole after each round
 
 
+def restored_at(folder: Path) -> int:
+    """When the state directory was last restored, seconds since 1970, as whoever did it has noted; 0: never.
+
+    Raises:
+        ConfigError: the note is no number.
+    """
+    note = folder / RESTORED
+    try:
+        return int(note.read_text())
+    except FileNotFoundError:
+        return 0
+    except ValueError as error:
+        raise ConfigError(RESTORED, note, "must hold the seconds since 1970: date +%s") from error
+
+
+def note_restored(folder: Path) -> None:
+    """Note that what is committed may be older than what sites were asked for."""
+    part = folder / f"{RESTORED}.part"
+    with room_for(folder / RESTORED):
+        part.write_text(f"{max(int(time.time()), restored_at(folder) + 1)}\n")
+        part.replace(folder / RESTORED)
+
+
 def healthy(path: Path) -> bool:
-    """Whether SQLite finds nothing wrong with a file, and a ledger in it: an empty file is none."""
+    """Whether SQLite finds nothing wrong with a file, and a ledger in it: an empty file is none.
+
+    Raises:
+        NoSpaceError: there is no room for what SQLite needs to read it; that says nothing about the file.
+    """
     if not path.exists():
         return False
     try:
         with _opened(path) as database:
             sound = database.execute("PRAGMA quick_check").fetchone()[0] == "ok"
             return sound and bool(database.execute("SELECT 1 FROM sqlite_master WHERE name='run'").fetchone())
-    except sqlite3.DatabaseError:
+    except sqlite3.DatabaseError as error:
+        if is_full(error):
+            raise NoSpaceError(path) from error
         return False
 
 
@@ -34,6 +65,7 @@ def recover_file(folder: Path) -> str:
 
     Raises:
         StateError: it is damaged, and there is no good copy.
+        NoSpaceError: the disk is full; nothing was replaced.
     """
     ledger, whole, last = (folder / name for name in (LEDGER, WHOLE, LAST))
     if healthy(ledger):
@@ -42,6 +74,7 @@ def recover_file(folder: Path) -> str:
         return ""  # the first start
     if not healthy(last):
         raise StateError(f"ledger: {ledger}: is damaged, and so is its copy {last.name}: restore it from a backup")
+    note_restored(folder)
     aside = folder / f"ledger.damaged-{int(time.time())}.db"
     for suffix in ("", "-wal", "-shm"):
         part = folder / f"{LEDGER}{suffix}"
@@ -63,9 +96,7 @@ def copy_ledger(database: sqlite3.Connection, folder: Path, rounds: int) -> None
     size = database.execute("PRAGMA page_count").fetchone()[0] * database.execute("PRAGMA page_size").fetchone()[0]
     if rounds % (1 + size // OFTEN) == 0:
         _replace(database, folder / WHOLE)
-    part = folder / f"{LAST}.part"
-    part.unlink(missing_ok=True)
-    with _opened(part) as target:
+    with _part_of(folder / LAST) as part, _opened(part) as target:
         target.execute("PRAGMA synchronous=OFF")  # it is synchronized once, before it has its name
         target.executescript(SCHEMA)
         for table in NEEDED:
@@ -73,7 +104,6 @@ def copy_ledger(database: sqlite3.Connection, folder: Path, rounds: int) -> None
             if rows:
                 target.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
         target.commit()
-    _put(part, folder / LAST)
 
 
 def _take_last(database: sqlite3.Connection, last: Path) -> None:
@@ -92,25 +122,33 @@ def _replace(
     change: Callable[[sqlite3.Connection], None] = lambda database: None,
 ) -> None:
     """A consistent copy of a database that may be in use; whole or not at all."""
-    part = target.with_name(f"{target.name}.part")
-    part.unlink(missing_ok=True)
-    with _opened(part) as written:
+    with _part_of(target) as part, _opened(part) as written:
         if isinstance(source, Path):
             with _opened(source) as opened:
                 opened.backup(written)
         else:
             source.backup(written)
         change(written)
-    _put(part, target)
 
 
-def _put(part: Path, target: Path) -> None:
-    handle = os.open(part, os.O_RDONLY)
+@contextmanager
+def _part_of(target: Path) -> Iterator[Path]:
+    """A file to write to, which takes the target's place if the block ends well, and goes if not."""
+    part = target.with_name(f"{target.name}.part")
+    part.unlink(missing_ok=True)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.replace(part, target)
+        with room_for(target):
+            yield part
+            handle = os.open(part, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            os.replace(part, target)
+    except BaseException:
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            part.with_name(f"{part.name}{suffix}").unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from fedcompress.failpoints import reach
 from fedcompress.merging.outer import OuterState
 from fedcompress.stored import Stored, digest_of, raw
 from fedcompress.types import Array, Layout, Tensors, to_bytes
-from server.durability import LEDGER, copy_ledger, recover_file
+from server.durability import LEDGER, copy_ledger, note_restored, recover_file
 from server.schema import SCHEMA, upgrade
 from server.versions import replay
 from server.wire import record_report, report_of
@@ -215,6 +215,7 @@ class Ledger:
 
     def _undo(self, version: int) -> None:
         """Drop all that came after a version."""
+        note_restored(self._folder)
         with self.transaction():
             rounds = "SELECT round FROM round WHERE run=? AND version>?"
             run, after = self.run, (self.run, version)

@@ -9,3 +9,4 @@ PROCESSES = "processes.json"  # what `fedcompress run` has started
 SETTINGS = "settings.json"  # what it was started with
 TEMPLATES = "templates"  # a copy of each run's initial adapter
 FLOWER, SUPERLINK_DB, LOGS = "flower", "superlink.db", "logs"
+RESTORED = "restored"  # when, in seconds since 1970, if it ever was

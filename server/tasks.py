@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fedcompress.adapters import Template
 from fedcompress.config import RunConfig, TrainTask
 from fedcompress.objective import objective_json
+from server.durability import restored_at
 
 
 @dataclass
@@ -88,6 +89,7 @@ def task_of(
         constants=template.constants,
         quantization=template.quantization,
         merged=merged,
+        life=restored_at(config.state_path),
         site=site,
         refused=refused,
     )

@@ -1,13 +1,18 @@
-"""What a site's worker counts for people: bytes by run, and the newest failure. Survives restarts."""
+"""What a site's worker counts for people: bytes by run, and the newest failure. Survives restarts.
+
+A full disk must not end a round: what cannot be counted then is not.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from fedcompress.database import open_database, transaction
+from fedcompress.errors import NoSpaceError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS traffic (
@@ -63,7 +68,7 @@ class Counters:
         self._count(run, 0, size, 0, 1)
 
     def _count(self, run: str, received: int, sent: int, requests: int, replies: int) -> None:
-        with self._lock, transaction(self._db):
+        with contextlib.suppress(NoSpaceError), self._lock, transaction(self._db):
             self._db.execute(
                 "INSERT INTO traffic VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (run) DO UPDATE SET"
                 " received=received+excluded.received, sent=sent+excluded.sent,"
@@ -73,7 +78,7 @@ class Counters:
 
     def failed(self, run: str, round_: int, code: str, message: str) -> None:
         """A round failed."""
-        with self._lock, transaction(self._db):
+        with contextlib.suppress(NoSpaceError), self._lock, transaction(self._db):
             row = (time.time(), run, round_, code, message)
             self._db.execute("INSERT OR REPLACE INTO failure VALUES (1, ?, ?, ?, ?, ?)", row)
 

@@ -74,7 +74,7 @@ class RoundRunner:
         if held.version != task.version:
             raise MismatchError("base-digest", f"version: {held.version} is held: the task needs {task.version}")
         base = held.digest
-        returned = self._session.settle(task.run, task.round, base, task.merged)
+        returned = self._session.settle(task.run, task.round, base, task.merged, is_named=bool(task.site))
         reach("site.settled")
         if returned:
             progress(phase="settle", text=f"{returned} unmerged update(s) returned to the residual")
@@ -110,7 +110,7 @@ class RoundRunner:
         if task.site and task.site != self._site.name:
             raise IdentityError("other-site", f"task.site: {task.site}: this site is {self._site.name}")
         if self._identity.coordinator is not None:
-            self._session.advance(task.run, task.round, task.version)
+            self._session.advance(task.run, task.round, task.version, task.life)
 
     def _resigned(self, task: TrainTask, stored: bytes) -> bytes:
         """A stored reply with the key of now, which need not be the one that it was signed with."""

@@ -6,7 +6,6 @@ on, and the same request attaches to it again, or is answered from the outbox.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from clients.site import SiteConfig
@@ -25,9 +25,18 @@ from clients.worker.rounds import Reply, RoundRunner
 from clients.worker.session import Session
 from clients.worker.status import status_reply
 from fedcompress.config import TrainTask
-from fedcompress.errors import AdmissionError, FedCompressError, IdentityError, LimitError, MismatchError, TrainingError
+from fedcompress.errors import (
+    AdmissionError,
+    FedCompressError,
+    IdentityError,
+    LimitError,
+    MismatchError,
+    NoSpaceError,
+    TrainingError,
+)
 from fedcompress.failpoints import reach
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
+from fedcompress.space import room_for
 
 LOG = logging.getLogger("fedcompress.worker")
 CHUNK = 1 << 20  # bytes
@@ -38,12 +47,14 @@ Event = worker_pb2.TrainEvent
 class _Round(threading.Thread):
     """One running round; any number of callers may follow its events."""
 
-    def __init__(self, runner: RoundRunner, counters: Counters, task: TrainTask, bundle: bytes, sig: str) -> None:
+    def __init__(
+        self, runner: RoundRunner, counters: Counters, task: TrainTask, bundle: bytes, sig: str, place: Path
+    ) -> None:
         super().__init__(name=f"round-{task.round}", daemon=True)
         self.task = task
         self._runner = runner
         self._counters = counters
-        self._bundle, self._signature = bundle, sig
+        self._bundle, self._signature, self._place = bundle, sig, place
         self._changed = threading.Condition()
         self._events: list[Event] = []
         self.noted = time.monotonic()  # when the last progress note came
@@ -58,14 +69,15 @@ class _Round(threading.Thread):
     def _run(self) -> None:
         self._tell_refusal()
         try:
-            reply = self._runner.run(self.task, self._bundle, self._progress, self._signature)
+            with room_for(self._place):
+                reply = self._runner.run(self.task, self._bundle, self._progress, self._signature)
         except FedCompressError as error:
             LOG.warning("round %d failed: %s", self.task.round, error)
             self._finish(failure=_failure(error))
         except OSError as error:
             LOG.exception("round %d failed", self.task.round)
-            code = "disk-full" if error.errno == errno.ENOSPC else "os-error"
-            self._finish(failure=worker_pb2.Failure(code=code, message=f"site.state_dir: {error.strerror or error}"))
+            message = f"site.state_dir: {error.strerror or error}"
+            self._finish(failure=worker_pb2.Failure(code="os-error", message=message))
         except Exception as error:  # the round's thread is the last place that can report it
             LOG.exception("round %d failed", self.task.round)
             self._finish(failure=worker_pb2.Failure(code="internal", message=f"{type(error).__name__}: {error}"))
@@ -132,6 +144,8 @@ class _Round(threading.Thread):
 
 
 def _failure(error: FedCompressError) -> worker_pb2.Failure:
+    if isinstance(error, NoSpaceError):
+        return worker_pb2.Failure(code="disk-full", message=str(error))
     coded = isinstance(error, MismatchError | TrainingError | AdmissionError | IdentityError)
     code = error.code if coded else type(error).__name__  # type: ignore[attr-defined]
     return worker_pb2.Failure(code=code, message=str(error))
@@ -160,7 +174,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         with self._lock:
             current = self._current
             if current is None or current.finished:
-                current = self._current = _Round(self._runner, self._counters, task, bundle, signature)
+                place = self._site.state_dir
+                current = self._current = _Round(self._runner, self._counters, task, bundle, signature, place)
                 current.start()
         if _same_for_all(current.task) != _same_for_all(task):  # a moved node is told more digests
             message = f"round {current.task.round} of run {current.task.run} is still running"

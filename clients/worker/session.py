@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+from clients.worker import setback
 from fedcompress.blobs import BlobStore, BlobWriter
 from fedcompress.codecs import Feedback, pack_residual, unpack_residual
 from fedcompress.database import open_database, transaction
-from fedcompress.errors import IdentityError, MismatchError, StateError
+from fedcompress.errors import MismatchError, StateError
 from fedcompress.failpoints import reach
 from fedcompress.parts import values_of
 from fedcompress.pipeline import check_layout, decode_constants, decode_state, decode_update
@@ -37,7 +38,6 @@ CREATE TABLE IF NOT EXISTS outbox (
   blob TEXT NOT NULL, status TEXT NOT NULL CHECK (status IN ('open', 'merged', 'returned')),
   PRIMARY KEY (run, round));
 CREATE TABLE IF NOT EXISTS constant (run TEXT PRIMARY KEY, digest TEXT NOT NULL, blob TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS newest (run TEXT PRIMARY KEY, round INTEGER NOT NULL, version INTEGER NOT NULL);
 """
 STREAM = "stream:"  # before the names of blobs whose tensors are read part by part
 MAX_CONSTANTS = 1 << 34  # bytes
@@ -70,7 +70,7 @@ class Session:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._blobs = BlobStore(folder / "blobs", "site.blob")
-        self._db = open_database(folder / "session.db", _SCHEMA, any_thread=True)
+        self._db = open_database(folder / "session.db", _SCHEMA + setback.SCHEMA, any_thread=True)
         self._checked: dict[str, Path] = {}
 
     def close(self) -> None:
@@ -207,22 +207,34 @@ class Session:
         assert found is not None
         return found
 
-    def settle(self, run: str, round_: int, base_digest: bytes, merged: Sequence[str]) -> int:
+    def settle(
+        self, run: str, round_: int, base_digest: bytes, merged: Sequence[str], *, is_named: bool = False
+    ) -> int:
         """Close the outbox but for a reply to this very request; unmerged updates return to the residual.
+
+        A coordinator that was set back asks again for rounds that it had merged: replies to them and to later ones are
+        open again. If this site was set back itself, what it holds may have been merged or sent on since: residual and
+        open replies are lost.
 
         Args:
             run: run name.
             round_: the round asked for now.
             base_digest: the published state that it starts from.
             merged: hex digests; this site's last merged update is among them.
+            is_named: they are of this site alone.
 
         Returns:
             How many updates were returned.
         """
+        if setback.is_set_back(self._db, run, merged, is_named=is_named):
+            LOG.error("run %s: this site was set back: its residual and open replies are lost", run)
+            self._drop(run)
+        setback.remember(self._db, run, merged, is_named=is_named)
+        self._db.execute("UPDATE outbox SET status='open' WHERE run=? AND status='merged' AND round>=?", (run, round_))
         rows = self._db.execute(
-            "SELECT round, digest, blob FROM outbox WHERE run=? AND status='open'"
+            "SELECT round, digest, blob FROM outbox WHERE run=? AND status='open' AND round<=?"
             " AND NOT (round=? AND base_digest=?) ORDER BY round",
-            (run, round_, base_digest.hex()),
+            (run, round_, round_, base_digest.hex()),
         ).fetchall()
         if not rows:
             return 0
@@ -245,6 +257,16 @@ class Session:
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
         return len(unmerged)
 
+    def _drop(self, run: str) -> None:
+        """Empty residual and outbox of a run whose published state is held."""
+        held = self.held(run)
+        assert held is not None
+        none = STREAM + self._blobs.put(MAGIC) if held.is_stream else ""
+        name = none or self._blobs.put(pack_residual(zeros(held.layout), held.layout))
+        with self._transaction():
+            self._db.execute("DELETE FROM outbox WHERE run=?", (run,))
+            self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
+
     def _give_back(self, held: Held, unmerged: Sequence[bytes]) -> str:
         """The residual with what was sent in vain, part by part."""
         residual, name = held.residual, ""
@@ -255,23 +277,16 @@ class Session:
             residual = opened(self._checked[name], held.layout)
         return STREAM + name
 
-    def advance(self, run: str, round_: int, version: int) -> None:
+    def advance(self, run: str, round_: int, version: int, life: int = 0) -> None:
         """Take note of a task that the coordinator has signed; an older one is a copy that somebody kept.
 
-        It would lead back to an old state, and return to the residual what was merged since.
+        It would lead back to an old state, and return to the residual what was merged since. ``life`` is when the
+        coordinator was restored: a later one begins anew.
 
         Raises:
-            IdentityError: ``replay``: a later round or version was asked for before.
+            IdentityError: ``replay``: a later life, round or version was asked for before.
         """
-        with transaction(self._db):
-            row = self._db.execute("SELECT round, version FROM newest WHERE run=?", (run,)).fetchone() or (0, 0)
-            if round_ < row[0] or version < row[1]:
-                raise IdentityError(
-                    "replay",
-                    f"task: round {round_}, version {version} of run {run}: round {row[0]}, version {row[1]} was asked "
-                    "for before: a coordinator that was set back needs a new run name",
-                )
-            self._db.execute("INSERT OR REPLACE INTO newest VALUES (?, ?, ?)", (run, round_, version))
+        setback.advance(self._db, run, round_, version, life)
 
     def replace(self, run: str, round_: int, envelope: bytes) -> None:
         """Put another signature under a stored reply."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from fedcompress.errors import StateError
 from fedcompress.identity.keys import PrivateKey, PublicKey
+from fedcompress.space import room_for
 
 FILE, HEAD, LOCK = "audit.jsonl", "audit.head", "audit.lock"
 FIRST = "0" * 64  # what stands before the first line
@@ -74,10 +75,11 @@ class AuditLog:
 
         Raises:
             StateError: the log does not fit its head, so that a line would hide what happened to it.
+            NoSpaceError: the disk is full.
         """
         if clash := [name for name in facts if name in RESERVED]:
             raise ValueError(f"facts: {clash}: are the log's own")
-        with _locked(self._folder / LOCK):
+        with _locked(self._folder / LOCK), room_for(self._folder / FILE):
             last = self._last()
             at = datetime.now(UTC).isoformat(timespec="milliseconds")
             body = {"seq": last.seq + 1, "at": at, "event": event, "previous": last.digest}
@@ -100,6 +102,8 @@ class AuditLog:
         is_next = last.seq == head.seq + 1 and json.loads(line).get("previous") == head.digest
         if (last.seq, last.digest) != (head.seq, head.digest) and not is_next:
             raise StateError(f"{path}: line {last.seq} does not fit {HEAD}: see `fedcompress audit verify`")
+        if is_next:  # its writer was killed, or had no room, before the head: two such lines would not be taken
+            self._write_head(last)
         return last
 
     def _write_head(self, head: Head) -> None:
@@ -107,11 +111,15 @@ class AuditLog:
         if self._key is not None:
             facts["signature"] = self._key.sign(head.statement).hex()
         part = self._folder / f"{HEAD}.{os.getpid()}.part"
-        with part.open("wb") as stream:
-            stream.write(_line(facts) + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, self._folder / HEAD)
+        try:
+            with part.open("wb") as stream:
+                stream.write(_line(facts) + b"\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, self._folder / HEAD)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
         handle = os.open(self._folder, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from server.history import parse_event, read_events
 from server.places import COORDINATOR_LOCK, EVENTS, PROCESSES
 
 POLL = 0.3  # seconds
+LEAST = 1 << 20  # bytes on the disk of the state, below which it is called full
 FAREWELL = 8.0  # seconds that Flower may take to note that a run has ended
 RELEASE = 20.0  # seconds that a coordinator which has ended its run may take to be gone
 ENDS = ("finished", "stopped", "failed")
@@ -212,7 +214,7 @@ class Supervisor:
                 if event["event"] in ENDS:
                     return Outcome(event["event"], event.get("message", ""), bool(event.get("final")), event)
             if died:
-                return Outcome("died", died)
+                return Outcome("died", f"{died}{_room(self.state)}")
             seen = holder(self.state / COORDINATOR_LOCK) or seen
             self.sleep(POLL)
 
@@ -246,6 +248,11 @@ class Supervisor:
             event = parse_event(line)
             if event and event.get("run") == self.settings.run.run:
                 yield event
+
+
+def _room(state: Path) -> str:
+    """Words for a disk that is full: who dies of that may not have had room to say so."""
+    return f": disk: {state}: no space left: free some" if shutil.disk_usage(state).free < LEAST else ""
 
 
 def result_of(settings: Settings, outcome: Outcome, restarts: int) -> str:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Chaos:
     rounds: int
     kills: int
     seed: int = 0
+    variables: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # of processes, by role
     done: Counter[str] = field(default_factory=Counter)
 
     def run(self) -> bytes:
@@ -66,6 +68,7 @@ class Chaos:
 
     def _start(self, words: list[str], draw: random.Random) -> tuple[subprocess.Popen[bytes], str]:
         armed, environment = "", dict(os.environ)
+        environment |= self.variables.get("coordinator" if words[0] == "coordinator" else words[-1], {})
         environment.pop(VARIABLE, None)
         if self.done.total() < self.kills:
             side = "server." if words[0] == "coordinator" else "site."

@@ -26,10 +26,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calm(base: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Digest of the adapter of two rounds that nobody disturbed."""
     with deployed(tmp_path_factory.mktemp("calm") / "run", base, 2) as it:
-        run = it.start("run", it.config, "--json")
-        it.until(lambda: run.poll() is not None, "run", run)
-        assert run.returncode == 0, (it.folder / "commands.log").read_text()
-        return it.digest()
+        return it.finish(it.start("run", it.config, "--json"))
 
 
 @pytest.mark.chaos
@@ -41,10 +38,8 @@ def test_killed_at(place: str, tmp_path: Path, base: Path, calm: str) -> None:
     at_sites = armed if place.startswith("site.") else {}
     at_server = {**ENVIRONMENT, **({} if at_sites else armed)}
     with deployed(tmp_path / "run", base, 2, at_sites) as it:
-        run = it.start("run", it.config, "--json", environment=at_server)
-        it.until(lambda: run.poll() is not None, "run", run)
-        assert run.returncode == 0, (it.folder / "commands.log").read_text()
+        digest = it.finish(it.start("run", it.config, "--json", environment=at_server))
         assert killed.read_text() == place, "nothing was killed"
-        assert it.digest() == calm
+        assert digest == calm
     assert leftovers(tmp_path) == []
     record("kill", f"{place}, through Flower", 1, "same adapter as a run that nobody killed")

@@ -68,7 +68,7 @@ def test_killed_in_every_way_it_ends_with_the_same_bytes(tmp_path: Path, base: P
         assert "is finished: 3 rounds" in again.stderr
     expected = hashlib.sha256((plain / "state" / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
     assert it.digest() == expected
-    rounds = json.loads(call("history", it.state, "--json").stdout)["rounds"]
+    rounds = it.rounds()
     assert [(r["round"], r["asked"], r["merged"]) for r in rounds] == [(1, 2, 2), (2, 2, 2), (3, 2, 2)]
     assert leftovers(it.folder) == []
 

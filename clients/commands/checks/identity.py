@@ -11,6 +11,8 @@ from clients.commands.up import host_and_port
 from clients.identity import SiteIdentity
 from fedcompress.errors import ConfigError
 
+OUT_OF_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+
 
 def check_identity(subject: Subject) -> list[Check]:
     """Whether both keys are there, can be read, and by nobody else."""
@@ -49,7 +51,10 @@ def check_tls(subject: Subject) -> list[Check]:
         ):
             return [ok(name, f"{subject.superlink}: {wrapped.version()}, its certificate is right")]
     except ssl.SSLCertVerificationError as error:
-        return [fail(name, f"{subject.superlink}: {error.verify_message}", "ask the coordinator for its ca.crt")]
+        is_time = error.verify_code in OUT_OF_TIME
+        remedy = "set this machine's clock; if it is right, ask the coordinator for a new certificate"
+        text = f"{subject.superlink}: {error.verify_message}"
+        return [fail(name, text, remedy if is_time else "ask the coordinator for its ca.crt")]
     except (ssl.SSLError, OSError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         return [fail(name, f"{subject.superlink}: no TLS: {text}", "ask whether it has TLS; --insecure is without")]

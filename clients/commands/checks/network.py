@@ -62,7 +62,9 @@ def _dates(file: Path) -> Check:
     if ends <= now:
         return fail(name, f"{file}: ended on {ends.date()}", "get a new one from the coordinator")
     if begins > now:
-        return fail(name, f"{file}: begins on {begins.date()}", "set this machine's clock")
+        minutes = (begins - now).total_seconds() / 60
+        text = f"{file}: begins at {begins:%Y-%m-%d %H:%M} UTC, in {minutes:.0f} min by this clock"
+        return fail(name, text, "set this machine's clock")
     text = f"{file}: {len(found)} certificate(s), end on {ends.date()}"
     return ok(name, text) if days >= SOON else warn(name, f"{text}, in {days} days", "get a new one in time")
 

@@ -38,11 +38,11 @@ class FakeSite:
         """The reply's payload."""
         self.identity.check(signature, task.to_json(), bundle)
         if self.identity.coordinator is not None:
-            self.session.advance(task.run, task.round, task.version)
+            self.session.advance(task.run, task.round, task.version, task.life)
         self.refused += task.refused
         layout = Layout.from_json(task.layout)
         held = self.session.receive(task.run, layout, bundle)
-        self.session.settle(task.run, task.round, held.digest, task.merged)
+        self.session.settle(task.run, task.round, held.digest, task.merged, is_named=bool(task.site))
         reach("site.settled")
         stored = self.session.replay(task.run, task.round, held.digest) if task.steps else None
         if stored is not None:

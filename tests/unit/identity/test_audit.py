@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcompress.errors import StateError
+from fedcompress.errors import NoSpaceError, StateError
 from fedcompress.identity import PrivateKey
 from fedcompress.identity.audit import FILE, HEAD, AuditLog, read_head, verify
 from server.audit import DECISIONS, Audited
@@ -200,3 +200,22 @@ def test_decisions_are_logged_before_they_are_told(tmp_path: Path) -> None:
     assert {row["run"] for row in rows} == {"run"}
     exported = next(row for row in rows if row["event"] == "exported")
     assert exported["digest"] == sha256(b"weights").hexdigest()
+
+
+def test_no_room_for_the_head_again_and_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each writer adds a line and has no room for the head, or is killed there: the next seals that line first."""
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = len(lines(folder))
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr("fedcompress.identity.audit.os.replace", full)
+            with pytest.raises(NoSpaceError, match=FILE):
+                AuditLog(folder).append("round-asked", round=1)
+    AuditLog(folder).append("round-asked", round=1)
+    found = verify(folder)
+    assert (found.ok, found.unsealed) == (True, 0)
+    assert before < len(lines(folder)) <= before + 4
+    assert not list(folder.glob("*.part"))

@@ -1,0 +1,94 @@
+"""Real SuperNodes, many of them; and payloads of every size, through Flower as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from fedcompress.demo.federation import Federation
+from fedcompress.demo.processes import wait_until
+from server.history import read_events
+from tests.faults.fleet import submit, variables, write_app
+from tests.faults.record import record
+from tests.unit.server.memory import initial_adapter
+
+MIB = 1 << 20
+# All of it takes about half an hour on two cores: FEDCOMPRESS_FLEET=64x20 for the whole, less for a look.
+SITES, ROUNDS = (int(n) for n in os.environ.get("FEDCOMPRESS_FLEET", "64x20").split("x"))
+SIZES = json.loads(os.environ.get("FEDCOMPRESS_PAYLOADS", "[1000, 1000000, 10000000, 100000000, 1000000000]"))
+
+
+def peak(federation: Federation, what: str) -> int:
+    """Most resident bytes of the processes of the federation whose command has a word."""
+    found = [size for name, size in federation.group.memory().items() if what in name]
+    return max(found, default=0)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(3600)
+def test_payloads_from_a_kilobyte_to_a_gigabyte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each goes to a site and back whole, or the transport says why not; nothing hangs."""
+    monkeypatch.setenv("PYTHONPATH", variables()["PYTHONPATH"])
+    out = tmp_path / "found.jsonl"
+    config = {"out": str(out), "sizes": json.dumps(SIZES)}
+    app = write_app(tmp_path / "app", "tests.faults.fleet.payloads", "tests.faults.fleet.echo", config)
+    with Federation(tmp_path, {"echo": tmp_path / "echo.toml"}, warm=False) as federation:
+        federation.start()
+        submit(federation, app)
+        rows: list[dict[str, Any]] = []
+        for number, size in enumerate(SIZES):
+            wait_until(
+                lambda number=number: out.exists() and len(out.read_text().splitlines()) > number,
+                timeout=900,
+                what=f"{size} bytes",
+                alive=lambda: federation.group.check("superlink", "supernode-echo"),
+            )
+            rows.append(json.loads(out.read_text().splitlines()[number]))
+            rows[-1]["superlink"] = peak(federation, "superlink")
+    for row in rows:
+        assert row["same"] or row["error"], row
+        assert row["same"] or row["size"] > 100_000_000, row
+        what = "there and back whole" if row["same"] else row["error"]
+        memory = f"coordinator {row['peak'] / MIB:.0f} MiB, SuperLink {row['superlink'] / MIB:.0f} MiB"
+        record("payload", f"{row['size']:,} bytes", 1, f"{what}, {row['seconds']:.1f} s, peak {memory}")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(7200)
+def test_many_real_supernodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real coordinator, SuperLink and SuperNodes; sites replay recorded updates instead of training."""
+    monkeypatch.setenv("PYTHONPATH", variables()["PYTHONPATH"])
+    initial_adapter(tmp_path)
+    state = tmp_path / "coordinator"
+    config = {"run": "fleet", "state-dir": str(state), "initial-adapter": str(tmp_path / "initial"), "rounds": ROUNDS}
+    config |= {"min-sites": SITES, "quorum": SITES, "round-timeout": 1200.0, "join-timeout": 1200.0, "seed": 3}
+    config |= {"codec": "lora-ternary", "downlink-codec": "lora-ternary", "rule": "mean", "require-signatures": False}
+    app = write_app(tmp_path / "app", "tests.faults.fleet.coordinating", "tests.faults.fleet.replaying", config)
+    files = {f"site-{number}": tmp_path / f"site-{number}.toml" for number in range(1, SITES + 1)}
+    began = time.monotonic()
+    with Federation(tmp_path, files, warm=False) as federation:
+        federation.start()
+        submit(federation, app)
+        most: dict[str, int] = {}
+        nodes = 0
+        for event in federation.events(state / "events.jsonl", timeout=7000):
+            if event["event"] == "round":
+                for what in ("flower-superlink", "serverapp", "supernode"):
+                    most[what] = max(most.get(what, 0), peak(federation, what))
+                names = [" ".join(p.cmdline()[:2]) for p in psutil.Process().children(recursive=True)]
+                nodes = max(nodes, sum("flower-supernode" in name for name in names))
+        assert event["event"] == "finished", event
+    rounds = [e for e in read_events(state) if e["event"] == "round"]
+    assert [e["merged"] for e in rounds] == [SITES] * ROUNDS
+    assert nodes >= SITES
+    seconds = statistics.median(e["seconds"] for e in rounds)
+    note = f"{seconds:.0f} s a round (median), {time.monotonic() - began:.0f} s in all, peak MiB: "
+    note += ", ".join(f"{what} {size / MIB:.0f}" for what, size in most.items())
+    record("load", f"{SITES} real SuperNodes x {ROUNDS} rounds", SITES * ROUNDS, note)
