@@ -2,10 +2,13 @@
 
 Tolerances, on the weights after training: float32 1e-5 relative. Rules that take signs may flip
 one where a gradient is rounded another way, which moves an entry by a whole step: there, 1e-3 of
-the entries may differ. BAdam takes such a step too where it begins a block, with empty moments, and
-what it moves by it moves the others: of the way that was gone, 5e-3 may differ. In bfloat16 the
-reference sums in the order of the ranks, and 1e-2 is allowed. Blocks of states with few bits are cut
-where shards are, so there 1e-2 is allowed too.
+the entries may differ. In bfloat16 the reference sums in the order of the ranks, and 1e-2 is allowed.
+Blocks of states with few bits are cut where shards are, so there 1e-2 is allowed too.
+
+Over fifty steps some rules take a rounding error for a choice: which singular vector is kept, which
+sign a first step has. How far that leads is measured in one process, whose gradients are off by a
+rounding error; twenty times as far is allowed. There is no clipping there: it would tie all rules,
+which train side by side, to the one that strays most.
 """
 
 import json
@@ -25,7 +28,6 @@ RANKS = Path(__file__).with_name("zero_ranks.py")
 ROOT = RANKS.parents[2]
 SIGNS = ("frugal", "signsgd", "lion")  # rules whose steps have signs of gradients
 MATRIX_STEPS = 5  # past the first refresh of a basis, which is at the fourth
-STARTS = ("badam",)  # rules whose moments begin anew, so that some steps are signs
 FEW = ["adamw", "frugal(update_gap=3)", "galore(rank=4,update_gap=3)"]
 
 
@@ -52,10 +54,10 @@ def check(result: dict, steps: int, world: int, *, few_bits: bool = False) -> No
         text = f"{call} in {result['case']}: {error}"
         if result["case"].get("bf16") or few_bits:
             assert error["relative"] < 1e-2, text
+        elif noise := [value for key, value in error.items() if key.startswith("noise")]:
+            assert error["relative"] < max(1e-5, 20 * max(noise)), text
         elif optimizer_named(call).name in SIGNS:
             assert error["share_off"] < 2e-3, text
-        elif optimizer_named(call).name in STARTS:
-            assert error["of_movement"] < 5e-3, text
         else:
             assert error["relative"] < 1e-5, text
         own = {n: c for n, c in result["totals"].items() if n.startswith(f"models.{number}.")}
@@ -100,7 +102,7 @@ def test_every_rule_at_every_stage(world: int, capsys: pytest.CaptureFixture[str
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("calls", "stage"), [(ALL_CALLS, 3), ([calls[0] for calls in CALLS.values()], 2)])
 def test_fifty_steps(calls: list[str], stage: int) -> None:
-    (result,) = run(2, calls, [{"stage": stage}], 50, timeout=550)
+    (result,) = run(2, calls, [{"stage": stage, "noise": [1, 2], "clip": 0.0}], 50, timeout=550)
     check(result, 50, 2)
 
 
