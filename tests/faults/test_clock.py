@@ -149,11 +149,13 @@ def test_a_supernode_that_signs_at_another_hour_is_refused(tmp_path: Path, told:
         group = federation.group
         command = [script("flower-supernode"), "--superlink", f"127.0.0.1:{federation.port}", "--max-retries", "1"]
         command += ["--root-certificates", certs / "ca.crt", "--auth-supernode-private-key", certs / "north.node.key"]
-        for name, variables, sign in (("wrong", clock(told), "Exit Code:"), ("right", clock("0"), "SuperNode ID:")):
-            started = ProcessGroup(group.logs, {**group.env, **variables})
-            with started:
+        refused = group.logs / "superlink.log", 'activate-node HTTP/1.1" 401'  # the SuperNode itself does not say why
+        for name, variables, (log, sign) in (
+            ("wrong", clock(told), refused),
+            ("right", clock("0"), (group.logs / "right.log", "SuperNode ID:")),
+        ):
+            with ProcessGroup(group.logs, {**group.env, **variables}) as started:
                 started.start(name, [*command, "--port", str(free_port())], cwd=tmp_path)
-                log = group.logs / f"{name}.log"
                 wait_until(
                     lambda log=log, sign=sign: sign in log.read_text(errors="replace"),
                     timeout=90,
