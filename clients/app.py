@@ -12,6 +12,7 @@ from clients import LIBRARY
 from clients.relay import train
 from clients.site import SiteConfig
 from fedcompress.config import TrainTask
+from fedcompress.counting import read_wire
 from fedcompress.errors import ConfigError, FedCompressError, TrainingError
 from fedcompress.flower import from_records, require_version, to_records
 
@@ -41,4 +42,12 @@ def handle(message: Message, context: Context) -> Message:
             code = "site-config"
         status = {"status": "failed", "site": site_name, "code": code, "message": str(error)}
         return Message(to_records(status, b""), reply_to=message)
-    return Message(to_records({"status": "ok", "site": site_name, "replayed": replayed}, payload), reply_to=message)
+    done: dict[str, bool | int | str] = {"status": "ok", "site": site_name, "replayed": replayed}
+    done |= _wire(site)
+    return Message(to_records(done, payload), reply_to=message)
+
+
+def _wire(site: SiteConfig) -> dict[str, int]:
+    """What has crossed the site's link until now, if that is counted."""
+    found = read_wire(site.state_dir)
+    return {} if found is None else {"wire_life": found.life, "wire_up": found.up, "wire_down": found.down}

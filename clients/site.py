@@ -57,6 +57,9 @@ coordinator = ""             # the coordinator's public key: nothing else's task
 address = ""                 # HOST:PORT, if not given to `site up`
 root_certificates = ""       # PEM file of the CA that has signed the SuperLink's certificate
 node_key = ""                # the SuperNode's private key, if the SuperLink asks for one
+
+[link]
+mbit = 0                     # a second to the SuperLink, in the slower direction; 0: not known
 """
 
 from __future__ import annotations
@@ -67,6 +70,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from clients.link import Link
 from clients.training.sources import absolute, source_of
 from fedcompress.adapters.base_model import BaseModel, resolve_model
 from fedcompress.errors import ConfigError
@@ -207,6 +211,7 @@ class SiteConfig:
     rank: int = 0
     identity: Identity = field(default_factory=Identity)
     superlink: SuperLink = field(default_factory=SuperLink)
+    link: Link = field(default_factory=Link)
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -252,6 +257,7 @@ class SiteConfig:
             max_update_norm=float(raw.get("privacy", {}).get("max_update_norm", 0.0)),
             identity=Identity(**_files(raw.get("identity", {}), base)),
             superlink=SuperLink(**_files(raw.get("superlink", {}), base)),
+            link=Link(**raw.get("link", {})),
         )
 
 
@@ -280,6 +286,7 @@ KNOWN: dict[str, dict[str, type]] = {
     "privacy": {"max_update_norm": float},
     "identity": _kinds(Identity),
     "superlink": _kinds(SuperLink),
+    "link": _kinds(Link),
 }
 
 

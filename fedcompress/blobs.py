@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +22,16 @@ from fedcompress.space import room_for
 class BlobWriter:
     """Takes the bytes of a blob."""
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream, self._sha = stream, hashlib.sha256()
+    def __init__(self, stream: BinaryIO, failpoint: str = "") -> None:
+        self._stream, self._sha, self._failpoint = stream, hashlib.sha256(), failpoint
 
     def write(self, chunk: bytes | memoryview) -> None:
         """The next bytes."""
         self._sha.update(chunk)
         self._stream.write(chunk)
+        if self._failpoint:
+            reach(self._failpoint)
+            self._failpoint = ""
 
     @property
     def name(self) -> str:
@@ -70,8 +74,8 @@ class BlobStore:
     @contextmanager
     def writer(self) -> Iterator[BlobWriter]:
         """A blob that is written in pieces, and never in memory as a whole; it has its name when the block ends."""
-        with self._part("stream") as part, part.open("wb") as stream:
-            writer = BlobWriter(stream)
+        with self._part(uuid.uuid4().hex) as part, part.open("wb") as stream:
+            writer = BlobWriter(stream, self._failpoint)
             yield writer
             stream.flush()
             os.fsync(stream.fileno())

@@ -1,29 +1,36 @@
 """Codecs applied part by part: what is in memory is bounded by a part, not by the update.
 
-An envelope of so large a layout has the sections of all clauses for the first part, then for the second, and so on. The
-parts follow from the receiver's own layout.
+An envelope of a layout with more than ``ROUND_PART`` entries has the sections of all clauses for the first part, then
+for the second, and so on. The parts follow from the receiver's own layout.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from fedcompress.codecs import Clause, CodecSpec, decode_sections, encode_sections
 from fedcompress.codecs.transform import Transform
-from fedcompress.errors import PayloadError
-from fedcompress.parts import ROUND_PART, Piece, cut, layout_of, rows_of
-from fedcompress.types import Layout, Tensors
+from fedcompress.errors import ConfigError, PayloadError
+from fedcompress.parts import ROUND_PART, Piece, cut, layout_of, rows_of, values_of
+from fedcompress.types import Array, Layout, Tensors
 
 Read = Callable[[list[Piece]], Tensors]
 Keep = Callable[[list[Piece], Tensors, Tensors], None]
 
 
 def encode_parts(
-    codec: CodecSpec, layout: Layout, read: Read, *, seed: int = 0, shared: int = 0, keep: Keep | None = None
+    codec: CodecSpec,
+    layout: Layout,
+    read: Read,
+    *,
+    seed: int = 0,
+    shared: int = 0,
+    last: Mapping[str, Array] | None = None,
+    keep: Keep | None = None,
 ) -> tuple[bytes, ...]:
     """Sections of all parts.
 
@@ -33,6 +40,7 @@ def encode_parts(
         read: values of a part, float32 and finite, in order.
         seed: of all randomness; each part has one of its own.
         shared: see ``Hints``.
+        last: the update sent before, as decoded, for codecs that start from it.
         keep: is given each part, what was encoded and what the receiver will decode.
 
     Raises:
@@ -42,7 +50,8 @@ def encode_parts(
     for number, pieces in enumerate(cut(layout, ROUND_PART)):
         part, values = layout_of(pieces), read(pieces)
         spec = share_of(codec, layout, part)
-        made = encode_sections(spec, part, values, seed=_seed(seed, number), shared=shared)
+        before = values_of(last, pieces) if last is not None else None
+        made = encode_sections(spec, part, values, seed=_seed(seed, number), shared=shared, last=before)
         sections += made
         if keep is not None:
             keep(pieces, values, decode_sections(spec, part, made))
@@ -50,30 +59,35 @@ def encode_parts(
 
 
 def decode_parts(codec: CodecSpec, layout: Layout, sections: Sequence[bytes]) -> Iterator[tuple[list[Piece], Tensors]]:
-    """Values of all parts, in order; sections that are not cut give one part.
+    """Values of all parts, in order.
 
     Raises:
         PayloadError: a section does not decode, or there are too few or too many.
     """
     parts, clauses = cut(layout, ROUND_PART), len(codec.clauses)
-    if len(sections) == clauses:
-        parts = cut(layout, max(layout.numel, 1))
     if len(sections) != clauses * len(parts):
-        raise PayloadError(f"sections: {len(sections)}: must be {clauses}, or {clauses} for each of {len(parts)} parts")
+        needed = f"the codec {codec} has {clauses} for each of {len(parts)} parts"
+        raise PayloadError(f"sections: {len(sections)}: must be {clauses * len(parts)}: {needed}")
     for number, pieces in enumerate(parts):
         part = layout_of(pieces)
-        spec = share_of(codec, layout, part)
+        try:
+            spec = share_of(codec, layout, part)
+        except ConfigError as error:
+            raise PayloadError(f"sections: the codec does not fit the layout: {error}") from error
         yield pieces, decode_sections(spec, part, sections[clauses * number : clauses * (number + 1)])
 
 
 def decode_whole(codec: CodecSpec, layout: Layout, sections: Sequence[bytes]) -> Tensors:
-    """All values in memory, however they were cut; raises as ``decode_parts``."""
-    if len(sections) == len(codec.clauses):
-        return decode_sections(codec, layout, sections)
-    out = {t.name: np.empty(t.shape, np.float32) for t in layout.tensors}
+    """All values in memory; raises as ``decode_parts``."""
+    out: Tensors = {}
     for pieces, values in decode_parts(codec, layout, sections):
         for piece in pieces:
-            out[piece.spec.name][rows_of(piece)] = values[piece.spec.name]
+            name, value = piece.spec.name, values[piece.spec.name]
+            if piece.total:
+                whole = out.setdefault(name, np.empty(layout.by_name[name].shape, np.float32))
+                whole[rows_of(piece)] = value
+            else:
+                out[name] = value
     return out
 
 
@@ -85,7 +99,13 @@ def _seed(seed: int, number: int) -> int:
 
 
 def share_of(spec: CodecSpec, whole: Layout, part: Layout) -> CodecSpec:
-    """The codec for a part: budgets in bytes are shared by number of parameters."""
+    """The codec for a part: budgets in bytes are shared by number of parameters.
+
+    Raises:
+        ConfigError: a tensor's group has no clause.
+    """
+    if part.numel == whole.numel:
+        return spec
     clauses = []
     for clause, everything, here in zip(spec.clauses, spec.assign(whole), spec.assign(part), strict=True):
         code = clause.code

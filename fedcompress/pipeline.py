@@ -25,7 +25,7 @@ import numpy as np
 
 from fedcompress.adapters.init import seeded_init
 from fedcompress.adapters.template import constants_digest, load_constants
-from fedcompress.codecs import CodecSpec, encode_sections
+from fedcompress.codecs import CodecSpec
 from fedcompress.errors import ConfigError, HeaderError, MismatchError, PayloadError, StateError
 from fedcompress.parts import values_of
 from fedcompress.partwise import decode_whole, encode_parts
@@ -46,13 +46,11 @@ def _sections(
     values: Mapping[str, Array],
     header: Header,
     last: Mapping[str, Array] | None,
-    is_cut: bool,
 ) -> tuple[bytes, ...]:
     """Of values in memory."""
+    layout.check(values, what="encode")
     seed, shared = seed_of(header), shared_seed(header.run, header.round)
-    if is_cut:
-        return encode_parts(codec, layout, lambda pieces: values_of(values, pieces), seed=seed, shared=shared)
-    return encode_sections(codec, layout, values, seed=seed, last=last, shared=shared)
+    return encode_parts(codec, layout, lambda pieces: values_of(values, pieces), seed=seed, shared=shared, last=last)
 
 
 def encode_update(
@@ -62,7 +60,6 @@ def encode_update(
     header: Header,
     *,
     last: Mapping[str, Array] | None = None,
-    is_cut: bool = False,
 ) -> tuple[bytes, Tensors]:
     """Encode an update, and return with it what the receiver will decode.
 
@@ -75,13 +72,12 @@ def encode_update(
         codec: how to encode it.
         header: what else to say.
         last: the update sent before, as decoded, for codecs that start from it (``codec.warm``).
-        is_cut: encode part by part, as is done with full weights; see ``partwise``.
 
     Raises:
         LayoutError: ``tensors`` does not have the layout.
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
-    sections = _sections(codec, layout, to_arrays(tensors), header, last, is_cut)
+    sections = _sections(codec, layout, to_arrays(tensors), header, last)
     full = replace(header, codec=str(codec), layout_digest=layout.digest)
     return pack(full, sections), decode_whole(codec, layout, sections)
 
@@ -94,11 +90,10 @@ def encode_delta(
     header: Header,
     *,
     last: Mapping[str, Array] | None = None,
-    is_cut: bool = False,
 ) -> tuple[bytes, Tensors, Tensors]:
     """A DELTA envelope from ``base`` towards ``base + change``.
 
-    Digests and codec in the header are filled in; ``last`` and ``is_cut`` are as in ``encode_update``.
+    Digests and codec in the header are filled in; ``last`` is as in ``encode_update``.
 
     Returns:
         The envelope, the decoded change, and the state that every receiver reaches.
@@ -107,7 +102,7 @@ def encode_delta(
         LayoutError: ``change`` does not have the layout.
         NonFiniteError: a value of ``change``, or of the state reached, is NaN or infinite.
     """
-    sections = _sections(codec, layout, change, header, last, is_cut)
+    sections = _sections(codec, layout, change, header, last)
     decoded = decode_whole(codec, layout, sections)
     reached = add(base, decoded)
     layout.check(reached, what="encode_delta: state reached")
@@ -165,9 +160,8 @@ def encode_snapshot(
     run: str,
     version: int,
     init_seed: int | None = None,
-    is_cut: bool = False,
 ) -> bytes:
-    """A whole state: exact values, or only the seed when the seed rebuilds them; ``is_cut`` as in ``encode_update``."""
+    """A whole state: exact values, or only the seed when the seed rebuilds them."""
     full = Header(
         kind=Kind.SNAPSHOT,
         run=run,
@@ -182,7 +176,7 @@ def encode_snapshot(
         if state_digest(layout, rebuilt) == full.result_digest:
             return pack(replace(full, codec="none", init_seed=init_seed), ())
     spec = CodecSpec.parse("none")
-    return pack(replace(full, codec=str(spec)), _sections(spec, layout, state, full, None, is_cut))
+    return pack(replace(full, codec=str(spec)), _sections(spec, layout, state, full, None))
 
 
 def encode_constants(data: bytes, digest: str, *, run: str) -> bytes:

@@ -57,15 +57,23 @@ class Stored(Mapping[str, Array]):
         return self._offset + 4 * (self._starts[piece.spec.name] + piece.at)
 
     def read(self, piece: Piece) -> Array:
-        """Values of a piece.
+        """Values of a piece; raises as ``flat``."""
+        return self.flat(piece.spec.name, piece.at, piece.at + piece.spec.numel).reshape(piece.spec.shape)
+
+    def flat(self, name: str, start: int, stop: int) -> Array:
+        """Entries of a tensor.
 
         Raises:
-            StateError: the file has become shorter.
+            StateError: the file is gone, or has become shorter.
         """
-        found = np.fromfile(self.path, "<f4", count=piece.spec.numel, offset=self.offset_of(piece))
-        if found.size != piece.spec.numel:
-            raise StateError(f"state: {self.path}: {piece.spec.name}: {found.size} of {piece.spec.numel} entries")
-        return found.astype(np.float32, copy=False).reshape(piece.spec.shape)
+        at = self._offset + 4 * (self._starts[name] + start)
+        try:
+            found = np.fromfile(self.path, "<f4", count=stop - start, offset=at)
+        except OSError as error:
+            raise StateError(f"state: {self.path}: cannot be read: {error.strerror}") from error
+        if found.size != stop - start:
+            raise StateError(f"state: {self.path}: {name}: {found.size} of {stop - start} entries")
+        return found.astype(np.float32, copy=False)
 
 
 class Zeros(Mapping[str, Array]):
@@ -134,10 +142,24 @@ def digest_of(layout: Layout, tensors: Mapping[str, Array]) -> bytes:
     return digest.digest()
 
 
-def raw(values: Tensors) -> Iterator[memoryview]:
+def raw_of(value: Array) -> memoryview:
+    """Bytes of a tensor."""
+    return np.ascontiguousarray(value, "<f4").reshape(-1).data.cast("B")
+
+
+def raw(values: Mapping[str, Array]) -> Iterator[memoryview]:
     """Bytes of values, in order."""
-    for value in values.values():
-        yield np.ascontiguousarray(value, "<f4").reshape(-1).data.cast("B")
+    return map(raw_of, values.values())
+
+
+def store(path: Path, parts: Iterable[Tensors]) -> None:
+    """Write a file that ``Stored`` reads; it has its name only once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        for values in parts:
+            file.writelines(raw(values))
+    part.replace(path)
 
 
 def chunks(parts: Iterable[Tensors]) -> Iterator[bytes | memoryview]:
@@ -152,4 +174,4 @@ def chunks(parts: Iterable[Tensors]) -> Iterator[bytes | memoryview]:
             for at in range(0, max(zeros, 0), _ZEROS):
                 yield bytes(min(_ZEROS, zeros - at))
             zeros = -1
-            yield np.ascontiguousarray(value, "<f4").reshape(-1).data.cast("B")
+            yield raw_of(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +17,8 @@ from fedcompress.stored import Digest, digest_of
 from fedcompress.subspaces import shared_seed
 from fedcompress.types import Array, Layout, Tensors, add
 from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack
+
+KeepReached = Callable[[Piece, Array, Array, Array], None]
 
 
 def stream_update(read: Read, layout: Layout, codec: CodecSpec, header: Header, keep: Keep) -> bytes:
@@ -35,6 +37,47 @@ def stream_update(read: Read, layout: Layout, codec: CodecSpec, header: Header, 
     shared = shared_seed(header.run, header.round)
     sections = encode_parts(codec, layout, read, seed=seed_of(header), shared=shared, keep=keep)
     return pack(replace(header, codec=str(codec), layout_digest=layout.digest), sections)
+
+
+def stream_delta(
+    read: Read, base: Mapping[str, Array], layout: Layout, codec: CodecSpec, header: Header, keep: KeepReached
+) -> tuple[Header, bytes]:
+    """A DELTA envelope from ``base`` towards ``base`` plus what is read; codec and digests are filled in.
+
+    Args:
+        read: values of a part of the change that is wanted.
+        base: the state before.
+        layout: of the whole.
+        codec: how to encode it.
+        header: what else to say.
+        keep: is given each piece: what was wanted of it, what the receiver will decode, and the state reached.
+
+    Raises:
+        NonFiniteError: a value of the change, or of the state reached, is NaN or infinite.
+    """
+    before, after = Digest(layout), Digest(layout)
+
+    def reach(pieces: list[Piece], wanted: Tensors, decoded: Tensors) -> None:
+        for piece in pieces:
+            name = piece.spec.name
+            (start,) = values_of(base, [piece]).values()
+            reached = add({name: start}, decoded)
+            layout_of([piece]).check(reached, what="encode_delta: state reached")
+            before.update({name: start})
+            after.update(reached)
+            keep(piece, wanted[name], decoded[name], reached[name])
+
+    shared = shared_seed(header.run, header.round)
+    sections = encode_parts(codec, layout, read, seed=seed_of(header), shared=shared, keep=reach)
+    full = replace(
+        header,
+        kind=Kind.DELTA,
+        codec=str(codec),
+        layout_digest=layout.digest,
+        base_digest=before.digest(),
+        result_digest=after.digest(),
+    )
+    return full, pack(full, sections)
 
 
 def stream_state(data: bytes, layout: Layout, base: Mapping[str, Array] | None, limits: Limits) -> Iterator[Tensors]:

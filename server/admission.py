@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from fedcompress.codecs import CodecSpec
 from fedcompress.errors import AdmissionError, ConfigError, MismatchError, WireError
 from fedcompress.merging.weights import Examples, Weighting
-from fedcompress.pipeline import decode_update
+from fedcompress.partwise import decode_parts
+from fedcompress.pipeline import codec_of
 from fedcompress.types import Layout, Tensors
 from fedcompress.wire import Envelope, Header, Kind, Limits, unpack
 from server import trust
 from server.trust import Trust
 from server.weights import weights_of
+
+Keep = Callable[[str, Iterable[Tensors]], Any]
 
 REASONS: dict[str, str] = {
     "malformed": "the bytes are not a valid envelope",
@@ -77,8 +86,15 @@ def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str])
             raise AdmissionError("weight", f"weight: {header.site}: {REASONS['weight']}: {error}") from error
 
 
-def admit(data: bytes, expected: Expected, kind: Kind, seen: set[str], claimed: str = "") -> tuple[Envelope, Tensors]:
-    """Check a reply in full, its signature first; the tensors are empty for a REPORT.
+def admit(
+    data: bytes,
+    expected: Expected,
+    kind: Kind,
+    seen: set[str],
+    claimed: str = "",
+    keep: Keep = lambda name, parts: deque(parts, 0),
+) -> tuple[Envelope, float]:
+    """Check a reply in full, its signature first.
 
     Args:
         data: the envelope.
@@ -86,6 +102,10 @@ def admit(data: bytes, expected: Expected, kind: Kind, seen: set[str], claimed: 
         kind: what was asked for.
         seen: sites that have answered already.
         claimed: the site that it came from, by what is said beside the envelope.
+        keep: is given the update's digest in hex, and its values, which it must draw, part by part.
+
+    Returns:
+        The envelope, and the update's Euclidean norm; 0 for a REPORT.
 
     Raises:
         AdmissionError: with a code of ``REASONS``.
@@ -98,9 +118,18 @@ def admit(data: bytes, expected: Expected, kind: Kind, seen: set[str], claimed: 
             whose.check_site(signer, envelope.header.site)
         check_header(envelope.header, expected, kind, seen)
         if kind is Kind.REPORT:
-            return envelope, {}
-        return decode_update(data, expected.layout)
+            return envelope, 0.0
+        squares: list[float] = []
+        keep(envelope.digest.hex(), _measured(envelope, expected.layout, squares))
+        return envelope, math.sqrt(math.fsum(squares))
     except WireError as error:
         raise AdmissionError("malformed", f"{type(error).__name__}: {error}") from error
     except MismatchError as error:
         raise AdmissionError(error.code, str(error)) from error
+
+
+def _measured(envelope: Envelope, layout: Layout, squares: list[float]) -> Iterator[Tensors]:
+    """Values part by part; the sum of squares of each tensor is appended."""
+    for _, values in decode_parts(codec_of(envelope.header), layout, envelope.sections):
+        squares += [float(np.square(value, dtype=np.float64).sum()) for value in values.values()]
+        yield values

@@ -9,20 +9,20 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedcompress.adapters import adapter_digest, load_template, seeded_init
+from fedcompress.adapters import adapter_digest, load_template
 from fedcompress.adapters.template import CONSTANTS, START, load_constants
 from fedcompress.config import RunConfig
 from fedcompress.errors import AdmissionError, TrainingError
 from fedcompress.failpoints import reach
-from fedcompress.merging import Spool
 from fedcompress.pipeline import encode_constants, encode_snapshot
-from fedcompress.types import l2_norm, state_digest, zeros
-from fedcompress.weights import is_weights
+from fedcompress.stored import Stored, Zeros, store
+from fedcompress.types import Tensors, state_digest
 from fedcompress.weights.export import check_run, export_run
 from fedcompress.wire import Kind, digest_of
 from server.admission import Expected, admit
@@ -56,11 +56,11 @@ class Coordinator:
         self._emit = emit
         self._clock = clock
         folder = Path(config.initial_adapter)
-        self._template = template = load_template(folder)
+        template = load_template(folder)
+        self._template = replace(template, adapter=replace(template.adapter, tensors={}))  # not needed after the start
         self._constants = (folder / CONSTANTS).read_bytes() if template.constants else b""
         self.layout = template.adapter.layout
         self._adapter_config = dict(template.adapter.config)
-        self._trains_weights = is_weights(self._adapter_config)
         check_run(template, config.codec, config.downlink_codec)
         self._key = own_key(config.state_path, required=config.require_signatures)
         self._trust = Trust(config.state_path, config.require_signatures)
@@ -73,23 +73,21 @@ class Coordinator:
         self._open: dict[int, Asked] = {}  # who is awaited, by node
         self._roster = Roster(config, emit)
         published = self.ledger.published(self.layout)
-        self._published = published or self._publish_start(template.adapter.tensors)
+        self._published = published or self._publish_start(dict(template.adapter.tensors))
 
     @cached_property
     def _constants_are_needed(self) -> bool:
         """Whether no site can rebuild them: a new site is sent them at once, others when they ask."""
         return bool(self._constants) and any(name.endswith(START) for name in load_constants(self._constants))
 
-    def _publish_start(self, tensors: dict[str, Any]) -> Published:
+    def _publish_start(self, tensors: Tensors) -> Published:
         """Commit version 0: the initial adapter, sent as its seed if the seed rebuilds it."""
         config, digest = self._config, state_digest(self.layout, tensors)
-        is_seeded = state_digest(self.layout, seeded_init(self.layout, config.seed)) == digest
-        seed = config.seed if is_seeded else None
-        is_cut = self._trains_weights
-        envelope = encode_snapshot(tensors, self.layout, run=config.run, version=0, init_seed=seed, is_cut=is_cut)
-        start = Published(0, digest, dict(tensors), zeros(self.layout))
+        envelope = encode_snapshot(tensors, self.layout, run=config.run, version=0, init_seed=config.seed)
         with self.ledger.transaction():
-            self.ledger.publish(0, digest, envelope, start.state, start.residual)
+            self.ledger.publish(0, digest, envelope, tensors, Zeros(self.layout))
+        start = self.ledger.published(self.layout)
+        assert start is not None
         return start
 
     def run(self) -> Path:
@@ -130,7 +128,7 @@ class Coordinator:
         asked, admitted = self._gather(round_)
         reach("server.merge")
         published, envelope = next_version(
-            self._config, self.layout, self._published, admitted, round_, is_cut=self._trains_weights
+            self._config, self.layout, self._published, admitted, round_, blobs=self.ledger.blobs
         )
         seconds = self._clock() - started
         merged = [MergedRow(a.site, a.envelope.digest.hex(), a.version, a.norm) for a in admitted]
@@ -207,7 +205,7 @@ class Coordinator:
 
     def _ask(self, nodes: Sequence[int], round_: int, *, steps: int) -> None:
         kept, key = self._published, self._key
-        self._downlinks = Downlinks(self.ledger, self.layout, kept, key, is_cut=self._trains_weights)
+        self._downlinks = Downlinks(self.ledger, self.layout, kept, key)
         if not nodes:
             return
         for node in nodes:
@@ -351,7 +349,8 @@ class Coordinator:
             trust=self._trust,
         )
         try:
-            envelope, tensors = admit(reply.payload, expected, Kind.UPDATE if steps else Kind.REPORT, seen, site)
+            wanted = Kind.UPDATE if steps else Kind.REPORT
+            envelope, norm = admit(reply.payload, expected, wanted, seen, site, self._keep)
         except AdmissionError as error:
             self._roster.strike(reply.node, asked.round)
             self._refuse(asked.round, reply, error.code, str(error))
@@ -363,17 +362,18 @@ class Coordinator:
         # the base's digest was compared: the site holds that version
         self.ledger.acknowledge(header.site, reply.node, asked.version, header.examples, rate)
         self.ledger.record_metrics(asked.round, header.site, dict(header.metrics))
+        self.ledger.record_wire(asked.round, reply.node, header.site, status)
         about = {"round": asked.round, "site": header.site, "late": self._age(asked)}
         sent = {"bytes": len(reply.payload), "digest": envelope.digest.hex(), "signed": bool(envelope.signature)}
         metrics = {k: round(v, 4) for k, v in header.metrics.items()}
         self._emit({"event": "reply", **about, **sent, "replayed": bool(status.get("replayed")), "metrics": metrics})
-        if not steps:
-            return Admitted(header.site, envelope, tensors, reply.node, asked.version)
-        norm = l2_norm(tensors.values())
-        spool = Spool(self._updates, self.layout, ())  # on the disk: memory does not grow with the number of sites
-        spool.add(envelope.digest.hex(), tensors)
-        mapped = spool.mapped(envelope.digest.hex())
-        return Admitted(header.site, envelope, mapped, reply.node, asked.version, norm)
+        bare = replace(envelope, sections=())  # memory does not grow with the number of sites
+        tensors = Stored(self._updates / envelope.digest.hex(), self.layout) if steps else {}
+        return Admitted(header.site, bare, tensors, reply.node, asked.version, norm)
+
+    def _keep(self, name: str, parts: Iterable[Tensors]) -> None:
+        """Write an update that comes part by part."""
+        store(self._updates / name, parts)
 
     def _refuse(self, round_: int, reply: Incoming, code: str, message: str) -> None:
         site, code, message = str(reply.status.get("site", ""))[:64], code[:64], message[:2000]

@@ -22,7 +22,8 @@ class RoundRow:
     """One committed round; ``quality`` is that of the version it made, once somebody has evaluated that.
 
     ``late`` counts updates from older versions among the merged; ``protocol_bytes`` are what Flower's records add,
-    both ways.
+    both ways. ``uplink_transport_bytes`` and ``downlink_transport_bytes`` are what else crossed the links of sites
+    between the reply before this one and this one; None where no site has counted.
     """
 
     round: int
@@ -34,6 +35,8 @@ class RoundRow:
     uplink_bytes: int
     downlink_bytes: int
     protocol_bytes: int
+    uplink_transport_bytes: int | None
+    downlink_transport_bytes: int | None
     seconds: float
     at: float
     quality: Quality | None
@@ -41,13 +44,17 @@ class RoundRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteTotals:
-    """What is known of a site over all rounds."""
+    """What is known of a site over all rounds; transport is None where the site has not counted."""
 
     site: str
     acked: int | None
     messages: int
     uplink_bytes: int
     downlink_bytes: int
+    uplink_protocol_bytes: int
+    downlink_protocol_bytes: int
+    uplink_transport_bytes: int | None
+    downlink_transport_bytes: int | None
     refused: int
     last_at: float | None
 
@@ -119,12 +126,13 @@ class History:
         """All committed rounds."""
         refused = dict(self._rows("SELECT round, COUNT(*) FROM refusal WHERE run=? GROUP BY round", run))
         quality, late, protocol = dict(self.quality(run)), self.late(run), self._protocol(run)
+        transport = self.transport(run, "round")
         rows = self._rows(
             "SELECT round, version, asked, merged, seconds, at FROM round WHERE run=? ORDER BY round", run
         )
         out = []
         for round_, version, asked, merged, seconds, at in rows:
-            carried = self.payload_bytes(run, round_)
+            carried, (up, down) = self.payload_bytes(run, round_), transport.get(round_, (None, None))
             out.append(
                 RoundRow(
                     round=round_,
@@ -136,6 +144,8 @@ class History:
                     uplink_bytes=carried["up"],
                     downlink_bytes=carried["down"],
                     protocol_bytes=protocol.get(round_, 0),
+                    uplink_transport_bytes=up,
+                    downlink_transport_bytes=down,
                     seconds=seconds,
                     at=at,
                     quality=quality.get(version),
@@ -154,6 +164,27 @@ class History:
     def _protocol(self, run: str) -> dict[int, int]:
         return dict(self._rows("SELECT round, SUM(protocol) FROM message WHERE run=? GROUP BY round", run))
 
+    def protocol_bytes(self, run: str) -> dict[str, int]:
+        """What Flower's records add in each direction, in all rounds."""
+        found = dict(self._rows("SELECT direction, SUM(protocol) FROM message WHERE run=? GROUP BY direction", run))
+        return {way: int(found.get(way, 0)) for way in ("up", "down")}
+
+    def transport(self, run: str, by: str) -> dict[Any, tuple[int, int]]:
+        """Bytes up and down that crossed the links of sites besides Flower's records, by ``round`` or ``site``.
+
+        Only of sites that count, and up to the last reply of each.
+        """
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name='wire'"):
+            return {}  # a ledger from before it
+        sums = "SUM(MAX(0, up - carried_up)), SUM(MAX(0, down - carried_down))"
+        rows = self._rows(f"SELECT {by}, {sums} FROM wire WHERE run=? GROUP BY {by}", run)
+        return {key: (up, down) for key, up, down in rows}
+
+    def transport_bytes(self, run: str) -> dict[str, int | None]:
+        """The same of each direction, in all rounds; None if no site has counted."""
+        found = list(self.transport(run, "site").values())
+        return {way: sum(row[i] for row in found) if found else None for i, way in enumerate(("up", "down"))}
+
     def quality(self, run: str) -> list[tuple[int, Quality]]:
         """Versions that were evaluated: sites measure, in a round, the version that it starts from."""
         made = dict(self._rows("SELECT round, version FROM round WHERE run=?", run))
@@ -169,15 +200,16 @@ class History:
         name = "COALESCE(NULLIF(m.site, ''), s.site)"
         join = "m LEFT JOIN site s ON s.run=m.run AND s.node=m.node"
         carried = self._rows(
-            f"SELECT {name}, m.direction, COUNT(*), SUM(m.payload), MAX(m.at) FROM message {join}"
+            f"SELECT {name}, m.direction, COUNT(*), SUM(m.payload), SUM(m.protocol), MAX(m.at) FROM message {join}"
             f" WHERE m.run=? GROUP BY {name}, m.direction",
             run,
         )
         by_way = {(site, way): row for site, way, *row in carried}
         refused = dict(self._rows(f"SELECT {name}, COUNT(*) FROM refusal {join} WHERE m.run=? GROUP BY {name}", run))
-        out = []
+        transport, out = self.transport(run, "site"), []
         for site, acked in self._rows("SELECT site, acked FROM site WHERE run=? ORDER BY site", run):
-            up, down = (by_way.get((site, way), [0, 0, None]) for way in ("up", "down"))
+            up, down = (by_way.get((site, way), [0, 0, 0, None]) for way in ("up", "down"))
+            more = transport.get(site, (None, None))
             out.append(
                 SiteTotals(
                     site=site,
@@ -185,8 +217,12 @@ class History:
                     messages=up[0],
                     uplink_bytes=up[1],
                     downlink_bytes=down[1],
+                    uplink_protocol_bytes=up[2],
+                    downlink_protocol_bytes=down[2],
+                    uplink_transport_bytes=more[0],
+                    downlink_transport_bytes=more[1],
                     refused=refused.get(site, 0),
-                    last_at=up[2],
+                    last_at=up[3],
                 )
             )
         return out

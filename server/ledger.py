@@ -8,20 +8,23 @@ answer from their outboxes; killed after it, the next round begins.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fedcompress.blobs import BlobStore
 from fedcompress.database import open_database, transaction
 from fedcompress.errors import MismatchError, StateError
 from fedcompress.failpoints import reach
 from fedcompress.merging.outer import OuterState
-from fedcompress.types import Layout, Tensors, from_bytes, state_digest, to_bytes
+from fedcompress.stored import Stored, digest_of, raw
+from fedcompress.types import Array, Layout, Tensors, to_bytes
 from server.durability import LEDGER, copy_ledger, note_restored, recover_file
 from server.schema import SCHEMA, upgrade
 from server.versions import replay
+from server.wire import record_report, report_of
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,8 @@ class Published:
 
     version: int
     digest: bytes
-    state: Tensors
-    residual: Tensors
+    state: Mapping[str, Array]
+    residual: Mapping[str, Array]
     outer: OuterState | None = None
 
 
@@ -127,8 +130,8 @@ class Ledger:
         version: int,
         digest: bytes,
         envelope: bytes,
-        state: Tensors,
-        residual: Tensors,
+        state: Mapping[str, Array],
+        residual: Mapping[str, Array],
         outer: OuterState | None = None,
     ) -> None:
         """Add a version; only the newest few keep their whole state. Call it in a transaction.
@@ -136,7 +139,7 @@ class Ledger:
         Raises:
             NonFiniteError: the state of the server optimizer has overflowed.
         """
-        names: list[str | None] = [self.blobs.put(data) for data in (envelope, to_bytes(state), to_bytes(residual))]
+        names: list[str | None] = [self.blobs.put(envelope), self._kept(state), self._kept(residual)]
         names.append(self.blobs.put(outer.to_bytes()) if outer is not None and outer.slots else None)
         self._db.execute(
             "UPDATE version SET state=NULL, residual=NULL, outer_state=NULL WHERE run=? AND version<=?",
@@ -147,6 +150,12 @@ class Ledger:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (self.run, version, digest.hex(), names[0], len(envelope), *names[1:]),
         )
+
+    def _kept(self, tensors: Mapping[str, Array]) -> str:
+        """Name of the blob that they are; written if they are none yet."""
+        if isinstance(tensors, Stored) and tensors.path.parent == self.blobs.folder:
+            return tensors.path.name
+        return self.blobs.put_all(raw(tensors))
 
     def published(self, layout: Layout) -> Published | None:
         """The last committed version that can be read, or None; says in ``notes`` if it is not the last.
@@ -179,15 +188,15 @@ class Ledger:
     def _read(
         self, layout: Layout, version: int, digest: str, state: str, residual: str, outer: str | None
     ) -> Published:
-        rest = from_bytes(self.blobs.get(residual), layout)
+        rest = Stored(self.blobs.path(residual), layout)
         memory = OuterState.from_bytes(self.blobs.get(outer), layout) if outer else None
         try:
-            values = from_bytes(self.blobs.get(state), layout)
+            values = Stored(self.blobs.path(state), layout)
         except StateError as error:
-            values = self.state_at(version, layout)
-            self.blobs.replace(state, to_bytes(values))
+            self.blobs.replace(state, to_bytes(self.state_at(version, layout)))
+            values = Stored(self.blobs.path(state), layout)
             self.notes.append(f"version {version}: {error}: its state was rebuilt from the envelopes that lead to it")
-        if state_digest(layout, values).hex() != digest:
+        if digest_of(layout, values).hex() != digest:
             raise StateError(f"version {version}: its state does not have the digest {digest[:16]}")
         return Published(version, bytes.fromhex(digest), values, rest, memory)
 
@@ -284,6 +293,12 @@ class Ledger:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (self.run, round_, str(node), site, direction, kind, payload, digest, time.time(), protocol),
         )
+
+    def record_wire(self, round_: int, node: int, site: str, status: Mapping[str, Any]) -> None:
+        """What a site says has crossed its link, if its reply's status says so; the reply is recorded already."""
+        report = report_of(status)
+        if report is not None:
+            record_report(self._db, self.run, round_, site, node, report)
 
     def record_refusal(self, round_: int, node: int, site: str, code: str, message: str) -> None:
         """One reply that was not admitted, or a failure that a site reported."""

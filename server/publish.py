@@ -22,14 +22,11 @@ class Downlinks:
         layout: Layout,
         published: Published,
         key: PrivateKey | None = None,
-        *,
-        is_cut: bool = False,
     ) -> None:
         self._key = key
         self._ledger = ledger
         self._layout = layout
         self._published = published
-        self._is_cut = is_cut
         self._cache: dict[int | None, bytes] = {}
         self._snapshot = b""
 
@@ -54,9 +51,7 @@ class Downlinks:
     def _whole(self) -> bytes:
         if not self._snapshot:
             published, run = self._published, self._ledger.run
-            whole = encode_snapshot(
-                published.state, self._layout, run=run, version=published.version, is_cut=self._is_cut
-            )
+            whole = encode_snapshot(published.state, self._layout, run=run, version=published.version)
             self._snapshot = self.signed(whole)
         return self._snapshot
 

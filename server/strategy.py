@@ -1,17 +1,23 @@
-"""From admitted updates to the next published version. No networking, no storage."""
+"""From admitted updates to the next published version.
+
+Memory: the merged update, and a few times a part of the layout; states are read from files and written to them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fedcompress.blobs import BlobStore
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import RunConfig
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, StateError
 from fedcompress.merging import Held, Merger, rule_named
 from fedcompress.merging.outer import OuterState
-from fedcompress.pipeline import encode_delta
-from fedcompress.types import Layout, Tensors, state_digest
+from fedcompress.parts import Piece, rows_of, values_of
+from fedcompress.stored import Stored, raw_of
+from fedcompress.streaming import stream_delta
+from fedcompress.types import Array, Layout, Tensors
 from fedcompress.wire import Envelope, Header, Kind
 from server.ledger import Published
 from server.weights import weights_of
@@ -19,14 +25,14 @@ from server.weights import weights_of
 
 @dataclass(frozen=True)
 class Admitted:
-    """One update that passed admission, decoded; its tensors may be mapped from a file.
+    """One update that passed admission, decoded; its tensors may be read from a file, its envelope has no sections.
 
     ``version`` is the one that it was trained from, ``norm`` the Euclidean one of its tensors.
     """
 
     site: str
     envelope: Envelope
-    tensors: Tensors
+    tensors: Mapping[str, Array]
     node: int = 0
     version: int = 0
     norm: float = 0.0
@@ -39,13 +45,13 @@ def next_version(
     admitted: Sequence[Admitted],
     round_: int,
     *,
-    is_cut: bool = False,
+    blobs: BlobStore,
 ) -> tuple[Published, bytes]:
     """Merge, step, and compress the step with the server's own error feedback.
 
     Updates are folded in the order of site names, so the result does not depend on the
     order of arrival. One that was trained from an older version is merged as the step that it is, for less weight.
-    The server optimizer makes the step of what is merged. ``is_cut`` is as in ``encode_update``.
+    The server optimizer makes the step of what is merged. State and residual are written to ``blobs``.
 
     Returns:
         The next version, and the envelope that leads to it.
@@ -53,6 +59,7 @@ def next_version(
     Raises:
         ConfigError: an update lacks what it is weighed by, there are too few for the rule, or the state is
             one of another server optimizer.
+        StateError: the published state is not what was published.
     """
     ordered = sorted(admitted, key=lambda a: a.site)
     merger = Merger(rule=rule_named(config.rule), layout=layout, space=config.space)
@@ -61,8 +68,14 @@ def next_version(
     weights = weights_of(config.weigh_by, [a.envelope.header for a in ordered], ages)
     merged = merger.merge(published.state, weights, updates, round_=round_)
     step, outer = config.outer.update(merged, outer_state(config, layout, published))
+    del merged
     feedback = config.error_feedback
-    target = feedback.target(step, published.residual, round_)
+
+    def target(pieces: list[Piece]) -> Tensors:
+        """Of a part, which the step then no longer holds."""
+        change = {p.spec.name: step[p.spec.name][rows_of(p)] if p.total else step.pop(p.spec.name) for p in pieces}
+        return feedback.target(change, values_of(published.residual, pieces), round_)
+
     header = Header(
         kind=Kind.DELTA,
         run=config.run,
@@ -71,12 +84,22 @@ def next_version(
         codec="",
         layout_digest=layout.digest,
         base_digest=published.digest,
-        result_digest=published.digest,
+        result_digest=published.digest,  # not known yet
     )
     codec = CodecSpec.parse(config.downlink_codec)
-    envelope, decoded, state = encode_delta(target, published.state, layout, codec, header, is_cut=is_cut)
-    digest = state_digest(layout, state)
-    return Published(published.version + 1, digest, state, feedback.residual(target, decoded), outer), envelope
+    with blobs.writer() as state, blobs.writer() as residual:
+
+        def keep(piece: Piece, wanted: Array, decoded: Array, reached: Array) -> None:
+            name = piece.spec.name
+            state.write(raw_of(reached))
+            residual.write(raw_of(feedback.residual({name: wanted}, {name: decoded})[name]))
+
+        full, envelope = stream_delta(target, published.state, layout, codec, header, keep)
+    if full.base_digest != published.digest:
+        found = full.base_digest.hex()[:16]
+        raise StateError(f"version {published.version}: its state is {found}: must be {published.digest.hex()[:16]}")
+    reached, left = (Stored(blobs.folder / file.name, layout) for file in (state, residual))
+    return Published(published.version + 1, full.result_digest, reached, left, outer), envelope
 
 
 def outer_state(config: RunConfig, layout: Layout, published: Published) -> OuterState:

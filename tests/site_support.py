@@ -30,9 +30,10 @@ from fedcompress.wire import Limits, unpack
 LABELS = demo_data.LABELS[:3]
 
 
-def make_template(folder: Path) -> None:
+def make_template(folder: Path, rank: int = 8) -> None:
     """Write the initial adapter for ``LABELS`` in a process of its own (it imports torch)."""
-    model, options = str(demo_data.model_folder()), ["--adapter", "lora(r=8,targets=query+value)", "--out", str(folder)]
+    adapter = f"lora(r={rank},targets=query+value)"
+    model, options = str(demo_data.model_folder()), ["--adapter", adapter, "--out", str(folder)]
     task = ["--task", "classification", "--labels", ",".join(LABELS)]
     subprocess.run(
         [sys.executable, "-m", "fedcompress", "template", model, *options, *task], check=True, capture_output=True

@@ -19,6 +19,7 @@ from clients.commands.common import (
 from clients.commands.supervisor import up_lock
 from clients.site import SiteConfig
 from clients.worker.paths import lock_path
+from fedcompress.counting import Wire, read_wire
 from fedcompress.display import ago, duration, escaped, size
 from fedcompress.errors import ConfigError
 from fedcompress.locks import holder
@@ -58,16 +59,17 @@ def run(options: Options, sleep: Callable[[float], None] = time.sleep) -> int:
 
 def _show(site: SiteConfig, options: Options) -> int:
     reply, up = read_status(site.state_dir), holder(up_lock(site.state_dir)) or None
+    wire = read_wire(site.state_dir)
     if options.as_json:
         held = holder(lock_path(site.state_dir)) or None
-        facts = {"running": reply is not None, "held_by": held, "up_pid": up}
+        facts = {"running": reply is not None, "held_by": held, "up_pid": up, "wire": vars(wire) if wire else None}
         more = status_facts(reply) if reply is not None else {"site": site.name, "reason": no_worker(site.state_dir)}
         print(json.dumps({**facts, **more}))
     elif reply is None:
         print(f"{site.name}: {no_worker(site.state_dir)}")
     else:
         print("\n".join(lines_of(reply)))
-        print(f"{'connected':<11}{connection(up)}")
+        print(f"{'connected':<11}{connection(up)}{crossed(wire)}")
     return 0 if reply is not None else 1
 
 
@@ -80,7 +82,8 @@ def _watch(site: SiteConfig, options: Options) -> int:
         while True:
             reply = read_status(site.state_dir)
             lines = lines_of(reply) if reply is not None else [f"{site.name}: {no_worker(site.state_dir)}"]
-            lines.append(f"{'connected':<11}{connection(holder(up_lock(site.state_dir)) or None)}")
+            up = connection(holder(up_lock(site.state_dir)) or None)
+            lines.append(f"{'connected':<11}{up}{crossed(read_wire(site.state_dir))}")
             live.update(Text("\n".join(lines)), refresh=True)
             time.sleep(options.interval)
 
@@ -110,6 +113,11 @@ def lines_of(reply: worker_pb2.StatusReply) -> list[str]:
 def connection(up: int | None) -> str:
     """Whether somebody keeps a SuperNode up."""
     return f"by `site up`, pid {up}" if up else "not by `site up`"
+
+
+def crossed(wire: Wire | None) -> str:
+    """What has crossed the site's link since it is up."""
+    return f", sent {size(wire.up)} and received {size(wire.down)} in all" if wire else ""
 
 
 def _progress(reply: worker_pb2.StatusReply) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +64,7 @@ class Supervisor:
         authenticated: whether the SuperNode has a key.
         say: takes one line for people.
         clock: seconds, monotonic.
+        node_env: variables of the SuperNode, which the worker does not get.
     """
 
     site: SiteConfig
@@ -75,6 +76,7 @@ class Supervisor:
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     cwd: Path = field(default_factory=Path)
+    node_env: Mapping[str, str] = field(default_factory=dict)
     _children: list[Child] = field(default_factory=list)
     _foreign: int = 0
 
@@ -99,7 +101,9 @@ class Supervisor:
                 return
             self._foreign = 0
         child.log_size = put_aside(self.group.logs / f"{child.name}.log")
-        process = self.group.start(child.name, child.command, cwd=self.cwd)
+        process = self.group.start(
+            child.name, child.command, cwd=self.cwd, env=self.node_env if child.name == NODE else {}
+        )
         child.running, child.began = True, self.clock()
         child.starts += 1
         remember(up_facts(self.site.state_dir), child.name, process.pid)

@@ -152,13 +152,13 @@ def _rounds(
 ) -> tuple[list[Metrics], Tensors]:
     """Metrics of each round, of which the last only evaluates; and the trained state."""
     layout, state, found = template.adapter.layout, template.adapter.tensors, []
-    is_cut = is_weights(template.adapter.config)
+    is_stream = is_weights(template.adapter.config)
     constants, merged = _constants(options, template), tuple[str, ...]()
     first = encode_constants(constants, template.constants, run=RUN) if constants else b""
     for round_ in range(1, options.rounds + 2):
         steps = options.steps if round_ <= options.rounds else 0
         task = task_of(options, template, round_, steps)
-        bundle = encode_snapshot(state, layout, run=RUN, version=round_ - 1, is_cut=is_cut)
+        bundle = encode_snapshot(state, layout, run=RUN, version=round_ - 1)
         payload, _ = relay.train(
             site_file,
             site,
@@ -172,7 +172,7 @@ def _rounds(
         merged, first = (envelope.digest.hex(),), b""
         if steps:  # as the ranks left it, before the clipping of what would be sent
             results = site.state_dir / "work" / "trained"
-            if is_cut:
+            if is_stream:
                 state = add(state, opened(results / UPDATE, layout))
                 continue
             trained = load_adapter(results).tensors

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ from typing import Any
 from clients.commands.common import is_terminal, no_worker, progress_line, python_environment, read_status, site_path
 from clients.commands.status import lines_of
 from clients.commands.supervisor import Supervisor, end_orphans, logs_of, up_facts, up_lock, worker_command
+from clients.route import proxy_variables, route_of, system_proxies
 from clients.site import SiteConfig
 from clients.worker.paths import make_state_dir
+from fedcompress.counting import Counter, Relay, wire_path
 from fedcompress.demo.federation import app_folder, environment
 from fedcompress.demo.processes import ProcessGroup, free_port, script
 from fedcompress.display import escaped
@@ -116,12 +120,12 @@ def run(options: Options) -> int:
     if pid:
         raise LockedError(_held(site) + f" {pid}: `fedcompress site down` ends it")
     options = completed(options, site)
-    node = node_command(options, site_file)
+    node_command(options, site_file)  # what is wrong with it is said before anything starts
     if options.detach:
         return _detach(options, site, site_file)
     make_state_dir(site.state_dir)
     with hold(up_lock(site.state_dir), _held(site)):
-        return _stay(options, site, site_file, node)
+        return _stay(options, site, site_file)
 
 
 def _held(site: SiteConfig) -> str:
@@ -154,11 +158,25 @@ def _detach(options: Options, site: SiteConfig, site_file: Path) -> int:
     return 0
 
 
-def _stay(options: Options, site: SiteConfig, site_file: Path, node: list[str | Path]) -> int:
+@contextmanager
+def counted(options: Options, site: SiteConfig) -> Iterator[tuple[str, dict[str, str]]]:
+    """The address for the SuperNode and variables that lead it through a relay which counts, if that can be."""
+    host, port = host_and_port(options.superlink)
+    route = route_of(host, port, insecure=options.insecure, proxies=system_proxies())
+    if route is None:
+        yield options.superlink, {}
+        return
+    with Counter(wire_path(site.state_dir)) as counter, Relay(route.target, counter, tunnel=route.tunnel) as relay:
+        variables = proxy_variables(route, relay.address)
+        yield options.superlink if variables else relay.address, variables
+
+
+def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
     home = site.state_dir / "flower"
     home.mkdir(parents=True, exist_ok=True)
     view = LiveView(site) if is_terminal() else PlainView(site)
-    with stop_signals() as stopped, ProcessGroup(logs_of(site), environment(home)) as group, view:
+    group = ProcessGroup(logs_of(site), environment(home))
+    with stop_signals() as stopped, counted(options, site) as (address, variables), group, view:
         for what in end_orphans(site.state_dir):
             view.say(f"ended what was left over: {what}")
         if options.insecure:
@@ -167,11 +185,12 @@ def _stay(options: Options, site: SiteConfig, site_file: Path, node: list[str | 
             site=site,
             site_file=site_file,
             group=group,
-            node=node,
+            node=node_command(replace(options, superlink=address), site_file),
             worker=worker_command(site_file),
             authenticated=bool(options.auth_supernode_private_key),
             say=view.say,
             cwd=app_folder(),
+            node_env={**site.link.environment(), **variables},
         )
         looked = 0.0
         while not stopped():

@@ -13,13 +13,13 @@ import numpy as np
 from fedcompress.adapters.folder import save_adapter
 from fedcompress.adapters.template import START, Template
 from fedcompress.errors import ConfigError
-from fedcompress.types import Layout, Tensors
+from fedcompress.types import Array, Layout
 
 # Shared projections, which PEFT saves if the config says so; without them a reader draws them again.
 _PROJECTIONS = tuple(f"{kind}_{side}" for kind in ("vera", "pvera", "randlora") for side in "AB")
 
 
-def export_adapter(folder: Path, template: Template, state: Tensors, constants: Mapping[str, Any]) -> None:
+def export_adapter(folder: Path, template: Template, state: Mapping[str, Array], constants: Mapping[str, Any]) -> None:
     """Write the folder.
 
     Factors that were taken out of the base are put beside those that are trained, with the other sign, at twice

@@ -112,7 +112,7 @@ def save_adapter(
         LayoutError: ``tensors`` does not have the layout.
     """
     from safetensors import TensorSpec as Entry
-    from safetensors import serialize
+    from safetensors import serialize_file
 
     layout.check(tensors, what="save_adapter")
     stored = {t.name: (t.dtype, t.shape, from_float32(tensors[t.name], t.dtype)) for t in layout.tensors}
@@ -123,7 +123,9 @@ def save_adapter(
         for name, (dtype, shape, data) in stored.items()  # which keeps the data alive
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / WEIGHTS_FILE, bytes(serialize(entries, {"format": "pt"})))
+    part = folder / f"{WEIGHTS_FILE}.part"
+    serialize_file(entries, part, {"format": "pt"})  # not by way of memory, as ``serialize``
+    os.replace(part, folder / WEIGHTS_FILE)
     text = json.dumps(dict(config), indent=2, sort_keys=True) + "\n"
     _replace(folder / CONFIG_FILE, text.encode())
 

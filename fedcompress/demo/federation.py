@@ -6,11 +6,14 @@ import json
 import os
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fedcompress.counting import Counter, Relay, wire_path
 from fedcompress.demo.processes import ProcessGroup, free_port, listening, script, wait_until
 from fedcompress.errors import ProcessError
 
@@ -66,6 +69,7 @@ class Federation:
     warm: bool = True
     certs: Path | None = None  # folder of `certs new` with a key for each site: TLS, and nodes are known by keys
     group: ProcessGroup = field(init=False)
+    _counts: ExitStack = field(default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         home = self.folder / "flower"
@@ -81,7 +85,8 @@ class Federation:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.group.__exit__(*error)
+        with self._counts:
+            self.group.__exit__(*error)
 
     def start(self) -> None:
         """Start SuperLink, workers and SuperNodes.
@@ -104,7 +109,18 @@ class Federation:
         for name in self.sites:
             if self.certs is not None:
                 self.register_node(name)
-            self.start_node(name, self.via(address))
+            self.start_node(name, self.counted(name, self.via(address)))
+
+    def counted(self, name: str, address: str) -> str:
+        """Address of a relay that counts what a site exchanges with HOST:PORT; with TLS only `site up` counts."""
+        if self.certs is not None:
+            return address
+        host, _, port = address.rpartition(":")
+        file = self.sites[name]
+        state = file.parent / tomllib.loads(file.read_text(encoding="utf-8"))["site"]["state_dir"]
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        counter = self._counts.enter_context(Counter(wire_path(state)))
+        return self._counts.enter_context(Relay((host, int(port)), counter)).address
 
     def _certificates(self) -> Command:
         assert self.certs is not None

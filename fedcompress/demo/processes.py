@@ -93,13 +93,15 @@ class ProcessGroup:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, name: str, command: Sequence[str | Path], *, cwd: Path) -> subprocess.Popen[bytes]:
-        """Start a command, with its output in ``logs/name.log``."""
+    def start(
+        self, name: str, command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a command, with its output in ``logs/name.log``, and variables of its own."""
         with _no_interrupt(), (self.logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [str(part) for part in command],
                 cwd=cwd,
-                env={**os.environ, **self.env},
+                env={**os.environ, **self.env, **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

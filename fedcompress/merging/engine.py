@@ -15,7 +15,7 @@ from fedcompress.merging.base import Block, Elementwise, Floats, Modular, Module
 from fedcompress.merging.mean import Mean
 from fedcompress.merging.product import DenseProducts, changes, refactored
 from fedcompress.merging.table import FOLDERS_ONLY, RULES
-from fedcompress.merging.updates import THREADS, Part, Updates, blocks
+from fedcompress.merging.updates import THREADS, Part, Updates, blocks, entries
 from fedcompress.spec import parse_call
 from fedcompress.types import Array, Layout, Tensors
 
@@ -180,12 +180,11 @@ def elementwise(
     if facts is _SURVEY:
         facts = rule.survey(updates, weights)
     out = {t.name: np.zeros(t.numel, np.float32) for t in updates.layout.tensors}
-    flat = {name: np.ascontiguousarray(base[name]).reshape(-1) for name in out}
 
     def one(place: tuple[str, int, int]) -> int:
         name, start, stop = place
         values = np.stack([updates.read(i, name, start, stop) for i in range(updates.count)])
-        merged = rule.combine(Block(name, start, values, weights, flat[name][start:stop], round_), facts)
+        merged = rule.combine(Block(name, start, values, weights, entries(base, name, start, stop), round_), facts)
         with np.errstate(over="ignore"):  # infinity is refused when the step is encoded
             out[name][start:stop] = merged
         return stop - start

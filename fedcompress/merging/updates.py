@@ -35,8 +35,16 @@ class Updates(Protocol):
         ...
 
 
+def entries(tensors: Mapping[str, Array], name: str, start: int, stop: int | None = None) -> Array:
+    """Flat entries of a tensor; of tensors that read themselves from a file, no more than those."""
+    flat = getattr(tensors, "flat", None)
+    if flat is not None and stop is not None:
+        return np.asarray(flat(name, start, stop), np.float32)
+    return tensors[name].reshape(-1)[start:stop]
+
+
 class Held:
-    """Updates in memory."""
+    """Updates as tensors, in memory or read from a file when they are used."""
 
     def __init__(self, layout: Layout, tensors: Sequence[Mapping[str, Array]]) -> None:
         for one in tensors:
@@ -50,8 +58,8 @@ class Held:
         return len(self._tensors)
 
     def read(self, site: int, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """A view."""
-        return self._tensors[site][name].reshape(-1)[start:stop]
+        """A view, or what was read."""
+        return entries(self._tensors[site], name, start, stop)
 
 
 @dataclass(frozen=True)
@@ -109,13 +117,6 @@ class Spool:
             for spec in self.layout.tensors:
                 stream.write(np.ascontiguousarray(tensors[spec.name], "<f4").data)
         os.replace(part, self._folder / name)
-
-    def mapped(self, name: str) -> dict[str, Array]:
-        """One update, read-only, mapped: its pages are read when they are used, and need not stay in memory."""
-        empty = not self.layout.numel
-        flat = np.zeros(0, np.float32) if empty else np.memmap(self._folder / name, "<f4", mode="r")
-        parts = {t.name: flat[self._starts[t.name] :][: t.numel] for t in self.layout.tensors}
-        return {t.name: np.asarray(parts[t.name], np.float32).reshape(t.shape) for t in self.layout.tensors}
 
     def read(self, site: int, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Read from the file.

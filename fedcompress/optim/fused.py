@@ -6,6 +6,7 @@ What needs all gradients at once, or one gradient more than once, is refused.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fedcompress.errors import ConfigError, TrainingError
@@ -51,16 +52,19 @@ def fuse(optimizer: Any, *, accumulation: int = 1, clip_norm: float = 0.0, scale
         world = torch.distributed.get_world_size()
         if world > 1:
             raise ConfigError("world", world, "must be 1 with fused backward: gradients are reduced after the hooks")
-    handles = []
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            if getattr(parameter, "ds_shape", None) is not None or hasattr(parameter, "placements"):
-                raise TrainingError("fused-sharded", f"{name}: fused backward needs whole parameters")
-
-            def hook(parameter: Any, group: dict[str, Any] = group, name: str = name) -> None:
-                optimizer.step_one(group, name, parameter)
-                parameter.grad = None
-
-            handles.append(parameter.register_post_accumulate_grad_hook(hook))
+    places = [(g, *pair) for g in optimizer.param_groups for pair in zip(g["names"], g["params"], strict=True)]
+    for _, name, parameter in places:
+        if getattr(parameter, "ds_shape", None) is not None or hasattr(parameter, "placements"):
+            raise TrainingError("fused-sharded", f"{name}: fused backward needs whole parameters")
     optimizer.fused = True
-    return Fused(optimizer, handles)
+    return Fused(optimizer, [p.register_post_accumulate_grad_hook(_hook(optimizer, g, n)) for g, n, p in places])
+
+
+def _hook(optimizer: Any, group: dict[str, Any], name: str) -> Callable[[Any], None]:
+    """Steps a parameter and drops its gradient."""
+
+    def step(parameter: Any) -> None:
+        optimizer.step_one(group, name, parameter)
+        parameter.grad = None
+
+    return step

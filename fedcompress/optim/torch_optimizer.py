@@ -112,7 +112,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         All ranks find the same, or all raise: else some would wait for ever for others that have no entries of a
         parameter, and so cannot see its gradient.
         """
-        bad = [s.name for s in shards if (g := s.raw_grad()) is not None and not _is_finite(g)]
+        bad = _not_finite([(s.name, g) for s in shards if (g := s.raw_grad()) is not None])
         here = {s.name for s in shards if s.home.grad is not None}
         found = [float(len(bad)), float(not self._may_rehearse(shards)), *(float(n in here) for n in names)]
         if _world() > 1:
@@ -312,9 +312,14 @@ def _or_zeros(shard: Shard) -> Any:
     return torch.zeros(shard.numel, device=shard.home.device) if grad is None else grad
 
 
-def _is_finite(grad: Any) -> bool:
-    """One pass without a temporary; only a sum that is not finite needs another."""
-    return bool(torch.isfinite(grad.sum())) or bool(torch.isfinite(grad).all())
+def _not_finite(grads: Sequence[tuple[str, Any]]) -> list[str]:
+    """Names of those that are not; the device is waited for once where all sums are, else for each gradient."""
+    sums: dict[Any, list[Any]] = {}
+    for _, grad in grads:
+        sums.setdefault(grad.device, []).append(grad.sum().float())
+    if all(bool(torch.isfinite(torch.stack(found)).all()) for found in sums.values()):
+        return []
+    return [name for name, grad in grads if not bool(torch.isfinite(grad).all())]
 
 
 def _world() -> int:

@@ -17,7 +17,7 @@ from fedcompress.errors import ConfigError
 from fedcompress.files.tensors import Sink
 from fedcompress.objective import Classification
 from fedcompress.parts import ROUND_PART, Piece, cut, values_of
-from fedcompress.types import Array, Layout, Tensors, TensorSpec
+from fedcompress.types import Array, Layout, TensorSpec
 from fedcompress.weights.base import BaseWeights
 from fedcompress.weights.kinds import Subspace, is_weights, kind_from
 
@@ -55,7 +55,7 @@ def check_run(template: Template, codec: str, downlink_codec: str) -> None:
             raise ConfigError(field, text, f"must be {wanted}, with bits as you like: so only coefficients travel")
 
 
-def export_run(folder: Path, template: Template, state: Tensors, constants: Mapping[str, Any]) -> None:
+def export_run(folder: Path, template: Template, state: Mapping[str, Array], constants: Mapping[str, Any]) -> None:
     """Write what a run has made: a model, or a stock PEFT adapter.
 
     Raises:

@@ -151,9 +151,10 @@ def pack(header: Header, sections: tuple[bytes, ...]) -> bytes:
     head = message.SerializeToString(deterministic=True)
     if len(head) > MAX_HEADER:
         raise LimitError(f"header: {len(head)} bytes: at most {MAX_HEADER}")
-    body = b"".join(sections)
-    data = PREFIX.pack(MAGIC, WIRE_VERSION, 0, len(head), len(body)) + head + body
-    return data + hashlib.sha256(data).digest()
+    prefix, sha = PREFIX.pack(MAGIC, WIRE_VERSION, 0, len(head), sum(map(len, sections))), hashlib.sha256()
+    for piece in (prefix, head, *sections):
+        sha.update(piece)
+    return b"".join((prefix, head, *sections, sha.digest()))
 
 
 def unpack(data: bytes, limits: Limits) -> Envelope:

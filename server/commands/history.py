@@ -14,6 +14,7 @@ from server.commands.common import run_named, state_folder
 from server.history import History
 
 WIDTH = 200  # columns of a table that is not for a terminal
+TRANSPORT = ("transport up", "transport down")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,32 +49,39 @@ def run(options: Options) -> int:
             kind, found = "rounds", [asdict(row) for row in history.rounds(name)]
         start = dict(history.quality(name)).get(0)
         totals = history.payload_bytes(name)
+        more = {"protocol": history.protocol_bytes(name), "transport": history.transport_bytes(name)}
     if options.as_json:
-        print(json.dumps({"run": name, kind: found, "start": asdict(start) if start else None, "bytes": totals}))
+        facts = {"run": name, kind: found, "start": asdict(start) if start else None, "bytes": totals, **more}
+        print(json.dumps(facts))
         return 0
     heads, rows = _TABLES[kind](found)
     _print_table(f"{name}: {kind}", heads, rows)
     return 0
 
 
+def _transport(row: dict[str, Any]) -> list[str]:
+    found = (row["uplink_transport_bytes"], row["downlink_transport_bytes"])
+    return ["" if value is None else f"{value:,}" for value in found]
+
+
 def _rounds(found: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
     counted = ("round", "version", "asked", "merged", "late", "refused")
-    heads = (*counted, "bytes up", "bytes down", "protocol", "seconds", "accuracy", "loss")
+    heads = (*counted, "bytes up", "bytes down", "protocol", *TRANSPORT, "seconds", "accuracy", "loss")
     rows = []
     for row in found:
         quality = row["quality"]
         measured = [f"{quality[k]:.4f}" for k in ("accuracy", "loss")] if quality else ["...", "..."]
-        sizes = [f"{row[k]:,}" for k in ("uplink_bytes", "downlink_bytes", "protocol_bytes")]
+        sizes = [f"{row[k]:,}" for k in ("uplink_bytes", "downlink_bytes", "protocol_bytes")] + _transport(row)
         rows.append([*(str(row[k]) for k in counted), *sizes, f"{row['seconds']:.1f}", *measured])
     return heads, rows
 
 
 def _sites(found: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
-    heads = ("site", "holds version", "messages", "bytes up", "bytes down", "refused", "last reply")
+    heads = ("site", "holds version", "messages", "bytes up", "bytes down", *TRANSPORT, "refused", "last reply")
     rows = []
     for row in found:
         holds = "nothing" if row["acked"] is None else str(row["acked"])
-        sizes = [f"{row[k]:,}" for k in ("uplink_bytes", "downlink_bytes")]
+        sizes = [f"{row[k]:,}" for k in ("uplink_bytes", "downlink_bytes")] + _transport(row)
         last = ago(row["last_at"]) if row["last_at"] else "never"
         rows.append([row["site"], holds, str(row["messages"]), *sizes, str(row["refused"]), last])
     return heads, rows

@@ -117,6 +117,8 @@ def _from_ledger(folder: Path, name: str) -> dict[str, Any]:
         "round": 0,
         "awaited": [],
         "bytes": {"up": 0, "down": 0},
+        "protocol": {"up": 0, "down": 0},
+        "transport": {"up": None, "down": None},
     }
     if not (folder / LEDGER).is_file():
         return {**empty, "quality": None}
@@ -129,6 +131,8 @@ def _from_ledger(folder: Path, name: str) -> dict[str, Any]:
             "round": max((a.round for a in awaited), default=0),
             "awaited": [asdict(a) for a in awaited],
             "bytes": history.payload_bytes(name),
+            "protocol": history.protocol_bytes(name),
+            "transport": history.transport_bytes(name),
             "quality": {"version": quality[-1][0], **asdict(quality[-1][1])} if quality else None,
         }
 
@@ -171,7 +175,9 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         rows.append(("awaited", f"{named(entry)}, in round {entry['round']}, asked {ago(entry['since'])}"))
     if until:
         rows.append(("until", f"{clock(until)}, {duration(max(0.0, until - time.time()))} from now"))
-    rows.append(("traffic", f"up {size(found['bytes']['up'])}, down {size(found['bytes']['down'])}"))
+    rows.append(("traffic", _both(found["bytes"])))
+    besides = [f"{kind} {_both(found[kind])}" for kind in ("protocol", "transport") if found[kind]["up"] is not None]
+    rows.append(("besides", "; ".join(besides)))
     if quality:
         rows.append(("quality", f"version {quality['version']}: {figures(quality)}"))
     if error:
@@ -182,6 +188,10 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     pids = {"supervisor": found["supervisor_pid"], "coordinator": found["coordinator_pid"]}
     rows.append(("processes", ", ".join(f"{name} {pid}" for name, pid in pids.items() if pid) or "none"))
     return [f"{name:<11}{escaped(str(text))}" for name, text in rows]
+
+
+def _both(found: dict[str, int]) -> str:
+    return f"up {size(found['up'])}, down {size(found['down'])}"
 
 
 def named(awaited: dict[str, Any]) -> str:

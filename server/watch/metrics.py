@@ -98,7 +98,13 @@ def _traffic(shown: Snapshot) -> Iterator[Metric]:
     for dtype, base in shown.baselines.items():
         baseline.add_metric([shown.run, dtype, "up"], base.uplink_bytes)
         baseline.add_metric([shown.run, dtype, "down"], base.downlink_bytes)
-    yield from (payload, protocol, messages, baseline)
+    text = "What else crossed the links of sites that count: HTTP, TLS, polling."
+    transport = CounterMetricFamily("fedcompress_transport_bytes", text, labels=["run", "site", "direction"])
+    for site in shown.sites:
+        for way, value in (("up", site.uplink_transport_bytes), ("down", site.downlink_transport_bytes)):
+            if value is not None:
+                transport.add_metric([shown.run, site.site, way], value)
+    yield from (payload, protocol, messages, baseline, transport)
 
 
 def _sites(shown: Snapshot) -> Iterator[Metric]:

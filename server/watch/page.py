@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from fedcompress.display import duration, size
 from server.watch.chart import Line, Point, legend, line_chart
 from server.watch.html import Html, element, joined, safe
-from server.watch.view import RoundView, SiteView, Snapshot
+from server.watch.view import RoundView, SiteView, Snapshot, Total
 
 LAST_ROUNDS = 200  # that the table shows
+MORE = ("transport", "rate", "examples")
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5d6875; --line: #d9dee5; --ground: #f5f7f9; --card: #fff;
@@ -132,8 +133,8 @@ def _cards(shown: Snapshot) -> Html:
     entries = [
         ("accuracy", _figure(shown.accuracy), f"start {_figure(shown.accuracy_start)}"),
         ("loss", _figure(shown.loss), f"start {_figure(shown.loss_start)}"),
-        ("sent up", size(up.payload_bytes), f"{up.messages} messages, +{size(up.protocol_bytes)} protocol"),
-        ("sent down", size(down.payload_bytes), f"{down.messages} messages, +{size(down.protocol_bytes)} protocol"),
+        ("sent up", size(up.payload_bytes), f"{up.messages} messages, {_besides(up)}"),
+        ("sent down", size(down.payload_bytes), f"{down.messages} messages, {_besides(down)}"),
     ]
     for dtype, row in shown.baselines.items():
         both = f"up {row.uplink_ratio:.1f} x, down {row.downlink_ratio:.1f} x"
@@ -143,6 +144,11 @@ def _cards(shown: Snapshot) -> Html:
         for name, value, note in entries
     ]
     return element("div", *cards, class_="cards")
+
+
+def _besides(total: Total) -> str:
+    transport = "" if total.transport_bytes is None else f", +{size(total.transport_bytes)} transport"
+    return f"+{size(total.protocol_bytes)} protocol{transport}"
 
 
 def _charts(shown: Snapshot) -> Html:
@@ -209,7 +215,7 @@ def _decimal(count: float) -> str:
 
 
 def _sites(shown: Snapshot) -> Html:
-    names = ("site", "state", "merged", "version", "accuracy", "loss", "up", "down", "rate", "examples", "refused")
+    names = ("site", "state", "merged", "version", "accuracy", "loss", "up", "down", *MORE, "refused")
     rows = [_site_row(row, shown.at) for row in shown.sites]
     return element("section", element("h2", f"Sites ({len(rows)})"), _table(names, rows, 2))
 
@@ -218,16 +224,19 @@ def _site_row(row: SiteView, now: float) -> Sequence[object]:
     waited = "" if row.awaited_since is None else f"awaited for {duration(max(0.0, now - row.awaited_since))}"
     figures = (_figure(row.accuracy), _figure(row.loss), size(row.uplink_bytes), size(row.downlink_bytes))
     rate = f"{size(row.rate)}/s" if row.rate else ""
-    return row.site, waited, _or(row.merged_round), _or(row.version), *figures, rate, row.examples, row.refused
+    rest = _sum(row.uplink_transport_bytes, row.downlink_transport_bytes)
+    return row.site, waited, _or(row.merged_round), _or(row.version), *figures, rest, rate, row.examples, row.refused
 
 
 def _rounds(shown: Snapshot) -> Html:
-    names = ("round", "at (UTC)", "asked", "merged", "late", "refused", "up", "down", "seconds", "accuracy", "loss")
+    counted = ("asked", "merged", "late", "refused", "up", "down", "transport")
+    names = ("round", "at (UTC)", *counted, "seconds", "accuracy", "loss")
     rows = []
     for row in reversed(shown.history[-LAST_ROUNDS:]):
         counts = (row.asked, row.merged, row.late, row.refused, size(row.uplink_bytes), size(row.downlink_bytes))
+        rest = _sum(row.uplink_transport_bytes, row.downlink_transport_bytes)
         rows.append(
-            (row.round, _clock(row.at), *counts, f"{row.seconds:.1f}", _figure(row.accuracy), _figure(row.loss))
+            (row.round, _clock(row.at), *counts, rest, f"{row.seconds:.1f}", _figure(row.accuracy), _figure(row.loss))
         )
     more = f", the last {LAST_ROUNDS} of {len(shown.history)}" if len(shown.history) > LAST_ROUNDS else ""
     return element("section", element("h2", f"Rounds{more}"), element("div", _table(names, rows, 2), class_="tall"))
@@ -258,6 +267,10 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[object]], numbers_from:
 
 def _figure(value: float | None) -> str:
     return "..." if value is None else f"{value:.4f}"
+
+
+def _sum(up: int | None, down: int | None) -> str:
+    return "" if up is None or down is None else size(up + down)
 
 
 def _or(value: int | None) -> str:

@@ -89,9 +89,23 @@ def _sites(shown: Snapshot) -> Table:
         waited = "" if site.awaited_since is None else duration(max(0.0, shown.at - site.awaited_since))
         figures = (_figure(site.accuracy), _figure(site.loss), size(site.uplink_bytes), size(site.downlink_bytes))
         rate = f"{size(site.rate)}/s" if site.rate else ""
+        rest = _both(site.uplink_transport_bytes, site.downlink_transport_bytes)
         last = (_whole(site.merged_round), _whole(site.version))
-        rows.append((escaped(site.site), waited, *last, *figures, rate, str(site.examples), str(site.refused)))
-    names = ("site", "awaited", "merged", "version", "accuracy", "loss", "up", "down", "rate", "examples", "refused")
+        rows.append((escaped(site.site), waited, *last, *figures, rest, rate, str(site.examples), str(site.refused)))
+    names = (
+        "site",
+        "awaited",
+        "merged",
+        "version",
+        "accuracy",
+        "loss",
+        "up",
+        "down",
+        "transport",
+        "rate",
+        "examples",
+        "refused",
+    )
     return _table(names, rows)
 
 
@@ -99,9 +113,12 @@ def _rounds(shown: Snapshot) -> Table:
     rows = []
     for row in shown.history[-LAST_ROUNDS:]:
         counts = (f"{row.merged}/{row.asked}", str(row.late), str(row.refused))
-        sizes = (size(row.uplink_bytes), size(row.downlink_bytes), f"{row.seconds:.1f}")
+        rest = _both(row.uplink_transport_bytes, row.downlink_transport_bytes)
+        sizes = (size(row.uplink_bytes), size(row.downlink_bytes), rest, f"{row.seconds:.1f}")
         rows.append((str(row.round), *counts, *sizes, _figure(row.accuracy), _figure(row.loss)))
-    return _table(("round", "merged", "late", "refused", "up", "down", "seconds", "accuracy", "loss"), rows)
+    return _table(
+        ("round", "merged", "late", "refused", "up", "down", "transport", "seconds", "accuracy", "loss"), rows
+    )
 
 
 def _quality(shown: Snapshot) -> list[str]:
@@ -119,7 +136,8 @@ def _quality(shown: Snapshot) -> list[str]:
 def _bytes(shown: Snapshot) -> list[str]:
     lines = []
     for way, total in shown.totals.items():
-        extra = f"and {size(total.protocol_bytes)} of protocol, in {total.messages} messages"
+        transport = "" if total.transport_bytes is None else f", {size(total.transport_bytes)} of transport"
+        extra = f"and {size(total.protocol_bytes)} of protocol{transport}, in {total.messages} messages"
         lines.append(f"{way:<9}{size(total.payload_bytes)} {extra}")
     if shown.baselines:
         ratios = ", ".join(f"{row.ratio:.1f} x fewer than {dtype}" for dtype, row in shown.baselines.items())
@@ -130,6 +148,10 @@ def _bytes(shown: Snapshot) -> list[str]:
 def _refused(shown: Snapshot) -> list[str]:
     last = [(r, escaped(r.site) or f"node {r.node}") for r in shown.refusals[:LAST_REFUSALS]]
     return [f"refused {ago(r.at)}, round {r.round}: {who}: {escaped(f'{r.code}: {r.message}')}" for r, who in last]
+
+
+def _both(up: int | None, down: int | None) -> str:
+    return "" if up is None or down is None else size(up + down)
 
 
 def _figure(value: float | None) -> str:

@@ -35,6 +35,8 @@ class SiteView:
         merged_round: the last round that merged an update of it.
         version: that it holds.
         uplink_bytes: payload of all that it has sent; ``downlink_bytes``: of all that was sent to it.
+        uplink_transport_bytes: that crossed its link besides Flower's records, up to its last reply, as it counts; None
+            where it does not; so is ``downlink_transport_bytes``.
         rate: bytes a second of its last exchange, without the time that it worked; 0 if not known.
         examples: that it trained on last.
         accuracy: of the version that it was sent last, on its own held-out rows; so is ``loss``.
@@ -46,6 +48,8 @@ class SiteView:
     version: int | None
     uplink_bytes: int
     downlink_bytes: int
+    uplink_transport_bytes: int | None
+    downlink_transport_bytes: int | None
     rate: float
     examples: int
     refused: int
@@ -65,6 +69,8 @@ class RoundView:
     refused: int
     uplink_bytes: int
     downlink_bytes: int
+    uplink_transport_bytes: int | None
+    downlink_transport_bytes: int | None
     seconds: float
     at: float
     accuracy: float | None
@@ -73,22 +79,30 @@ class RoundView:
 
 @dataclass(frozen=True, kw_only=True)
 class Total:
-    """Bytes of a direction. ``payload`` is whole envelopes, ``protocol`` what Flower's records add."""
+    """Bytes of a direction. ``payload`` is whole envelopes, ``protocol`` what Flower's records add.
+
+    ``transport_bytes`` are what else crossed the links of sites that count; None if none does.
+    """
 
     messages: int
     payload_bytes: int
     protocol_bytes: int
+    transport_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """The same messages with every tensor uncompressed, and how many times fewer bytes were sent."""
+    """The same messages with every tensor uncompressed, and how many times fewer bytes were sent.
+
+    ``wire_ratio`` takes all that crossed the links for what was sent: None unless every site counts.
+    """
 
     uplink_bytes: int
     downlink_bytes: int
     uplink_ratio: float
     downlink_ratio: float
     ratio: float  # of both directions together
+    wire_ratio: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +175,8 @@ def snapshot(state_dir: Path, run: str = "") -> Snapshot:
         history = _rounds(reader, name, qualities)
         layout = reader.layout(name)
         latest = qualities[max(qualities)] if qualities else None
+        sites = _sites(reader, name, carried, evaluated)
+        totals = {way: _total(carried, way, sites) for way in ("up", "down")}
         return Snapshot(
             at=time.time(),
             run=name,
@@ -173,10 +189,10 @@ def snapshot(state_dir: Path, run: str = "") -> Snapshot:
             loss_start=qualities[0].loss if 0 in qualities else None,
             accuracy=latest.accuracy if latest else None,
             loss=latest.loss if latest else None,
-            sites=_sites(reader, name, carried, evaluated),
+            sites=sites,
             history=history,
-            totals={way: _total(carried, way) for way in ("up", "down")},
-            baselines=_baselines(carried, layout),
+            totals=totals,
+            baselines=_baselines(carried, layout, _crossed(totals, sites)),
             traffic=tuple(carried),
             refused=sum(counts.values()),
             refused_by_code=_capped(counts),
@@ -228,9 +244,9 @@ def _qualities(reader: Reader, run: str, evaluated: Evaluated) -> dict[int, Qual
 
 def _rounds(reader: Reader, run: str, qualities: dict[int, Quality]) -> tuple[RoundView, ...]:
     carried, late, refused = reader.payload_by_round(run), reader.late(run), reader.refusals_by_round(run)
-    out = []
+    transport, out = reader.transport(run, "round"), []
     for round_, version, asked, merged, seconds, at in reader.committed(run):
-        quality = qualities.get(version)
+        quality, (up, down) = qualities.get(version), transport.get(round_, (None, None))
         out.append(
             RoundView(
                 round=round_,
@@ -241,6 +257,8 @@ def _rounds(reader: Reader, run: str, qualities: dict[int, Quality]) -> tuple[Ro
                 refused=refused.get(round_, 0),
                 uplink_bytes=carried[round_]["up"],
                 downlink_bytes=carried[round_]["down"],
+                uplink_transport_bytes=up,
+                downlink_transport_bytes=down,
                 seconds=seconds,
                 at=at,
                 accuracy=quality.accuracy if quality else None,
@@ -256,10 +274,10 @@ def _sites(reader: Reader, run: str, carried: Sequence[Carried], evaluated: Eval
     measured: dict[str, Quality | None] = {}
     for sites in evaluated.values():
         measured |= {site: pool([metrics]) for site, metrics in sites.items()}
-    out = []
+    transport, out = reader.transport(run, "site"), []
     for row in reader.known_sites(run):
         own = [c for c in carried if c.site == row.site]
-        quality = measured.get(row.site)
+        quality, (up, down) = measured.get(row.site), transport.get(row.site, (None, None))
         out.append(
             SiteView(
                 site=row.site,
@@ -268,6 +286,8 @@ def _sites(reader: Reader, run: str, carried: Sequence[Carried], evaluated: Eval
                 version=row.version,
                 uplink_bytes=sum(c.payload_bytes for c in own if c.direction == "up"),
                 downlink_bytes=sum(c.payload_bytes for c in own if c.direction == "down"),
+                uplink_transport_bytes=up,
+                downlink_transport_bytes=down,
                 rate=row.rate,
                 examples=row.examples,
                 refused=refused.get(row.site, 0),
@@ -278,16 +298,26 @@ def _sites(reader: Reader, run: str, carried: Sequence[Carried], evaluated: Eval
     return tuple(out)
 
 
-def _total(carried: Sequence[Carried], direction: str) -> Total:
+def _total(carried: Sequence[Carried], direction: str, sites: Sequence[SiteView]) -> Total:
     rows = [c for c in carried if c.direction == direction]
+    counts = [s.uplink_transport_bytes if direction == "up" else s.downlink_transport_bytes for s in sites]
+    known = [count for count in counts if count is not None]
     return Total(
         messages=sum(c.messages for c in rows),
         payload_bytes=sum(c.payload_bytes for c in rows),
         protocol_bytes=sum(c.protocol_bytes for c in rows),
+        transport_bytes=sum(known) if known else None,
     )
 
 
-def _baselines(carried: Sequence[Carried], layout: Layout | None) -> dict[str, Baseline]:
+def _crossed(totals: dict[str, Total], sites: Sequence[SiteView]) -> int:
+    """All bytes that crossed the links, both ways; 0 if that is not known of every site."""
+    if any(s.uplink_transport_bytes is None for s in sites):
+        return 0
+    return sum(t.payload_bytes + t.protocol_bytes + (t.transport_bytes or 0) for t in totals.values())
+
+
+def _baselines(carried: Sequence[Carried], layout: Layout | None, crossed: int) -> dict[str, Baseline]:
     """What the same messages would take; reports of the last evaluation hold no tensors, so they count for nothing."""
     if layout is None:
         return {}
@@ -306,6 +336,7 @@ def _baselines(carried: Sequence[Carried], layout: Layout | None) -> dict[str, B
             uplink_ratio=traffic["up"].ratio(layout, dtype),
             downlink_ratio=traffic["down"].ratio(layout, dtype),
             ratio=both.ratio(layout, dtype),
+            wire_ratio=both.baseline(layout, dtype) / crossed if crossed else None,
         )
         for dtype in BASELINES
     }

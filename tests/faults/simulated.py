@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import TrainTask
@@ -19,11 +20,13 @@ RECORDED = 4  # different steps; each site sends one of them
 class SimulatedSites:
     """A transport whose nodes answer at once; ``lost(node, round)`` says whose answer never comes."""
 
-    def __init__(self, count: int, layout: Layout, adapter_digest: bytes, lost=lambda node, round_: False) -> None:
-        self._layout, self._digest, self._lost = layout, adapter_digest, lost
+    def __init__(
+        self, count: int, layout: Layout, adapter_digest: bytes, steps: Path, lost=lambda node, round_: False
+    ) -> None:
+        self._layout, self._digest, self._steps, self._lost = layout, adapter_digest, steps, lost
+        self._limits = Limits.for_numel(layout.numel)
         self._nodes = list(range(1, count + 1))
         self._reach: dict[bytes, bytes] = {}  # of the last bundle
-        self._sections: dict[tuple[str, int], tuple[str, tuple[bytes, ...]]] = {}
         self._inbox: list[Incoming] = []
         self.now = 0.0
 
@@ -54,8 +57,8 @@ class SimulatedSites:
         )
         sections: tuple[bytes, ...] = ()
         if task.steps:
-            codec, sections = self._step(task.codec, node % RECORDED)
-            header = replace(header, codec=codec)
+            recorded = unpack((self._steps / str(node % RECORDED)).read_bytes(), self._limits)
+            sections, header = recorded.sections, replace(header, codec=recorded.header.codec)
         self._inbox.append(Incoming(node, {"status": "ok", "site": header.site}, pack(header, sections)))
         return 0
 
@@ -72,16 +75,15 @@ class SimulatedSites:
         """Digest of the state that a downlink leads to, as its last envelope says; real sites decode it."""
         key = digest_of(bundle)
         if key not in self._reach:
-            limits = Limits.for_numel(self._layout.numel)
-            last = unpack(split_bundle(bundle, limits)[-1], limits)
+            last = unpack(split_bundle(bundle, self._limits)[-1], self._limits)
             self._reach = {key: last.header.result_digest}
         return self._reach[key]
 
-    def _step(self, codec: str, number: int) -> tuple[str, tuple[bytes, ...]]:
-        if (codec, number) not in self._sections:
-            plain = update_header(self._layout, zeros(self._layout))
-            step = normal(self._layout, number, 1e-3)
-            payload, _ = encode_update(step, self._layout, CodecSpec.parse(codec), plain)
-            envelope = unpack(payload, Limits.for_numel(self._layout.numel))
-            self._sections[codec, number] = (envelope.header.codec, tuple(envelope.sections))
-        return self._sections[codec, number]
+
+def record_steps(folder: Path, layout: Layout, codec: str) -> None:
+    """Encode what sites will send, so that it need not be in the coordinator's process."""
+    folder.mkdir()
+    header = update_header(layout, zeros(layout))
+    for number in range(RECORDED):
+        payload, _ = encode_update(normal(layout, number, 1e-3), layout, CodecSpec.parse(codec), header)
+        (folder / str(number)).write_bytes(payload)

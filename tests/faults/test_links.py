@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+import clients.link
 from fedcompress.demo.federation import Federation
 from tests.faults.links import Link, ShapedProxy
 from tests.faults.record import record
-from tests.site_support import run_federation
+from tests.site_support import make_template, run_federation
 
 RATES, DELAYS, LOSSES = (0.25, 1.0, 10.0, 100.0), (0.0, 0.1, 0.3), (0.0, 0.01, 0.02)
 
@@ -85,3 +86,26 @@ def test_no_update_is_lost_on_any_link(tmp_path: Path, template: Path) -> None:
     for link, seconds in taken.items():
         name = f"{link.mbit:g} Mbit/s, {1000 * link.rtt:.0f} ms, {100 * link.loss:.0f} % loss"
         record("link", name, 2, f"round of {seconds:.1f} s, nothing lost")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mbit", [0.25, 0.0], ids=["known", "unknown"])
+def test_a_large_update_arrives_over_a_slow_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mbit: float) -> None:
+    """5.9 MB at 0.25 Mbit/s, where Flower's own chunks do not arrive; next to nothing goes over the link twice."""
+    make_template(tmp_path / "initial", 160)
+    for name, value in clients.link.Link(mbit=mbit).environment().items():
+        monkeypatch.setenv(name, value)
+    proxy = ShapedProxy(Link(0.25))
+    settings = {"codec": "none", "downlink-codec": "lora-ternary", "round-timeout": 800.0, "patience": 0}
+    try:
+        events = run_federation(tmp_path / "run", tmp_path / "initial", sites=1, via=proxy.to, timeout=850, **settings)
+    finally:
+        proxy.close()
+    by_name = {e["event"]: e for e in events}
+    payload = by_name["finished"]["up"]["payload_bytes"]
+    assert by_name["round"]["merged"] == 1
+    assert payload > 5_900_000
+    assert proxy.carried["up"] < 1.1 * payload
+    name = f"{payload:,} bytes at 0.25 Mbit/s, " + (f"said to be {mbit:g}" if mbit else "not known")
+    record("link", name, 1, f"round of {by_name['round']['seconds']:.0f} s, {proxy.carried['up']:,} bytes went up")

@@ -16,14 +16,20 @@ MIB = 1 << 20
 
 
 def load(folder: Path, **settings: Any) -> dict[str, Any]:
-    """A run in a process of its own."""
-    fields = {"sites": 3, "rounds": 2, "width": 64, "modules": 2, "drop": 0.0, "codec": "lora-ternary"}
-    fields |= {"downlink_codec": "lora-ternary", **settings}
-    command = [sys.executable, "-m", "tests.faults.load", str(folder), json.dumps(fields)]
+    """A run in a process of its own; what sites send is made in another."""
+    fields = {"sites": 3, "rounds": 2, "drop": 0.0, "codec": "lora-ternary", "downlink_codec": "lora-ternary"}
+    shape = {"width": settings.pop("width", 64), "modules": settings.pop("modules", 2)}
+    fields |= settings
+    call("prepare", folder, {**shape, "codec": fields["codec"]})
+    found: dict[str, Any] = call("run", folder, fields)
+    return found
+
+
+def call(what: str, folder: Path, fields: dict[str, Any]) -> Any:
+    command = [sys.executable, "-m", "tests.faults.load", what, str(folder), json.dumps(fields)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    return json.loads(done.stdout)
 
 
 def test_sixty_four_sites(tmp_path: Path) -> None:
@@ -59,3 +65,19 @@ def test_five_thousand_rounds(tmp_path: Path) -> None:
     assert len({files for _, files in tail}) <= 3
     assert grown < 16 * MIB
     record("load", "5,000 tiny rounds", 5000, f"{found['seconds']:.0f} s, {grown / MIB:.1f} MiB more after round 1,000")
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("modules", [256, 1024], ids=["16 MiB", "64 MiB"])
+def test_memory_is_bounded_by_the_adapter(tmp_path: Path, modules: int) -> None:
+    """At most twice the adapter and 64 MiB above the start, whatever the number of sites."""
+    peaks = {}
+    for sites in (2, 12):
+        folder = tmp_path / str(sites)
+        folder.mkdir()
+        found = load(folder, width=2048, modules=modules, sites=sites)
+        peaks[sites] = found["peak"] - found["before"]
+        assert peaks[sites] <= 2 * found["adapter"] + 64 * MIB
+    note = ", ".join(f"{sites} sites: {peak / MIB:.0f} MiB" for sites, peak in peaks.items())
+    record("load", f"adapter of {found['adapter'] / MIB:.0f} MiB, rule mean", 28, f"peak above the start: {note}")

@@ -324,7 +324,7 @@ def test_packing_with_a_trained_prompt_is_refused(place: Place) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["gradient_checkpointing = true", 'attention = "eager"'])
+@pytest.mark.parametrize("option", ["gradient_checkpointing = true", 'attention = "eager"', "compile = true"])
 def test_how_the_model_computes_changes_nothing(place: Place, alone: dict[str, Any], option: str) -> None:
     found = place.run("zero_stage = 2", model=option)
     assert np.allclose(found["losses"], alone["losses"], rtol=1e-5)

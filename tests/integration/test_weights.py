@@ -110,7 +110,7 @@ class Local:
     def nodes(self) -> list[int]:
         return list(range(len(self._files)))
 
-    def send(self, node: int, task: TrainTask, payload: bytes) -> int:
+    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> int:
         self._open.append((node, task, payload))
         return 0
 
@@ -130,7 +130,8 @@ class Local:
 def run_config(folder: Path, template: Path, **more: Any) -> Any:
     options = {"initial-adapter": str(template), "state-dir": str(folder / "state"), "run": "r", "rounds": 2}
     training = {"steps": 4, "batch-size": 8, "lr": 1e-2, "max-length": 32, "optimizer": "adamw", "min-sites": 2}
-    return parse_run_config({**options, **training, "rule": "mean", **more})
+    unsigned = {"rule": "mean", "require-signatures": False}
+    return parse_run_config({**options, **training, **unsigned, **more})
 
 
 CASES = [

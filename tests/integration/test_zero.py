@@ -4,6 +4,11 @@ Tolerances, on the weights after training: float32 1e-5 relative. Rules that tak
 one where a gradient is rounded another way, which moves an entry by a whole step: there, 1e-3 of
 the entries may differ. In bfloat16 the reference sums in the order of the ranks, and 1e-2 is allowed.
 Blocks of states with few bits are cut where shards are, so there 1e-2 is allowed too.
+
+Over fifty steps some rules take a rounding error for a choice: which singular vector is kept, which
+sign a first step has. How far that leads is measured in one process, whose gradients are off by a
+rounding error; twenty times as far is allowed. There is no clipping there: it would tie all rules,
+which train side by side, to the one that strays most.
 """
 
 import json
@@ -22,6 +27,7 @@ from tests.unit.optim.models import ALL_CALLS, CALLS
 RANKS = Path(__file__).with_name("zero_ranks.py")
 ROOT = RANKS.parents[2]
 SIGNS = ("frugal", "signsgd", "lion")  # rules whose steps have signs of gradients
+MATRIX_STEPS = 5  # past the first refresh of a basis, which is at the fourth
 FEW = ["adamw", "frugal(update_gap=3)", "galore(rank=4,update_gap=3)"]
 
 
@@ -48,6 +54,8 @@ def check(result: dict, steps: int, world: int, *, few_bits: bool = False) -> No
         text = f"{call} in {result['case']}: {error}"
         if result["case"].get("bf16") or few_bits:
             assert error["relative"] < 1e-2, text
+        elif noise := [value for key, value in error.items() if key.startswith("noise")]:
+            assert error["relative"] < max(1e-5, 20 * max(noise)), text
         elif optimizer_named(call).name in SIGNS:
             assert error["share_off"] < 2e-3, text
         else:
@@ -77,21 +85,25 @@ def test_every_rule_at_every_stage(world: int, capsys: pytest.CaptureFixture[str
         for bf16 in (False, True)
         for accumulation in (1, 4)
     ]
-    results = run(world, calls, cases, 8, timeout=850)
+    results = run(world, calls, cases, MATRIX_STEPS, timeout=850)
     with capsys.disabled():
-        print(f"\nworld {world}: relative error of the weights after 8 steps\n{'':<44}" + "  ".join(OPTIMIZERS))
+        print(
+            f"\nworld {world}: relative error of the weights after {MATRIX_STEPS} steps\n{'':<44}"
+            + "  ".join(OPTIMIZERS)
+        )
         for result in results:
             errors = "  ".join(f"{e['relative']:.0e}" for e in result["errors"].values())
             print(f"{json.dumps(result['case']):<44}{errors}")
     for result in results:
-        check(result, 8, world)
+        check(result, MATRIX_STEPS, world)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_fifty_steps_of_every_call() -> None:
-    for result in run(2, ALL_CALLS, [{"stage": 2}, {"stage": 3}], 50, timeout=550):
-        check(result, 50, 2)
+@pytest.mark.parametrize(("calls", "stage"), [(ALL_CALLS, 3), ([calls[0] for calls in CALLS.values()], 2)])
+def test_fifty_steps(calls: list[str], stage: int) -> None:
+    (result,) = run(2, calls, [{"stage": stage, "noise": [1, 2], "clip": 0.0}], 50, timeout=550)
+    check(result, 50, 2)
 
 
 @pytest.mark.slow

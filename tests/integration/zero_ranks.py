@@ -59,11 +59,13 @@ def batch(step: int, accumulation: int) -> torch.Tensor:
     return torch.randint(LLAMA.vocab_size, (accumulation, BATCH, LENGTH), generator=drawn)
 
 
-def alone(calls: list[str], steps: int, accumulation: int, bf16: bool) -> dict[str, torch.Tensor]:
+def alone(calls: list[str], steps: int, case: dict, noise: int = 0) -> dict[str, torch.Tensor]:
     """Weights after training in one process, with float32 masters if the model is bfloat16.
 
-    Ranks' shares of a batch go one after the other, since sums of bfloat16 depend on that.
+    Ranks' shares of a batch go one after the other, since sums of bfloat16 depend on that. With ``noise``, a seed, each
+    entry of a gradient is off by about a rounding error of float32.
     """
+    drawn, accumulation, bf16 = torch.Generator().manual_seed(noise), case.get("accumulation", 1), case.get("bf16")
     master, world = Models(calls), dist.get_world_size()
     if bf16:
         master.bfloat16().float()  # as DeepSpeed's masters start
@@ -76,7 +78,11 @@ def alone(calls: list[str], steps: int, accumulation: int, bf16: bool) -> dict[s
         if bf16:
             for held, low in zip(master.parameters(), model.parameters(), strict=True):
                 held.grad, low.grad = low.grad.float(), None
-        torch.nn.utils.clip_grad_norm_(master.parameters(), CLIP)
+        if noise:
+            for held in master.parameters():
+                held.grad *= 1 + torch.finfo(torch.float32).eps * torch.randn(held.shape, generator=drawn)
+        if case.get("clip", CLIP):
+            torch.nn.utils.clip_grad_norm_(master.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
         if bf16:
@@ -94,7 +100,7 @@ def config_of(case: dict) -> dict:
     return dtype | {
         "train_micro_batch_size_per_gpu": BATCH // dist.get_world_size(),
         "gradient_accumulation_steps": case.get("accumulation", 1),
-        "gradient_clipping": CLIP,
+        "gradient_clipping": case.get("clip", CLIP),
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -200,8 +206,9 @@ def overflow(calls: list[str], case: dict) -> dict:
 
 def compare(calls: list[str], case: dict, steps: int) -> dict:
     """Errors by call, how often rules ran on each parameter over all ranks, and at most on one."""
-    reference = alone(calls, steps, case.get("accumulation", 1), bool(case.get("bf16")))
+    reference = alone(calls, steps, case)
     start = {n: p.detach() for n, p in Models(calls).named_parameters()}
+    noisy = [alone(calls, steps, case, seed) for seed in case.get("noise", ())]
     if "fsdp2" in case:
         found, counts = fully_sharded(calls, steps, case)
     else:
@@ -217,6 +224,9 @@ def compare(calls: list[str], case: dict, steps: int) -> dict:
             "of_movement": float((ours - theirs).norm() / moved),
             "share_off": float(off.float().mean()),
         }
+        for key, weights in enumerate(noisy):
+            apart = torch.cat([weights[n].flatten() for n in names]) - theirs
+            errors[call][f"noise{key}"] = float(apart.norm() / theirs.norm())
     totals = {n: sum(c.get(n, 0) for c in counts) for n in reference}
     return {"case": case, "errors": errors, "totals": totals, "most": max(max(c.values()) for c in counts)}
 

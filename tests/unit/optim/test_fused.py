@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedcompress.errors import ConfigError, NonFiniteError
+from fedcompress.errors import ConfigError, NonFiniteError, TrainingError
 from fedcompress.optim import build
 from fedcompress.optim.fused import fuse
 from tests.unit.optim.models import CALLS, batch, net, state, train
@@ -53,6 +53,18 @@ def test_remove_gives_gradients_back() -> None:
 def test_what_cannot_be_combined_is_refused(key: str, value: object, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         fuse(build(net(), "adamw", lr=1e-3), **{key: value})
+
+
+def test_a_sharded_parameter_is_refused_before_any_has_a_hook() -> None:
+    model = net()
+    optimizer = build(model, "adamw", lr=1e-2)
+    list(model.parameters())[-1].ds_shape = (1,)
+    with pytest.raises(TrainingError, match="needs whole parameters"):
+        fuse(optimizer)
+    before = state(model)
+    model.loss(batch(0)).backward()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), state(model).values(), strict=True))
+    assert held(model)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_backward_pass() -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from fedcompress.adapters import load_adapter, seeded_init
 from fedcompress.errors import ConfigError, MismatchError, TrainingError
 from fedcompress.pipeline import decode_update, encode_update
+from fedcompress.stored import Stored
 from fedcompress.types import add
 from server.ledger import Ledger
 from server.strategy import Admitted, next_version
@@ -140,7 +141,7 @@ def test_updates_wait_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     def watched(config: Any, layout: Any, published: Any, admitted: list[Admitted], round_: int, **how: Any) -> Any:
         seen.append(len(list(folder.iterdir())))
-        assert not any(v.flags.owndata or v.flags.writeable for a in admitted for v in a.tensors.values())
+        assert all(isinstance(a.tensors, Stored) and not a.envelope.sections for a in admitted)
         return next_version(config, layout, published, admitted, round_, **how)
 
     monkeypatch.setattr("server.coordinator.next_version", watched)
@@ -322,7 +323,7 @@ def record_merges(patch: pytest.MonkeyPatch) -> dict[int, list[Admitted]]:
     merged: dict[int, list[Admitted]] = {}
 
     def recorded(config: Any, layout: Any, published: Any, admitted: list[Admitted], round_: int, **how: Any) -> Any:
-        merged[round_] = list(admitted)
+        merged[round_] = [replace(a, tensors=dict(a.tensors)) for a in admitted]  # the files are removed
         return next_version(config, layout, published, admitted, round_, **how)
 
     patch.setattr("server.coordinator.next_version", recorded)

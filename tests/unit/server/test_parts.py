@@ -15,7 +15,7 @@ from fedcompress.config import RunConfig
 from fedcompress.errors import AdmissionError, ConfigError, MismatchError, StateError
 from fedcompress.merging.weights import InverseLoss
 from fedcompress.pipeline import decode_state, encode_snapshot, encode_update
-from fedcompress.types import Layout, add, state_digest, zeros
+from fedcompress.types import Layout, Tensors, add, l2_norm, state_digest, zeros
 from fedcompress.wire import Envelope, Kind, Limits, split_bundle, unpack
 from server import trust
 from server.admission import REASONS, Expected, admit
@@ -78,9 +78,14 @@ def test_refused(code: str) -> None:
 
 
 def test_admitted() -> None:
-    envelope, tensors = admit(update(), EXPECTED, Kind.UPDATE, {"south"})
+    kept: dict[str, list[Tensors]] = {}
+    envelope, norm = admit(
+        update(), EXPECTED, Kind.UPDATE, {"south"}, keep=lambda n, parts: kept.update({n: list(parts)})
+    )
     assert envelope.header.site == "north"
-    LAYOUT.check(tensors, what="admitted")
+    (values,) = kept[envelope.digest.hex()]
+    LAYOUT.check(values, what="admitted")
+    assert norm == pytest.approx(l2_norm(values.values()), rel=1e-12)
     first = replace(EXPECTED, base_fingerprint=b"")
     admit(CASES["base-model"], first, Kind.UPDATE, set())
 
@@ -107,7 +112,7 @@ def grow(ledger: Ledger, versions: int, codec: str) -> Published:
     for version in range(1, versions + 1):
         envelope = Envelope(header=update_header(LAYOUT, published.state), sections=(), digest=b"")
         admitted = [Admitted("north", envelope, normal(LAYOUT, version))]
-        published, data = next_version(config, LAYOUT, published, admitted, version)
+        published, data = next_version(config, LAYOUT, published, admitted, version, blobs=ledger.blobs)
         with ledger.transaction():
             ledger.publish(published.version, published.digest, data, published.state, published.residual)
     return published
@@ -148,8 +153,8 @@ def test_next_version_does_not_depend_on_arrival_and_keeps_the_residual(ledger: 
         header = replace(update_header(LAYOUT, published.state), site=site, examples=7 * (number + 1))
         envelope = Envelope(header=header, sections=(), digest=b"")
         admitted.append(Admitted(site, envelope, normal(LAYOUT, 50 + number)))
-    one, data = next_version(config, LAYOUT, published, admitted, 3)
-    two, again = next_version(config, LAYOUT, published, admitted[::-1], 3)
+    one, data = next_version(config, LAYOUT, published, admitted, 3, blobs=ledger.blobs)
+    two, again = next_version(config, LAYOUT, published, admitted[::-1], 3, blobs=ledger.blobs)
     assert data == again
     assert one.digest == two.digest
     weights = np.array([7.0, 14.0, 21.0]) / 42
@@ -168,26 +173,27 @@ def test_next_version_does_not_depend_on_arrival_and_keeps_the_residual(ledger: 
         ("given(sites=west:5|east:1|north:3)", [1, 3, 5]),
     ],
 )
-def test_next_version_weighs(weighting: str, expected: list[float]) -> None:
+def test_next_version_weighs(ledger: Ledger, weighting: str, expected: list[float]) -> None:
     config = RunConfig(run="run", state_dir="x", initial_adapter="x", rule="mean", weighting=weighting)
     published = Published(0, state_digest(LAYOUT, BASE), BASE, zeros(LAYOUT))
     admitted = []
     for number, site in enumerate(("east", "north", "west"), 1):
         header = replace(update_header(LAYOUT, BASE), site=site, examples=7 * number, metrics={"train_loss": number})
         admitted.append(Admitted(site, Envelope(header=header, sections=(), digest=b""), normal(LAYOUT, number)))
-    one, _ = next_version(config, LAYOUT, published, admitted, 1)
+    one, _ = next_version(config, LAYOUT, published, admitted, 1, blobs=ledger.blobs)
     for name in one.state:
         merged = sum(w * a.tensors[name].astype(np.float64) for w, a in zip(expected, admitted, strict=True))
         sent = one.state[name].astype(np.float64) - BASE[name]
         assert np.allclose(sent + one.residual[name], merged / sum(expected), atol=1e-5)
 
 
-def test_next_version_says_which_number_is_missing() -> None:
+def test_next_version_says_which_number_is_missing(ledger: Ledger) -> None:
     config = RunConfig(run="run", state_dir="x", initial_adapter="x", weighting="inverse-loss")
     envelope = Envelope(header=update_header(LAYOUT, BASE), sections=(), digest=b"")
     published = Published(0, state_digest(LAYOUT, BASE), BASE, zeros(LAYOUT))
+    admitted = [Admitted("north", envelope, normal(LAYOUT, 1))]
     with pytest.raises(ConfigError, match=r"weighting\.losses\[0\]: None: must be a finite number above 0"):
-        next_version(config, LAYOUT, published, [Admitted("north", envelope, normal(LAYOUT, 1))], 1)
+        next_version(config, LAYOUT, published, admitted, 1, blobs=ledger.blobs)
 
 
 def test_transactions_roll_back(ledger: Ledger) -> None:

@@ -114,7 +114,7 @@ def test_nothing_is_decoded_before_the_signature(keys: Keys, monkeypatch: pytest
         raise AssertionError("decoded")
 
     monkeypatch.setattr("server.admission.unpack", never)
-    monkeypatch.setattr("server.admission.decode_update", never)
+    monkeypatch.setattr("server.admission.decode_parts", never)
     for code, datas in cases(keys).items():
         if code != "swapped-site":  # who must have signed is in the header
             for data in datas:
