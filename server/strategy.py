@@ -61,14 +61,7 @@ def next_version(
             one of another server optimizer.
         StateError: the published state is not what was published.
     """
-    ordered = sorted(admitted, key=lambda a: a.site)
-    merger = Merger(rule=rule_named(config.rule), layout=layout, space=config.space)
-    updates = Held(layout, [a.tensors for a in ordered])
-    ages = [published.version - a.version for a in ordered]
-    weights = weights_of(config.weigh_by, [a.envelope.header for a in ordered], ages)
-    merged = merger.merge(published.state, weights, updates, round_=round_)
-    step, outer = config.outer.update(merged, outer_state(config, layout, published))
-    del merged
+    step, outer = _step(config, layout, published, admitted, round_)
     feedback = config.error_feedback
 
     def target(pieces: list[Piece]) -> Tensors:
@@ -76,16 +69,7 @@ def next_version(
         change = {p.spec.name: step[p.spec.name][rows_of(p)] if p.total else step.pop(p.spec.name) for p in pieces}
         return feedback.target(change, values_of(published.residual, pieces), round_)
 
-    header = Header(
-        kind=Kind.DELTA,
-        run=config.run,
-        round=round_,
-        version=published.version + 1,
-        codec="",
-        layout_digest=layout.digest,
-        base_digest=published.digest,
-        result_digest=published.digest,  # not known yet
-    )
+    header = _header(config, layout, published, round_)
     codec = CodecSpec.parse(config.downlink_codec)
     with blobs.writer() as state, blobs.writer() as residual:
 
@@ -100,6 +84,32 @@ def next_version(
         raise StateError(f"version {published.version}: its state is {found}: must be {published.digest.hex()[:16]}")
     reached, left = (Stored(blobs.folder / file.name, layout) for file in (state, residual))
     return Published(published.version + 1, full.result_digest, reached, left, outer), envelope
+
+
+def _header(config: RunConfig, layout: Layout, published: Published, round_: int) -> Header:
+    return Header(
+        kind=Kind.DELTA,
+        run=config.run,
+        round=round_,
+        version=published.version + 1,
+        codec="",
+        layout_digest=layout.digest,
+        base_digest=published.digest,  # both are filled in
+        result_digest=published.digest,
+    )
+
+
+def _step(
+    config: RunConfig, layout: Layout, published: Published, admitted: Sequence[Admitted], round_: int
+) -> tuple[Tensors, OuterState]:
+    """What the server optimizer makes of what is merged, and what it remembers."""
+    ordered = sorted(admitted, key=lambda a: a.site)
+    merger = Merger(rule=rule_named(config.rule), layout=layout, space=config.space)
+    updates = Held(layout, [a.tensors for a in ordered])
+    ages = [published.version - a.version for a in ordered]
+    weights = weights_of(config.weigh_by, [a.envelope.header for a in ordered], ages)
+    merged = merger.merge(published.state, weights, updates, round_=round_)
+    return config.outer.update(merged, outer_state(config, layout, published))
 
 
 def outer_state(config: RunConfig, layout: Layout, published: Published) -> OuterState:

@@ -25,7 +25,7 @@ from clients.worker.counters import Counters
 from clients.worker.hub import RankHub
 from clients.worker.launcher import Launcher, rank_environment
 from clients.worker.logs import set_up
-from clients.worker.memory import return_large_blocks
+from clients.worker.memory import keep_until_trimmed
 from clients.worker.nodes import NodeHub, serve_nodes
 from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
 from clients.worker.service import WorkerService
@@ -77,7 +77,7 @@ def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
     import grpc
 
     stop = stopped_by_signal()
-    return_large_blocks()
+    keep_until_trimmed()
     session = Session(site.state_dir / "session")
     counters = Counters(site.state_dir / "session")
     hub = RankHub(site.engine.world, local=site.engine.ranks)
