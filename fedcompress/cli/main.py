@@ -13,6 +13,7 @@ from fedcompress.cli import (
     certs,
     coordinator,
     demo,
+    evaluate,
     experiment,
     files,
     keys,
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 coordinator.register(app)
 demo.register(app)
+evaluate.register(app)
 experiment.register(app)
 files.register(app)
 merge.register(app)

@@ -1,0 +1,81 @@
+"""``fedcompress evaluate``: tasks of the Language Model Evaluation Harness."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fedcompress.harness import Scores
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(name="evaluate")(evaluate)
+
+
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A stock PEFT folder, or a model.")],
+    tasks: Annotated[str, typer.Option(help="Names of tasks, joined by commas: see `lm-eval ls tasks`.")],
+    model: Annotated[str, typer.Option(help="An adapter's base: folder, GGUF file or hub id.")] = "",
+    include: Annotated[Path | None, typer.Option(help="Folder with task files (YAML) of one's own.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Rows of each task; 0: all.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at once.")] = 8,
+    dtype: Annotated[str, typer.Option(help="Of the base: float32, bfloat16 or float16.")] = "float32",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Measure a base and the adapter on it by tasks of lm-evaluation-harness, side by side.
+
+    Tasks of the harness download their data the first time; a folder of one's own tasks needs no network.
+
+    Examples:
+      fedcompress evaluate state/adapter --model ./smollm2 --tasks arc_easy,hellaswag --limit 200
+
+      fedcompress evaluate merged --tasks my_task --include ./tasks --json
+    """
+    from fedcompress.adapters.base_model import DTYPES, resolve_model
+    from fedcompress.errors import ConfigError
+    from fedcompress.harness import run_tasks
+
+    if dtype not in DTYPES:
+        raise ConfigError("--dtype", dtype, f"must be one of {list(DTYPES)}")
+    if include is not None and not include.is_dir():
+        raise ConfigError("--include", include, "must be a folder with task files")
+    config, names = folder / "adapter_config.json", [name.strip() for name in tasks.split(",") if name.strip()]
+    is_adapter = config.is_file()
+    if model and not is_adapter:
+        raise ConfigError("--model", model, f"is for an adapter, which {folder} is not")
+    named = model or (_base_named(config) if is_adapter else str(folder))
+    base = resolve_model(named, Path(), field="--model" if is_adapter else "FOLDER")
+    options: dict[str, Any] = {"include": include, "limit": limit, "batch_size": batch_size, "dtype": dtype}
+    found = {"base": run_tasks(base, None, names, **options)}
+    if is_adapter:
+        found["adapter"] = run_tasks(base, folder, names, **options)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "model": str(base), "tasks": names, "limit": limit, "scores": found}))
+        return
+    _print(found)
+
+
+def _base_named(config: Path) -> str:
+    """What an adapter's config says that it is on."""
+    from fedcompress.errors import ConfigError
+
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError("FOLDER", config, "must be JSON that names base_model_name_or_path") from error
+
+
+def _print(found: dict[str, Scores]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("task", "metric", *found, title="lm-evaluation-harness")
+    for task, metrics in found["base"].items():
+        for metric in metrics:
+            table.add_row(task, metric, *(f"{scores[task][metric]:.4f}" for scores in found.values()))
+    Console().print(table)
