@@ -118,6 +118,7 @@ def doctor(folder: Path, told: str, *options: object) -> dict[str, dict[str, str
     return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
 
 
+@pytest.mark.slow
 def test_doctor_says_that_the_clock_is_wrong(tmp_path: Path, link: str) -> None:
     for told in ("3600", "-3600"):
         found = doctor(tmp_path, told, "--superlink", link, "--insecure")["clock"]

@@ -21,6 +21,8 @@ LEFT = (0, 1, 2, 4)  # pages: the less, the earlier it fails
 # Hits of a place until the run is well under way; blobs of version 0 come first.
 TIMES = {"server.blob": (1, 5, 6), "site.blob": (1, 8, 9), "server.admitted": (5,), "server.asked": (1, 5)}
 
+OFTEN = ("server.blob", "server.before-commit", "site.blob")  # the others are slow
+
 
 def can_mount(folder: Path) -> bool:
     command = [*PRIVATE, "mount", "-t", "tmpfs", "none", str(folder)]
@@ -48,7 +50,14 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("place", [p for p in FAILPOINTS if p != "site.reply"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param(place, marks=[] if place in OFTEN else pytest.mark.slow)
+        for place in FAILPOINTS
+        if place != "site.reply"
+    ],
+)
 def test_full_at(place: str, tmp_path: Path, calm: str) -> None:
     errors = 0
     times = TIMES.get(place, (1 if place == "server.before-export" else 2,))

@@ -101,6 +101,7 @@ def test_site_that_lost_its_state_is_brought_up_to_date(tmp_path: Path, template
     assert merged == [2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_rank_killed_in_the_middle_of_a_round(worker_site: WorkerSite) -> None:
     """kill -9 of a rank while training: the worker starts its ranks afresh, and does the round again by itself."""

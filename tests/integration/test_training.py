@@ -210,7 +210,7 @@ def test_one_site_and_codec_none_is_plain_peft_with_the_trainer(place: Place, al
     [
         ("zero_stage = 2", 2, 2),
         ("zero_stage = 3", 2, 3),
-        ('kind = "accelerate"\nsharding = "fsdp2"', 2, 2),
+        pytest.param('kind = "accelerate"\nsharding = "fsdp2"', 2, 2, marks=pytest.mark.slow),
         pytest.param("zero_stage = 2", 1, 2, marks=pytest.mark.slow),
         pytest.param("zero_stage = 1", 2, 4, marks=pytest.mark.slow),
         pytest.param('zero_stage = 3\noffload = "cpu"', 2, 4, marks=pytest.mark.slow),
@@ -264,6 +264,7 @@ def test_what_cannot_be_trained_is_said_with_its_place(place: Place) -> None:
     assert first["losses"] == last["losses"]
 
 
+@pytest.mark.slow
 def test_a_deadline_stops_a_round_and_keeps_what_was_done(place: Place) -> None:
     found = place.run("zero_stage = 2", steps=100_000, deadline=0.5, schedule="constant")
     done = found["metrics"]["steps_done"]
@@ -295,6 +296,7 @@ def test_a_site_with_a_smaller_rank_trains_some_components(place: Place, engine:
     assert all((moved[0][n] ^ moved[1][n]).all() for n in moved[0] if "lora_B" in n)
 
 
+@pytest.mark.slow
 def test_tokens_on_disk_change_nothing(place: Place, alone: dict[str, Any]) -> None:
     """Rank 0 writes them in the first job; the second reads them."""
     streaming = Place(place.folder, "streaming = true")

@@ -57,7 +57,7 @@ def trained(place: Place, adapter: str, engine: str, **more: Any) -> dict[str, A
 @pytest.mark.parametrize(
     ("adapter", "engine"),
     [
-        ("full", "zero_stage = 3"),
+        pytest.param("full", "zero_stage = 3", marks=pytest.mark.slow),
         pytest.param("full", 'kind = "accelerate"\nsharding = "fsdp2"', marks=pytest.mark.slow),
         pytest.param("subspace(rank=4)", "zero_stage = 3", marks=pytest.mark.slow),
         pytest.param("layers(k=2)", "zero_stage = 3", marks=pytest.mark.slow),
