@@ -60,5 +60,4 @@ def run_tasks(
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:
     """Metrics of a task; the harness names the filter of answers after a comma."""
-    numbers = {key: value for key, value in values.items() if isinstance(value, float) and key != "alias"}
-    return {key.removesuffix(",none"): float(value) for key, value in numbers.items()}
+    return {key.removesuffix(",none"): float(value) for key, value in values.items() if isinstance(value, float)}

@@ -48,7 +48,7 @@ def _sections(
     last: Mapping[str, Array] | None,
 ) -> tuple[bytes, ...]:
     """Of values in memory."""
-    layout.check(values, what="encode")
+    layout.check_shapes(values, what="encode")  # parts are cut from them; their values are looked at there
     seed, shared = seed_of(header), shared_seed(header.run, header.round)
     return encode_parts(codec, layout, lambda pieces: values_of(values, pieces), seed=seed, shared=shared, last=last)
 

@@ -56,6 +56,12 @@ class TensorSpec:
         """Number of elements; 1 for a scalar."""
         return math.prod(self.shape)
 
+    def check(self, value: Array, *, what: str) -> None:
+        """Raise ``LayoutError`` unless a value has this shape, in float32."""
+        if value.shape != self.shape or value.dtype != np.float32:
+            rule = f"must be float32{list(self.shape)}"
+            raise LayoutError(f"{what}: {self.name}: {value.dtype}{list(value.shape)}: {rule}")
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -117,18 +123,25 @@ class Layout:
             LayoutError: a name, shape or dtype differs.
             NonFiniteError: a value is NaN or infinite.
         """
+        self.check_names(tensors, what=what)
+        for spec in self.tensors:
+            value = tensors[spec.name]
+            spec.check(value, what=what)
+            if not np.isfinite(value).all():
+                raise NonFiniteError(f"{what}: {spec.name}: contains NaN or infinity: all values must be finite")
+
+    def check_shapes(self, tensors: Mapping[str, Array], *, what: str) -> None:
+        """As ``check``, of tensors in memory, without a look at the values."""
+        self.check_names(tensors, what=what)
+        for spec in self.tensors:
+            spec.check(tensors[spec.name], what=what)
+
+    def check_names(self, tensors: Mapping[str, Array], *, what: str) -> None:
+        """Raise ``LayoutError`` unless ``tensors`` has exactly these names, in this order."""
         if list(tensors) != [t.name for t in self.tensors]:
             missing = [t.name for t in self.tensors if t.name not in tensors]
             extra = [n for n in tensors if n not in self.by_name]
             raise LayoutError(f"{what}: names or order differ: missing {missing[:3]}, extra {extra[:3]}")
-        for spec in self.tensors:
-            value = tensors[spec.name]
-            if value.shape != spec.shape or value.dtype != np.float32:
-                raise LayoutError(
-                    f"{what}: {spec.name}: {value.dtype}{list(value.shape)}: must be float32{list(spec.shape)}"
-                )
-            if not np.isfinite(value).all():
-                raise NonFiniteError(f"{what}: {spec.name}: contains NaN or infinity: all values must be finite")
 
 
 def _spec_from(name: object, shape: object, dtype: object, group: object) -> TensorSpec:

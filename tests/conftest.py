@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,3 +33,24 @@ def worker_site(tmp_path: Path, template: Path) -> Iterator[WorkerSite]:
     site = WorkerSite(write_site(tmp_path, "north", rows=48), template)
     yield site
     site.stop()
+
+
+class _Dated(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(404)  # with a Date
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        return None
+
+
+@pytest.fixture
+def dated_host() -> Iterator[str]:
+    """HOST:PORT of a server that tells the time, as one before a SuperLink does."""
+    server = HTTPServer(("127.0.0.1", 0), _Dated)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join(timeout=5)

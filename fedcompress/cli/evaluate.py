@@ -46,6 +46,10 @@ def evaluate(
         raise ConfigError("--include", include, "must be a folder with task files")
     config, names = folder / "adapter_config.json", [name.strip() for name in tasks.split(",") if name.strip()]
     is_adapter = config.is_file()
+    if not names:
+        raise ConfigError("--tasks", tasks, "must name a task")
+    if not folder.is_dir():  # a name with one slash would be looked for on the hub
+        raise ConfigError("FOLDER", folder, "must be a folder: an adapter's or a model's")
     if model and not is_adapter:
         raise ConfigError("--model", model, f"is for an adapter, which {folder} is not")
     named = model or (_base_named(config) if is_adapter else str(folder))

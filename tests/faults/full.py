@@ -71,7 +71,7 @@ class Sites(MemoryTransport):
 def arm(disk: Disk, place: str, pages: int) -> None:
     """At the failpoint, ``name:times``, the disk is filled, and nothing is killed."""
     fill = SimpleNamespace(kill=lambda pid, number: disk.fill(pages), getpid=os.getpid, environ=os.environ)
-    failpoints.os = fill  # type: ignore[attr-defined]
+    failpoints.os = fill
     os.environ[failpoints.VARIABLE] = place
     failpoints._reached.clear()
 

@@ -8,11 +8,7 @@ import re
 import sqlite3
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -86,28 +82,6 @@ def test_the_audit_log_goes_on_when_the_clock_goes_back(tmp_path: Path) -> None:
 # --- what a site is told ---
 
 
-class Timekeeper(BaseHTTPRequestHandler):
-    """Answers with the right time, as a proxy before a SuperLink does."""
-
-    def do_HEAD(self) -> None:
-        self.send_response(200)  # with a Date
-        self.end_headers()
-
-    def log_message(self, *args: Any) -> None:
-        return None
-
-
-@pytest.fixture
-def link() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Timekeeper)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join(timeout=5)
-
-
 def doctor(folder: Path, told: str, *options: object) -> dict[str, dict[str, str]]:
     """Checks by name, of the real command on a clock that is wrong."""
     if not (folder / "site.toml").exists():
@@ -119,13 +93,13 @@ def doctor(folder: Path, told: str, *options: object) -> dict[str, dict[str, str
 
 
 @pytest.mark.slow
-def test_doctor_says_that_the_clock_is_wrong(tmp_path: Path, link: str) -> None:
+def test_doctor_says_that_the_clock_is_wrong(tmp_path: Path, dated_host: str) -> None:
     for told in ("3600", "-3600"):
-        found = doctor(tmp_path, told, "--superlink", link, "--insecure")["clock"]
+        found = doctor(tmp_path, told, "--superlink", dated_host, "--insecure")["clock"]
         assert found["status"] == "fail"
         assert re.fullmatch(r"differs from the SuperLink's by 3\d{3} s: signed messages are refused", found["text"])
         assert "NTP" in found["remedy"]
-    assert doctor(tmp_path, "0", "--superlink", link, "--insecure")["clock"]["status"] == "ok"
+    assert doctor(tmp_path, "0", "--superlink", dated_host, "--insecure")["clock"]["status"] == "ok"
 
 
 def test_a_site_that_is_an_hour_behind_new_certificates(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_coordinator_from_its_backup(tmp_path: Path, calm: World, backed_up_af
     world = World(tmp_path)
     (tmp_path / "state").symlink_to(tmp_path / "coordinator")
 
-    class Recorder(list):  # type: ignore[type-arg]
+    class Recorder(list[dict[str, object]]):
         def append(self, event: dict[str, object]) -> None:
             super().append(event)
             if (

@@ -85,7 +85,7 @@ def test_killed_five_times_the_demo_ends_with_the_same_bytes(tmp_path: Path, bas
             "SuperNode": lambda: it.supernode(second).kill(),
         }
         for round_, (what, kill) in enumerate(kills.items(), start=1):
-            it.until(lambda number=round_: it.asked(number), f"round {round_}", run)  # type: ignore[misc]
+            it.until(lambda number=round_: it.asked(number), f"round {round_}", run)
             kill()
             killed.append(what)
         it.until(lambda: it.asked(5), "round 5", run)

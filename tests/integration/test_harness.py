@@ -107,3 +107,20 @@ def test_without_the_package_the_remedy_is_said(tmp_path: Path, monkeypatch: pyt
         2,
         f"error: --model: {tmp_path}: is for an adapter, which {tmp_path} is not\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("folder", "tasks", "options", "said"),
+    [
+        ("", " , ", [], "--tasks:  , : must name a task"),
+        ("some/model", "arc_easy", [], "FOLDER: some/model: must be a folder"),
+        ("", "arc_easy", ["--dtype", "int8"], "--dtype: int8: must be one of"),
+        ("", "arc_easy", ["--include", "nowhere"], "--include: nowhere: must be a folder with task files"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(
+    folder: str, tasks: str, options: list[str], said: str, tmp_path: Path
+) -> None:
+    done = call(folder or tmp_path, "--tasks", tasks, *options)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: {said}")

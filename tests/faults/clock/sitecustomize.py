@@ -28,7 +28,7 @@ def shift(told: str) -> None:
 
     time.time = lambda: right() + next(turns)
     time.time_ns = lambda: int(1e9 * time.time())
-    datetime.datetime = Shifted  # type: ignore[misc]
+    datetime.datetime = Shifted
 
 
 if TOLD:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -153,30 +150,10 @@ def test_disk(site_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert states(files.check_disk(subject(site_file))) == [status]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    def do_HEAD(self) -> None:
-        self.send_response(404)
-        self.end_headers()
-
-    def log_message(self, *args: Any) -> None:
-        return None
-
-
-@pytest.fixture
-def link() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), _Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-    thread.join(timeout=5)
-
-
-def test_the_way_to_the_superlink(site_file: Path, link: str) -> None:
-    there = subject(site_file, superlink=link, insecure=True)
+def test_the_way_to_the_superlink(site_file: Path, dated_host: str) -> None:
+    there = subject(site_file, superlink=dated_host, insecure=True)
     assert states([*network.check_superlink(there), *network.check_clock(there)]) == [OK, OK]
-    assert states(network.check_clock(subject(site_file, superlink=link))) == [WARN], "it speaks no TLS"
+    assert states(network.check_clock(subject(site_file, superlink=dated_host))) == [WARN], "it speaks no TLS"
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         nobody = subject(site_file, superlink=f"127.0.0.1:{probe.getsockname()[1]}", insecure=True)
