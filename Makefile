@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_NUM_THREADS ?= 1
 TESTS ?= tests fedcompress
 
-.PHONY: install demo test test-all chaos lint protos golden bench bench-adapters fuzz docs clean
+.PHONY: install demo test test-all chaos audit lint protos golden bench bench-adapters fuzz docs clean
 
 install: $(STAMP)
 
@@ -41,6 +41,14 @@ chaos: install
 	rm -rf $(CHAOS_OUT)
 	PATH="$(CURDIR)/$(BIN):$$PATH" FEDCOMPRESS_CHAOS_OUT=$(CHAOS_OUT) $(BIN)/pytest -m chaos tests/faults; \
 	  status=$$?; $(BIN)/python -m tests.faults.table $(CHAOS_OUT); exit $$status
+
+# Known vulnerabilities of what is installed; asks PyPI's advisories, so it needs the internet.
+AUDIT := .venv-audit
+audit: install
+	test -x $(AUDIT)/bin/pip-audit || ($(PYTHON) -m venv $(AUDIT) && \
+	  $(AUDIT)/bin/pip install -q --disable-pip-version-check "pip-audit>=2.10,<3")
+	$(AUDIT)/bin/pip-audit --progress-spinner off --skip-editable \
+	  --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 lint: install
 	$(BIN)/ruff check .
@@ -73,4 +81,4 @@ docs: install
 	$(BIN)/python -m benchmarks.performance --json
 
 clean:
-	rm -rf $(VENV) demo-out *.egg-info
+	rm -rf $(VENV) $(AUDIT) demo-out *.egg-info

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import filecmp
+import os
 import shutil
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from server.commands.processes import write_flower_home
 from server.commands.settings import CoordinatorConfig, Settings, host_and_port, load_settings
 from server.commands.supervisor import Outcome, Supervisor, result_of
 from server.commands.view import LiveView, PlainView
+from server.commands.watch import TOKEN
 from server.durability import LEDGER, recover_file
 from server.history import History, read_events
 from server.places import COORDINATOR_LOCK, LOGS, PROCESSES, RUN_LOCK
@@ -152,12 +156,34 @@ def _check_listen(config: CoordinatorConfig) -> None:
         raise ConfigError("coordinator.listen", config.listen, rule) from error
 
 
+@contextmanager
+def _page(settings: Settings) -> Iterator[list[str]]:
+    """Serve the page, if one is wanted; what to say of it."""
+    wanted, state = settings.coordinator.watch, settings.coordinator.state_path
+    if not wanted:
+        yield []
+        return
+    from server.watch.web import serve
+
+    host, port = host_and_port("coordinator.watch", wanted)
+    given = os.environ.get(TOKEN, "")
+    try:
+        server = serve(state, host, port, given, run=settings.run.run)
+    except ConfigError as error:
+        if error.field == "--token":
+            raise ConfigError(TOKEN, error.value, error.rule) from error
+        raise ConfigError("coordinator.watch", wanted, error.rule) from error
+    with server:
+        made = server.token if not given else ""
+        yield [f"page: {server.url}{f'?token={made}' if made else ''}"]
+
+
 def _supervise(settings: Settings, flat: dict[str, Any], left: list[str], options: Options) -> int:
     state, name = settings.coordinator.state_path, settings.run.run
     home = write_flower_home(settings, flat)
     view = (LiveView if is_terminal() else PlainView)(state, name)
-    with stop_signals() as stopped, ProcessGroup(state / LOGS, environment(home)) as group, view:
-        for what in left:
+    with stop_signals() as stopped, ProcessGroup(state / LOGS, environment(home)) as group, view, _page(settings) as at:
+        for what in [*left, *at]:
             view.say(what)
         if settings.coordinator.insecure:
             view.say(f"warning: insecure: connections to {settings.coordinator.address} are not encrypted")

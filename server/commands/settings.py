@@ -4,6 +4,7 @@
 state_dir = "coordinator"    # ledger, blobs, logs; relative to this file
 listen = "127.0.0.1:8000"    # where the SuperLink listens; 0.0.0.0:8000 for sites on other machines
 superlink = ""               # or HOST:PORT of a SuperLink on this machine that somebody else keeps up
+watch = ""                   # HOST:PORT of the page of `fedcompress watch --web`, while the run goes on
 ca = "ca.crt"                # TLS, PEM files, relative to this file
 certificate = "server.pem"   # for 127.0.0.1 too, by which this machine reaches its SuperLink
 key = "server.key"
@@ -41,6 +42,7 @@ class CoordinatorConfig:
     state_dir: str
     listen: str = "127.0.0.1:8000"
     superlink: str = ""
+    watch: str = ""
     ca: str = ""
     certificate: str = ""
     key: str = ""
@@ -52,9 +54,11 @@ class CoordinatorConfig:
     start_timeout: float = 120.0  # seconds
 
     def __post_init__(self) -> None:
-        for name in ("listen", "superlink"):
-            if name == "listen" or self.superlink:
+        for name in ("listen", "superlink", "watch"):
+            if name == "listen" or getattr(self, name):
                 host_and_port(f"coordinator.{name}", getattr(self, name))
+        if self.watch and self.watch in (self.listen, self.superlink):
+            raise ConfigError("coordinator.watch", self.watch, "must be another address than the SuperLink's")
         given = [name for name in TLS if getattr(self, name)]
         if self.insecure and given:
             raise ConfigError("coordinator.insecure", "true", f"cannot go with {', '.join(given)}: choose TLS or none")

@@ -15,6 +15,7 @@ ATTACKS: dict[str, tuple[str, ...]] = {
     "self-made certificate, downgraded TLS, unregistered node": (
         "tests/integration/test_tls.py::test_a_superlink_knows_its_nodes_and_a_node_its_superlink",
     ),
+    "asking for another site's data, speaking in its name": ("tests/integration/test_other_sites.py",),
     "replayed body": (f"{TRUST}::test_replayed_to_another_round", f"{PARTS}::test_refused[duplicate-site]"),
     "old task": (f"{TRUST}::test_an_old_task_is_refused",),
     "forged round": (f"{PARTS}::test_refused[round]", f"{PARTS}::test_refused[base-digest]"),

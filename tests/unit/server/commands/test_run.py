@@ -6,12 +6,15 @@ import json
 import shutil
 import socket
 import sqlite3
+import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fedcompress.adapters import load_adapter
+from fedcompress.demo.processes import free_port
 from fedcompress.errors import ConfigError, LockedError
 from fedcompress.locks import hold
 from server.commands import run as command
@@ -190,3 +193,46 @@ def test_a_damaged_ledger_is_replaced_by_its_copy_before_it_is_read(
     assert run(world, resume=True) == 0
     assert "copies made after a round take its place" in said[0][0]
     assert command._done(load_settings(tmp_path / "coordinator.toml")) == 2
+
+
+def with_page(world: World, address: str) -> Any:
+    """The page of a run whose CONFIG.toml asks for one there."""
+    settings = settled(world)
+    watched = replace(settings.coordinator, watch=address)
+    return command._page(replace(settings, coordinator=watched))
+
+
+def test_the_page_is_there_while_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path)
+    world.run()
+    monkeypatch.delenv(command.TOKEN, raising=False)
+    address = f"127.0.0.1:{free_port()}"
+    with with_page(world, address) as said:
+        assert said == [f"page: http://{address}/"]
+        with urllib.request.urlopen(f"http://{address}/api/snapshot", timeout=10) as answer:
+            assert json.load(answer)["run"] == "run"
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://{address}/", timeout=10)
+
+
+def test_no_page_unless_it_is_wanted(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.run()
+    with with_page(world, "") as said:
+        assert said == []
+
+
+def test_a_page_where_another_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path)
+    world.run()
+    monkeypatch.delenv(command.TOKEN, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with (
+            pytest.raises(ConfigError, match=rf"coordinator.watch: {address}: cannot be listened at"),
+            with_page(world, address),
+        ):
+            pass
+    monkeypatch.setenv(command.TOKEN, "short")
+    with pytest.raises(ConfigError, match=rf"{command.TOKEN}: .*16"), with_page(world, "127.0.0.1:1"):
+        pass
