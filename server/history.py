@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from server.durability import LEDGER
 from server.evaluate import Quality, pool
 from server.places import EVENTS
 
+Evaluated = dict[int, dict[str, dict[str, float]]]  # round -> site -> metric -> value
 TAIL = 4 << 20  # bytes of the events that are looked at
 
 
@@ -40,6 +42,16 @@ class RoundRow:
     seconds: float
     at: float
     quality: Quality | None
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the quality, if there is one."""
+        return self.quality.accuracy if self.quality else None
+
+    @property
+    def loss(self) -> float | None:
+        """Of the quality, if there is one."""
+        return self.quality.loss if self.quality else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,24 +127,22 @@ class History:
         query = "SELECT version, digest, envelope, state FROM version WHERE run=? ORDER BY version"
         return [(v, digest, envelope, state) for v, digest, envelope, state in self._rows(query, run)]
 
-    def payload_bytes(self, run: str, round_: int | None = None) -> dict[str, int]:
-        """Payload bytes of each direction, in one round or in all."""
-        where, args = ("", ()) if round_ is None else (" AND round=?", (round_,))
-        query = f"SELECT direction, SUM(payload) FROM message WHERE run=?{where} GROUP BY direction"
-        found = dict(self._rows(query, run, *args))
+    def payload_bytes(self, run: str) -> dict[str, int]:
+        """Payload bytes of each direction, in all rounds."""
+        found = dict(self._rows("SELECT direction, SUM(payload) FROM message WHERE run=? GROUP BY direction", run))
         return {way: int(found.get(way, 0)) for way in ("up", "down")}
 
     def rounds(self, run: str) -> list[RoundRow]:
         """All committed rounds."""
+        query = "SELECT round, direction, SUM(payload) FROM message WHERE run=? GROUP BY round, direction"
+        carried = {(round_, way): payload for round_, way, payload in self._rows(query, run)}
         refused = dict(self._rows("SELECT round, COUNT(*) FROM refusal WHERE run=? GROUP BY round", run))
         quality, late, protocol = dict(self.quality(run)), self.late(run), self._protocol(run)
-        transport = self.transport(run, "round")
-        rows = self._rows(
+        transport, out = self.transport(run, "round"), []
+        for round_, version, asked, merged, seconds, at in self._rows(
             "SELECT round, version, asked, merged, seconds, at FROM round WHERE run=? ORDER BY round", run
-        )
-        out = []
-        for round_, version, asked, merged, seconds, at in rows:
-            carried, (up, down) = self.payload_bytes(run, round_), transport.get(round_, (None, None))
+        ):
+            up, down = transport.get(round_, (None, None))
             out.append(
                 RoundRow(
                     round=round_,
@@ -141,8 +151,8 @@ class History:
                     merged=merged,
                     late=late.get(round_, 0),
                     refused=refused.get(round_, 0),
-                    uplink_bytes=carried["up"],
-                    downlink_bytes=carried["down"],
+                    uplink_bytes=carried.get((round_, "up"), 0),
+                    downlink_bytes=carried.get((round_, "down"), 0),
                     protocol_bytes=protocol.get(round_, 0),
                     uplink_transport_bytes=up,
                     downlink_transport_bytes=down,
@@ -185,14 +195,20 @@ class History:
         found = list(self.transport(run, "site").values())
         return {way: sum(row[i] for row in found) if found else None for i, way in enumerate(("up", "down"))}
 
+    def evaluated(self, run: str) -> Evaluated:
+        """What sites measured on held-out rows, by round and site, of the version that they were sent then."""
+        found: Evaluated = defaultdict(lambda: defaultdict(dict))
+        query = "SELECT round, site, name, value FROM metric WHERE run=? AND name GLOB 'eval_*' ORDER BY round, site"
+        for round_, site, name, value in self._rows(query, run):
+            found[round_][site][name] = value
+        return found
+
     def quality(self, run: str) -> list[tuple[int, Quality]]:
         """Versions that were evaluated: sites measure, in a round, the version that it starts from."""
         made = dict(self._rows("SELECT round, version FROM round WHERE run=?", run))
-        by_round: dict[int, dict[str, dict[str, float]]] = {}
-        query = "SELECT round, site, name, value FROM metric WHERE run=? ORDER BY round, site, name"
-        for round_, site, name, value in self._rows(query, run):
-            by_round.setdefault(round_, {}).setdefault(site, {})[name] = value
-        pooled = [(made.get(r - 1, 0 if r == 1 else -1), pool(sites.values())) for r, sites in by_round.items()]
+        pooled = [
+            (made.get(r - 1, 0 if r == 1 else -1), pool(sites.values())) for r, sites in self.evaluated(run).items()
+        ]
         return [(version, quality) for version, quality in pooled if quality is not None and version >= 0]
 
     def sites(self, run: str) -> list[SiteTotals]:

@@ -9,9 +9,10 @@ import time
 from collections.abc import Sequence
 
 from fedcompress.display import duration, size
+from server.history import RoundRow
 from server.watch.chart import Line, Point, legend, line_chart
 from server.watch.html import Html, element, joined, safe
-from server.watch.view import RoundView, SiteView, Snapshot, Total
+from server.watch.view import SiteView, Snapshot, Total
 
 LAST_ROUNDS = 200  # that the table shows
 MORE = ("transport", "rate", "examples")
@@ -200,7 +201,7 @@ def _against_bytes(shown: Snapshot) -> tuple[Html, Html]:
     return chart, legend(lines)
 
 
-def _by_round(row: RoundView, value: float, text: str) -> Point:
+def _by_round(row: RoundRow, value: float, text: str) -> Point:
     return Point(x=row.round, y=value, label=f"round {row.round}: {text}")
 
 

@@ -15,8 +15,6 @@ from server.history import History
 from server.places import SETTINGS
 from server.schema import SCHEMA, upgrade
 
-Evaluated = dict[int, dict[str, dict[str, float]]]  # round -> site -> metric -> value
-
 
 @dataclass(frozen=True, kw_only=True)
 class Carried:
@@ -118,30 +116,9 @@ class Reader(History):
             for (site, way, kind), (n, payload, protocol) in sorted(sums.items())
         ]
 
-    def payload_by_round(self, run: str) -> dict[int, dict[str, int]]:
-        """Payload bytes of each direction in each round."""
-        sums: dict[int, dict[str, int]] = defaultdict(lambda: {"up": 0, "down": 0})
-        query = "SELECT round, direction, SUM(payload) FROM message WHERE run=? GROUP BY round, direction"
-        for round_, direction, payload in self._rows(query, run):
-            sums[round_][direction] = payload
-        return sums
-
-    def committed(self, run: str) -> list[tuple[int, int, int, int, float, float]]:
-        """Number, version, asked, merged, seconds and time of every committed round."""
-        query = "SELECT round, version, asked, merged, seconds, at FROM round WHERE run=? ORDER BY round"
-        return [(r, v, a, m, s, at) for r, v, a, m, s, at in self._rows(query, run)]
-
     def last_merged(self, run: str) -> dict[str, int]:
         """The last round that merged an update of a site."""
         return dict(self._rows("SELECT site, MAX(round) FROM merged WHERE run=? GROUP BY site", run))
-
-    def evaluated(self, run: str) -> Evaluated:
-        """What sites measured on held-out rows, by round and site, of the version that they were sent then."""
-        found: Evaluated = defaultdict(lambda: defaultdict(dict))
-        query = "SELECT round, site, name, value FROM metric WHERE run=? AND name GLOB 'eval_*' ORDER BY round, site"
-        for round_, site, name, value in self._rows(query, run):
-            found[round_][site][name] = value
-        return found
 
     def tasks_of(self, run: str, round_: int) -> int:
         """How many were asked in a round so far."""
@@ -151,10 +128,6 @@ class Reader(History):
         """How many refusals there are of each reason, the most frequent first."""
         query = "SELECT code, COUNT(*) FROM refusal WHERE run=? GROUP BY code ORDER BY 2 DESC, 1"
         return dict(self._rows(query, run))
-
-    def refusals_by_round(self, run: str) -> dict[int, int]:
-        """How many refusals each round has."""
-        return dict(self._rows("SELECT round, COUNT(*) FROM refusal WHERE run=? GROUP BY round", run))
 
     def refusals_by_site(self, run: str) -> dict[str, int]:
         """How many refusals an admitted site has; the node tells where no name was given."""

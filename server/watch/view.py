@@ -15,9 +15,9 @@ from fedcompress.types import Layout
 from server.commands.common import kept_settings, run_named, run_settings
 from server.commands.status import state_of
 from server.evaluate import Quality, pool
-from server.history import Awaited, read_events, since_start
+from server.history import Awaited, Evaluated, RoundRow, read_events, since_start
 from server.places import COORDINATOR_LOCK, RUN_LOCK
-from server.watch.reading import Carried, Evaluated, Reader, Refusal
+from server.watch.reading import Carried, Reader, Refusal
 
 LAST_REFUSALS = 50
 CODES = 30  # that are counted apart; a site may report any
@@ -53,26 +53,6 @@ class SiteView:
     rate: float
     examples: int
     refused: int
-    accuracy: float | None
-    loss: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundView:
-    """A committed round; quality is that of the version it made, once somebody has evaluated that."""
-
-    round: int
-    version: int
-    asked: int
-    merged: int
-    late: int  # of the merged, trained from an older version than the one that the round began with
-    refused: int
-    uplink_bytes: int
-    downlink_bytes: int
-    uplink_transport_bytes: int | None
-    downlink_transport_bytes: int | None
-    seconds: float
-    at: float
     accuracy: float | None
     loss: float | None
 
@@ -132,7 +112,7 @@ class Snapshot:
     accuracy: float | None
     loss: float | None
     sites: tuple[SiteView, ...]
-    history: tuple[RoundView, ...]
+    history: tuple[RoundRow, ...]
     totals: dict[str, Total]  # up, down
     baselines: dict[str, Baseline]
     traffic: tuple[Carried, ...]
@@ -171,10 +151,8 @@ def snapshot(state_dir: Path, run: str = "") -> Snapshot:
     name = run_named(state_dir, run)
     with Reader(state_dir) as reader, reader.one_look():
         evaluated, carried, counts = reader.evaluated(name), reader.carried(name), reader.refusals_by_code(name)
-        qualities = _qualities(reader, name, evaluated)
-        history = _rounds(reader, name, qualities)
-        layout = reader.layout(name)
-        latest = qualities[max(qualities)] if qualities else None
+        qualities, history, layout = dict(reader.quality(name)), tuple(reader.rounds(name)), reader.layout(name)
+        start, latest = qualities.get(0), qualities[max(qualities)] if qualities else None
         sites = _sites(reader, name, carried, evaluated)
         totals = {way: _total(carried, way, sites) for way in ("up", "down")}
         return Snapshot(
@@ -185,8 +163,8 @@ def snapshot(state_dir: Path, run: str = "") -> Snapshot:
             **_progress(reader, state_dir, name),
             rounds_done=history[-1].round if history else 0,
             parameters=layout.numel if layout else 0,
-            accuracy_start=qualities[0].accuracy if 0 in qualities else None,
-            loss_start=qualities[0].loss if 0 in qualities else None,
+            accuracy_start=start.accuracy if start else None,
+            loss_start=start.loss if start else None,
             accuracy=latest.accuracy if latest else None,
             loss=latest.loss if latest else None,
             sites=sites,
@@ -233,39 +211,6 @@ def _phase(current: int, rounds: int | None, tasks: int, awaited: int) -> str:
     if awaited:
         return "asked"
     return "merging" if tasks else "waiting"
-
-
-def _qualities(reader: Reader, run: str, evaluated: Evaluated) -> dict[int, Quality]:
-    """Pooled quality of each version that was evaluated: in a round, sites measure the version that it began with."""
-    made = {0: 0} | {round_: version for round_, version, *_ in reader.committed(run)}
-    pooled = {made.get(r - 1): pool(sites.values()) for r, sites in evaluated.items()}
-    return {version: quality for version, quality in pooled.items() if version is not None and quality is not None}
-
-
-def _rounds(reader: Reader, run: str, qualities: dict[int, Quality]) -> tuple[RoundView, ...]:
-    carried, late, refused = reader.payload_by_round(run), reader.late(run), reader.refusals_by_round(run)
-    transport, out = reader.transport(run, "round"), []
-    for round_, version, asked, merged, seconds, at in reader.committed(run):
-        quality, (up, down) = qualities.get(version), transport.get(round_, (None, None))
-        out.append(
-            RoundView(
-                round=round_,
-                version=version,
-                asked=asked,
-                merged=merged,
-                late=late.get(round_, 0),
-                refused=refused.get(round_, 0),
-                uplink_bytes=carried[round_]["up"],
-                downlink_bytes=carried[round_]["down"],
-                uplink_transport_bytes=up,
-                downlink_transport_bytes=down,
-                seconds=seconds,
-                at=at,
-                accuracy=quality.accuracy if quality else None,
-                loss=quality.loss if quality else None,
-            )
-        )
-    return tuple(out)
 
 
 def _sites(reader: Reader, run: str, carried: Sequence[Carried], evaluated: Evaluated) -> tuple[SiteView, ...]:

@@ -237,7 +237,7 @@ def test_one_look_is_of_one_commit(state: Path) -> None:
     with Reader(state) as reader, reader.one_look():
         assert reader.rounds_done("run") == 4
         query(state, "DELETE FROM round")
-        assert len(reader.committed("run")) == 4
+        assert len(reader.rounds("run")) == 4
 
 
 def test_memory_transport_is_counted_as_it_carried(tmp_path: Path) -> None:
