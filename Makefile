@@ -13,6 +13,10 @@ export FLWR_TELEMETRY_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_NUM_THREADS ?= 1
 TESTS ?= tests fedcompress
+# Tests of one file stay together, since they share what is costly to make. JOBS=0 runs all in one process.
+JOBS ?= 2
+PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest
+SHARED = -n $(JOBS) --dist loadfile
 
 .PHONY: install demo test test-all chaos audit lint protos golden bench bench-adapters fuzz docs clean
 
@@ -31,15 +35,15 @@ demo: install
 	$(BIN)/fedcompress demo
 
 test: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not slow and not chaos and not gpu and not network" $(TESTS)
+	$(PYTEST) $(SHARED) -m "not slow and not chaos and not gpu and not network" $(TESTS)
 
 test-all: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "not chaos and not network" $(TESTS)
+	$(PYTEST) $(SHARED) -m "not chaos and not network" $(TESTS)
 
 CHAOS_OUT ?= runs/chaos
 chaos: install
 	rm -rf $(CHAOS_OUT)
-	PATH="$(CURDIR)/$(BIN):$$PATH" FEDCOMPRESS_CHAOS_OUT=$(CHAOS_OUT) $(BIN)/pytest -m chaos tests/faults; \
+	FEDCOMPRESS_CHAOS_OUT=$(CHAOS_OUT) $(PYTEST) -m chaos tests/faults; \
 	  status=$$?; $(BIN)/python -m tests.faults.table $(CHAOS_OUT); exit $$status
 
 # Known vulnerabilities of what is installed; asks PyPI's advisories, so it needs the internet.

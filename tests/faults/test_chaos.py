@@ -31,7 +31,7 @@ def compare(folder: Path, rounds: int, kills: int, seed: int) -> Chaos:
 
 @pytest.mark.timeout(120)
 def test_a_few_kills(tmp_path: Path) -> None:
-    chaos = compare(tmp_path, rounds=5, kills=6, seed=1)
+    chaos = compare(tmp_path, rounds=5, kills=3, seed=1)
     assert chaos.done.total() >= 3
 
 
@@ -39,8 +39,9 @@ def test_a_few_kills(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(4))
 def test_many_kills(tmp_path: Path, seed: int) -> None:
-    chaos = compare(tmp_path, rounds=30, kills=60, seed=seed)
-    assert chaos.done.total() >= 50
+    chaos = compare(tmp_path, rounds=60, kills=30, seed=seed)
+    assert chaos.killed("server.") >= 20
+    assert chaos.killed("site.") >= 30
     for place, count in chaos.done.items():
         record("kill", place, count, "same adapter as a run that nobody killed")
 
