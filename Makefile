@@ -13,10 +13,11 @@ export FLWR_TELEMETRY_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_NUM_THREADS ?= 1
 TESTS ?= tests fedcompress
-# Tests of one file stay together, since they share what is costly to make. JOBS=0 runs all in one process.
+# Tests of one file stay together, since they share what is costly to make, and those that take long come first.
+# JOBS=0 runs all in one process.
 JOBS ?= 2
 PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest
-SHARED = -n $(JOBS) --dist loadfile
+SHARED = -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo test test-all chaos audit lint protos golden bench bench-adapters fuzz docs clean
 

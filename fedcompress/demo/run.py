@@ -104,7 +104,7 @@ def preflight(options: DemoOptions) -> None:
     app_folder()
 
 
-def _site_files(options: DemoOptions, work: Path, model: Path) -> dict[str, Path]:
+def site_files(options: DemoOptions, work: Path, model: Path) -> dict[str, Path]:
     """Data and site.toml of each site; the first has two ZeRO ranks where there are two cores."""
     cores = len(os.sched_getaffinity(0))
     files, demo = {}, options.demo
@@ -164,7 +164,7 @@ def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     peak: dict[str, int] = {}
     model = options.demo.model()
-    with Federation(work, _site_files(options, work, model), port=options.port) as federation:
+    with Federation(work, site_files(options, work, model), port=options.port) as federation:
         federation.group.start("template", _template_command(options, work, model), cwd=work)
         federation.start()
         _wait_for_template(federation, work)

@@ -13,7 +13,7 @@ import pytest
 
 from fedcompress.demo import data as demo_data
 from fedcompress.demo.processes import wait_until
-from fedcompress.demo.run import DemoOptions, _site_files, run_config
+from fedcompress.demo.run import DemoOptions, run_config, site_files
 from fedcompress.locks import holder
 from server.places import COORDINATOR_LOCK
 from tests.deployment import Deployment, call, deployed
@@ -31,7 +31,7 @@ class Demo(Deployment):
 
     def write_sites(self, base: Path) -> dict[str, Path]:
         options = DemoOptions(out=self.folder)
-        return _site_files(options, self.folder, demo_data.model_folder())
+        return site_files(options, self.folder, demo_data.model_folder())
 
     def settings(self) -> dict[str, Any]:
         config = run_config(DemoOptions(out=self.folder), self.folder)
