@@ -16,8 +16,8 @@ from typing import Any
 from clients.site import SiteConfig
 from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
 from fedcompress.config import TrainTask
+from fedcompress.durable.locks import holder
 from fedcompress.errors import ProcessError, TrainingError
-from fedcompress.locks import holder
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
 CHUNK = 1 << 20  # bytes

@@ -28,7 +28,7 @@ from fedcompress.adapters.template import constants_digest, load_constants
 from fedcompress.codecs import CodecSpec
 from fedcompress.errors import ConfigError, HeaderError, MismatchError, PayloadError, StateError
 from fedcompress.parts import values_of
-from fedcompress.partwise import decode_whole, encode_parts
+from fedcompress.parts.coding import decode_whole, encode_parts
 from fedcompress.subspaces import shared_seed
 from fedcompress.types import Array, Layout, Tensors, add, state_digest, to_arrays
 from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack

@@ -13,7 +13,7 @@ import numpy as np
 from fedcompress.codecs import CodecSpec
 from fedcompress.errors import AdmissionError, ConfigError, MismatchError, WireError
 from fedcompress.merging.weights import Examples, Weighting
-from fedcompress.partwise import decode_parts
+from fedcompress.parts.coding import decode_parts
 from fedcompress.pipeline import codec_of
 from fedcompress.types import Layout, Tensors
 from fedcompress.wire import Envelope, Header, Kind, Limits, unpack

@@ -11,12 +11,12 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from fedcompress.config import TrainTask, parse_run_config
+from fedcompress.durable.locks import hold
+from fedcompress.durable.space import room_for
 from fedcompress.errors import ConfigError, FedCompressError, LayoutError, MismatchError
 from fedcompress.flower import carried_bytes, from_records, require_version, to_records
 from fedcompress.identity.audit import AuditLog
 from fedcompress.identity.registry import coordinator_key
-from fedcompress.locks import hold
-from fedcompress.space import room_for
 from server import LIBRARY
 from server.audit import Audited
 from server.coordinator import Coordinator

@@ -20,8 +20,8 @@ from fedcompress.adapters.template import CONSTANTS, START, load_constants
 from fedcompress.config import RunConfig
 from fedcompress.errors import AdmissionError, TrainingError
 from fedcompress.failpoints import reach
+from fedcompress.parts.stored import Stored, Zeros, store
 from fedcompress.pipeline import encode_constants, encode_snapshot
-from fedcompress.stored import Stored, Zeros, store
 from fedcompress.types import Tensors, state_digest
 from fedcompress.weights.export import check_run, export_run
 from fedcompress.wire import Kind, digest_of

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedcompress.durable.space import is_full, room_for
 from fedcompress.errors import ConfigError, NoSpaceError, StateError
-from fedcompress.space import is_full, room_for
 from server.places import RESTORED
 from server.schema import SCHEMA
 

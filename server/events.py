@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedcompress.space import room_for
+from fedcompress.durable.space import room_for
 from server.places import EVENTS
 
 LOG = logging.getLogger("flwr")

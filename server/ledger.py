@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcompress.blobs import BlobStore
-from fedcompress.database import open_database, transaction
+from fedcompress.durable.blobs import BlobStore
+from fedcompress.durable.database import open_database, transaction
 from fedcompress.errors import MismatchError, StateError
 from fedcompress.failpoints import reach
 from fedcompress.merging.outer import OuterState
-from fedcompress.stored import Stored, digest_of, raw
+from fedcompress.parts.stored import Stored, digest_of, raw
 from fedcompress.types import Array, Layout, Tensors, to_bytes
 from server.durability import LEDGER, copy_ledger, note_restored, recover_file
 from server.schema import SCHEMA, upgrade

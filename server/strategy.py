@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedcompress.blobs import BlobStore
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import RunConfig
+from fedcompress.durable.blobs import BlobStore
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.merging import Held, Merger, rule_named
 from fedcompress.merging.outer import OuterState
 from fedcompress.parts import Piece, rows_of, values_of
-from fedcompress.stored import Stored, raw_of
-from fedcompress.streaming import stream_delta
+from fedcompress.parts.stored import Stored, raw_of
+from fedcompress.parts.streaming import stream_delta
 from fedcompress.types import Array, Layout, Tensors
 from fedcompress.wire import Envelope, Header, Kind
 from server.ledger import Published

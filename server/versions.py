@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedcompress.blobs import BlobStore
+from fedcompress.durable.blobs import BlobStore
 from fedcompress.errors import ConfigError, MismatchError, StateError, WireError
 from fedcompress.pipeline import decode_state
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest

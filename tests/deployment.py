@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from fedcompress.demo.processes import free_port, wait_until
-from fedcompress.locks import holder
+from fedcompress.durable.locks import holder
 from server.history import read_events
 from server.places import RUN_LOCK
 from tests.tiny import write_llama, write_rows

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from clients.worker.paths import lock_path, socket_path
+from fedcompress.durable.locks import holder
 from fedcompress.errors import ConfigError
-from fedcompress.locks import holder
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
 ANSWER = 2.0  # seconds that a worker has to answer

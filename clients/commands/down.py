@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from clients.commands.common import site_path
 from clients.commands.supervisor import end_orphans, up_lock
 from clients.site import SiteConfig
+from fedcompress.durable.locks import holder
 from fedcompress.errors import ConfigError
-from fedcompress.locks import holder
 from fedcompress.supervision import end_process
 
 

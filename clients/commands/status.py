@@ -21,8 +21,8 @@ from clients.site import SiteConfig
 from clients.worker.paths import lock_path
 from fedcompress.counting import Wire, read_wire
 from fedcompress.display import ago, duration, escaped, size
+from fedcompress.durable.locks import holder
 from fedcompress.errors import ConfigError
-from fedcompress.locks import holder
 from fedcompress.proto.v1 import worker_pb2
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from clients.site import SiteConfig
 from clients.worker.paths import lock_path, make_state_dir
 from fedcompress.demo.processes import ProcessGroup
-from fedcompress.locks import holder
+from fedcompress.durable.locks import holder
 from fedcompress.supervision import end_noted, put_aside, reason, remember
 
 Command = Sequence[str | Path]

@@ -28,12 +28,12 @@ from fedcompress.adapters.template import CONSTANTS, Template, load_constants, l
 from fedcompress.config import TrainTask
 from fedcompress.demo.processes import wait_until
 from fedcompress.display import duration
+from fedcompress.durable.locks import hold
 from fedcompress.errors import ConfigError, ProcessError
-from fedcompress.locks import hold
 from fedcompress.objective import objective_json
+from fedcompress.parts.stored import opened
 from fedcompress.pipeline import encode_constants, encode_snapshot
 from fedcompress.proto.v1 import worker_pb2
-from fedcompress.stored import opened
 from fedcompress.supervision import end_process
 from fedcompress.types import Tensors, add
 from fedcompress.weights import is_weights

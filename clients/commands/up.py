@@ -22,8 +22,8 @@ from fedcompress.counting import Counter, Relay, wire_path
 from fedcompress.demo.federation import app_folder, environment
 from fedcompress.demo.processes import ProcessGroup, free_port, script
 from fedcompress.display import escaped
+from fedcompress.durable.locks import hold, holder
 from fedcompress.errors import ConfigError, LockedError, ProcessError
-from fedcompress.locks import hold, holder
 from fedcompress.supervision import read_facts, stop_signals
 
 POLL = 0.5  # seconds

@@ -13,7 +13,7 @@ from clients.training.engines import WarmEngine
 from clients.training.job import UPDATE
 from fedcompress.errors import NonFiniteError
 from fedcompress.parts import Piece, cut
-from fedcompress.stored import MAGIC, Stored
+from fedcompress.parts.stored import MAGIC, Stored
 from fedcompress.subspaces import expand
 from fedcompress.types import Array, Layout
 from fedcompress.weights.attach import BASIS, COEFFICIENTS, Values

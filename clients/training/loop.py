@@ -25,7 +25,7 @@ from fedcompress.adapters.attach import Attached
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.config import TrainTask
 from fedcompress.errors import ConfigError, TrainingError
-from fedcompress.stored import opened
+from fedcompress.parts.stored import opened
 from fedcompress.training import FedProx, correction_named, schedule_named
 from fedcompress.types import Array
 from fedcompress.weights import Layers, is_weights, kind_from

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedcompress.database import open_database, transaction
+from fedcompress.durable.database import open_database, transaction
 from fedcompress.errors import NoSpaceError
 
 _SCHEMA = """

@@ -12,9 +12,9 @@ from fedcompress.codecs import CodecSpec
 from fedcompress.config import TrainTask
 from fedcompress.errors import ConfigError
 from fedcompress.parts import Piece, values_of
+from fedcompress.parts.stored import MAGIC, opened, parts_of, raw
+from fedcompress.parts.streaming import stream_update
 from fedcompress.privacy import clip_factor
-from fedcompress.stored import MAGIC, opened, parts_of, raw
-from fedcompress.streaming import stream_update
 from fedcompress.types import Tensors, l2_norm
 from fedcompress.wire import Header
 

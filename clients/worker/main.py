@@ -30,8 +30,8 @@ from clients.worker.nodes import NodeHub, serve_nodes
 from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
 from clients.worker.service import WorkerService
 from clients.worker.session import Session
+from fedcompress.durable.locks import hold
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, TrainingError
-from fedcompress.locks import hold
 from fedcompress.proto.v1 import worker_pb2_grpc
 
 LOG = logging.getLogger("fedcompress.worker")

@@ -25,6 +25,7 @@ from clients.worker.rounds import Reply, RoundRunner
 from clients.worker.session import Session
 from clients.worker.status import status_reply
 from fedcompress.config import TrainTask
+from fedcompress.durable.space import room_for
 from fedcompress.errors import (
     AdmissionError,
     FedCompressError,
@@ -36,7 +37,6 @@ from fedcompress.errors import (
 )
 from fedcompress.failpoints import reach
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
-from fedcompress.space import room_for
 
 LOG = logging.getLogger("fedcompress.worker")
 CHUNK = 1 << 20  # bytes

@@ -15,15 +15,15 @@ from functools import cached_property
 from pathlib import Path
 
 from clients.worker import setback
-from fedcompress.blobs import BlobStore, BlobWriter
 from fedcompress.codecs import Feedback, pack_residual, unpack_residual
-from fedcompress.database import open_database, transaction
+from fedcompress.durable.blobs import BlobStore, BlobWriter
+from fedcompress.durable.database import open_database, transaction
 from fedcompress.errors import MismatchError, StateError
 from fedcompress.failpoints import reach
 from fedcompress.parts import values_of
+from fedcompress.parts.stored import MAGIC, chunks, digest_of, opened
+from fedcompress.parts.streaming import stream_changes, stream_state
 from fedcompress.pipeline import check_layout, decode_constants, decode_state, decode_update
-from fedcompress.stored import MAGIC, chunks, digest_of, opened
-from fedcompress.streaming import stream_changes, stream_state
 from fedcompress.types import Array, Layout, Tensors, add, from_bytes, state_digest, to_bytes, zeros
 from fedcompress.wire import Kind, Limits, split_bundle, unpack
 from fedcompress.wire import digest_of as envelope_digest

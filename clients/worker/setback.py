@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from fedcompress.database import transaction
+from fedcompress.durable.database import transaction
 from fedcompress.errors import IdentityError
 
 SCHEMA = """

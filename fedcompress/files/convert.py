@@ -20,7 +20,7 @@ from fedcompress.files.distortion import Distortion
 from fedcompress.files.manifest import MAX_PARTS, Manifest
 from fedcompress.files.tensors import PEFT, SUFFIX, Sink, Source, open_source
 from fedcompress.parts import PART, Piece, cut, layout_of
-from fedcompress.partwise import share_of
+from fedcompress.parts.coding import share_of
 from fedcompress.pipeline import check_result, codec_of
 from fedcompress.types import DTYPES, Layout, Tensors, add, state_digest, subtract
 from fedcompress.wire import Header, Kind, pack

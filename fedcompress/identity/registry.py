@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedcompress.database import open_database, transaction
+from fedcompress.durable.database import open_database, transaction
 from fedcompress.errors import ConfigError
 from fedcompress.identity.keys import PrivateKey, PublicKey
 from fedcompress.wire import Seal

@@ -17,8 +17,8 @@ from fedcompress.adapters import load_template
 from fedcompress.cli.application import STOPPED
 from fedcompress.demo.federation import app_folder, environment
 from fedcompress.demo.processes import ProcessGroup
+from fedcompress.durable.locks import hold, holder
 from fedcompress.errors import ConfigError, ProcessError
-from fedcompress.locks import hold, holder
 from fedcompress.supervision import end_noted, stop_signals
 from server.commands.common import is_terminal, keep_settings, template_copy
 from server.commands.processes import write_flower_home

@@ -12,8 +12,8 @@ from typing import Any
 
 from fedcompress.config import RunConfig
 from fedcompress.display import ago, duration, escaped, size
+from fedcompress.durable.locks import holder
 from fedcompress.errors import ConfigError
-from fedcompress.locks import holder
 from server.commands.common import kept_settings, run_named, run_settings, state_folder
 from server.durability import LEDGER
 from server.history import History, read_events, since_start

@@ -12,8 +12,8 @@ from typing import Any
 
 from fedcompress.demo.federation import app_folder
 from fedcompress.demo.processes import ProcessGroup, listening, wait_until
+from fedcompress.durable.locks import holder
 from fedcompress.errors import LockedError, ProcessError
-from fedcompress.locks import holder
 from fedcompress.supervision import end_process, put_aside, reason, remember
 from server.commands.processes import LINK, SUBMISSION, submit_command, superlink_command
 from server.commands.settings import Settings, host_and_port

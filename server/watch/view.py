@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.accounting import BASELINES, Traffic
-from fedcompress.locks import holder
+from fedcompress.durable.locks import holder
 from fedcompress.types import Layout
 from server.commands.common import kept_settings, run_named, run_settings
 from server.commands.status import state_of

@@ -16,9 +16,9 @@ from typing import Any
 
 from fedcompress import failpoints
 from fedcompress.config import TrainTask
+from fedcompress.durable.space import room_for
 from fedcompress.errors import NoSpaceError
 from fedcompress.identity.audit import AuditLog, verify
-from fedcompress.space import room_for
 from server.audit import Audited
 from server.coordinator import Coordinator
 from server.events import EventLog

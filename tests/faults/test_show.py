@@ -14,7 +14,7 @@ import pytest
 from fedcompress.demo import data as demo_data
 from fedcompress.demo.processes import wait_until
 from fedcompress.demo.run import DemoOptions, run_config, site_files
-from fedcompress.locks import holder
+from fedcompress.durable.locks import holder
 from server.places import COORDINATOR_LOCK
 from tests.deployment import Deployment, call, deployed
 from tests.faults.record import record

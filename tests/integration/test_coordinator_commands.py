@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from fedcompress.demo.processes import wait_until
-from fedcompress.locks import holder
+from fedcompress.durable.locks import holder
 from server.places import COORDINATOR_LOCK
 from tests.deployment import call, deployed, write_base
 from tests.integration.test_federation import leftovers

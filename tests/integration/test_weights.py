@@ -17,7 +17,7 @@ from fedcompress.adapters.base_model import BaseModel
 from fedcompress.config import TrainTask, parse_run_config
 from fedcompress.errors import ConfigError
 from fedcompress.objective import CausalLM
-from fedcompress.stored import opened
+from fedcompress.parts.stored import opened
 from fedcompress.weights.template import write_weights_template
 from server.coordinator import Coordinator
 from server.transport import Incoming

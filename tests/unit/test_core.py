@@ -13,9 +13,9 @@ import pytest
 import fedcompress
 from fedcompress.accounting import Traffic, bits_per_parameter
 from fedcompress.adapters import seeded_init
-from fedcompress.blobs import BlobStore
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import RunConfig, TrainTask, parse_run_config
+from fedcompress.durable.blobs import BlobStore
 from fedcompress.errors import ConfigError, HeaderError, LayoutError, MismatchError, NonFiniteError, StateError
 from fedcompress.objective import Classification, objective_json
 from fedcompress.pipeline import decode_state, encode_delta, encode_snapshot

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fedcompress.database import open_database, transaction
+from fedcompress.durable.database import open_database, transaction
+from fedcompress.durable.space import is_full, room_for
 from fedcompress.errors import NoSpaceError
-from fedcompress.space import is_full, room_for
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS t (x BLOB);"
 

@@ -21,7 +21,7 @@ from fedcompress.adapters.template import CONSTANTS, Template, load_constants, w
 from fedcompress.config import TrainTask
 from fedcompress.merging import Held, Merger, rule_named
 from fedcompress.objective import Classification, Objective, objective_json
-from fedcompress.stored import opened
+from fedcompress.parts.stored import opened
 from fedcompress.types import Tensors, to_arrays
 from fedcompress.weights import is_weights
 from fedcompress.weights.attach import Weights

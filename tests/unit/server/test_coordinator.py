@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from fedcompress.adapters import load_adapter, seeded_init
 from fedcompress.errors import ConfigError, MismatchError, TrainingError
+from fedcompress.parts.stored import Stored
 from fedcompress.pipeline import decode_update, encode_update
-from fedcompress.stored import Stored
 from fedcompress.types import add
 from server.ledger import Ledger
 from server.strategy import Admitted, next_version

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcompress.blobs import BlobStore
+from fedcompress.durable.blobs import BlobStore
 from fedcompress.errors import ConfigError, StateError, TrainingError
 from fedcompress.pipeline import decode_update
 from fedcompress.types import Tensors, add, subtract, zeros

@@ -20,8 +20,8 @@ from clients.site import SiteConfig
 from clients.worker.main import lease
 from fedcompress import supervision
 from fedcompress.demo.processes import ProcessGroup
+from fedcompress.durable.locks import hold, holder
 from fedcompress.errors import ConfigError, LockedError
-from fedcompress.locks import hold, holder
 from fedcompress.supervision import end_process, put_aside
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]

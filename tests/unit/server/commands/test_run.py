@@ -15,8 +15,8 @@ import pytest
 
 from fedcompress.adapters import load_adapter
 from fedcompress.demo.processes import free_port
+from fedcompress.durable.locks import hold
 from fedcompress.errors import ConfigError, LockedError
-from fedcompress.locks import hold
 from server.commands import run as command
 from server.commands.settings import load_settings
 from server.places import RUN_LOCK

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from fedcompress.durable.locks import hold
 from fedcompress.errors import ConfigError, StateError
-from fedcompress.locks import hold
 from server.commands import history, status, stop
 from server.commands.view import LiveView, PlainView, text_of
 from server.durability import LEDGER
@@ -215,7 +215,7 @@ def test_stop_asks_where_a_round_is_open(killed: World, capsys: pytest.CaptureFi
 def test_stop_now_ends_the_supervisor(killed: World, capsys: pytest.CaptureFixture[str]) -> None:
     folder = killed.folder / "coordinator"
     code = (
-        "import sys, pathlib, signal; from fedcompress.locks import hold\n"
+        "import sys, pathlib, signal; from fedcompress.durable.locks import hold\n"
         f"with hold(pathlib.Path({str(folder / RUN_LOCK)!r}), 'x'):\n    print('held', flush=True); signal.pause()\n"
     )
     holding = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

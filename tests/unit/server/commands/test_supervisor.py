@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from fedcompress.demo.processes import ProcessGroup, free_port, wait_until
+from fedcompress.durable.locks import hold
 from fedcompress.errors import LockedError
-from fedcompress.locks import hold
 from server.commands import supervisor as module
 from server.commands.settings import Settings, load_settings
 from server.commands.supervisor import Supervisor
@@ -32,7 +32,7 @@ time.sleep(300)
 # Stands for `flwr run` and the ServerApp: holds the lock, writes the events of its turn, and ends as that says.
 APP = """
 import json, os, pathlib, signal, sys, time
-from fedcompress.locks import hold
+from fedcompress.durable.locks import hold
 state, plan = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 turns = state / "turns"
 turn = len(turns.read_text()) if turns.exists() else 0

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from fedcompress.durable.locks import hold
 from fedcompress.errors import ConfigError, StateError
-from fedcompress.locks import hold
 from server.app import EventLog
 from server.coordinator import Coordinator
 from server.evaluate import pool

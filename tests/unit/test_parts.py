@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from clients.worker.session import Session
-from fedcompress import parts, partwise, stored, streaming
+from fedcompress import parts
 from fedcompress.codecs import CodecSpec, encode_sections
 from fedcompress.errors import MismatchError, PayloadError, StateError
-from fedcompress.parts import Piece, cut, values_of
+from fedcompress.parts import Piece, coding, cut, stored, streaming, values_of
+from fedcompress.parts.stored import MAGIC, Stored, Zeros, chunks, digest_of, opened
+from fedcompress.parts.streaming import stream_state, stream_update
 from fedcompress.pipeline import decode_state, decode_update, encode_delta, encode_snapshot, encode_update
-from fedcompress.stored import MAGIC, Stored, Zeros, chunks, digest_of, opened
-from fedcompress.streaming import stream_state, stream_update
 from fedcompress.subspaces import basis_of, expand, project, shared_seed
 from fedcompress.types import Layout, Tensors, TensorSpec, add, state_digest, subtract, zeros
 from fedcompress.wire import Header, Kind, Limits, pack
@@ -36,7 +36,7 @@ CODECS = ("none", "int8", SPARSE, "subspace(rank=3)", "subspace(rank=3,basis=dct
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of 100 entries, so that tensors are cut and joined."""
-    for module in (partwise, parts, stored, streaming):
+    for module in (coding, parts, stored, streaming):
         monkeypatch.setattr(module, "ROUND_PART", 100)
 
 
@@ -75,7 +75,7 @@ def test_an_update_in_parts_decodes_to_what_its_sender_kept(codec: str) -> None:
 
 def test_sections_that_are_missing_or_too_many_are_refused() -> None:
     spec = CodecSpec.parse("int8")
-    sections = partwise.encode_parts(spec, LAYOUT, lambda pieces: values_of(normal(1), pieces))
+    sections = coding.encode_parts(spec, LAYOUT, lambda pieces: values_of(normal(1), pieces))
     whole = encode_sections(spec, LAYOUT, normal(1))  # a receiver's memory is bounded by a part
     for wrong in (sections[:-1], (*sections, sections[0]), sections[:2], (), whole):
         with pytest.raises(PayloadError):

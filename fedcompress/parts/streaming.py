@@ -11,9 +11,9 @@ from fedcompress.adapters.init import seeded_init
 from fedcompress.codecs import CodecSpec
 from fedcompress.errors import HeaderError, MismatchError, PayloadError
 from fedcompress.parts import ROUND_PART, Piece, cut, layout_of, values_of
-from fedcompress.partwise import Keep, Read, decode_parts, encode_parts
+from fedcompress.parts.coding import Keep, Read, decode_parts, encode_parts
+from fedcompress.parts.stored import Digest, digest_of
 from fedcompress.pipeline import check_layout, codec_of, seed_of
-from fedcompress.stored import Digest, digest_of
 from fedcompress.subspaces import shared_seed
 from fedcompress.types import Array, Layout, Tensors, add
 from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedcompress.space import room_for
+from fedcompress.durable.space import room_for
 
 
 class Database(sqlite3.Connection):

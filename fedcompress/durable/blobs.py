@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from fedcompress.durable.space import room_for
 from fedcompress.errors import StateError
 from fedcompress.failpoints import reach
-from fedcompress.space import room_for
 
 
 class BlobWriter:
