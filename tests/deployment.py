@@ -133,7 +133,7 @@ class Deployment:
     def superlink(self) -> psutil.Process:
         """The SuperLink itself, not its guard."""
         members = psutil.Process(holder(self.state / RUN_LOCK)).children(recursive=True)
-        found = [p for p in members if any(Path(w).name == "flower-superlink" for w in p.cmdline()[:2])]
+        found = [p for p in members if any(Path(w).name == "flower-superlink" for w in words_of(p)[:2])]
         assert len(found) == 1
         return found[0]
 

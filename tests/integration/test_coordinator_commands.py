@@ -80,13 +80,14 @@ def test_stopped_after_a_round_and_resumed(tmp_path: Path, base: Path, plain: Pa
     with deployed(tmp_path / "run", base, 3) as it:
         first = it.start("run", it.config)
         it.until(lambda: it.asked(1), "round 1", first)
-        assert "stops after round 1" in call("stop", it.config).stdout
+        last = int(call("stop", it.config).stdout.split("stops after round ")[1])
+        assert last in (1, 2), "the command took longer than two rounds"
         it.until(lambda: first.poll() is not None, "stop", first)
         assert first.returncode == 0
         found = it.status()
-        assert (found["state"], found["rounds_done"], found["stop_requested"]) == ("stopped", 1, False)
+        assert (found["state"], found["rounds_done"], found["stop_requested"]) == ("stopped", last, False)
         second = it.start("run", it.config, "--resume")
-        it.until(lambda: it.asked(2), "round 2", second)
+        it.until(lambda: it.asked(last + 1), "the next round", second)
         stopped = json.loads(call("stop", it.state, "--now", "--json").stdout)
         assert (stopped["now"], stopped["killed"]) == (True, False)
         assert second.wait(timeout=30) == 130
