@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,10 +21,10 @@ from server.audit import Audited
 from server.coordinator import Coordinator
 from server.events import EventLog
 from server.places import COORDINATOR_LOCK
+from server.pulling import Puller
 from server.transport import Incoming
 
 LOG = logging.getLogger("flwr")
-POLL = 0.1  # seconds between two looks for replies
 FINAL = (ConfigError, LayoutError, MismatchError)  # no new attempt can heal these
 app = ServerApp()
 
@@ -37,6 +36,7 @@ class GridTransport:
         self._grid = grid
         self._open: dict[str, int] = {}  # message id -> node
         self._unsent: list[Incoming] = []
+        self._puller = Puller(grid.pull_messages)
 
     def nodes(self) -> list[int]:
         """Ids of the connected nodes."""
@@ -54,25 +54,21 @@ class GridTransport:
         return carried_bytes(content) - len(payload)
 
     def receive(self, timeout: float) -> Iterable[Incoming]:
-        """Pull until something came or the time is over."""
+        """What has come, at once or within the time."""
         if self._unsent:
             unsent, self._unsent = self._unsent, []
             return unsent
-        deadline = time.monotonic() + timeout
-        while True:
-            replies = list(self._grid.pull_messages(list(self._open))) if self._open else []
-            if replies or time.monotonic() > deadline:
-                return [self._incoming(reply) for reply in replies]
-            time.sleep(POLL)
+        return [self._incoming(reply) for reply in self._puller.receive(self._open, timeout)]
 
     def _incoming(self, reply: Message) -> Incoming:
-        node = self._open.pop(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
+        node = self._open.pop(reply.metadata.reply_to_message_id)
         if reply.has_error():
             return Incoming(node, {}, b"", error=f"{reply.error.code}: {reply.error.reason}")
         try:
             status, payload = from_records(reply.content)
         except FedCompressError as error:
             return Incoming(node, {}, b"", error=str(error))
+        self._puller.largest = max(self._puller.largest, len(payload))
         return Incoming(node, status, payload, protocol=carried_bytes(reply.content) - len(payload))
 
     def forget(self, nodes: Iterable[int]) -> None:

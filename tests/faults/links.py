@@ -51,11 +51,16 @@ class ShapedProxy:
     def close(self) -> None:
         """Close the listener and all connections."""
         self._listener.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Close all connections; what was on its way is lost, and the line is free."""
         with self._lock:
             for connection in self._open:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
                 connection.close()
+            self._open, self._free = [], {"up": 0.0, "down": 0.0}
 
     def _accept(self) -> None:
         while True:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -98,3 +100,97 @@ def test_a_message_that_was_not_taken_is_answered_at_once(ids: list[Any]) -> Non
     transport.forget([7, 8])
     assert list(transport.receive(0)) == []
     assert grid.asked == []
+
+
+class SlowGrid(FakeGrid):
+    """Has a reply for each message; those of some ids are being uploaded until they are let go."""
+
+    def __init__(self, *slow: str) -> None:
+        super().__init__()
+        self.uploads = {name: threading.Event() for name in slow}
+        self.done: set[str] = set()
+
+    def pull_messages(self, ids: Iterable[str]) -> list[Message]:
+        wanted = list(ids)
+        self.asked.append(wanted)
+        assert not self.done & set(wanted), "Flower says of a reply that was handed over that it is lost"
+        self.done |= set(wanted)
+        for name in wanted:
+            if name in self.uploads:
+                assert self.uploads[name].wait(30)
+        by_id = {str(m.metadata.message_id): m for m in self.pushed}
+        return [Message(to_records({"status": "ok"}, name.encode()), reply_to=by_id[name]) for name in wanted]
+
+
+def sent_to(grid: SlowGrid, count: int) -> GridTransport:
+    """A transport that has asked so many nodes, 1, 2, ...; messages are m1, m2, ..."""
+    as_grid: Any = grid
+    transport = GridTransport(as_grid)
+    for node in range(1, count + 1):
+        grid.ids = [[f"m{node}"]]
+        send(transport, node)
+        grid.pushed[-1].metadata.__dict__["_message_id"] = f"m{node}"
+    return transport
+
+
+def taken(transport: GridTransport, count: int) -> dict[int, bytes]:
+    """So many replies, by node; each must come within ten seconds."""
+    found: dict[int, bytes] = {}
+    while len(found) < count:
+        replies = list(transport.receive(10))
+        assert replies
+        found |= {reply.node: reply.payload for reply in replies}
+    return found
+
+
+def test_a_slow_upload_holds_up_nobody() -> None:
+    grid = SlowGrid("m1", "m3")
+    transport = sent_to(grid, 4)
+    assert taken(transport, 2) == {2: b"m2", 4: b"m4"}
+    began = time.monotonic()
+    assert list(transport.receive(0.2)) == []
+    assert time.monotonic() - began < 5, "the deadline waited for the upload"
+    for upload in grid.uploads.values():
+        upload.set()
+    assert taken(transport, 2) == {1: b"m1", 3: b"m3"}
+
+
+def test_what_comes_after_it_was_given_up_is_dropped() -> None:
+    """The node may have been asked again: it would be taken for the answer to that."""
+    grid = SlowGrid("m1")
+    transport = sent_to(grid, 2)
+    assert taken(transport, 1) == {2: b"m2"}
+    transport.forget([1])
+    grid.ids = [["m3"]]
+    send(transport, 1)
+    grid.pushed[-1].metadata.__dict__["_message_id"] = "m3"
+    grid.uploads["m1"].set()
+    assert taken(transport, 1) == {1: b"m3"}
+    assert list(transport.receive(0.2)) == []
+
+
+def test_more_uploads_than_are_pulled_at_once() -> None:
+    """After a second, one that waits does not count."""
+    grid = SlowGrid(*(f"m{n}" for n in range(1, 8)))
+    transport = sent_to(grid, 8)
+    for name, upload in grid.uploads.items():
+        if name != "m1":
+            upload.set()
+    assert len(taken(transport, 6)) >= 6
+    grid.uploads["m1"].set()
+
+
+def test_large_replies_are_pulled_one_by_one() -> None:
+    grid = SlowGrid()
+    transport = sent_to(grid, 40)
+    transport._puller.largest = 5 << 20
+    assert len(taken(transport, 40)) == 40
+    assert {len(ids) for ids in grid.asked} <= {1, 2, 3}
+
+
+def test_what_flower_raises_is_raised() -> None:
+    grid = SlowGrid()
+    transport = sent_to(grid, 1)
+    grid.done = {"m1"}
+    with pytest.raises(AssertionError, match="handed over"):
+        transport.receive(10)
