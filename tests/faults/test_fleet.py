@@ -40,7 +40,7 @@ def test_payloads_from_a_kilobyte_to_a_gigabyte(tmp_path: Path, monkeypatch: pyt
     out = tmp_path / "found.jsonl"
     config = {"out": str(out), "sizes": json.dumps(SIZES)}
     app = write_app(tmp_path / "app", "tests.faults.fleet.payloads", "tests.faults.fleet.echo", config)
-    with Federation(tmp_path, {"echo": tmp_path / "echo.toml"}, warm=False) as federation:
+    with Federation(tmp_path, {"echo": tmp_path / "echo.toml"}, warm=False, count=False) as federation:
         federation.start()
         submit(federation, app)
         rows: list[dict[str, Any]] = []
@@ -74,7 +74,7 @@ def test_many_real_supernodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     app = write_app(tmp_path / "app", "tests.faults.fleet.coordinating", "tests.faults.fleet.replaying", config)
     files = {f"site-{number}": tmp_path / f"site-{number}.toml" for number in range(1, SITES + 1)}
     began = time.monotonic()
-    with Federation(tmp_path, files, warm=False) as federation:
+    with Federation(tmp_path, files, warm=False, count=False) as federation:
         federation.start()
         submit(federation, app)
         most: dict[str, int] = {}
