@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from pathlib import Path
@@ -28,6 +27,12 @@ def resident() -> int:
     """Bytes of this process in memory."""
     with open("/proc/self/statm", encoding="ascii") as stream:
         return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def most_resident() -> int:
+    """The most that it was; ``getrusage`` would include the process that this one was forked from."""
+    with open("/proc/self/status", encoding="ascii") as stream:
+        return next(1024 * int(line.split()[1]) for line in stream if line.startswith("VmHWM:"))
 
 
 def prepare(folder: Path, width: int, modules: int, codec: str) -> None:
@@ -68,7 +73,7 @@ def run(folder: Path, sites: int, rounds: int, drop: float, **config: Any) -> di
         "seconds": time.monotonic() - began,
         "adapter": 4 * layout.numel,
         "before": before,
-        "peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "peak": most_resident(),
         "merged": merged,
         "seen": seen,
     }
