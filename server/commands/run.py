@@ -182,8 +182,13 @@ def _supervise(settings: Settings, flat: dict[str, Any], left: list[str], option
     state, name = settings.coordinator.state_path, settings.run.run
     home = write_flower_home(settings, flat)
     view = (LiveView if is_terminal() else PlainView)(state, name)
-    with stop_signals() as stopped, ProcessGroup(state / LOGS, environment(home)) as group, view, _page(settings) as at:
-        for what in [*left, *at]:
+    with (
+        stop_signals() as stopped,
+        ProcessGroup(state / LOGS, environment(home)) as group,
+        view,
+        _page(settings) as page,
+    ):
+        for what in [*left, *page]:
             view.say(what)
         if settings.coordinator.insecure:
             view.say(f"warning: insecure: connections to {settings.coordinator.address} are not encrypted")
