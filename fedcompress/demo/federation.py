@@ -41,7 +41,6 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -68,6 +67,7 @@ class Federation:
     via: Callable[[str], str] = lambda address: address
     warm: bool = True  # start the sites' workers
     count: bool = True  # what sites exchange with the SuperLink
+    look: float = 0.1  # seconds between two looks for work of each SuperNode, which cost it some 5 % of a core
     certs: Path | None = None  # folder of `certs new` with a key for each site: TLS, and nodes are known by keys
     group: ProcessGroup = field(init=False)
     _counts: ExitStack = field(default_factory=ExitStack)
@@ -76,7 +76,8 @@ class Federation:
         home = self.folder / "flower"
         home.mkdir(parents=True, exist_ok=True)
         self.port = self.port or free_port()
-        self.group = ProcessGroup(self.folder / "logs", environment(home))
+        variables = {**environment(home), "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(self.look)}
+        self.group = ProcessGroup(self.folder / "logs", variables)
         trust = f"root-certificates = {json.dumps(str(self.certs / 'ca.crt'))}" if self.certs else "insecure = true"
         link = f'[superlink.local]\naddress = "127.0.0.1:{self.port}"\n{trust}\n'
         (home / "config.toml").write_text(f'[superlink]\ndefault = "local"\n\n{link}')
