@@ -12,12 +12,14 @@ from typing import Any
 import psutil
 import pytest
 
+from fedcompress.adapters import load_adapter
 from fedcompress.demo.federation import Federation
 from fedcompress.demo.processes import wait_until
 from server.history import read_events
 from tests.deployment import words_of
 from tests.faults.fleet import submit, variables, write_app
 from tests.faults.record import record
+from tests.faults.simulated import record_steps
 from tests.unit.server.memory import initial_adapter
 
 MIB = 1 << 20
@@ -93,6 +95,7 @@ def test_many_real_supernodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """
     monkeypatch.setenv("PYTHONPATH", variables()["PYTHONPATH"])
     initial_adapter(tmp_path)
+    record_steps(tmp_path / "steps", load_adapter(tmp_path / "initial").layout, "lora-ternary")
     state = tmp_path / "coordinator"
     config = {"run": "fleet", "state-dir": str(state), "initial-adapter": str(tmp_path / "initial"), "rounds": ROUNDS}
     config |= {

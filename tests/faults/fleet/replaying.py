@@ -23,8 +23,9 @@ def handle(message: Message, context: Context) -> Message:
 
     config, bundle = from_records(message.content)
     task = TrainTask.from_json(str(config["task"]))
-    number = int(Path(str(context.node_config["site-config"])).stem.rpartition("-")[2])
-    sites = SimulatedSites(number, Layout.from_json(task.layout), adapter_digest(CONFIG))
+    file = Path(str(context.node_config["site-config"]))
+    number = int(file.stem.rpartition("-")[2])
+    sites = SimulatedSites(number, Layout.from_json(task.layout), adapter_digest(CONFIG), file.parent / "steps")
     sites.send(number, task, bundle)
     (reply,) = sites.receive(0)
     return Message(to_records(dict(reply.status), reply.payload), reply_to=message)
