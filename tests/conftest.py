@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.site_support import WorkerSite, make_template, write_site
@@ -17,6 +18,8 @@ from tests.site_support import WorkerSite, make_template, write_site
 def pytest_configure() -> None:
     """A job in the background of a shell ignores Ctrl-C, and so would the commands that tests interrupt."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    hypothesis.settings.register_profile("slow machine", deadline=None)  # pytest's timeout is the deadline
+    hypothesis.settings.load_profile("slow machine")
 
 
 @pytest.fixture(scope="session")
