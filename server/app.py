@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from fedcompress.config import TrainTask, parse_run_config
 from fedcompress.durable.locks import hold
@@ -46,10 +47,13 @@ class GridTransport:
         """Push one message."""
         content = to_records({"task": task.to_json(), "signature": signature}, payload)
         message = Message(content, dst_node_id=node, message_type="train", group_id=str(task.round))
-        message_id = next(iter(self._grid.push_messages([message])), "")
+        try:
+            message_id = next(iter(self._grid.push_messages([message])), "")
+        except ObjectPushError:  # the SuperLink has begun anew with it, as when it did not answer in time
+            message_id = ""
         if message_id:
             self._open[message_id] = node
-        else:  # the node has just left, or the message is too large for the SuperLink
+        else:  # or the node has just left, or the message is too large for the SuperLink
             self._unsent.append(Incoming(node, {}, b"", error="the SuperLink did not take the message"))
         return carried_bytes(content) - len(payload)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Message, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcompress.flower import from_records, to_records
@@ -100,6 +101,21 @@ def test_a_message_that_was_not_taken_is_answered_at_once(ids: list[Any]) -> Non
     transport.forget([7, 8])
     assert list(transport.receive(0)) == []
     assert grid.asked == []
+
+
+def test_a_message_that_could_not_be_pushed_is_answered_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A SuperLink that did not answer in time has begun anew with it: the others of the round need not suffer."""
+    grid: Any = FakeGrid()
+
+    def expired(messages: Iterable[Message]) -> list[str]:
+        raise ObjectPushError("5c7b", 1, "a session that was replaced")
+
+    monkeypatch.setattr(grid, "push_messages", expired)
+    transport = GridTransport(grid)
+    send(transport, 7)
+    (reply,) = transport.receive(3600)
+    assert (reply.node, reply.payload) == (7, b"")
+    assert "did not take the message" in reply.error
 
 
 class SlowGrid(FakeGrid):
