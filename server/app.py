@@ -62,7 +62,7 @@ class GridTransport:
         if self._unsent:
             unsent, self._unsent = self._unsent, []
             return unsent
-        return [self._incoming(reply) for reply in self._puller.receive(self._open, timeout)]
+        return [self._incoming(reply) for reply in self._puller.receive(self._open.keys(), timeout)]
 
     def _incoming(self, reply: Message) -> Incoming:
         node = self._open.pop(reply.metadata.reply_to_message_id)

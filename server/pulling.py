@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
@@ -49,21 +49,21 @@ class Puller:
     _number: int = 0
     _began: float = -math.inf
 
-    def receive(self, wanted: Collection[str], timeout: float) -> list[Message]:
+    def receive(self, wanted: Set[str], timeout: float) -> list[Message]:
         """What one pull has brought of what is wanted, or nothing if none did in time.
 
         Raises:
-            Exception: whatever a pull has raised.
+            Exception: whatever a pull of something wanted has raised.
         """
         deadline = self.clock() + timeout
         while True:
             self._begin(wanted)
-            landed = self._next(max(0.0, min(POLL, deadline - self.clock())))
+            landed = self._next(wanted, max(0.0, min(POLL, deadline - self.clock())))
             found = [reply for reply in landed if reply.metadata.reply_to_message_id in wanted]
             if found or self.clock() >= deadline:
                 return found
 
-    def _begin(self, wanted: Collection[str]) -> None:
+    def _begin(self, wanted: Set[str]) -> None:
         """Start the next pull, if it is time: of those that were not asked for the longest."""
         now = self.clock()
         young = sum(now - flight.began < YOUNG for flight in self._flights.values())
@@ -89,12 +89,14 @@ class Puller:
             found = error
         self._landed.put((number, found))
 
-    def _next(self, timeout: float) -> list[Message]:
+    def _next(self, wanted: Set[str], timeout: float) -> list[Message]:
         try:
             number, found = self._landed.get(timeout=timeout)
         except Empty:
             return []
-        del self._flights[number]
-        if isinstance(found, Exception):
-            raise found
-        return found
+        flight = self._flights.pop(number)
+        if not isinstance(found, Exception):
+            return found
+        if wanted.isdisjoint(flight.ids):
+            return []  # of what was given up meanwhile
+        raise found

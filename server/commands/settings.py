@@ -57,8 +57,9 @@ class CoordinatorConfig:
         for name in ("listen", "superlink", "watch"):
             if name == "listen" or getattr(self, name):
                 host_and_port(f"coordinator.{name}", getattr(self, name))
-        if self.watch and self.watch in (self.listen, self.superlink):
-            raise ConfigError("coordinator.watch", self.watch, "must be another address than the SuperLink's")
+        ports = [host_and_port("coordinator.watch", at)[1] for at in (self.watch, self.address) if self.watch]
+        if len(set(ports)) == 1:
+            raise ConfigError("coordinator.watch", self.watch, f"must have another port than the SuperLink: {ports[0]}")
         given = [name for name in TLS if getattr(self, name)]
         if self.insecure and given:
             raise ConfigError("coordinator.insecure", "true", f"cannot go with {', '.join(given)}: choose TLS or none")

@@ -210,3 +210,14 @@ def test_what_flower_raises_is_raised() -> None:
     grid.done = {"m1"}
     with pytest.raises(AssertionError, match="handed over"):
         transport.receive(10)
+
+
+def test_what_is_raised_for_what_was_given_up_is_nobodys_loss() -> None:
+    grid = SlowGrid("m1")
+    transport = sent_to(grid, 1)
+    assert list(transport.receive(0.2)) == []
+    transport.forget([1])
+    grid.pushed.clear()  # the pull will fail
+    grid.uploads["m1"].set()
+    assert list(transport.receive(0.5)) == []
+    assert not transport._puller._flights

@@ -60,7 +60,11 @@ def test_paths_are_relative_to_the_file_and_the_rest_is_the_run_config(tmp_path:
         (OPEN + 'listen = "h:٣"\n' + RUN, "coordinator.listen: .*: must be HOST:PORT"),
         (OPEN + 'superlink = "http://h:1"\n' + RUN, "coordinator.superlink: .*: must be HOST:PORT"),
         (OPEN + 'watch = "8080"\n' + RUN, "coordinator.watch: .*: must be HOST:PORT"),
-        (OPEN + 'watch = "127.0.0.1:8000"\n' + RUN, "coordinator.watch: .*: must be another address"),
+        (OPEN + 'watch = "127.0.0.1:8000"\n' + RUN, "coordinator.watch: .*: must have another port"),
+        (
+            OPEN + 'listen = "0.0.0.0:80"\nwatch = "127.0.0.1:80"\n' + RUN,
+            "coordinator.watch: .*: must have another port",
+        ),
         (OPEN + 'ca = "ca.crt"\n' + RUN, "coordinator.insecure: true: cannot go with ca"),
         (OPEN + "supernode_keys = true\n" + RUN, "coordinator.supernode_keys: true: needs TLS"),
         (COORDINATOR + RUN, "coordinator.ca: '': must be set, or insecure = true"),
