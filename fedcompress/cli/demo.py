@@ -8,6 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+Task = Annotated[str, typer.Option(help="medmcqa-department (a classifier) or chat (a language model).")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Connect without TLS and node keys, made for each run.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -25,10 +28,9 @@ def demo(
     ] = "factors",
     steps: Annotated[int, typer.Option(help="Optimizer steps a site makes in a round; 0: as the task has them.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
-    task: Annotated[
-        str, typer.Option(help="medmcqa-department (a classifier) or chat (a language model).")
-    ] = "medmcqa-department",
+    task: Task = "medmcqa-department",
     port: Annotated[int, typer.Option(help="Port of the SuperLink; 0 takes a free one.")] = 0,
+    insecure: Insecure = False,
     out: Annotated[Path, typer.Option(help="Folder for result.json, accuracy.png and adapter/.")] = Path("demo-out"),
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json on stdout, progress on stderr.")] = False,
 ) -> None:
@@ -58,6 +60,7 @@ def demo(
         steps=steps,
         seed=seed,
         port=port,
+        insecure=insecure,
     )
     with DemoView(options) as view:
         result: dict[str, Any] = run_demo(options, view.on_event)

@@ -68,7 +68,7 @@ class Federation:
     warm: bool = True  # start the sites' workers
     count: bool = True  # what sites exchange with the SuperLink
     look: float = 0.1  # seconds between two looks for work of each SuperNode, which cost it some 5 % of a core
-    certs: Path | None = None  # folder of `certs new` with a key for each site: TLS, and nodes are known by keys
+    certs: Path | None = None  # of `certs new --host 127.0.0.1` with a key for each site: TLS, nodes are known by keys
     group: ProcessGroup = field(init=False)
     _counts: ExitStack = field(default_factory=ExitStack)
 
@@ -114,8 +114,8 @@ class Federation:
             self.start_node(name, self.counted(name, self.via(address)))
 
     def counted(self, name: str, address: str) -> str:
-        """Address of a relay that counts what a site exchanges with HOST:PORT; with TLS only `site up` counts."""
-        if self.certs is not None or not self.count:
+        """Address of a relay that counts what a site exchanges with HOST:PORT; TLS goes through it as it is."""
+        if not self.count:
             return address
         host, _, port = address.rpartition(":")
         file = self.sites[name]

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +25,7 @@ from fedcompress.demo.federation import Federation, app_folder
 from fedcompress.demo.processes import check_port, wait_until
 from fedcompress.demo.tasks import DEMOS, DEPARTMENT, DemoTask
 from fedcompress.errors import ConfigError, MissingPackageError, ProcessError
+from fedcompress.identity.certs import CertOptions, make_certs
 from fedcompress.merging import check_space, rule_named
 from fedcompress.objective import Objective
 
@@ -59,6 +60,7 @@ class DemoOptions:
     steps: int = 0  # 0: the task's own
     seed: int = 0
     port: int = 0
+    insecure: bool = False  # without TLS and node keys
 
     def __post_init__(self) -> None:
         if self.task not in DEMOS:
@@ -143,6 +145,16 @@ def run_config(options: DemoOptions, work: Path) -> dict[str, Any]:
     }
 
 
+def make_trust(options: DemoOptions, work: Path, sites: Iterable[str]) -> Path | None:
+    """Folder of certificates and node keys for this run alone; None with ``--insecure``."""
+    if options.insecure:
+        return None
+    certs = work / "certs"
+    make_certs(CertOptions(hosts=("127.0.0.1",), nodes=tuple(sites), days=1), certs)
+    (certs / "ca.key").unlink()  # nothing more is signed with it
+    return certs
+
+
 def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
     """Run everything and return the content of ``result.json``; all processes are ended.
 
@@ -164,7 +176,8 @@ def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
     events: list[dict[str, Any]] = []
     peak: dict[str, int] = {}
     model = options.demo.model()
-    with Federation(work, site_files(options, work, model), port=options.port) as federation:
+    files = site_files(options, work, model)
+    with Federation(work, files, port=options.port, certs=make_trust(options, work, files)) as federation:
         federation.group.start("template", _template_command(options, work, model), cwd=work)
         federation.start()
         _wait_for_template(federation, work)
