@@ -121,7 +121,8 @@ class Supervisor:
             self.say(f"{error}: started again in {child.pause:.0f} s")
             if child.name == NODE and self.authenticated:
                 self.say(
-                    f"supernode: the SuperLink may refuse its key for {KEY_PAUSE} s after a crash: it is tried again"
+                    f"supernode: the SuperLink refuses its key until the coordinator registers it, and may for {KEY_PAUSE} s "
+                    "after a crash: it is tried again"
                 )
             child.pause = min(2 * child.pause, LONGEST_PAUSE)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sqlite3
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +36,27 @@ def submit_command(settings: Settings) -> Command:
     """``flwr run``, which stays and follows the run."""
     overrides = settings.coordinator.state_path / FLOWER / "run-config.toml"
     return [script("flwr"), "run", app_folder(), CONNECTION, "--stream", "--run-config", overrides]
+
+
+def has_nodes(database: Path) -> bool:
+    """Whether a SuperLink knows the key of any SuperNode; true where its database cannot be read."""
+    if not database.is_file():
+        return False
+    try:
+        db = sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            known = "SELECT 1 FROM node WHERE public_key IS NOT NULL AND unregistered_at IS NULL LIMIT 1"
+            return db.execute(known).fetchone() is not None
+        finally:
+            db.close()
+    except sqlite3.Error:
+        return True
+
+
+def registration(config: CoordinatorConfig) -> str:
+    """The command that registers the key of a site's SuperNode."""
+    home = shlex.quote(str(config.state_path / FLOWER))
+    return f"FLWR_HOME={home} flwr supernode register NAME.node.pub {CONNECTION}"
 
 
 def write_flower_home(settings: Settings, flat: Mapping[str, Any]) -> Path:

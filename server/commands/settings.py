@@ -9,7 +9,8 @@ ca = "ca.crt"                # TLS, PEM files, relative to this file
 certificate = "server.pem"   # for 127.0.0.1 too, by which this machine reaches its SuperLink
 key = "server.key"
 insecure = false             # without TLS; for networks that are your own
-supernode_keys = false       # only SuperNodes whose keys are registered
+supernode_keys = true        # only SuperNodes whose keys are registered; false where keys cannot be asked for:
+                             # with insecure = true, and with another's superlink
 restarts = 5                 # in a row without a round that was committed
 first_pause = 1.0            # seconds before a restart, doubled with each in a row
 longest_pause = 60.0
@@ -47,7 +48,7 @@ class CoordinatorConfig:
     certificate: str = ""
     key: str = ""
     insecure: bool = False
-    supernode_keys: bool = False
+    supernode_keys: bool = True
     restarts: int = 5
     first_pause: float = 1.0  # seconds
     longest_pause: float = 60.0  # seconds
@@ -174,6 +175,8 @@ def _coordinator(section: dict[str, Any], base: Path) -> CoordinatorConfig:
             raise ConfigError(f"coordinator.{key}", repr(value), f"must be of type {kind.__name__}")
         is_path = key in ("state_dir", *TLS) and value
         kwargs[key] = _absolute(base, str(value)) if is_path else value
+    if kwargs.get("insecure") or kwargs.get("superlink"):
+        kwargs.setdefault("supernode_keys", False)
     if not kwargs.get("state_dir"):
         raise ConfigError("coordinator.state_dir", "''", "must be set")
     return CoordinatorConfig(**kwargs)

@@ -15,10 +15,17 @@ from fedcompress.demo.processes import ProcessGroup, listening, wait_until
 from fedcompress.durable.locks import holder
 from fedcompress.errors import LockedError, ProcessError
 from fedcompress.supervision import end_process, put_aside, reason, remember
-from server.commands.processes import LINK, SUBMISSION, submit_command, superlink_command
+from server.commands.processes import (
+    LINK,
+    SUBMISSION,
+    has_nodes,
+    registration,
+    submit_command,
+    superlink_command,
+)
 from server.commands.settings import Settings, host_and_port
 from server.history import parse_event, read_events
-from server.places import COORDINATOR_LOCK, EVENTS, PROCESSES
+from server.places import COORDINATOR_LOCK, EVENTS, PROCESSES, SUPERLINK_DB
 
 POLL = 0.3  # seconds
 LEAST = 1 << 20  # bytes on the disk of the state, below which it is called full
@@ -108,6 +115,7 @@ class Supervisor:
             pid = self._adopted()
             if not pid:
                 self._start_superlink()
+                self._tell_unregistered()
                 self._end(SUBMISSION)
                 self._release()
                 self._submit()
@@ -162,6 +170,15 @@ class Supervisor:
         wait_until(
             lambda: listening(port, host), timeout=config.start_timeout, what=f"SuperLink {config.address}", alive=alive
         )
+
+    def _tell_unregistered(self) -> None:
+        """Say what to do where no SuperNode could join."""
+        config = self.settings.coordinator
+        if config.supernode_keys and not has_nodes(self.state / SUPERLINK_DB):
+            self.say(
+                "warning: no SuperNode's key is registered, so no site can join: while this runs, for each site: "
+                f"{registration(config)} (supernode_keys = false lets in whoever reaches the port)"
+            )
 
     def _start(self, name: str, command: list[str | Path]) -> None:
         self._log_sizes[name] = put_aside(self.group.logs / f"{name}.log")
