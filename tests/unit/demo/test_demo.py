@@ -13,11 +13,14 @@ from typing import Any
 import psutil
 import pytest
 
+from fedcompress.counting import Wire, read_wire
 from fedcompress.demo import data, run
+from fedcompress.demo.federation import Federation
 from fedcompress.demo.processes import ProcessGroup, check_port, free_port, listening, wait_until
 from fedcompress.demo.run import DemoOptions, make_result, phases
 from fedcompress.errors import ConfigError, MissingPackageError, ProcessError
 from fedcompress.experiments import Grid
+from fedcompress.identity.certs import CertOptions, make_certs
 from fedcompress.report import plot_accuracy_against_bytes
 from tests.support import lora_layout
 
@@ -193,6 +196,66 @@ def test_an_out_that_is_no_folder_is_one_line(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ConfigError, match=r"--out: .*file: must be a folder that can be written: Not a directory"):
         run.run_demo(DemoOptions(out=tmp_path / "file"), lambda event: None)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+class Stop(Exception):
+    """Where processes would be started."""
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+def test_tls_and_node_keys_unless_they_are_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, insecure: bool
+) -> None:
+    monkeypatch.setattr(run, "preflight", lambda options: None)
+
+    def started(folder: Path, sites: dict[str, Path], *, port: int, certs: Path | None) -> None:
+        files = sorted(p.name for p in certs.iterdir()) if certs else []
+        raise Stop(list(sites), files)
+
+    monkeypatch.setattr(run, "Federation", started)
+    with pytest.raises(Stop) as caught:
+        run.run_demo(DemoOptions(out=tmp_path, sites=2, insecure=insecure), lambda event: None)
+    names, files = caught.value.args
+    nodes = [f"{name}.node.{kind}" for name in names for kind in ("key", "pub")]
+    assert files == ([] if insecure else ["ca.crt", *nodes, "server.crt", "server.key"])
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+def test_a_federation_counts_with_tls_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, insecure: bool) -> None:
+    """What is started, by stand-ins: a SuperNode is led through a relay to where the SuperLink listens."""
+    certs = None if insecure else tmp_path / "certs"
+    site = tmp_path / "north.toml"
+    site.write_text('[site]\nname = "north"\nstate_dir = "north"\n')
+    if certs:
+        make_certs(CertOptions(hosts=("127.0.0.1",), nodes=("north",)), certs)
+    commands: dict[str, list[str]] = {}
+    with Federation(tmp_path, {"north": site}, certs=certs, warm=False) as it, socket.socket() as listener:
+        monkeypatch.setattr(
+            it.group, "start", lambda name, command, cwd: commands.update({name: [str(word) for word in command]})
+        )
+        monkeypatch.setattr(it.group, "finished", lambda name: True)
+        listener.bind(("127.0.0.1", it.port))
+        listener.listen()
+        it.start()
+        node = commands["supernode-north"]
+        address = node[node.index("--superlink") + 1]
+        assert address != f"127.0.0.1:{it.port}"
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=10) as near:
+            near.sendall(b"x" * 1000)
+            wait_until(lambda: wire_of(tmp_path).up == 1000, timeout=10, what="count", alive=lambda: None)
+    assert ("register-north" in commands) is not insecure
+    for name, words in (
+        ("superlink", ["--enable-supernode-auth", "--ssl-keyfile"]),
+        ("supernode-north", ["--root-certificates", "--auth-supernode-private-key"]),
+    ):
+        assert ("--insecure" in commands[name]) is insecure
+        assert all((word in commands[name]) is not insecure for word in words)
+
+
+def wire_of(folder: Path) -> Wire:
+    found = read_wire(folder / "north")
+    assert found is not None
+    return found
 
 
 def test_phases_add_up() -> None:
