@@ -18,7 +18,6 @@ from fedcompress.supervision import end_noted, put_aside, reason, remember
 Command = Sequence[str | Path]
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between restarts
 STEADY = 300.0  # seconds of life after which the pauses begin anew
-KEY_PAUSE = 60  # seconds for which a SuperLink takes a key of a crashed SuperNode for one in use
 NODE, WORKER = "supernode", "worker"
 
 
@@ -61,7 +60,7 @@ class Supervisor:
         group: where processes are started.
         node: the SuperNode's command.
         worker: the worker's command.
-        authenticated: whether the SuperNode has a key.
+        advice: what to say when the SuperNode has ended; empty for nothing.
         say: takes one line for people.
         clock: seconds, monotonic.
         node_env: variables of the SuperNode, which the worker does not get.
@@ -72,7 +71,7 @@ class Supervisor:
     group: ProcessGroup
     node: Command
     worker: Command
-    authenticated: bool
+    advice: str
     say: Callable[[str], None]
     clock: Callable[[], float] = time.monotonic
     cwd: Path = field(default_factory=Path)
@@ -119,11 +118,8 @@ class Supervisor:
                 child.pause = FIRST_PAUSE
             child.due = self.clock() + child.pause
             self.say(f"{error}: started again in {child.pause:.0f} s")
-            if child.name == NODE and self.authenticated:
-                self.say(
-                    f"supernode: the SuperLink refuses its key until the coordinator registers it, and may for {KEY_PAUSE} s "
-                    "after a crash: it is tried again"
-                )
+            if child.name == NODE and self.advice:
+                self.say(f"supernode: {self.advice}")
             child.pause = min(2 * child.pause, LONGEST_PAUSE)
 
 

@@ -30,6 +30,10 @@ POLL = 0.5  # seconds
 LOOK = 2.0  # seconds between looks at the worker's status
 DETACH_TIMEOUT = 30.0  # seconds until a detached ``up`` holds its lock
 LINES = 8  # of what was said, in the live view
+KEY_REMEDY = (
+    "make one with `fedcompress certs new --node NAME`, let NAME.node.pub be registered, set superlink.node_key"
+)
+KEY_PAUSE = 60  # seconds for which a SuperLink takes a key of a crashed SuperNode for one in use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +108,16 @@ def node_command(options: Options, site_file: Path) -> list[str | Path]:
     if options.auth_supernode_private_key:
         command += ["--auth-supernode-private-key", Path(options.auth_supernode_private_key).resolve()]
     return [*command, "--port", str(free_port()), "--node-config", f'site-config="{site_file}"']
+
+
+def advice_of(options: Options) -> str:
+    """What may be the matter with a SuperNode that ends, as far as keys are; empty if nothing."""
+    if options.auth_supernode_private_key:
+        return (
+            "the SuperLink refuses its key until the coordinator has registered it, and may do so for "
+            f"{KEY_PAUSE} s after a crash: it is tried again"
+        )
+    return "" if options.insecure else f"it has no key, and a SuperLink takes none without by default: {KEY_REMEDY}"
 
 
 def run(options: Options) -> int:
@@ -187,7 +201,7 @@ def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
             group=group,
             node=node_command(replace(options, superlink=address), site_file),
             worker=worker_command(site_file),
-            authenticated=bool(options.auth_supernode_private_key),
+            advice=advice_of(options),
             say=view.say,
             cwd=app_folder(),
             node_env={**site.link.environment(), **variables},

@@ -50,7 +50,8 @@ def new(
         print(f"superlink: flower-superlink {files} --enable-supernode-auth")
         print(f"sites: give them {made['ca.crt']} as root_certificates; keep ca.key to yourself")
     for name in options.nodes:
-        print(f"{name}: flwr supernode register {made[f'{name}.pub']}; node_key of its site is {made[f'{name}.key']}")
+        print(f"{name}: give {made[f'{name}.key']} to its site as node_key, and while `fedcompress run` goes on:")
+        print(f"  FLWR_HOME=STATE_DIR/flower flwr supernode register {made[f'{name}.pub']} fedcompress")
 
 
 _SSL = (("ca-certfile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key"))

@@ -7,7 +7,7 @@ import ssl
 
 from clients.commands.checks.base import Check, Subject, fail, ok, warn
 from clients.commands.checks.network import TIMEOUT
-from clients.commands.up import host_and_port
+from clients.commands.up import KEY_REMEDY, host_and_port
 from clients.identity import SiteIdentity
 from fedcompress.errors import ConfigError
 
@@ -35,26 +35,32 @@ def check_identity(subject: Subject) -> list[Check]:
 
 
 def check_tls(subject: Subject) -> list[Check]:
-    """Whether the SuperLink has a certificate that the root certificates vouch for."""
+    """Whether the SuperLink has a certificate that the root certificates vouch for, and the SuperNode a key."""
     name = "tls"
     if not subject.superlink:
         return []
     if subject.insecure:
         return [warn(name, "--insecure: the connection is not encrypted", "leave it out, and give root certificates")]
-    host, port = host_and_port(subject.superlink)
-    file = subject.root_certificates
+    checks = [_certificate(subject)]
+    if subject.key is None:
+        checks.append(warn(name, "the SuperNode has no key: a SuperLink takes none without by default", KEY_REMEDY))
+    return checks
+
+
+def _certificate(subject: Subject) -> Check:
+    name, (host, port), file = "tls", host_and_port(subject.superlink), subject.root_certificates
     try:
         context = ssl.create_default_context(cafile=str(file) if file else None)
         with (
             socket.create_connection((host, port), timeout=TIMEOUT) as plain,
             context.wrap_socket(plain, server_hostname=host) as wrapped,
         ):
-            return [ok(name, f"{subject.superlink}: {wrapped.version()}, its certificate is right")]
+            return ok(name, f"{subject.superlink}: {wrapped.version()}, its certificate is right")
     except ssl.SSLCertVerificationError as error:
         is_time = error.verify_code in OUT_OF_TIME
         remedy = "set this machine's clock; if it is right, ask the coordinator for a new certificate"
         text = f"{subject.superlink}: {error.verify_message}"
-        return [fail(name, text, remedy if is_time else "ask the coordinator for its ca.crt")]
+        return fail(name, text, remedy if is_time else "ask the coordinator for its ca.crt")
     except (ssl.SSLError, OSError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return [fail(name, f"{subject.superlink}: no TLS: {text}", "ask whether it has TLS; --insecure is without")]
+        return fail(name, f"{subject.superlink}: no TLS: {text}", "ask whether it has TLS; --insecure is without")

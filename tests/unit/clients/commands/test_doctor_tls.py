@@ -64,7 +64,10 @@ def test_tls(tmp_path: Path, served: tuple[Path, str]) -> None:
     site = make_site(tmp_path)
 
     def status(address: str, root: Path | None, *, insecure: bool = False) -> list[str]:
-        subject = Subject(file=tmp_path, site=site, superlink=address, root_certificates=root, insecure=insecure)
+        keys = {"key": None if insecure else certs / "node.key"}
+        subject = Subject(
+            file=tmp_path, site=site, superlink=address, root_certificates=root, insecure=insecure, **keys
+        )
         return [check.status for check in check_tls(subject)]
 
     assert status(address, certs / "ca.crt") == ["ok"]
@@ -73,6 +76,9 @@ def test_tls(tmp_path: Path, served: tuple[Path, str]) -> None:
     assert status(address, certs / "server.key") == ["fail"]  # no certificate is in it
     assert status(address, None, insecure=True) == ["warn"]
     assert status("", certs / "ca.crt") == []
+    without = check_tls(Subject(file=tmp_path, site=site, superlink=address, root_certificates=certs / "ca.crt"))
+    assert [check.status for check in without] == ["ok", "warn"]
+    assert "superlink.node_key" in without[1].remedy
 
 
 def test_init_with_keys(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,12 +12,13 @@ import pytest
 
 from fedcompress.config import RunConfig
 from fedcompress.errors import ConfigError
-from server.commands.processes import CONNECTION, superlink_command, write_flower_home
+from server.commands.processes import CONNECTION, has_nodes, superlink_command, write_flower_home
 from server.commands.settings import load_settings
 
 COORDINATOR = '[coordinator]\nstate_dir = "state"\n'
 RUN = '[run]\ninitial-adapter = "initial"\n'
 OPEN = COORDINATOR + "insecure = true\n"
+TLS = 'ca = "ca"\ncertificate = "cert"\nkey = "key"\n'
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -68,6 +71,7 @@ def test_paths_are_relative_to_the_file_and_the_rest_is_the_run_config(tmp_path:
         (OPEN + 'ca = "ca.crt"\n' + RUN, "coordinator.insecure: true: cannot go with ca"),
         (OPEN + "supernode_keys = true\n" + RUN, "coordinator.supernode_keys: true: needs TLS"),
         (COORDINATOR + RUN, "coordinator.ca: '': must be set, or insecure = true"),
+        (COORDINATOR + 'superlink = "h:1"\nsupernode_keys = true\n' + RUN, "coordinator.superlink: h:1: is another's"),
         (COORDINATOR + 'superlink = "h:1"\nkey = "k"\n' + RUN, "coordinator.superlink: h:1: is another's"),
         (
             COORDINATOR + 'superlink = "h:1"\nca = "absent"\n' + RUN,
@@ -94,8 +98,7 @@ def test_a_file_that_is_absent_or_no_text(tmp_path: Path, content: bytes | None)
 def test_tls_reaches_the_superlink_and_those_who_connect(tmp_path: Path) -> None:
     for name in ("ca", "cert", "key"):
         (tmp_path / name).write_text("")
-    tls = 'ca = "ca"\ncertificate = "cert"\nkey = "key"\nsupernode_keys = true\nlisten = "0.0.0.0:9000"\n'
-    settings = load_settings(written(tmp_path, COORDINATOR + tls + RUN))
+    settings = load_settings(written(tmp_path, COORDINATOR + TLS + 'listen = "0.0.0.0:9000"\n' + RUN))
     command = [str(word) for word in superlink_command(settings.coordinator)]
     assert "--insecure" not in command
     assert "--enable-supernode-auth" in command
@@ -108,6 +111,38 @@ def test_tls_reaches_the_superlink_and_those_who_connect(tmp_path: Path) -> None
     assert 'address = "127.0.0.1:9000"' in connection
     assert f"root-certificates = {json.dumps(str(tmp_path / 'ca'))}" in connection
     assert "insecure" not in connection
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        (TLS, True),
+        (TLS + "supernode_keys = true\n", True),
+        (TLS + "supernode_keys = false\n", False),
+        ("insecure = true\n", False),
+        ('superlink = "127.0.0.1:1"\n', False),
+        ('superlink = "127.0.0.1:1"\nca = "ca"\n', False),
+    ],
+)
+def test_keys_of_supernodes_are_asked_for_where_that_can_be(tmp_path: Path, said: str, wanted: bool) -> None:
+    for name in ("ca", "cert", "key"):
+        (tmp_path / name).write_text("")
+    settings = load_settings(written(tmp_path, COORDINATOR + said + RUN))
+    assert settings.coordinator.supernode_keys is wanted
+    assert ("--enable-supernode-auth" in superlink_command(settings.coordinator)) is wanted
+
+
+def test_whether_a_superlink_knows_any_node(tmp_path: Path) -> None:
+    database = tmp_path / "superlink.db"
+    assert not has_nodes(database)
+    with closing(sqlite3.connect(database)) as db:
+        db.execute("CREATE TABLE node (public_key BLOB, unregistered_at TEXT)")
+        for row, found in (((None, None), False), ((b"a", "2026-01-01"), False), ((b"b", None), True)):
+            db.execute("INSERT INTO node VALUES (?, ?)", row)
+            db.commit()
+            assert has_nodes(database) is found
+    database.write_text("something else")
+    assert has_nodes(database), "nothing is said of what is not known"
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,21 @@ def test_a_run_that_finishes(make: Make) -> None:
     assert it.events == ["start", "round", "finished"], "events of another run are not ours"
 
 
+def test_it_says_how_a_supernode_is_registered_while_none_is(make: Make, tmp_path: Path) -> None:
+    for name in ("ca", "cert", "key"):
+        (tmp_path / name).write_text("")
+    it = make(["start", "die"], ["finished", "end"], insecure=False, ca="ca", certificate="cert", key="key")
+    assert it.supervisor.run().kind == "finished"
+    command = f"FLWR_HOME={it.state / 'flower'} flwr supernode register NAME.node.pub fedcompress"
+    assert sum(command in line for line in it.said) == 2, "once for each attempt"
+
+
+def test_without_keys_nothing_is_said_of_them(make: Make) -> None:
+    it = make(["finished", "end"])
+    it.supervisor.run()
+    assert not any("registered" in line for line in it.said)
+
+
 def test_a_coordinator_that_dies_is_submitted_again(make: Make) -> None:
     it = make(["start", "die"], ["start", "finished", "end"])
     assert it.supervisor.run().kind == "finished"
