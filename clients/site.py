@@ -56,7 +56,7 @@ coordinator = ""             # the coordinator's public key: nothing else's task
 [superlink]
 address = ""                 # HOST:PORT, if not given to `site up`
 root_certificates = ""       # PEM file of the CA that has signed the SuperLink's certificate
-node_key = ""                # the SuperNode's private key, if the SuperLink asks for one
+node_key = ""                # the SuperNode's private key; a SuperLink takes none without, unless it says otherwise
 
 [link]
 mbit = 0                     # a second to the SuperLink, in the slower direction; 0: not known
