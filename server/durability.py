@@ -12,7 +12,7 @@ from pathlib import Path
 from fedcompress.durable.space import is_full, room_for
 from fedcompress.errors import ConfigError, NoSpaceError, StateError
 from server.places import RESTORED
-from server.schema import SCHEMA
+from server.schema import SCHEMA, upgrade
 
 LEDGER, LAST, WHOLE = "ledger.db", "ledger.last.db", "ledger.whole.db"
 NEEDED = ("run", "version", "round", "merged", "site")  # tables without which a run cannot go on
@@ -82,7 +82,7 @@ def recover_file(folder: Path) -> str:
             os.replace(part, f"{aside}{suffix}")
     kept = "all but what was sent since the last whole copy is there"
     if healthy(whole):
-        _replace(whole, ledger, lambda found: _take_last(found, last))
+        _replace(whole, ledger, lambda found: _take(found, last))
     else:
         _replace(last, ledger)
         kept = "the counts of bytes of its rounds are lost"
@@ -98,22 +98,28 @@ def copy_ledger(database: sqlite3.Connection, folder: Path, rounds: int) -> None
         _replace(database, folder / WHOLE)
     with _part_of(folder / LAST) as part, _opened(part) as target:
         target.execute("PRAGMA synchronous=OFF")  # it is synchronized once, before it has its name
-        target.executescript(SCHEMA)
-        for table in NEEDED:
-            rows = database.execute(f"SELECT * FROM {table}").fetchall()
-            if rows:
-                target.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
-        target.commit()
+        _take(target, folder / LEDGER)
 
 
-def _take_last(database: sqlite3.Connection, last: Path) -> None:
-    with _opened(last) as newer:
+def _take(database: sqlite3.Connection, source: Path) -> None:
+    """Put what a run cannot go on without in the place of what a database has of it.
+
+    SQLite moves the rows by itself, so that they are never all in memory; by the names of columns, since a ledger that
+    is older than a column has it last.
+    """
+    database.executescript(SCHEMA)
+    upgrade(database)
+    database.execute("ATTACH ? AS source", (f"{source.absolute().as_uri()}?mode=ro",))
+    with database:
         for table in NEEDED:
-            rows = newer.execute(f"SELECT * FROM {table}").fetchall()
-            database.execute(f"DELETE FROM {table}")
-            if rows:
-                database.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
-    database.commit()
+            known = _columns(database, "main", table)
+            names = ", ".join(name for name in _columns(database, "source", table) if name in known)
+            database.execute(f"DELETE FROM main.{table}")
+            database.execute(f"INSERT INTO main.{table} ({names}) SELECT {names} FROM source.{table}")
+
+
+def _columns(database: sqlite3.Connection, schema: str, table: str) -> list[str]:
+    return [row[1] for row in database.execute(f"PRAGMA {schema}.table_info({table})")]
 
 
 def _replace(
@@ -153,7 +159,7 @@ def _part_of(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[sqlite3.Connection]:
-    database = sqlite3.connect(path)
+    database = sqlite3.connect(path.absolute().as_uri(), uri=True)
     try:
         yield database
     finally:
