@@ -38,6 +38,13 @@ CREATE TABLE IF NOT EXISTS refusal (
 CREATE TABLE IF NOT EXISTS site (
   run TEXT NOT NULL, site TEXT NOT NULL, node TEXT NOT NULL, acked INTEGER, merged TEXT NOT NULL DEFAULT '',
   examples INTEGER NOT NULL DEFAULT 0, rate REAL NOT NULL DEFAULT 0, PRIMARY KEY (run, site));
+-- What each round asks for, so that no round takes longer for those before it. Older ledgers get these when opened.
+CREATE INDEX IF NOT EXISTS message_round ON message (run, round, direction);
+CREATE INDEX IF NOT EXISTS message_node ON message (node, direction);
+CREATE INDEX IF NOT EXISTS wire_round ON wire (run, round);
+CREATE INDEX IF NOT EXISTS wire_site ON wire (site);
+CREATE INDEX IF NOT EXISTS refusal_node ON refusal (run, node);
+CREATE INDEX IF NOT EXISTS task_open ON task (run) WHERE outcome='open';
 """
 # Columns that a ledger from before them lacks: (table, column, declaration).
 _LATER = (

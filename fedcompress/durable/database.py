@@ -40,7 +40,7 @@ def open_database(path: Path, schema: str, *, any_thread: bool = False) -> sqlit
 
     Args:
         path: the file; its folder must exist.
-        schema: statements of the form ``CREATE TABLE IF NOT EXISTS``.
+        schema: statements of the form ``CREATE ... IF NOT EXISTS``.
         any_thread: whether the caller may use it from several threads, one at a time.
 
     Raises:
