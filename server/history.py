@@ -11,21 +11,23 @@ from pathlib import Path
 from typing import Any, Self
 
 from fedcompress.errors import ConfigError, StateError
+from fedcompress.types import Layout
 from server.durability import LEDGER
 from server.evaluate import Quality, pool
 from server.places import EVENTS
+from server.traffic import TENSORS, WAYS, Baselines, Crossed, SiteRound, Sums, baselines, crossed
 
 Evaluated = dict[int, dict[str, dict[str, float]]]  # round -> site -> metric -> value
 TAIL = 4 << 20  # bytes of the events that are looked at
+NOBODY = (None, None)  # what has crossed the links of sites that do not count
+SUMS = f"SUM(payload), SUM(protocol), SUM(kind IN ({', '.join(map(repr, TENSORS))}))"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoundRow:
+class RoundRow(Crossed):
     """One committed round; ``quality`` is that of the version it made, once somebody has evaluated that.
 
-    ``late`` counts updates from older versions among the merged; ``protocol_bytes`` are what Flower's records add,
-    both ways. ``uplink_transport_bytes`` and ``downlink_transport_bytes`` are what else crossed the links of sites
-    between the reply before this one and this one; None where no site has counted.
+    ``late`` counts updates from older versions among the merged.
     """
 
     round: int
@@ -34,11 +36,6 @@ class RoundRow:
     merged: int
     late: int
     refused: int
-    uplink_bytes: int
-    downlink_bytes: int
-    protocol_bytes: int
-    uplink_transport_bytes: int | None
-    downlink_transport_bytes: int | None
     seconds: float
     at: float
     quality: Quality | None
@@ -55,18 +52,12 @@ class RoundRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiteTotals:
-    """What is known of a site over all rounds; transport is None where the site has not counted."""
+class SiteTotals(Crossed):
+    """What is known of a site over all rounds."""
 
     site: str
     acked: int | None
     messages: int
-    uplink_bytes: int
-    downlink_bytes: int
-    uplink_protocol_bytes: int
-    downlink_protocol_bytes: int
-    uplink_transport_bytes: int | None
-    downlink_transport_bytes: int | None
     refused: int
     last_at: float | None
 
@@ -118,6 +109,11 @@ class History:
         rows = self._rows("SELECT layout, adapter_config, base_fingerprint FROM run WHERE run=?", run)
         return rows[0] if rows else ("", "", "")
 
+    def layout(self, run: str) -> Layout | None:
+        """What the run trains; None before it began."""
+        text, _, _ = self.run_row(run)
+        return Layout.from_json(text) if text else None
+
     def rounds_done(self, run: str) -> int:
         """Number of the last committed round; 0 if there is none."""
         return int(self._rows("SELECT MAX(round) FROM round WHERE run=?", run)[0][0] or 0)
@@ -129,20 +125,32 @@ class History:
 
     def payload_bytes(self, run: str) -> dict[str, int]:
         """Payload bytes of each direction, in all rounds."""
-        found = dict(self._rows("SELECT direction, SUM(payload) FROM message WHERE run=? GROUP BY direction", run))
-        return {way: int(found.get(way, 0)) for way in ("up", "down")}
+        return {way: sums.payload for way, sums in self._sums(run).items()}
+
+    def protocol_bytes(self, run: str) -> dict[str, int]:
+        """What Flower's records add in each direction, in all rounds."""
+        return {way: sums.protocol for way, sums in self._sums(run).items()}
+
+    def baseline_bytes(self, run: str) -> Baselines:
+        """What the messages of all rounds would take with every tensor uncompressed, by dtype and direction."""
+        return baselines(self.layout(run), {way: sums.tensors for way, sums in self._sums(run).items()})
+
+    def _sums(self, run: str) -> dict[str, Sums]:
+        rows = self._rows(f"SELECT direction, {SUMS} FROM message WHERE run=? GROUP BY direction", run)
+        found = {way: Sums(*sums) for way, *sums in rows}
+        return {way: found.get(way, Sums()) for way in WAYS}
 
     def rounds(self, run: str) -> list[RoundRow]:
         """All committed rounds."""
-        query = "SELECT round, direction, SUM(payload) FROM message WHERE run=? GROUP BY round, direction"
-        carried = {(round_, way): payload for round_, way, payload in self._rows(query, run)}
+        query = f"SELECT round, direction, {SUMS} FROM message WHERE run=? GROUP BY round, direction"
+        carried = {(round_, way): Sums(*sums) for round_, way, *sums in self._rows(query, run)}
         refused = dict(self._rows("SELECT round, COUNT(*) FROM refusal WHERE run=? GROUP BY round", run))
-        quality, late, protocol = dict(self.quality(run)), self.late(run), self._protocol(run)
+        quality, late, layout = dict(self.quality(run)), self.late(run), self.layout(run)
         transport, out = self.transport(run, "round"), []
         for round_, version, asked, merged, seconds, at in self._rows(
             "SELECT round, version, asked, merged, seconds, at FROM round WHERE run=? ORDER BY round", run
         ):
-            up, down = transport.get(round_, (None, None))
+            up, down = (carried.get((round_, way), Sums()) for way in WAYS)
             out.append(
                 RoundRow(
                     round=round_,
@@ -151,17 +159,33 @@ class History:
                     merged=merged,
                     late=late.get(round_, 0),
                     refused=refused.get(round_, 0),
-                    uplink_bytes=carried.get((round_, "up"), 0),
-                    downlink_bytes=carried.get((round_, "down"), 0),
-                    protocol_bytes=protocol.get(round_, 0),
-                    uplink_transport_bytes=up,
-                    downlink_transport_bytes=down,
+                    **crossed(up, down, transport.get(round_, NOBODY), layout),
                     seconds=seconds,
                     at=at,
                     quality=quality.get(version),
                 )
             )
         return out
+
+    def site_rounds(self, run: str) -> list[SiteRound]:
+        """Each site in each round that had messages of it, the open round and the last evaluation too."""
+        behind = {node: site for site, node in self._rows("SELECT site, node FROM site WHERE run=?", run)}
+        known, carried = set(behind.values()), defaultdict[tuple[int, str, str], Sums](Sums)
+        columns = "round, site, node, direction"
+        for round_, site, node, way, *sums in self._rows(
+            f"SELECT {columns}, {SUMS} FROM message WHERE run=? GROUP BY {columns}", run
+        ):
+            name = site or behind.get(node, "")
+            carried[round_, name if name in known else "", way] += Sums(*sums)
+        layout, transport = self.layout(run), self.transport(run, "round, site")
+        return [
+            SiteRound(
+                round=key[0],
+                site=key[1],
+                **crossed(carried[*key, "up"], carried[*key, "down"], transport.get(key, NOBODY), layout),
+            )
+            for key in sorted({(round_, site) for round_, site, _ in carried})
+        ]
 
     def late(self, run: str) -> dict[int, int]:
         """How many updates of a round were trained from an older version than the one that it began with."""
@@ -171,16 +195,8 @@ class History:
         )
         return dict(self._rows(query, run))
 
-    def _protocol(self, run: str) -> dict[int, int]:
-        return dict(self._rows("SELECT round, SUM(protocol) FROM message WHERE run=? GROUP BY round", run))
-
-    def protocol_bytes(self, run: str) -> dict[str, int]:
-        """What Flower's records add in each direction, in all rounds."""
-        found = dict(self._rows("SELECT direction, SUM(protocol) FROM message WHERE run=? GROUP BY direction", run))
-        return {way: int(found.get(way, 0)) for way in ("up", "down")}
-
     def transport(self, run: str, by: str) -> dict[Any, tuple[int, int]]:
-        """Bytes up and down that crossed the links of sites besides Flower's records, by ``round`` or ``site``.
+        """Bytes up and down that crossed the links of sites besides Flower's records, by columns: one, or a tuple.
 
         Only of sites that count, and up to the last reply of each.
         """
@@ -188,7 +204,7 @@ class History:
             return {}  # a ledger from before it
         sums = "SUM(MAX(0, up - carried_up)), SUM(MAX(0, down - carried_down))"
         rows = self._rows(f"SELECT {by}, {sums} FROM wire WHERE run=? GROUP BY {by}", run)
-        return {key: (up, down) for key, up, down in rows}
+        return {tuple(key) if len(key) > 1 else key[0]: (up, down) for *key, up, down in rows}
 
     def transport_bytes(self, run: str) -> dict[str, int | None]:
         """The same of each direction, in all rounds; None if no site has counted."""
@@ -216,29 +232,23 @@ class History:
         name = "COALESCE(NULLIF(m.site, ''), s.site)"
         join = "m LEFT JOIN site s ON s.run=m.run AND s.node=m.node"
         carried = self._rows(
-            f"SELECT {name}, m.direction, COUNT(*), SUM(m.payload), SUM(m.protocol), MAX(m.at) FROM message {join}"
+            f"SELECT {name}, m.direction, COUNT(*), MAX(m.at), {SUMS} FROM message {join}"
             f" WHERE m.run=? GROUP BY {name}, m.direction",
             run,
         )
-        by_way = {(site, way): row for site, way, *row in carried}
+        by_way = {(site, way): (count, last, Sums(*sums)) for site, way, count, last, *sums in carried}
         refused = dict(self._rows(f"SELECT {name}, COUNT(*) FROM refusal {join} WHERE m.run=? GROUP BY {name}", run))
-        transport, out = self.transport(run, "site"), []
+        layout, transport, out = self.layout(run), self.transport(run, "site"), []
         for site, acked in self._rows("SELECT site, acked FROM site WHERE run=? ORDER BY site", run):
-            up, down = (by_way.get((site, way), [0, 0, 0, None]) for way in ("up", "down"))
-            more = transport.get(site, (None, None))
+            up, down = (by_way.get((site, way), (0, None, Sums())) for way in WAYS)
             out.append(
                 SiteTotals(
                     site=site,
                     acked=acked,
                     messages=up[0],
-                    uplink_bytes=up[1],
-                    downlink_bytes=down[1],
-                    uplink_protocol_bytes=up[2],
-                    downlink_protocol_bytes=down[2],
-                    uplink_transport_bytes=more[0],
-                    downlink_transport_bytes=more[1],
+                    **crossed(up[2], down[2], transport.get(site, NOBODY), layout),
                     refused=refused.get(site, 0),
-                    last_at=up[3],
+                    last_at=up[1],
                 )
             )
         return out

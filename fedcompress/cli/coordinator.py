@@ -83,17 +83,25 @@ def history(
     state: State,
     run_name: Run = "",
     sites: Annotated[bool, typer.Option("--sites", help="A row for each site.")] = False,
+    site_rounds: Annotated[
+        bool,
+        typer.Option("--site-rounds", help="A row for each site in each round: bytes, and those of bf16, fp32, int8."),
+    ] = False,
     refusals: Annotated[bool, typer.Option("--refusals", help="What was refused, and why.")] = False,
     as_json: Json = False,
 ) -> None:
     """Show the rounds of a run: version, sites asked and merged, refusals, bytes, seconds, quality.
+
+    Bytes are those of payload, of what Flower's records add (protocol), and of all else on the links (transport).
 
     Examples:
       fedcompress history /var/lib/fedcompress
 
       fedcompress history coordinator.toml --sites
 
-      fedcompress history coordinator.toml --refusals --json
+      fedcompress history coordinator.toml --site-rounds --json
+
+      fedcompress history coordinator.toml --refusals
     """
     _command("history", locals())
 

@@ -1,4 +1,4 @@
-"""``fedcompress history``: the rounds of a run, its sites, or what was refused."""
+"""``fedcompress history``: the rounds of a run, its sites, both at once, or what was refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fedcompress.accounting import BASELINES
 from fedcompress.display import ago, escaped
 from fedcompress.errors import ConfigError
 from server.commands.common import run_named, state_folder
 from server.history import History
 
 WIDTH = 200  # columns of a table that is not for a terminal
-TRANSPORT = ("transport up", "transport down")
+SIZES = ("bytes up", "bytes down", "protocol up", "protocol down", "transport up", "transport down")
+NEVER_ADMITTED = "(never admitted)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +26,15 @@ class Options:
     state: str
     run_name: str = ""
     sites: bool = False
+    site_rounds: bool = False
     refusals: bool = False
     as_json: bool = False
 
     def __post_init__(self) -> None:
-        if self.sites and self.refusals:
-            raise ConfigError("--sites", True, "cannot go with --refusals: choose one")
+        flags = {"--sites": self.sites, "--site-rounds": self.site_rounds, "--refusals": self.refusals}
+        given = [flag for flag, is_set in flags.items() if is_set]
+        if len(given) > 1:
+            raise ConfigError(given[0], True, f"cannot go with {given[1]}: choose one")
 
 
 def run(options: Options) -> int:
@@ -43,6 +48,8 @@ def run(options: Options) -> int:
     with History(folder) as history:
         if options.sites:
             kind, found = "sites", [asdict(row) for row in history.sites(name)]
+        elif options.site_rounds:
+            kind, found = "site_rounds", [asdict(row) for row in history.site_rounds(name)]
         elif options.refusals:
             kind, found = "refusals", history.refusals(name)
         else:
@@ -50,41 +57,46 @@ def run(options: Options) -> int:
         start = dict(history.quality(name)).get(0)
         totals = history.payload_bytes(name)
         more = {"protocol": history.protocol_bytes(name), "transport": history.transport_bytes(name)}
+        more |= {"baseline_bytes": history.baseline_bytes(name)}
     if options.as_json:
         facts = {"run": name, kind: found, "start": asdict(start) if start else None, "bytes": totals, **more}
         print(json.dumps(facts))
         return 0
     heads, rows = _TABLES[kind](found)
-    _print_table(f"{name}: {kind}", heads, rows)
+    _print_table(f"{name}: {kind.replace('_', ' ')}", heads, rows)
     return 0
 
 
-def _transport(row: dict[str, Any]) -> list[str]:
-    found = (row["uplink_transport_bytes"], row["downlink_transport_bytes"])
-    return ["" if value is None else f"{value:,}" for value in found]
+def _sizes(row: dict[str, Any]) -> list[str]:
+    names = [f"{way}_{kind}bytes" for kind in ("", "protocol_", "transport_") for way in ("uplink", "downlink")]
+    return ["" if row[name] is None else f"{row[name]:,}" for name in names]
 
 
 def _rounds(found: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
     counted = ("round", "version", "asked", "merged", "late", "refused")
-    heads = (*counted, "bytes up", "bytes down", "protocol", *TRANSPORT, "seconds", "accuracy", "loss")
     rows = []
     for row in found:
         quality = row["quality"]
         measured = [f"{quality[k]:.4f}" for k in ("accuracy", "loss")] if quality else ["...", "..."]
-        sizes = [f"{row[k]:,}" for k in ("uplink_bytes", "downlink_bytes", "protocol_bytes")] + _transport(row)
-        rows.append([*(str(row[k]) for k in counted), *sizes, f"{row['seconds']:.1f}", *measured])
-    return heads, rows
+        rows.append([*(str(row[k]) for k in counted), *_sizes(row), f"{row['seconds']:.1f}", *measured])
+    return (*counted, *SIZES, "seconds", "accuracy", "loss"), rows
 
 
 def _sites(found: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
-    heads = ("site", "holds version", "messages", "bytes up", "bytes down", *TRANSPORT, "refused", "last reply")
     rows = []
     for row in found:
         holds = "nothing" if row["acked"] is None else str(row["acked"])
-        sizes = [f"{row[k]:,}" for k in ("uplink_bytes", "downlink_bytes")] + _transport(row)
         last = ago(row["last_at"]) if row["last_at"] else "never"
-        rows.append([row["site"], holds, str(row["messages"]), *sizes, str(row["refused"]), last])
-    return heads, rows
+        rows.append([row["site"], holds, str(row["messages"]), *_sizes(row), str(row["refused"]), last])
+    return ("site", "holds version", "messages", *SIZES, "refused", "last reply"), rows
+
+
+def _site_rounds(found: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
+    rows = []
+    for row in found:
+        plain = [f"{sum(row['baseline_bytes'].get(dtype, {}).values()):,}" for dtype in BASELINES]
+        rows.append([str(row["round"]), row["site"] or NEVER_ADMITTED, *_sizes(row), *plain])
+    return ("round", "site", *SIZES, *(f"as {dtype}" for dtype in BASELINES)), rows
 
 
 def _refusals(found: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
@@ -92,7 +104,7 @@ def _refusals(found: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str
     return ("round", "site", "code", "message", "when"), rows
 
 
-_TABLES = {"rounds": _rounds, "sites": _sites, "refusals": _refusals}
+_TABLES = {"rounds": _rounds, "sites": _sites, "site_rounds": _site_rounds, "refusals": _refusals}
 
 
 def _print_table(title: str, heads: Sequence[str], rows: list[list[str]]) -> None:

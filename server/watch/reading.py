@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedcompress.types import Layout
 from server.durability import LEDGER
 from server.history import History
 from server.places import SETTINGS
@@ -79,11 +78,6 @@ class Reader(History):
             yield
         finally:
             self._rows("ROLLBACK")
-
-    def layout(self, run: str) -> Layout | None:
-        """What the run trains; None before it began."""
-        text, _, _ = self.run_row(run)
-        return Layout.from_json(text) if text else None
 
     def known_sites(self, run: str) -> list[KnownSite]:
         """Sites that were admitted at least once, by name."""

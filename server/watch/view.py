@@ -17,13 +17,13 @@ from server.commands.status import state_of
 from server.evaluate import Quality, pool
 from server.history import Awaited, Evaluated, RoundRow, read_events, since_start
 from server.places import COORDINATOR_LOCK, RUN_LOCK
+from server.traffic import TENSORS
 from server.watch.reading import Carried, Reader, Refusal
 
 LAST_REFUSALS = 50
 CODES = 30  # that are counted apart; a site may report any
 OTHER = "(other)"
 WORKING = ("waiting", "asked", "merging", "evaluating")
-TENSORS = ("state", "update")  # kinds of messages that uncompressed averaging would send too
 
 
 @dataclass(frozen=True, kw_only=True)

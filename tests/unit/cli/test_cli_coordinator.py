@@ -23,7 +23,7 @@ LINES = {
     "run": ["c.toml", "--resume"],
     "status": ["state", "--run", "r", "--watch", "--interval", "1"],
     "stop": ["state", "--now", "--timeout", "3"],
-    "history": ["state", "--run", "r", "--sites"],
+    "history": ["state", "--run", "r", "--site-rounds"],
     "watch": ["state", "--run", "r", "--web", "--port", "8", "--allow-host", "a", "--allow-host", "b"],
     "export": [
         "state",
@@ -44,7 +44,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "run": {"config": "c.toml", "resume": True},
     "status": {"state": "state", "run_name": "r", "watch": True, "interval": 1.0},
     "stop": {"state": "state", "now": True, "timeout": 3.0},
-    "history": {"run_name": "r", "sites": True, "refusals": False},
+    "history": {"run_name": "r", "sites": False, "site_rounds": True, "refusals": False},
     "watch": {"run_name": "r", "web": True, "port": 8, "allow_host": ["a", "b"], "host": "127.0.0.1"},
     "export": {"version": 3, "out": "o", "merged": True, "model": "m", "dtype": "float16", "template": "t"},
 }

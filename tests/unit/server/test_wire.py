@@ -87,6 +87,57 @@ def test_all_who_show_it_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert printed["protocol"]["down"] == shown.totals["down"].protocol_bytes
 
 
+def test_each_site_in_each_round(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows by site and round add up to those by round, to those by site, and to all; so do the baselines."""
+    state = counted(tmp_path, frozenset({"south"}))
+    with sqlite3.connect(state / "ledger.db") as database:  # from somebody who says to be a site, and is none
+        columns = "run, round, node, site, direction, kind, payload, digest, at, protocol"
+        database.execute(
+            f"INSERT INTO message ({columns}) VALUES ('run', 2, '9', '\x1b[2J', 'up', 'update', 77, '', 0, 7)"
+        )
+    with History(state) as found:
+        rows, rounds, sites = found.site_rounds("run"), found.rounds("run"), found.sites("run")
+        totals = {"": found.payload_bytes("run"), "protocol_": found.protocol_bytes("run")}
+        layout, plain = found.layout("run"), found.baseline_bytes("run")
+    assert [(row.round, row.site) for row in rows if row.site] == [
+        (round_, site) for round_ in range(1, 6) for site in ("north", "south", "west")
+    ]
+    (nobody,) = (row for row in rows if not row.site)
+    assert (nobody.round, nobody.uplink_bytes, nobody.uplink_protocol_bytes) == (2, 77, 7)
+    for way, short in (("uplink", "up"), ("downlink", "down")):
+        for kind in ("", "protocol_", "transport_"):
+            name = f"{way}_{kind}bytes"
+            values = {(row.round, row.site): getattr(row, name) for row in rows}
+            assert all(
+                (value is None) == (kind == "transport_" and s in ("", "south")) for (_, s), value in values.items()
+            )
+            for row in rounds:
+                assert getattr(row, name) == sum(v or 0 for (r, _), v in values.items() if r == row.round)
+            for site in sites:
+                assert (getattr(site, name) or 0) == sum(v or 0 for (_, s), v in values.items() if s == site.site)
+            if kind in totals:
+                assert totals[kind][short] == sum(values.values())
+        for dtype, size in (("bf16", 2), ("fp32", 4), ("int8", 1)):
+            tensors = {(row.round, row.site): row.baseline_bytes[dtype][short] for row in rows}
+            per_message = size * layout.numel
+            assert {v for (r, s), v in tensors.items() if s and r < 5} == {per_message}
+            assert tensors[5, "north"] == (0 if short == "up" else per_message), "a report holds no tensors"
+            assert [row.baseline_bytes[dtype][short] for row in rounds] == [
+                sum(v for (r, _), v in tensors.items() if r == row.round) for row in rounds
+            ]
+            assert plain[dtype][short] == sum(tensors.values())
+    shown = snapshot(state)
+    assert {d: {"up": b.uplink_bytes, "down": b.downlink_bytes} for d, b in shown.baselines.items()} == plain
+    assert history_command.run(history_command.Options(state=str(state), site_rounds=True, as_json=True)) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["site_rounds"][0]["baseline_bytes"] == rows[0].baseline_bytes
+    assert printed["baseline_bytes"] == plain
+    assert history_command.run(history_command.Options(state=str(state), site_rounds=True)) == 0
+    text = capsys.readouterr().out
+    assert "(never admitted)" in text
+    assert "\x1b" not in text
+
+
 def test_sites_that_do_not_count(tmp_path: Path) -> None:
     shown = snapshot(counted(tmp_path, frozenset({"south"})))
     by_name = {site.site: site.uplink_transport_bytes for site in shown.sites}

@@ -137,7 +137,7 @@ def test_late_updates_and_what_flower_adds_are_in_the_history(tmp_path: Path) ->
     with History(tmp_path / "coordinator") as found:
         rounds = found.rounds("run")
     assert [row.late for row in rounds] == [e["late"] for e in world.events if e["event"] == "round"] == [0, 1, 0]
-    assert all(row.protocol_bytes > 0 for row in rounds)
+    assert all(row.downlink_protocol_bytes > 0 == row.uplink_protocol_bytes for row in rounds)
 
 
 def test_sites_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,11 +158,14 @@ def test_sites_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert history.run(history.Options(state=state, refusals=True, as_json=True)) == 0
     (refusal,) = json.loads(capsys.readouterr().out)["refusals"]
     assert (refusal["round"], refusal["code"]) == (2, "deadline")
-    for options in ({}, {"sites": True}, {"refusals": True}):
+    for options in ({}, {"sites": True}, {"site_rounds": True}, {"refusals": True}):
         assert history.run(history.Options(state=state, **options)) == 0
     text = capsys.readouterr().out
     assert "west" in text
     assert "deadline" in text
+    assert "as int8" in text
+    with pytest.raises(ConfigError, match="--site-rounds: True: cannot go with --refusals"):
+        history.Options(state=state, site_rounds=True, refusals=True)
 
 
 def test_a_config_file_stands_for_its_state_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
