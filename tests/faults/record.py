@@ -10,7 +10,7 @@ VARIABLE = "FEDCOMPRESS_CHAOS_OUT"
 
 
 def record(kind: str, name: str, count: int, note: str = "") -> None:
-    """One row: kills, links, loads or attacks; only if a folder is named by ``FEDCOMPRESS_CHAOS_OUT``."""
+    """One row: kills, links, loads, churn or attacks; only if a folder is named by ``FEDCOMPRESS_CHAOS_OUT``."""
     folder = os.environ.get(VARIABLE)
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)

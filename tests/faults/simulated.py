@@ -38,13 +38,18 @@ class SimulatedSites:
         return self._nodes
 
     def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> int:
-        if self._lost(node, task.round):
-            return 0
+        if not self._lost(node, task.round):
+            reply = self.answer(f"site-{node}", node, task, payload)
+            self._inbox.append(Incoming(node, {"status": "ok", "site": f"site-{node}"}, reply))
+        return 0
+
+    def answer(self, site: str, number: int, task: TrainTask, payload: bytes) -> bytes:
+        """What a site of this name and number replies to a task."""
         base = self._reached(payload)
         header = Header(
             kind=Kind.UPDATE if task.steps else Kind.REPORT,
             run=task.run,
-            site=f"site-{node}",
+            site=site,
             round=task.round,
             version=task.version,
             codec="",
@@ -52,15 +57,14 @@ class SimulatedSites:
             layout_digest=self._layout.digest,
             adapter_digest=self._digest,
             base_fingerprint=b"b" * 32,
-            examples=10 + node % 7,
+            examples=10 + number % 7,
             metrics={"eval_correct": 1.0, "eval_examples": 2.0, "eval_loss_sum": 3.0},
         )
         sections: tuple[bytes, ...] = ()
         if task.steps:
-            recorded = unpack((self._steps / str(node % RECORDED)).read_bytes(), self._limits)
+            recorded = unpack((self._steps / str(number % RECORDED)).read_bytes(), self._limits)
             sections, header = recorded.sections, replace(header, codec=recorded.header.codec)
-        self._inbox.append(Incoming(node, {"status": "ok", "site": header.site}, pack(header, sections)))
-        return 0
+        return pack(header, sections)
 
     def receive(self, timeout: float) -> Iterable[Incoming]:
         if not self._inbox:
