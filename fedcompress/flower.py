@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 import fedcompress
+from fedcompress.display import escaped
 from fedcompress.errors import HeaderError, MismatchError
 
 STYPE = "fedcompress.v1"
 PAYLOAD, CONFIG, DATA = "fedcompress.payload", "fedcompress.config", "data"
+MAX_VERSION = 40  # characters of a version that are told
 Scalar = bool | int | float | str
 
 
@@ -62,8 +64,9 @@ def require_version(app_version: str) -> None:
         MismatchError: with both versions and the remedy.
     """
     if app_version != fedcompress.__version__:
+        needed = escaped(app_version[:MAX_VERSION])  # an app may call itself anything
         raise MismatchError(
             "library-version",
-            f"fedcompress: {fedcompress.__version__} is installed: the app needs {app_version}: "
-            f"pip install 'fedcompress=={app_version}' here",
+            f"fedcompress: {fedcompress.__version__} is installed: the app needs {needed}: "
+            f"pip install 'fedcompress=={needed}' here",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TRUST, PARTS, KEYS = "tests/unit/server/test_trust.py", "tests/unit/server/test_parts.py", "tests/unit/identity"
 HOSTILE, CORE = "tests/hostile/test_refused.py", "tests/unit/test_core.py"
+BUNDLES = "tests/hostile/test_bundles.py"
 AUDIT = f"{KEYS}/test_audit.py"
 ATTACKS: dict[str, tuple[str, ...]] = {
     "wrong key": (f"{TRUST}::test_refused[unknown-key]", f"{TRUST}::test_a_site_with_a_wrong_key_is_refused_and_told"),
@@ -22,8 +23,23 @@ ATTACKS: dict[str, tuple[str, ...]] = {
     "oversized frame, decompression bomb": (f"{HOSTILE}::test_a_bomb_allocates_nothing",),
     "not-a-number and infinite values": (f"{HOSTILE}::test_sections_that_lie", f"{HOSTILE}::test_headers_that_lie"),
     "norm bomb": ("tests/unit/server/test_rounds.py::test_an_update_far_longer_than_the_others",),
-    "path tricks in names": ("tests/unit/wire/test_envelope.py", f"{KEYS}/test_keys.py::test_names", CORE),
-    "an app of another version": (CORE,),
+    "path tricks in names": (
+        "tests/unit/wire/test_envelope.py",
+        f"{KEYS}/test_keys.py::test_names",
+        f"{CORE}::test_bad_tasks",
+        f"{CORE}::test_bad_run_configs",
+    ),
+    "hostile name, version or files of an app bundle (FAB)": (
+        f"{BUNDLES}::test_no_bundle_changes_what_a_site_has",
+        f"{BUNDLES}::test_bundles_that_flower_refuses",
+        f"{BUNDLES}::test_files_that_lead_out_of_a_bundle",
+        f"{BUNDLES}::test_a_version_that_leads_out_of_flowers_folder",
+    ),
+    "an app of another version": (
+        f"{BUNDLES}::test_an_app_of_another_version",
+        f"{CORE}::test_payloads_in_flower_records",
+        f"{CORE}::test_the_apps_need_this_library",
+    ),
     "log injection": (
         f"{KEYS}/test_audit.py::test_no_text_ends_a_line",
         f"{KEYS}/test_audit.py::test_an_injected_line",
