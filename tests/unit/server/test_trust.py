@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
@@ -203,6 +204,26 @@ def test_revoked_while_the_run_goes_on(tmp_path: Path) -> None:
     assert world.refusals() == [("west", "revoked")] * 3  # rounds 3 and 4, and the last evaluation
     with Registry(tmp_path / "coordinator") as registry:
         registry.register(PrivateKey.new("west2").public, "west")
+
+
+def test_a_registry_from_a_backup_has_no_later_revocations(tmp_path: Path) -> None:
+    """A revoked key is good again, which nothing can notice; revoked again, it is refused as before."""
+    world, path = SignedWorld(tmp_path), tmp_path / "coordinator" / "keys.db"
+    with sqlite3.connect(path) as found, sqlite3.connect(tmp_path / "backup.db") as backup:
+        found.backup(backup)
+    with Registry(path.parent) as registry:
+        registry.revoke(world.keys["west"].public.id)
+    world.run(rounds=1)
+    assert world.refusals() == [("west", "revoked")] * 2  # with the last evaluation
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    shutil.copy(tmp_path / "backup.db", path)
+    world.run(rounds=2)
+    assert len(world.refusals()) == 2
+    with Registry(path.parent) as registry:
+        registry.revoke(world.keys["west"].public.id)
+    world.run(rounds=3)
+    assert len(world.refusals()) == 4
 
 
 def test_another_coordinator_is_refused_by_all_sites(tmp_path: Path) -> None:
