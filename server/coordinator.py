@@ -37,7 +37,8 @@ from server.tasks import Asked, task_of
 from server.transport import Incoming, Transport
 from server.trust import Trust, own_key, signature_of
 
-RESYNC = ("base-digest", "result-digest", "StateError", "constants", "other-site")  # sending more heals these
+OTHER_SITE = "other-site"
+RESYNC = ("base-digest", "result-digest", "StateError", "constants", OTHER_SITE)  # sending more heals these
 REMIND = 30.0  # seconds between two words about who is awaited
 
 
@@ -103,7 +104,7 @@ class Coordinator:
         for message in self._config.warnings:
             self._emit({"event": "warning", "message": message})
         for message in self.ledger.notes:
-            self._emit({"event": "recovered", "message": message})
+            self._recovered(message)
         at = {"version": self._published.version, "digest": self._published.digest.hex()}
         about = {"parameters": self.layout.numel, "require_signatures": self._config.require_signatures}
         self._emit({"event": "start", "first_round": first, "rounds": self._config.rounds, **about, **at})
@@ -205,7 +206,7 @@ class Coordinator:
 
     def _ask(self, nodes: Sequence[int], round_: int, *, steps: int) -> None:
         kept, key = self._published, self._key
-        self._downlinks = Downlinks(self.ledger, self.layout, kept, key)
+        self._downlinks = Downlinks(self.ledger, self.layout, kept, key, self._recovered)
         if not nodes:
             return
         for node in nodes:
@@ -257,7 +258,7 @@ class Coordinator:
             self.ledger.close_task(asked.number, "resent")
             lacks = code == "constants"
             if not lacks:
-                self.ledger.forget(reply.node)
+                self.ledger.forget(reply.node, is_other=code == OTHER_SITE)
             self._send(reply.node, round_, steps, constants=lacks)
             self._open[reply.node].resent = True
             return
@@ -381,6 +382,9 @@ class Coordinator:
         digest = digest_of(reply.payload).hex() if reply.payload else ""
         facts = {"site": site, "code": code, "message": message, "digest": digest}
         self._emit({"event": "refused", "round": round_, **facts})
+
+    def _recovered(self, message: str) -> None:
+        self._emit({"event": "recovered", "message": message})
 
     def _emit_quality(self, quality: Quality | None) -> None:
         if quality is not None:

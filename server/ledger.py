@@ -223,9 +223,20 @@ class Ledger:
             for table in ("round", "version"):
                 self._db.execute(f"DELETE FROM {table} WHERE run=? AND version>?", after)
             self._db.execute("UPDATE site SET acked=NULL WHERE run=? AND acked>?", after)
+            last = "SELECT digest FROM merged m WHERE m.run=site.run AND m.site=site.site ORDER BY round DESC LIMIT 1"
+            self._db.execute(f"UPDATE site SET merged=COALESCE(({last}), '') WHERE run=?", (run,))
+
+    def chain_size(self, after: int | None) -> int:
+        """Bytes of the envelopes that lead from version ``after`` (None: from nothing) to the newest."""
+        query = "SELECT COALESCE(SUM(size), 0) FROM version WHERE run=? AND version>?"
+        return int(self._db.execute(query, (self.run, -1 if after is None else after)).fetchone()[0])
 
     def envelopes(self, after: int | None) -> list[bytes]:
-        """Envelopes that lead from version ``after`` (None: from nothing) to the newest."""
+        """Envelopes that lead from version ``after`` (None: from nothing) to the newest.
+
+        Raises:
+            StateError: one is missing, or its bytes changed.
+        """
         rows = self._db.execute(
             "SELECT envelope FROM version WHERE run=? AND version>? ORDER BY version",
             (self.run, -1 if after is None else after),
@@ -323,9 +334,10 @@ class Ledger:
             (self.run, site, str(node), acked, examples, rate),
         )
 
-    def forget(self, node: int) -> None:
-        """The site behind a node says that it does not hold what we believed, or is another one."""
-        self._db.execute("UPDATE site SET acked=NULL, node='-1' WHERE run=? AND node=?", (self.run, str(node)))
+    def forget(self, node: int, *, is_other: bool) -> None:
+        """The site behind a node says that it does not hold what we believed, or that it is another one."""
+        node_now = ", node='-1'" if is_other else ""
+        self._db.execute(f"UPDATE site SET acked=NULL{node_now} WHERE run=? AND node=?", (self.run, str(node)))
 
     def refused(self, node: int, since: int) -> list[str]:
         """What was refused of a node from a round on, as a site is told it; at most three, the newest first."""

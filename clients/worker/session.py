@@ -212,8 +212,8 @@ class Session:
     ) -> int:
         """Close the outbox but for a reply to this very request; unmerged updates return to the residual.
 
-        A coordinator that was set back asks again for rounds that it had merged: replies to them and to later ones are
-        open again. If this site was set back itself, what it holds may have been merged or sent on since: residual and
+        A coordinator that was set back asks again for rounds that it had merged: replies to them and to later ones, or
+        after the one that it says it merged last, are open again. If this site was set back itself, what it holds may have been merged or sent on since: residual and
         open replies are lost.
 
         Args:
@@ -230,6 +230,7 @@ class Session:
             LOG.error("run %s: this site was set back: its residual and open replies are lost", run)
             self._drop(run)
         setback.remember(self._db, run, merged, is_named=is_named)
+        setback.reopen(self._db, run, merged)
         self._db.execute("UPDATE outbox SET status='open' WHERE run=? AND status='merged' AND round>=?", (run, round_))
         rows = self._db.execute(
             "SELECT round, digest, blob FROM outbox WHERE run=? AND status='open' AND round<=?"

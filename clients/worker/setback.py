@@ -61,3 +61,15 @@ def advance(database: sqlite3.Connection, run: str, round_: int, version: int, l
             )
         database.execute("INSERT OR REPLACE INTO newest VALUES (?, ?, ?)", (run, round_, version))
         database.execute("INSERT OR REPLACE INTO life VALUES (?, ?)", (run, life))
+
+
+def reopen(database: sqlite3.Connection, run: str, merged: Sequence[str]) -> None:
+    """Open again what was sent after this site's last merged update: the coordinator has undone that it was merged.
+
+    Nothing is, where none of ``merged`` is in the outbox.
+    """
+    places = ", ".join("?" * len(merged))
+    query = f"SELECT MAX(round) FROM outbox WHERE run=? AND digest IN ({places})"
+    (last,) = database.execute(query, (run, *merged)).fetchone() if merged else (-1,)
+    if last is not None:
+        database.execute("UPDATE outbox SET status='open' WHERE run=? AND status='merged' AND round>?", (run, last))

@@ -53,14 +53,14 @@ class BlobStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> str:
-        """Store and fsync; return the name. Storing twice is harmless.
+        """Store and fsync; return the name. Storing twice is harmless, and heals a file that was damaged.
 
         Raises:
             NoSpaceError: the disk is full; nothing is left of it.
         """
         name = hashlib.sha256(data).hexdigest()
         path = self.folder / name
-        if not path.exists():
+        if not self._is_whole(path):
             with self._part(name) as part, part.open("wb") as stream:
                 stream.write(data[: len(data) // 2])
                 reach(self._failpoint)
@@ -107,14 +107,20 @@ class BlobStore:
             StateError: it is missing, or its bytes changed.
         """
         path = self.folder / name
-        try:
-            with path.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-        except OSError as error:
-            raise StateError(f"blob: {path}: cannot be read: {error.strerror}") from error
-        if found != name:
+        if not path.is_file():
+            raise StateError(f"blob: {path}: cannot be read: it is not there")
+        if not self._is_whole(path):
             raise StateError(f"blob: {path}: SHA-256 does not match its name: the file was changed")
         return path
+
+    @staticmethod
+    def _is_whole(path: Path) -> bool:
+        """Whether it is there with the bytes that its name says."""
+        try:
+            with path.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest() == path.name
+        except OSError:
+            return False
 
     def get(self, name: str) -> bytes:
         """Bytes of a blob.

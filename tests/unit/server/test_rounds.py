@@ -89,6 +89,12 @@ def everything(world: World, site: FakeSite) -> tuple[Tensors, Tensors]:
     return site.deltas, lost
 
 
+def nothing_is_lost(world: World, site: FakeSite) -> None:
+    deltas, lost = everything(world, site)
+    for name, value in lost.items():
+        assert np.abs(value).max() <= 1e-5 * max(1.0, np.abs(deltas[name]).max()), (site.name, name)
+
+
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_nothing_is_lost_or_counted_twice(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -104,9 +110,7 @@ def test_nothing_is_lost_or_counted_twice(data: st.DataObject, tmp_path_factory:
     assert not twice
     for site in world.sites.values():
         if site.trained:
-            deltas, lost = everything(world, site)
-            for name, value in lost.items():
-                assert np.abs(value).max() <= 1e-5 * max(1.0, np.abs(deltas[name]).max()), (site.name, name)
+            nothing_is_lost(world, site)
 
 
 def test_a_buffer_does_not_wait_for_the_slow(tmp_path: Path) -> None:
@@ -193,32 +197,65 @@ def test_sampling_prefers(policy: str, often: int) -> None:
 
 
 def stop_before(what: str, number: int, round_: int) -> bool:
-    if (what, number) == ("send", round_):
+    if what != "receive" and number == round_:
         raise Killed
     return True
 
 
-@pytest.mark.parametrize("what", ["state", "residual", "outer_state"])
+DAMAGED = {
+    "state": "rebuilt from the envelopes",
+    "residual": "falling back",
+    "outer_state": "falling back",
+    "envelope": "are sent a snapshot",
+}
+
+
+def flip(world: World, what: str, version: int) -> None:
+    """Change a bit of a blob of a version."""
+    ((blob,),) = table(world, f"SELECT {what} FROM version WHERE version={version}")
+    path = world.folder / "coordinator" / "blobs" / str(blob)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", DAMAGED)
 def test_a_blob_that_a_disk_has_damaged(tmp_path: Path, what: str) -> None:
-    """The state is rebuilt from envelopes; without the rest the last round is done again, from the outboxes."""
+    """Of state and envelope each stands in for the other; without the rest the last round is done again."""
     changes = {"server_optimizer": "adam"}
     plain = World(tmp_path / "plain")
     plain.run(**changes)
     world = World(tmp_path / "damaged")
     with pytest.raises(Killed):
         world.run(lambda what, node, number: stop_before(what, number, 4), **changes)
-    ((blob,),) = table(world, f"SELECT {what} FROM version WHERE version=3")
-    path = world.folder / "coordinator" / "blobs" / str(blob)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
+    flip(world, what, 3)
     world.events.clear()
     world.run(**changes)
     assert world.result() == plain.result()
     (note,) = [e["message"] for e in world.events if e["event"] == "recovered"]
-    assert ("rebuilt from the envelopes" if what == "state" else "falling back") in note
-    assert [e["round"] for e in rounds(world)] == ([4] if what == "state" else [3, 4])
+    assert DAMAGED[what] in note
+    assert [e["round"] for e in rounds(world)] == ([3, 4] if "falling" in note else [4])
     assert [s.trained for s in world.sites.values()] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("lost", ["send", "reply"])
+@pytest.mark.parametrize("until", ["send", "reply"])
+def test_a_site_that_misses_the_round_that_is_done_again(tmp_path: Path, until: str, lost: str) -> None:
+    """Its update of the undone round returns to its residual, even if it was told before that it was merged."""
+    world = World(tmp_path)
+    west = next(node for node, site in world.sites.items() if site.name == "west")
+
+    def killed(what: str, node: int, number: int) -> bool:
+        return stop_before(what, number, 4) if what == until and node == west else True
+
+    with pytest.raises(Killed):
+        world.run(killed)
+    flip(world, "residual", 3)
+    world.run(lambda what, node, number: (what, node, number) != (lost, west, 3), quorum=2, round_timeout=9.0, rounds=5)
+    merged = [round_ for (round_,) in table(world, "SELECT round FROM merged WHERE site='west' ORDER BY round")]
+    assert merged == [1, 2, 4, 5]
+    for site in world.sites.values():
+        nothing_is_lost(world, site)
 
 
 @pytest.mark.parametrize("harm", ["torn", "flipped", "overwritten", "empty", "gone"])
