@@ -213,8 +213,8 @@ class Session:
         """Close the outbox but for a reply to this very request; unmerged updates return to the residual.
 
         A coordinator that was set back asks again for rounds that it had merged: replies to them and to later ones, or
-        after the one that it says it merged last, are open again. If this site was set back itself, what it holds may have been merged or sent on since: residual and
-        open replies are lost.
+        after the one that it says it merged last, are open again. If this site was set back itself, what it holds may
+        have been merged or sent on since: residual and open replies are lost.
 
         Args:
             run: run name.
