@@ -21,6 +21,7 @@ from server import trust
 from server.trust import Trust
 from server.weights import weights_of
 
+LARGEST = 1 << 53  # of what sites count and measure: sums of it stay exact, and fit into the ledger
 Keep = Callable[[str, Iterable[Tensors]], Any]
 
 REASONS: dict[str, str] = {
@@ -33,8 +34,9 @@ REASONS: dict[str, str] = {
     "base-model": "trained on another base model",
     "adapter": "trained with another adapter config",
     "codec": "coded otherwise than was asked",
-    "weight": "lacks what weighs it: a train_loss above 0, or a place in the list of weights",
-    "examples": "claims no training examples",
+    "weight": "lacks what weighs it: a train_loss above 0, and not so small that it alone counts, or a listed weight",
+    "examples": "claims no training examples, or more than there can be",
+    "metrics": "a measured value is larger than any can be",
     "duplicate-site": "another node has already answered for this site in this round",
     "no-site": "does not say which site it is from",
     **trust.REASONS,
@@ -77,8 +79,11 @@ def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str])
         raise AdmissionError("no-site", f"site: '': {REASONS['no-site']}")
     if header.site in seen:
         raise AdmissionError("duplicate-site", f"site: {header.site}: {REASONS['duplicate-site']}")
-    if kind is Kind.UPDATE and not header.examples:
-        raise AdmissionError("examples", f"examples: 0: {REASONS['examples']}")
+    if (kind is Kind.UPDATE and not header.examples) or header.examples > LARGEST:
+        raise AdmissionError("examples", f"examples: {header.examples}: {REASONS['examples']}")
+    for name, value in header.metrics.items():
+        if abs(value) > LARGEST:
+            raise AdmissionError("metrics", f"metrics.{name}: {value}: {REASONS['metrics']}")
     if kind is Kind.UPDATE:
         try:
             weights_of(expected.weighting, [header])

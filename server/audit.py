@@ -17,6 +17,9 @@ DECISIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "reply": ("reply-admitted", ("round", "site", "digest", "signed", "replayed")),
     "refused": ("reply-refused", ("round", "site", "code", "digest", "message")),
     "round": ("published", ("round", "version", "digest", "updates")),
+    "recovered": ("recovered", ("message",)),
+    "held": ("site-held", ("node", "until_round")),
+    "stopped": ("exported", ("adapter",)),
     "finished": ("exported", ("adapter",)),
     "failed": ("run-failed", ("message",)),
 }

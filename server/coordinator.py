@@ -9,37 +9,41 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedcompress.adapters import adapter_digest, load_template
+from fedcompress.adapters import load_template
 from fedcompress.adapters.template import CONSTANTS, START, load_constants
 from fedcompress.config import RunConfig
-from fedcompress.errors import AdmissionError, TrainingError
+from fedcompress.errors import TrainingError
 from fedcompress.failpoints import reach
-from fedcompress.parts.stored import Stored, Zeros, store
+from fedcompress.parts.stored import Zeros
 from fedcompress.pipeline import encode_constants, encode_snapshot
 from fedcompress.types import Tensors, state_digest
 from fedcompress.weights.export import check_run, export_run
-from fedcompress.wire import Kind, digest_of
-from server.admission import Expected, admit
+from fedcompress.wire import digest_of
 from server.evaluate import Quality, pool
 from server.ledger import Ledger, MergedRow, Published
 from server.norms import HISTORY, bound_of
 from server.publish import Downlinks
+from server.reception import Reception
 from server.roster import Roster
 from server.stopping import clear_stop, stop_requested
 from server.strategy import Admitted, next_version
 from server.tasks import Asked, task_of
 from server.transport import Incoming, Transport
-from server.trust import Trust, own_key, signature_of
+from server.trust import own_key, signature_of
 
 OTHER_SITE = "other-site"
-RESYNC = ("base-digest", "result-digest", "StateError", "constants", OTHER_SITE)  # sending more heals these
+CONSTANTS_LACK, UNREADABLE = "constants", "unreadable"
+# Sending again, or more, heals these.
+RESYNC = ("base-digest", "result-digest", "StateError", CONSTANTS_LACK, OTHER_SITE, UNREADABLE)
 REMIND = 30.0  # seconds between two words about who is awaited
+AGAIN = 5.0  # seconds after which sites that failed are asked again; twice as many each time
+TIMES = 4  # that they are, if there would be enough of them
 
 
 class Coordinator:
@@ -64,7 +68,6 @@ class Coordinator:
         self._adapter_config = dict(template.adapter.config)
         check_run(template, config.codec, config.downlink_codec)
         self._key = own_key(config.state_path, required=config.require_signatures)
-        self._trust = Trust(config.state_path, config.require_signatures)
         self.ledger = Ledger(config.state_path, config.run, retention=config.retention)
         fingerprint = config.base_fingerprint or template.base_fingerprint
         self.ledger.begin(self.layout, json.dumps(self._adapter_config, sort_keys=True), fingerprint)
@@ -72,7 +75,10 @@ class Coordinator:
         self._updates = config.state_path / "updates" / config.run  # decoded ones of the open round
         shutil.rmtree(self._updates, ignore_errors=True)
         self._open: dict[int, Asked] = {}  # who is awaited, by node
+        self._early: list[Incoming] = []  # replies that came while nobody looked
         self._roster = Roster(config, emit)
+        about = (config, self.layout, self._adapter_config, self.ledger, self._roster, emit)
+        self._reception = Reception(*about, self._updates)
         published = self.ledger.published(self.layout)
         self._published = published or self._publish_start(dict(template.adapter.tensors))
 
@@ -117,9 +123,9 @@ class Coordinator:
         return self._end("finished")
 
     def _end(self, how: str) -> Path:
-        clear_stop(self._config.state_path)
         folder = self.export(self._config.state_path / "adapter")
         self._emit({"event": how, "adapter": str(folder), **self._totals()})
+        clear_stop(self._config.state_path)  # not before: killed here, the run must not go on
         return folder
 
     def _round(self, round_: int) -> None:
@@ -165,19 +171,15 @@ class Coordinator:
         """How many were asked, and at least a quorum of updates; emits the quality of the published state.
 
         Raises:
-            TrainingError: there is no quorum after ``patience`` more deadlines.
+            TrainingError: there is no quorum after ``patience`` more deadlines, or enough sites are there and all fail.
         """
         config, admitted, asked = self._config, list[Admitted](), set[int]()
         for attempt in range(config.patience + 1):
-            chosen = self._choose(round_, [a.node for a in admitted])
-            self._ask(chosen, round_, steps=config.steps)
-            asked.update(chosen)
-            self._collect(round_, admitted, steps=config.steps)
-            admitted = self._bounded(round_, admitted)
+            admitted, is_over = self._attempt(round_, admitted, asked)
             if len(admitted) >= config.quorum:
                 break
             text = f"round {round_}: {len(admitted)} updates admitted: the quorum is {config.quorum}"
-            if attempt == config.patience:
+            if is_over or attempt == config.patience:
                 raise TrainingError("no-quorum", text)
             self.ledger.extend_tasks(config.round_timeout)
             self._emit({"event": "warning", "message": f"{text}: waiting on, and asking who is free"})
@@ -189,12 +191,42 @@ class Coordinator:
         self._emit_quality(pool(a.envelope.header.metrics for a in fresh))
         return len(asked), admitted
 
+    def _attempt(self, round_: int, admitted: list[Admitted], asked: set[int]) -> tuple[list[Admitted], bool]:
+        """Ask, and collect until there is a quorum or the time is over; whoever joins or has failed is asked as well.
+
+        Returns:
+            Updates, and whether more sites than a quorum were asked again and again and have failed.
+        """
+        config, until, times = self._config, float("inf"), 0
+        while True:
+            chosen = self._choose(round_, [a.node for a in admitted])
+            self._ask(chosen, round_, steps=config.steps)
+            asked.update(chosen)
+            until = min(until, self._clock() + config.round_timeout)
+            self._collect(round_, admitted, until, steps=config.steps)
+            admitted = self._bounded(round_, admitted)
+            if len(admitted) >= config.quorum or self._clock() >= until:
+                return admitted, False
+            nodes = set(self._transport.nodes())
+            times = times + 1 if chosen else times
+            if times >= TIMES and len(nodes) >= config.quorum and nodes <= asked:
+                return admitted, True
+            pause = AGAIN * 2 ** min(times, 6) if chosen else float("inf")
+            self._linger(round_, len(admitted), nodes, min(until, self._clock() + pause))
+
+    def _linger(self, round_: int, merged: int, nodes: set[int], until: float) -> None:
+        """Nobody is awaited, without a quorum: wait for another site, or until those that failed are asked again."""
+        facts = {"updates": merged, "needed": self._config.quorum, "left_seconds": round(until - self._clock())}
+        self._emit({"event": "lingering", "round": round_, **facts})
+        while (rest := until - self._clock()) > 0 and not self._early and set(self._transport.nodes()) <= nodes:
+            self._early += self._transport.receive(min(rest, 1.0))
+
     def _evaluate(self, round_: int) -> None:
         """Ask all for the quality of the last version; nobody is waited for beyond the deadline."""
         self._abandon(lambda asked: True, "finished")
         self._ask(self._wait_for_nodes(), round_, steps=0)
         reports: list[Admitted] = []
-        self._collect(round_, reports, steps=0)
+        self._collect(round_, reports, self._clock() + self._config.round_timeout, steps=0)
         self._abandon(lambda asked: True, "deadline")
         by_site = sorted(reports, key=lambda a: a.site)
         self._emit_quality(pool(a.envelope.header.metrics for a in by_site))
@@ -216,11 +248,11 @@ class Coordinator:
         limit = self._config.round_timeout
         self._emit({"event": "asked", "round": round_, "sites": len(nodes), "names": names, "until_seconds": limit})
 
-    def _collect(self, round_: int, admitted: list[Admitted], *, steps: int) -> None:
+    def _collect(self, round_: int, admitted: list[Admitted], until: float, *, steps: int) -> None:
         """Take replies until enough updates are there, nobody is awaited, or the time is over."""
         enough = self._config.buffer or self._config.sites_per_round
-        began = said = self._clock()
-        while (left := began + self._config.round_timeout - self._clock()) > 0:
+        said = self._clock()
+        while (left := until - self._clock()) > 0:
             awaited = [a for a in self._open.values() if a.round == round_ or self._config.buffer]
             if not awaited or (steps and 0 < enough <= len(admitted)):
                 break
@@ -228,9 +260,14 @@ class Coordinator:
                 said = self._clock()
                 names = [a.site or str(a.node) for a in awaited]
                 self._emit({"event": "awaiting", "round": round_, "names": names, "left_seconds": round(left)})
-            for reply in self._transport.receive(min(left, 1.0)):
+            for reply in self._replies(min(left, 1.0)):
                 reach("server.reply")
                 self._take(round_, reply, admitted, steps)
+
+    def _replies(self, timeout: float) -> Iterator[Incoming]:
+        early, self._early = self._early, []
+        yield from early
+        yield from self._transport.receive(0.0 if early else timeout)
 
     def _age(self, asked: Asked) -> int:
         return self._published.version - asked.version
@@ -241,28 +278,35 @@ class Coordinator:
         self._transport.forget([a.node for a in gone])
         for asked in gone:
             del self._open[asked.node]
+            self._roster.miss(asked.node, asked.round)
             self.ledger.close_task(asked.number, outcome)
             if outcome in ("deadline", "stale"):
                 waited = f"no reply within {self._clock() - asked.at:.0f} s, {self._age(asked)} versions later"
                 silent = Incoming(asked.node, {"site": asked.site}, b"")
-                self._refuse(asked.round, silent, outcome, waited)
+                self._reception.refuse(asked.round, silent, outcome, waited)
 
     def _take(self, round_: int, reply: Incoming, admitted: list[Admitted], steps: int) -> None:
+        take, now = self._reception, self._clock()
+        if reply.late:
+            self._roster.answered(reply.node, late=True)
+            take.count(round_, reply, "late")
+            return
         asked = self._open.pop(reply.node, None)
         if asked is None:
-            self._refuse(round_, reply, "unasked", "a reply that nobody awaits")
+            take.refuse(round_, reply, "unasked", "a reply that nobody awaits")
             return
+        self._roster.answered(reply.node)
         code = str(reply.status.get("code", ""))
-        if code in RESYNC and not asked.resent:
-            self._refuse(round_, reply, code, str(reply.status.get("message", "")))
+        if code in RESYNC and not asked.resent and not reply.error:
+            take.count(asked.round, reply, "failure")
+            take.refuse(round_, reply, code, str(reply.status.get("message", "")))
             self.ledger.close_task(asked.number, "resent")
-            lacks = code == "constants"
-            if not lacks:
+            if code not in (CONSTANTS_LACK, UNREADABLE):
                 self.ledger.forget(reply.node, is_other=code == OTHER_SITE)
-            self._send(reply.node, round_, steps, constants=lacks)
+            self._send(reply.node, round_, steps, constants=code == CONSTANTS_LACK)
             self._open[reply.node].resent = True
             return
-        update = self._admit(asked, reply, {a.site for a in admitted}, steps)
+        update = take.admit(asked, reply, {a.site for a in admitted}, steps, self._age(asked), now)
         site = update.site if update is not None else ""
         self.ledger.close_task(asked.number, "refused" if update is None else "admitted", site)
         if update is not None:
@@ -276,7 +320,7 @@ class Coordinator:
             if update.norm > bound:
                 reply = Incoming(update.node, {"site": update.site}, b"")
                 self._roster.strike(update.node, round_)
-                self._refuse(round_, reply, "norm", f"norm: {update.norm:.4g}: must be at most {bound:.4g}")
+                self._reception.refuse(round_, reply, "norm", f"norm: {update.norm:.4g}: must be at most {bound:.4g}")
             else:
                 self._roster.clear(update.node)
         return [a for a in admitted if a.norm <= bound]
@@ -297,8 +341,7 @@ class Coordinator:
             if len(nodes) != said:
                 said = len(nodes)
                 self._emit({"event": "waiting", "sites": said, "needed": self._config.min_sites})
-            for _ in self._transport.receive(0.2):
-                pass
+            self._early += self._transport.receive(0.2)
 
     def _send(self, node: int, round_: int, steps: int, *, constants: bool = False) -> None:
         rows = self.ledger.sites()
@@ -314,7 +357,7 @@ class Coordinator:
             steps=steps,
             base_fingerprint=self.ledger.base_fingerprint,
             merged=tuple(m for m in merged if m),
-            refused=tuple(self.ledger.refused(node, round_ - 1)),
+            refused=tuple(self.ledger.refused(node, site)),
             site=site,
         )
         payload = self._downlinks.bundle(known.acked if known is not None else None)
@@ -325,63 +368,9 @@ class Coordinator:
         digest, at = self._published.digest, self._clock()
         self._open[node] = Asked(node, site, round_, version, digest, number, at, len(payload))
         protocol = self._transport.send(node, task, payload, signature_of(self._key, task, payload))
-        name = digest_of(payload).hex()
-        self.ledger.record_message(round_, node, site, "down", "state", len(payload), name, protocol)
-
-    def _admit(self, asked: Asked, reply: Incoming, seen: set[str], steps: int) -> Admitted | None:
-        """The update of a reply, or None with the reason in the ledger."""
-        status, site = reply.status, str(reply.status.get("site", ""))
-        if size := len(reply.payload):
-            kind, name = "update" if steps else "report", digest_of(reply.payload).hex()
-            self.ledger.record_message(asked.round, reply.node, site, "up", kind, size, name, reply.protocol)
-        if reply.error or status.get("status") != "ok":
-            code = "node-lost" if reply.error else str(status.get("code", "unknown"))
-            self._refuse(asked.round, reply, code, reply.error or str(status.get("message", "")))
-            return None
-        expected = Expected(
-            run=self._config.run,
-            round=asked.round,
-            base_digest=asked.base_digest,
-            layout=self.layout,
-            adapter_digest=adapter_digest(self._adapter_config),
-            base_fingerprint=bytes.fromhex(self.ledger.base_fingerprint),
-            codec=self._config.codec,
-            weighting=self._config.weigh_by,
-            trust=self._trust,
-        )
-        try:
-            wanted = Kind.UPDATE if steps else Kind.REPORT
-            envelope, norm = admit(reply.payload, expected, wanted, seen, site, self._keep)
-        except AdmissionError as error:
-            self._roster.strike(reply.node, asked.round)
-            self._refuse(asked.round, reply, error.code, str(error))
-            return None
-        header = envelope.header
-        if not self.ledger.base_fingerprint:
-            self.ledger.base_fingerprint = header.base_fingerprint.hex()
-        rate = asked.rate(len(reply.payload), header.metrics, self._clock())
-        # the base's digest was compared: the site holds that version
-        self.ledger.acknowledge(header.site, reply.node, asked.version, header.examples, rate)
-        self.ledger.record_metrics(asked.round, header.site, dict(header.metrics))
-        self.ledger.record_wire(asked.round, reply.node, header.site, status)
-        about = {"round": asked.round, "site": header.site, "late": self._age(asked)}
-        sent = {"bytes": len(reply.payload), "digest": envelope.digest.hex(), "signed": bool(envelope.signature)}
-        metrics = {k: round(v, 4) for k, v in header.metrics.items()}
-        self._emit({"event": "reply", **about, **sent, "replayed": bool(status.get("replayed")), "metrics": metrics})
-        bare = replace(envelope, sections=())  # memory does not grow with the number of sites
-        tensors = Stored(self._updates / envelope.digest.hex(), self.layout) if steps else {}
-        return Admitted(header.site, bare, tensors, reply.node, asked.version, norm)
-
-    def _keep(self, name: str, parts: Iterable[Tensors]) -> None:
-        """Write an update that comes part by part."""
-        store(self._updates / name, parts)
-
-    def _refuse(self, round_: int, reply: Incoming, code: str, message: str) -> None:
-        site, code, message = str(reply.status.get("site", ""))[:64], code[:64], message[:2000]
-        self.ledger.record_refusal(round_, reply.node, site, code, message)
-        digest = digest_of(reply.payload).hex() if reply.payload else ""
-        facts = {"site": site, "code": code, "message": message, "digest": digest}
-        self._emit({"event": "refused", "round": round_, **facts})
+        if protocol is not None:
+            name = digest_of(payload).hex()
+            self.ledger.record_message(round_, node, site, "down", "state", len(payload), name, protocol)
 
     def _recovered(self, message: str) -> None:
         self._emit({"event": "recovered", "message": message})

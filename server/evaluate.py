@@ -27,10 +27,11 @@ class Quality:
 def pool(metrics: Iterable[Mapping[str, float]]) -> Quality | None:
     """Pooled quality: sums of sites over the sum of their rows; None if nobody reported.
 
-    A site that does not report all three numbers is left out.
+    A site that does not report all three numbers, or more that is right than there is, is left out.
     """
     needed = ("eval_correct", "eval_loss_sum")
     rows = [m for m in metrics if m.get("eval_examples", 0) > 0 and all(name in m for name in needed)]
+    rows = [m for m in rows if 0 <= m["eval_correct"] <= m["eval_examples"]]
     count = sum(m["eval_examples"] for m in rows)
     if not count:
         return None

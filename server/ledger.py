@@ -339,11 +339,17 @@ class Ledger:
         node_now = ", node='-1'" if is_other else ""
         self._db.execute(f"UPDATE site SET acked=NULL{node_now} WHERE run=? AND node=?", (self.run, str(node)))
 
-    def refused(self, node: int, since: int) -> list[str]:
-        """What was refused of a node from a round on, as a site is told it; at most three, the newest first."""
+    def refused(self, node: int, site: str) -> list[str]:
+        """What was refused of a node, or of its site, since it was asked last, as a site is told it.
+
+        At most three, the newest first.
+        """
+        who = (self.run, str(node), site)
+        whose = "run=? AND (node=? OR (site!='' AND site=?))"
+        (last,) = self._db.execute(f"SELECT COALESCE(MAX(round), 0) FROM task WHERE {whose}", who).fetchone()
         rows = self._db.execute(
-            "SELECT round, code, message FROM refusal WHERE run=? AND node=? AND round>=? ORDER BY id DESC LIMIT 3",
-            (self.run, str(node), since),
+            f"SELECT round, code, message FROM refusal WHERE {whose} AND round>=? ORDER BY id DESC LIMIT 3",
+            (*who, last),
         ).fetchall()
         return [f"{round_}: {code}: {message[:200]}" for round_, code, message in rows]
 

@@ -26,6 +26,14 @@ Pull = Callable[[list[str]], Iterable[Message]]
 
 
 @dataclass(frozen=True)
+class Lost:
+    """A pull that has failed: Flower may not have the replies to these messages any more."""
+
+    ids: tuple[str, ...]
+    error: Exception
+
+
+@dataclass(frozen=True)
 class _Flight:
     ids: tuple[str, ...]
     began: float
@@ -38,28 +46,29 @@ class Puller:
     Args:
         pull: asks for the replies to some messages, by their ids.
         clock: seconds, monotonic.
+
+    Attributes:
+        largest: bytes of a reply.
+        alone: messages whose replies are pulled each by itself, since one may take others with it.
     """
 
     pull: Pull
     clock: Callable[[], float] = time.monotonic
-    largest: int = 1  # bytes of a reply
+    largest: int = 1
+    alone: set[str] = field(default_factory=set)
     _flights: dict[int, _Flight] = field(default_factory=dict)
     _landed: SimpleQueue[tuple[int, list[Message] | Exception]] = field(default_factory=SimpleQueue)
     _asked: dict[str, float] = field(default_factory=dict)  # when a message was last asked for
     _number: int = 0
     _began: float = -math.inf
 
-    def receive(self, wanted: Set[str], timeout: float) -> list[Message]:
-        """What one pull has brought of what is wanted, or nothing if none did in time.
-
-        Raises:
-            Exception: whatever a pull of something wanted has raised.
-        """
+    def receive(self, wanted: Set[str], timeout: float) -> list[Message | Lost]:
+        """What one pull has brought or lost of what is wanted, or nothing if none did in time."""
         deadline = self.clock() + timeout
         while True:
             self._begin(wanted)
-            landed = self._next(wanted, max(0.0, min(POLL, deadline - self.clock())))
-            found = [reply for reply in landed if reply.metadata.reply_to_message_id in wanted]
+            landed = self._next(max(0.0, min(POLL, deadline - self.clock())))
+            found = [what for what in landed if not wanted.isdisjoint(_ids(what))]
             if found or self.clock() >= deadline:
                 return found
 
@@ -75,7 +84,7 @@ class Puller:
         few = min(math.ceil(len(self._asked) / PARTS), max(1, MOST // self.largest))
         if not idle:
             return
-        ids = idle[:few]
+        ids = idle[:1] if idle[0] in self.alone else [name for name in idle[:few] if name not in self.alone]
         self._asked.update(dict.fromkeys(ids, now))
         self._began, self._number = now, self._number + 1
         self._flights[self._number] = _Flight(tuple(ids), now)
@@ -85,18 +94,18 @@ class Puller:
         found: list[Message] | Exception
         try:
             found = list(self.pull(ids))
-        except Exception as error:  # is raised where replies are awaited
+        except Exception as error:  # is told where replies are awaited
             found = error
         self._landed.put((number, found))
 
-    def _next(self, wanted: Set[str], timeout: float) -> list[Message]:
+    def _next(self, timeout: float) -> list[Message | Lost]:
         try:
             number, found = self._landed.get(timeout=timeout)
         except Empty:
             return []
         flight = self._flights.pop(number)
-        if not isinstance(found, Exception):
-            return found
-        if wanted.isdisjoint(flight.ids):
-            return []  # of what was given up meanwhile
-        raise found
+        return [Lost(flight.ids, found)] if isinstance(found, Exception) else [*found]
+
+
+def _ids(what: Message | Lost) -> tuple[str, ...]:
+    return what.ids if isinstance(what, Lost) else (what.metadata.reply_to_message_id,)

@@ -12,18 +12,27 @@ from server.sampling import choose, weights_for
 
 
 class Roster:
-    """Refusals of nodes in a row, in memory: a coordinator that is started again gives everybody another chance."""
+    """Refusals of nodes in a row, and who still works on what was given up; in memory, so that a coordinator that is
+    started again gives everybody another chance.
+    """
 
     def __init__(self, config: RunConfig, emit: Callable[[dict[str, Any]], None]) -> None:
         self._config = config
         self._emit = emit
         self._strikes: dict[int, int] = {}
         self._held: dict[int, int] = {}  # the round from which a node is asked again
+        self._owed: dict[int, int] = {}  # replies that were not waited for
+        self._busy: dict[int, int] = {}  # the same, unless it answers before
 
     def choose(self, free: Sequence[int], answered: int, round_: int, sites: Sequence[SiteRow]) -> list[int]:
-        """Nodes to ask in a round, in which so many have answered; one that is held only where there is no other."""
+        """Nodes to ask in a round, in which so many have answered.
+
+        One that is held is asked only where there is no other, one that is busy only where the quorum needs it.
+        """
         config = self._config
         nodes = [n for n in free if self._held.get(n, 0) <= round_] or list(free)
+        idle = [n for n in nodes if self._busy.get(n, 0) <= round_]
+        nodes = idle if len(idle) >= max(config.quorum - answered, 1) else nodes
         count = math.ceil(config.sites_per_round * config.over_sampling)
         missing = max(count - answered, 1) if count else 0
         return choose(nodes, missing, config.seed, round_, weights_for(config.sampling, sites))
@@ -39,3 +48,17 @@ class Roster:
     def clear(self, node: int) -> None:
         """An update of it was admitted."""
         self._strikes.pop(node, None)
+
+    def miss(self, node: int, round_: int) -> None:
+        """It was not waited for. A SuperNode does one task after another, so that a new one would wait for the old:
+        it is asked again when it has answered, or is left out for 1, 2, 4, ... rounds.
+        """
+        self._owed[node] = self._owed.get(node, 0) + 1
+        self._busy[node] = round_ + 1 + 2 ** min(self._owed[node] - 1, 16)
+
+    def answered(self, node: int, *, late: bool = False) -> None:
+        """It has, and with that whatever it owed from before; or ``late``, one of what it owes."""
+        self._owed[node] = self._owed.get(node, 0) - 1 if late else 0
+        if self._owed[node] <= 0:
+            del self._owed[node]
+            self._busy.pop(node, None)

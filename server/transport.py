@@ -13,7 +13,7 @@ from fedcompress.config import TrainTask
 class Incoming:
     """One reply: the site's flat status and its payload; ``error`` if Flower lost the node.
 
-    ``protocol`` counts the bytes that Flower carried besides the payload.
+    ``protocol`` counts the bytes that Flower carried besides the payload; ``late`` is a reply that was given up.
     """
 
     node: int
@@ -21,6 +21,7 @@ class Incoming:
     payload: bytes
     error: str = ""
     protocol: int = 0
+    late: bool = False
 
 
 class Transport(Protocol):
@@ -30,8 +31,12 @@ class Transport(Protocol):
         """Ids of the connected nodes."""
         ...
 
-    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> int:
-        """Send a task with its downlink, and the signature of both; bytes that it takes besides the payload."""
+    def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> int | None:
+        """Send a task with its downlink, and the signature of both.
+
+        Returns:
+            Bytes that it takes besides the payload; None if it was not taken, which is then told as a reply.
+        """
         ...
 
     def receive(self, timeout: float) -> Iterable[Incoming]:
@@ -39,5 +44,5 @@ class Transport(Protocol):
         ...
 
     def forget(self, nodes: Iterable[int]) -> None:
-        """Drop what was sent to these and not answered."""
+        """Give up what was sent to these and not answered; what they still answer is ``late``, if it comes."""
         ...

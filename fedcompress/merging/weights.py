@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Protocol
 from fedcompress.errors import ConfigError
 from fedcompress.spec import parse_call
 
+LARGEST = 2.0**53  # weight
+
 
 class Weighting(Protocol):
     """A dataclass with a name; ``stale`` is the exponent of the discount."""
@@ -157,5 +159,7 @@ def site_weights(
         if not 0 <= age < math.inf:
             raise ConfigError(f"weighting.staleness[{number}]", age, "must be a finite number of at least 0")
         weight = 1 / value if policy.name == "inverse-loss" else float(value)
+        if weight > LARGEST:
+            raise ConfigError(f"weighting.{column}[{number}]", value, f"makes a weight of {weight:.3g}: at most 2^53")
         out.append(weight * (1 + age) ** -policy.stale)
     return out

@@ -98,6 +98,10 @@ def text_of(event: dict[str, Any], rounds: int, awaited: list[str]) -> str:
         case "awaiting":
             left = duration(event["left_seconds"])
             return f"{_round(event, rounds)}: awaited for {left} more: {', '.join(event['names'])}"
+        case "lingering":
+            lack = f"{event['updates']} of {event['needed']} updates that are needed, and nobody is awaited"
+            left = duration(event["left_seconds"])
+            return f"{_round(event, rounds)}: {lack}: waiting {left} for another site, or to ask again"
         case "held":
             return f"node {event['node']}: is not asked before round {event['until_round']}: refused too often"
         case "reply":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ class SlowTransport(MemoryTransport):
 
     def forget(self, nodes: Iterable[int]) -> None:
         gone = set(nodes)
-        self._due = [(at, reply) for at, reply in self._due if reply.node not in gone]
+        self._due = [(at, replace(reply, late=True) if reply.node in gone else reply) for at, reply in self._due]
 
 
 def initial_adapter(folder: Path) -> Adapter:

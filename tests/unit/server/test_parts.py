@@ -58,6 +58,7 @@ CASES = {
     "adapter": update(adapter_digest=b"b" * 32),
     "codec": update(codec="none"),
     "examples": update(examples=0),
+    "metrics": update(metrics={"eval_examples": 1e300}),
     "weight": update(metrics={"train_loss": 0.0}),
     "duplicate-site": update(site="south"),
     "no-site": update(site=""),
@@ -71,9 +72,27 @@ def test_every_reason_has_a_case() -> None:
 
 @pytest.mark.parametrize("code", CASES)
 def test_refused(code: str) -> None:
+    is_refused(CASES[code], code)
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("examples", {"examples": (1 << 64) - 1}),  # SQLite holds less than 2^63
+        ("examples", {"examples": (1 << 53) + 1}),
+        ("metrics", {"metrics": {"seconds": -1e300}}),
+        ("weight", {"metrics": {"train_loss": 5e-324}}),  # one over it is infinite
+        ("weight", {"metrics": {"train_loss": 1e-300}}),  # finite, and leaves nothing for the others
+    ],
+)
+def test_numbers_that_would_outweigh_or_overflow_are_refused(code: str, changes: dict[str, Any]) -> None:
+    is_refused(update(**changes), code)
+
+
+def is_refused(data: bytes, code: str) -> None:
     expected = replace(EXPECTED, weighting=InverseLoss()) if code == "weight" else EXPECTED
     with pytest.raises(AdmissionError) as caught:
-        admit(CASES[code], expected, Kind.UPDATE, {"south"})
+        admit(data, expected, Kind.UPDATE, {"south"})
     assert caught.value.code == code
 
 

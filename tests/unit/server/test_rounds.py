@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.durable.blobs import BlobStore
-from fedcompress.errors import ConfigError, StateError, TrainingError
+from fedcompress.errors import ConfigError, MismatchError, StateError, TrainingError
 from fedcompress.pipeline import decode_update
 from fedcompress.types import Tensors, add, subtract, zeros
 from server.ledger import Ledger, SiteRow
@@ -20,7 +20,7 @@ from server.norms import bound_of
 from server.sampling import choose, weights_for
 from tests.support import lora_layout, normal
 from tests.unit.clients.site_support import FakeSite
-from tests.unit.server.memory import Killed, SlowTransport, World
+from tests.unit.server.memory import Killed, MemoryTransport, SlowTransport, World
 
 NAMES = ("east", "north", "south", "west")
 
@@ -38,10 +38,11 @@ def test_the_first_of_more_than_are_needed(tmp_path: Path) -> None:
     world = World(tmp_path, NAMES)
     transport = SlowTransport(world.sites, lambda site, round_: 100.0 if site == "west" else 1.0)
     world.over(transport, sites_per_round=3, over_sampling=1.34, min_sites=4)
-    assert [(e["asked"], e["merged"]) for e in rounds(world)] == [(4, 3)] * 4
+    # it is not asked while it may still work on what was not waited for
+    assert [(e["asked"], e["merged"]) for e in rounds(world)] == [(4, 3), (3, 3), (4, 3), (3, 3)]
     assert sum(e["seconds"] for e in rounds(world)) < 10, "the slowest site was waited for"
     outcomes = dict(table(world, "SELECT outcome, COUNT(*) FROM task GROUP BY outcome"))
-    assert outcomes["surplus"] == 4
+    assert outcomes["surplus"] == 2
     assert not table(world, "SELECT * FROM task WHERE outcome='open'")
 
 
@@ -136,6 +137,112 @@ def test_no_quorum_is_waited_for_and_then_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="1 updates admitted: the quorum is 2"):
         other.over(never, quorum=2, round_timeout=10.0, rounds=1, patience=1)
     assert never.now == pytest.approx(20, abs=2)
+
+
+class Joining(MemoryTransport):
+    """Nodes are there from a time on."""
+
+    def __init__(self, world: World, since: dict[int, float]) -> None:
+        super().__init__(world.sites)
+        self._since = since
+
+    def nodes(self) -> list[int]:
+        return [node for node in self.sites if self._since.get(node, 0.0) <= self.now]
+
+
+def test_a_quorum_waits_for_a_site_that_joins(tmp_path: Path) -> None:
+    """Whoever is there has answered, and nobody is awaited: that is no reason to give up before the deadlines."""
+    world = World(tmp_path)
+    north, south, west = world.sites
+    transport = Joining(world, {south: 250.0, west: 1e9})
+    world.over(transport, quorum=2, round_timeout=100.0, patience=3, rounds=1, min_sites=1)
+    assert [(e["asked"], e["merged"]) for e in rounds(world)] == [(2, 2)]
+    assert 250 <= transport.now < 260
+    assert world.sites[north].trained == 1
+    assert {e["needed"] for e in world.events if e["event"] == "lingering"} == {2}
+    alone = World(tmp_path / "alone")
+    never = Joining(alone, {south: 1e9, west: 1e9})
+    with pytest.raises(TrainingError, match="1 updates admitted: the quorum is 2"):
+        alone.over(never, quorum=2, round_timeout=100.0, patience=2, rounds=1, min_sites=1)
+    assert never.now == pytest.approx(300, abs=3)
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
+    """South and west fail so many times each; who has failed."""
+    failed: list[str] = []
+    answer = FakeSite.answer
+
+    def full(site: FakeSite, task, bundle, signature=""):
+        if site.name != "north" and failed.count(site.name) < times:
+            failed.append(site.name)
+            raise MismatchError("no-space", "no room")
+        return answer(site, task, bundle, signature)
+
+    monkeypatch.setattr(FakeSite, "answer", full)
+    return failed
+
+
+def test_sites_that_fail_are_asked_again_for_a_quorum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, failed = World(tmp_path), failing(monkeypatch, 2)
+    transport = world.over(MemoryTransport(world.sites), quorum=3, rounds=2)
+    assert [e["merged"] for e in rounds(world)] == [3, 3]
+    assert sorted(failed) == ["south", "south", "west", "west"]
+    assert 25 < transport.now < 40, "pauses of 10 and 20 s"
+    assert [s.trained for s in world.sites.values()] == [2, 2, 2]
+
+
+def test_sites_that_go_on_failing_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough are there, and they fail: that is told after a minute, not after four deadlines."""
+    world, failed = World(tmp_path), failing(monkeypatch, 10**6)
+    transport = MemoryTransport(world.sites)
+    with pytest.raises(TrainingError, match="1 updates admitted: the quorum is 2"):
+        world.over(transport, quorum=2, round_timeout=3600.0)
+    assert transport.now < 80
+    assert len(failed) == 2 * 4
+
+
+def test_a_reply_that_comes_while_nodes_are_missing_is_taken(tmp_path: Path) -> None:
+    """South's late update comes while the coordinator waits for ``min_sites``; it is merged, and not lost."""
+    world = World(tmp_path)
+    slow = SlowTransport(world.sites, lambda site, round_: 15.0 if (site, round_) == ("south", 1) else 6.0)
+    everybody = list(world.sites)
+    slow.nodes = lambda: everybody[:1] if 10 < slow.now < 17 else everybody  # type: ignore[method-assign]
+    world.over(slow, late="merge", round_timeout=10.0, rounds=2, min_sites=2, quorum=2)
+    assert (2, "south", 0) in table(world, "SELECT round, site, trained_version FROM merged")
+    assert not [e for e in world.events if e["event"] == "refused"]
+    assert not table(world, "SELECT * FROM task WHERE outcome='open'")
+
+
+def test_what_is_sent_too_late_is_counted(tmp_path: Path) -> None:
+    """It is not merged and not refused twice; its bytes did cross."""
+    world = World(tmp_path)
+    slow = SlowTransport(world.sites, lambda site, round_: 15.0 if (site, round_) == ("south", 1) else 6.0)
+    world.over(slow, round_timeout=10.0, rounds=4)
+    ((payload,),) = table(world, "SELECT payload FROM message WHERE site='south' AND kind='late'")
+    assert payload > 0
+    assert [e["code"] for e in world.events if e["event"] == "refused"] == ["deadline"]
+    assert [e["merged"] for e in rounds(world)] == [2, 2, 3, 3]
+
+
+def test_a_straggler_does_not_work_through_given_up_rounds(tmp_path: Path) -> None:
+    """Five times slower than the deadline: what waits for it does not grow from round to round."""
+    world = World(tmp_path, NAMES)
+    slow = SlowTransport(world.sites, lambda site, round_: 50.0 if site == "west" else 10.0)
+    behind: list[float] = []
+    west = next(node for node, site in world.sites.items() if site.name == "west")
+    send = slow.send
+
+    def noted(node, task, payload, signature=""):
+        if node == west and task.steps:
+            behind.append(max(0.0, slow._free.get(node, 0.0) - slow.now))
+        return send(node, task, payload, signature)
+
+    slow.send = noted  # type: ignore[method-assign]
+    world.over(slow, quorum=3, round_timeout=11.0, rounds=24)
+    assert max(behind) < 100, "it was asked while two tasks waited"
+    assert max(behind[len(behind) // 2 :]) <= max(behind[: len(behind) // 2])
+    assert len(behind) < 24 / 2
+    nothing_is_lost(world, world.sites[west])
 
 
 def test_who_is_awaited_is_said(tmp_path: Path) -> None:
@@ -251,9 +358,9 @@ def test_a_site_that_misses_the_round_that_is_done_again(tmp_path: Path, until: 
     with pytest.raises(Killed):
         world.run(killed)
     flip(world, "residual", 3)
-    world.run(lambda what, node, number: (what, node, number) != (lost, west, 3), quorum=2, round_timeout=9.0, rounds=5)
+    world.run(lambda what, node, number: (what, node, number) != (lost, west, 3), quorum=2, round_timeout=9.0, rounds=6)
     merged = [round_ for (round_,) in table(world, "SELECT round FROM merged WHERE site='west' ORDER BY round")]
-    assert merged == [1, 2, 4, 5]
+    assert merged == [1, 2, 5, 6]
     for site in world.sites.values():
         nothing_is_lost(world, site)
 

@@ -27,6 +27,8 @@ def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
 class FakeGrid:
     """Takes messages, or not; answers what it is told to."""
 
+    is_there = True
+
     def __init__(self) -> None:
         self.ids: list[list[str]] = []
         self.pushed: list[Message] = []
@@ -36,6 +38,11 @@ class FakeGrid:
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         self.pushed += messages
         return self.ids.pop(0)
+
+    def get_node_ids(self) -> list[int]:
+        if not self.is_there:
+            raise ConnectionError("no SuperLink")
+        return []
 
     def pull_messages(self, ids: Iterable[str]) -> list[Message]:
         self.asked.append(list(ids))
@@ -171,8 +178,8 @@ def test_a_slow_upload_holds_up_nobody() -> None:
     assert taken(transport, 2) == {1: b"m1", 3: b"m3"}
 
 
-def test_what_comes_after_it_was_given_up_is_dropped() -> None:
-    """The node may have been asked again: it would be taken for the answer to that."""
+def test_what_comes_after_it_was_given_up_is_late() -> None:
+    """The node may have been asked again: it must not be taken for the answer to that."""
     grid = SlowGrid("m1")
     transport = sent_to(grid, 2)
     assert taken(transport, 1) == {2: b"m2"}
@@ -180,9 +187,12 @@ def test_what_comes_after_it_was_given_up_is_dropped() -> None:
     grid.ids = [["m3"]]
     send(transport, 1)
     grid.pushed[-1].metadata.__dict__["_message_id"] = "m3"
+    (reply,) = transport.receive(10)
+    assert (reply.node, reply.payload, reply.late) == (1, b"m3", False)
     grid.uploads["m1"].set()
-    assert taken(transport, 1) == {1: b"m3"}
-    assert list(transport.receive(0.2)) == []
+    (reply,) = transport.receive(10)
+    assert (reply.node, reply.payload, reply.late) == (1, b"m1", True)
+    assert not transport._late
 
 
 def test_more_uploads_than_are_pulled_at_once() -> None:
@@ -204,12 +214,45 @@ def test_large_replies_are_pulled_one_by_one() -> None:
     assert {len(ids) for ids in grid.asked} <= {1, 2, 3}
 
 
-def test_what_flower_raises_is_raised() -> None:
+def test_what_is_raised_since_the_superlink_is_gone_is_raised() -> None:
     grid = SlowGrid()
     transport = sent_to(grid, 1)
-    grid.done = {"m1"}
-    with pytest.raises(AssertionError, match="handed over"):
+    grid.done, grid.is_there = {"m1"}, False
+    with pytest.raises(ConnectionError, match="no SuperLink"):
         transport.receive(10)
+
+
+class HostileGrid(SlowGrid):
+    """The reply to node 3 cannot be read; Flower hands over, and forgets, all that is pulled together with it."""
+
+    def pull_messages(self, ids: Iterable[str]) -> list[Message]:
+        wanted = list(ids)
+        found = super().pull_messages(wanted)
+        by_id = {str(m.metadata.message_id): m.metadata.dst_node_id for m in self.pushed}
+        if any(by_id[name] == 3 for name in wanted):
+            raise ValueError("an array that is none")
+        return found
+
+
+def test_a_reply_that_cannot_be_read_is_its_own_loss() -> None:
+    """What went down with it is told to be asked again, and is then pulled apart from it."""
+    grid = HostileGrid()
+    transport = sent_to(grid, 8)
+    found = []
+    while len(found) < 8:
+        found += transport.receive(10)
+    lost = {reply.node for reply in found if reply.status.get("code") == "unreadable"}
+    assert 3 in lost
+    assert len(lost) < 8
+    for number, node in enumerate(sorted(lost)):
+        grid.ids = [[f"n{number}"]]
+        send(transport, node)
+        grid.pushed[-1].metadata.__dict__["_message_id"] = f"n{number}"
+    found = []
+    while len(found) < len(lost):
+        found += transport.receive(10)
+    assert {reply.node for reply in found if reply.status.get("code") == "unreadable"} == {3}
+    assert not transport._puller.alone
 
 
 def test_what_is_raised_for_what_was_given_up_is_nobodys_loss() -> None:
@@ -219,5 +262,6 @@ def test_what_is_raised_for_what_was_given_up_is_nobodys_loss() -> None:
     transport.forget([1])
     grid.pushed.clear()  # the pull will fail
     grid.uploads["m1"].set()
-    assert list(transport.receive(0.5)) == []
+    (reply,) = transport.receive(10)
+    assert (reply.node, reply.late, reply.payload) == (1, True, b"")
     assert not transport._puller._flights
