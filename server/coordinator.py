@@ -197,7 +197,7 @@ class Coordinator:
         Returns:
             Updates, and whether more sites than a quorum were asked again and again and have failed.
         """
-        config, until, times = self._config, float("inf"), 0
+        config, until = self._config, float("inf")
         while True:
             chosen = self._choose(round_, [a.node for a in admitted])
             self._ask(chosen, round_, steps=config.steps)
@@ -208,10 +208,10 @@ class Coordinator:
             if len(admitted) >= config.quorum or self._clock() >= until:
                 return admitted, False
             nodes = set(self._transport.nodes())
-            times = times + 1 if chosen else times
-            if times >= TIMES and len(nodes) >= config.quorum and nodes <= asked:
+            failures = [self._roster.failures(node, round_) for node in nodes - {a.node for a in admitted}]
+            if failures and min(failures) >= TIMES and len(nodes) >= config.quorum:
                 return admitted, True
-            pause = AGAIN * 2 ** min(times, 6) if chosen else float("inf")
+            pause = AGAIN * 2 ** min(min(failures), 6) if failures else float("inf")
             self._linger(round_, len(admitted), nodes, min(until, self._clock() + pause))
 
     def _linger(self, round_: int, merged: int, nodes: set[int], until: float) -> None:

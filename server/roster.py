@@ -20,6 +20,7 @@ class Roster:
         self._config = config
         self._emit = emit
         self._strikes: dict[int, int] = {}
+        self._failed: dict[int, tuple[int, int]] = {}  # round, and times that a node failed or was refused in it
         self._held: dict[int, int] = {}  # the round from which a node is asked again
         self._owed: dict[int, int] = {}  # replies that were not waited for
         self._busy: dict[int, int] = {}  # the same, unless it answers before
@@ -40,10 +41,16 @@ class Roster:
     def strike(self, node: int, round_: int) -> None:
         """One more refusal in a row; a node with too many is left out for 1, 2, 4, ... rounds."""
         self._strikes[node] = self._strikes.get(node, 0) + 1
+        self._failed[node] = (round_, self.failures(node, round_) + 1)
         over = self._strikes[node] - self._config.max_refusals
         if self._config.max_refusals and over >= 0:
             self._held[node] = round_ + 1 + 2 ** min(over, 16)
             self._emit({"event": "held", "node": str(node), "until_round": self._held[node]})
+
+    def failures(self, node: int, round_: int) -> int:
+        """Times that it failed or was refused in a round."""
+        last, times = self._failed.get(node, (0, 0))
+        return times if last == round_ else 0
 
     def clear(self, node: int) -> None:
         """An update of it was admitted."""
