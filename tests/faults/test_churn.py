@@ -59,7 +59,7 @@ def check_books(state: Path, closed: list[dict[str, Any]], transport: ChurningSi
     assert table(state, "SELECT COUNT(*) FROM refusal WHERE code NOT IN ('deadline', 'stale')") == [(0,)]
     carried = dict(table(state, "SELECT direction, SUM(payload) FROM message GROUP BY direction"))
     assert carried == {"up": transport.delivered, "down": transport.carried["down"]}
-    (answers,) = table(state, "SELECT COUNT(*) FROM message WHERE direction='up'")[0]
+    (answers,) = table(state, "SELECT COUNT(*) FROM message WHERE direction='up' AND kind!='late'")[0]
     assert answers == outcomes["admitted"]
     ((merged, once),) = table(state, "SELECT COUNT(*), COUNT(DISTINCT digest) FROM merged")
     last = f"round={closed[-1]['round'] + 1}"
