@@ -142,6 +142,7 @@ def test_a_session_in_parts_loses_nothing(tmp_path: Path) -> None:
     held = session.receive("r", LAYOUT, start, is_stream=True)
     assert held.is_stream
     assert isinstance(held.residual, Zeros)
+    known: list[str] = []
     for round_ in (1, 2, 3):
         delta, head = normal(10 + round_), header(round=round_, base_digest=held.digest)
         total = add(total, delta)
@@ -164,7 +165,7 @@ def test_a_session_in_parts_loses_nothing(tmp_path: Path) -> None:
         is_merged = round_ != 2
         if is_merged:
             merged = add(merged, decode_update(payload, LAYOUT)[1])
-        known = [payload[-32:].hex()] if is_merged else []
+        known = [payload[-32:].hex()] if is_merged else known  # what was merged last
         assert session.settle("r", round_ + 1, round_bases, known) == (0 if is_merged else 1)
     last = session.held("r")
     assert last is not None
