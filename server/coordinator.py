@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -251,7 +251,9 @@ class Coordinator:
     def _collect(self, round_: int, admitted: list[Admitted], until: float, *, steps: int) -> None:
         """Take replies until enough updates are there, nobody is awaited, or the time is over."""
         enough = self._config.buffer or self._config.sites_per_round
-        said = self._clock()
+        said, early, self._early = self._clock(), self._early, []
+        for reply in early:
+            self._take(round_, reply, admitted, steps)
         while (left := until - self._clock()) > 0:
             awaited = [a for a in self._open.values() if a.round == round_ or self._config.buffer]
             if not awaited or (steps and 0 < enough <= len(admitted)):
@@ -260,14 +262,9 @@ class Coordinator:
                 said = self._clock()
                 names = [a.site or str(a.node) for a in awaited]
                 self._emit({"event": "awaiting", "round": round_, "names": names, "left_seconds": round(left)})
-            for reply in self._replies(min(left, 1.0)):
+            for reply in self._transport.receive(min(left, 1.0)):
                 reach("server.reply")
                 self._take(round_, reply, admitted, steps)
-
-    def _replies(self, timeout: float) -> Iterator[Incoming]:
-        early, self._early = self._early, []
-        yield from early
-        yield from self._transport.receive(0.0 if early else timeout)
 
     def _age(self, asked: Asked) -> int:
         return self._published.version - asked.version

@@ -224,6 +224,19 @@ def test_what_is_sent_too_late_is_counted(tmp_path: Path) -> None:
     assert [e["merged"] for e in rounds(world)] == [2, 2, 3, 3]
 
 
+def test_a_late_reply_while_nobody_is_awaited(tmp_path: Path) -> None:
+    """It comes while a quorum is waited for: it is counted once, and its site is asked again."""
+    world = World(tmp_path)
+    everybody = list(world.sites)
+    slow = SlowTransport(world.sites, lambda site, round_: 15.0 if (site, round_) == ("south", 1) else 3.0)
+    # in round 2 the first is there alone, until south's late reply has come
+    slow.nodes = lambda: everybody[:1] if 10 <= slow.now < 18 else everybody  # type: ignore[method-assign]
+    world.over(slow, round_timeout=10.0, rounds=2, quorum=2, min_sites=1)
+    assert [e["merged"] for e in rounds(world)] == [2, 3]
+    assert table(world, "SELECT site FROM message WHERE kind='late'") == [("south",)]
+    assert len([e for e in world.events if e["event"] == "lingering"]) <= 3
+
+
 def test_a_straggler_does_not_work_through_given_up_rounds(tmp_path: Path) -> None:
     """Five times slower than the deadline: what waits for it does not grow from round to round."""
     world = World(tmp_path, NAMES)
