@@ -108,7 +108,9 @@ class GridTransport:
     def forget(self, nodes: Iterable[int]) -> None:
         """Give up open messages to some nodes."""
         gone = set(nodes)
-        self._late |= {message: node for message, node in self._open.items() if node in gone}
+        late = {message: node for message, node in self._open.items() if node in gone}
+        self._late |= late
+        self._puller.alone |= late.keys()  # nobody who is awaited is to wait for these
         self._open = {message: node for message, node in self._open.items() if node not in gone}
         self._unsent = [reply for reply in self._unsent if reply.node not in gone]
 

@@ -76,6 +76,7 @@ class Coordinator:
         shutil.rmtree(self._updates, ignore_errors=True)
         self._open: dict[int, Asked] = {}  # who is awaited, by node
         self._early: list[Incoming] = []  # replies that came while nobody looked
+        self._deadline = float("inf")  # of those that are asked now, on the clock
         self._roster = Roster(config, emit)
         about = (config, self.layout, self._adapter_config, self.ledger, self._roster, emit)
         self._reception = Reception(*about, self._updates)
@@ -174,6 +175,7 @@ class Coordinator:
             TrainingError: there is no quorum after ``patience`` more deadlines, or enough sites are there and all fail.
         """
         config, admitted, asked = self._config, list[Admitted](), set[int]()
+        self._wait_for_nodes()
         for attempt in range(config.patience + 1):
             admitted, is_over = self._attempt(round_, admitted, asked)
             if len(admitted) >= config.quorum:
@@ -184,8 +186,7 @@ class Coordinator:
             self.ledger.extend_tasks(config.round_timeout)
             self._emit({"event": "warning", "message": f"{text}: waiting on, and asking who is free"})
         if config.late == "return":
-            over = [a for a in self._open.values() if self._clock() - a.at >= config.round_timeout]
-            self._abandon(lambda a: True, "deadline" if over else "surplus")
+            self._abandon(lambda a: True, "deadline" if self._clock() >= self._deadline else "surplus")
         by_site = sorted(admitted, key=lambda a: a.site)  # float sums must not depend on arrival
         fresh = [a for a in by_site if a.version == self._published.version]
         self._emit_quality(pool(a.envelope.header.metrics for a in fresh))
@@ -197,22 +198,23 @@ class Coordinator:
         Returns:
             Updates, and whether more sites than a quorum were asked again and again and have failed.
         """
-        config, until = self._config, float("inf")
+        config, self._deadline = self._config, float("inf")
         while True:
             chosen = self._choose(round_, [a.node for a in admitted])
             self._ask(chosen, round_, steps=config.steps)
             asked.update(chosen)
-            until = min(until, self._clock() + config.round_timeout)
-            self._collect(round_, admitted, until, steps=config.steps)
+            self._deadline = min(self._deadline, self._clock() + config.round_timeout)
+            self._collect(round_, admitted, steps=config.steps)
             admitted = self._bounded(round_, admitted)
-            if len(admitted) >= config.quorum or self._clock() >= until:
+            if len(admitted) >= config.quorum or self._clock() >= self._deadline:
                 return admitted, False
-            nodes = set(self._transport.nodes())
-            failures = [self._roster.failures(node, round_) for node in nodes - {a.node for a in admitted}]
-            if failures and min(failures) >= TIMES and len(nodes) >= config.quorum:
+            nodes, done = set(self._transport.nodes()), {a.node for a in admitted}
+            failures = [self._roster.failures(node, round_) for node in nodes - done]
+            if failures and min(failures) >= TIMES and len(nodes) >= config.quorum and not self._open:
                 return admitted, True
-            pause = AGAIN * 2 ** min(min(failures), 6) if failures else float("inf")
-            self._linger(round_, len(admitted), nodes, min(until, self._clock() + pause))
+            times = min((self._roster.failures(node, round_) for node in {*chosen} - done), default=None)
+            pause = float("inf") if times is None else AGAIN * 2 ** min(times, 6)
+            self._linger(round_, len(admitted), nodes, min(self._deadline, self._clock() + pause))
 
     def _linger(self, round_: int, merged: int, nodes: set[int], until: float) -> None:
         """Nobody is awaited, without a quorum: wait for another site, or until those that failed are asked again."""
@@ -226,14 +228,15 @@ class Coordinator:
         self._abandon(lambda asked: True, "finished")
         self._ask(self._wait_for_nodes(), round_, steps=0)
         reports: list[Admitted] = []
-        self._collect(round_, reports, self._clock() + self._config.round_timeout, steps=0)
+        self._deadline = self._clock() + self._config.round_timeout
+        self._collect(round_, reports, steps=0)
         self._abandon(lambda asked: True, "deadline")
         by_site = sorted(reports, key=lambda a: a.site)
         self._emit_quality(pool(a.envelope.header.metrics for a in by_site))
 
     def _choose(self, round_: int, answered: Sequence[int]) -> list[int]:
         """Nodes to ask, of those that are not awaited and have not answered."""
-        free = [n for n in self._wait_for_nodes() if n not in self._open and n not in answered]
+        free = [n for n in self._transport.nodes() if n not in self._open and n not in answered]
         return self._roster.choose(free, len(answered), round_, self.ledger.sites())
 
     def _ask(self, nodes: Sequence[int], round_: int, *, steps: int) -> None:
@@ -245,16 +248,20 @@ class Coordinator:
             self._send(node, round_, steps)
             reach("server.asked")
         names = [self._open[node].site or str(node) for node in nodes]
-        limit = self._config.round_timeout
-        self._emit({"event": "asked", "round": round_, "sites": len(nodes), "names": names, "until_seconds": limit})
+        facts = {"sites": len(nodes), "names": names, "until_seconds": self._left()}
+        self._emit({"event": "asked", "round": round_, **facts})
 
-    def _collect(self, round_: int, admitted: list[Admitted], until: float, *, steps: int) -> None:
+    def _left(self) -> float:
+        """Seconds for which who is asked now is awaited."""
+        return min(self._config.round_timeout, self._deadline - self._clock())
+
+    def _collect(self, round_: int, admitted: list[Admitted], *, steps: int) -> None:
         """Take replies until enough updates are there, nobody is awaited, or the time is over."""
         enough = self._config.buffer or self._config.sites_per_round
         said, early, self._early = self._clock(), self._early, []
         for reply in early:
             self._take(round_, reply, admitted, steps)
-        while (left := until - self._clock()) > 0:
+        while (left := self._deadline - self._clock()) > 0:
             awaited = [a for a in self._open.values() if a.round == round_ or self._config.buffer]
             if not awaited or (steps and 0 < enough <= len(admitted)):
                 break
@@ -293,6 +300,8 @@ class Coordinator:
             take.refuse(round_, reply, "unasked", "a reply that nobody awaits")
             return
         self._roster.answered(reply.node)
+        if reply.error and reply.node in self._transport.nodes():  # it was not the connection that was lost
+            self._roster.fail(reply.node, round_)
         code = str(reply.status.get("code", ""))
         if code in RESYNC and not asked.resent and not reply.error:
             take.count(asked.round, reply, "failure")
@@ -361,7 +370,7 @@ class Coordinator:
         if constants or (known is None and self._constants_are_needed):
             constant = encode_constants(self._constants, self._template.constants, run=config.run)
             payload = self._downlinks.signed(constant) + payload
-        number = self.ledger.open_task(round_, version, node, site, config.round_timeout)
+        number = self.ledger.open_task(round_, version, node, site, self._left())
         digest, at = self._published.digest, self._clock()
         self._open[node] = Asked(node, site, round_, version, digest, number, at, len(payload))
         protocol = self._transport.send(node, task, payload, signature_of(self._key, task, payload))

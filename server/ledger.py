@@ -26,6 +26,8 @@ from server.schema import SCHEMA, upgrade
 from server.versions import replay
 from server.wire import record_report, report_of
 
+OWN = ("deadline", "stale", "norm")  # reasons of refusals whose site the coordinator knows; others' sites are claims
+
 
 @dataclass(frozen=True)
 class Published:
@@ -344,14 +346,19 @@ class Ledger:
 
         At most three, the newest first.
         """
-        who = (self.run, str(node), site)
-        whose = "run=? AND (node=? OR (site!='' AND site=?))"
-        (last,) = self._db.execute(f"SELECT COALESCE(MAX(round), 0) FROM task WHERE {whose}", who).fetchone()
-        rows = self._db.execute(
-            f"SELECT round, code, message FROM refusal WHERE {whose} AND round>=? ORDER BY id DESC LIMIT 3",
-            (*who, last),
-        ).fetchall()
-        return [f"{round_}: {code}: {message[:200]}" for round_, code, message in rows]
+        keys = [("node", str(node), ""), ("site", site, f" AND code IN ({', '.join(map(repr, OWN))})")][
+            : 1 + bool(site)
+        ]
+        tasks = "SELECT COALESCE(MAX(round), 0) FROM task WHERE run=? AND"
+        last = max(self._db.execute(f"{tasks} {key}=?", (self.run, value)).fetchone()[0] for key, value, _ in keys)
+        found: dict[int, str] = {}
+        for key, value, rest in keys:
+            query = f"SELECT id, round, code, message FROM refusal WHERE run=? AND {key}=? AND round>=?{rest}"
+            for number, round_, code, message in self._db.execute(
+                f"{query} ORDER BY id DESC LIMIT 3", (self.run, value, last)
+            ):
+                found[number] = f"{round_}: {code}: {message[:200]}"
+        return [found[number] for number in sorted(found, reverse=True)[:3]]
 
     def sites(self) -> list[SiteRow]:
         """All sites seen in this run, by name."""

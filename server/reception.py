@@ -82,7 +82,8 @@ class Reception:
         try:
             envelope, norm = admit(reply.payload, self._expected(asked), kind, seen, site_of(reply), self._keep)
         except AdmissionError as error:
-            self._roster.strike(reply.node, asked.round)
+            if error.code != "duplicate-site":  # it may be the same site, behind a new node
+                self._roster.strike(reply.node, asked.round)
             self.refuse(asked.round, reply, error.code, str(error))
             return None
         header = envelope.header

@@ -20,6 +20,7 @@ class Roster:
         self._config = config
         self._emit = emit
         self._strikes: dict[int, int] = {}
+        self._struck: dict[int, int] = {}  # the round of the last strike
         self._failed: dict[int, tuple[int, int]] = {}  # round, and times that a node failed or was refused in it
         self._held: dict[int, int] = {}  # the round from which a node is asked again
         self._owed: dict[int, int] = {}  # replies that were not waited for
@@ -28,24 +29,31 @@ class Roster:
     def choose(self, free: Sequence[int], answered: int, round_: int, sites: Sequence[SiteRow]) -> list[int]:
         """Nodes to ask in a round, in which so many have answered.
 
-        One that is held is asked only where there is no other, one that is busy only where the quorum needs it.
+        One that is held or busy, or has failed in this round, is asked only where the others are too few for a quorum.
         """
         config = self._config
-        nodes = [n for n in free if self._held.get(n, 0) <= round_] or list(free)
-        idle = [n for n in nodes if self._busy.get(n, 0) <= round_]
-        nodes = idle if len(idle) >= max(config.quorum - answered, 1) else nodes
+        ready = [n for n in free if max(self._held.get(n, 0), self._busy.get(n, 0)) <= round_]
+        ready = [n for n in ready if not self.failures(n, round_)]
+        nodes = ready if len(ready) >= max(config.quorum - answered, 1) else list(free)
         count = math.ceil(config.sites_per_round * config.over_sampling)
         missing = max(count - answered, 1) if count else 0
         return choose(nodes, missing, config.seed, round_, weights_for(config.sampling, sites))
 
     def strike(self, node: int, round_: int) -> None:
-        """One more refusal in a row; a node with too many is left out for 1, 2, 4, ... rounds."""
+        """Refused, or failed, in one more round in a row; a node with too many is left out for 1, 2, 4, ... rounds."""
+        self.fail(node, round_)
+        if self._struck.get(node) == round_:
+            return
+        self._struck[node] = round_
         self._strikes[node] = self._strikes.get(node, 0) + 1
-        self._failed[node] = (round_, self.failures(node, round_) + 1)
         over = self._strikes[node] - self._config.max_refusals
         if self._config.max_refusals and over >= 0:
             self._held[node] = round_ + 1 + 2 ** min(over, 16)
             self._emit({"event": "held", "node": str(node), "until_round": self._held[node]})
+
+    def fail(self, node: int, round_: int) -> None:
+        """Once more in a round."""
+        self._failed[node] = (round_, self.failures(node, round_) + 1)
 
     def failures(self, node: int, round_: int) -> int:
         """Times that it failed or was refused in a round."""
@@ -55,6 +63,7 @@ class Roster:
     def clear(self, node: int) -> None:
         """An update of it was admitted."""
         self._strikes.pop(node, None)
+        self._held.pop(node, None)
 
     def miss(self, node: int, round_: int) -> None:
         """It was not waited for. A SuperNode does one task after another, so that a new one would wait for the old:

@@ -44,6 +44,9 @@ CREATE INDEX IF NOT EXISTS message_node ON message (node, direction);
 CREATE INDEX IF NOT EXISTS wire_round ON wire (run, round);
 CREATE INDEX IF NOT EXISTS wire_site ON wire (site);
 CREATE INDEX IF NOT EXISTS refusal_node ON refusal (run, node);
+CREATE INDEX IF NOT EXISTS refusal_site ON refusal (run, site);
+CREATE INDEX IF NOT EXISTS task_node ON task (run, node, round);
+CREATE INDEX IF NOT EXISTS task_site ON task (run, site, round);
 CREATE INDEX IF NOT EXISTS task_open ON task (run) WHERE outcome='open';
 """
 # Columns that a ledger from before them lacks: (table, column, declaration).

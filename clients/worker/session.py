@@ -8,14 +8,14 @@ killed after, the reply is answered from the outbox.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from clients.worker import setback
-from fedcompress.codecs import Feedback, pack_residual, unpack_residual
+from fedcompress.codecs import pack_residual, unpack_residual
 from fedcompress.durable.blobs import BlobStore, BlobWriter
 from fedcompress.durable.database import open_database, transaction
 from fedcompress.errors import MismatchError, StateError
@@ -24,7 +24,7 @@ from fedcompress.parts import values_of
 from fedcompress.parts.stored import MAGIC, chunks, digest_of, opened
 from fedcompress.parts.streaming import stream_changes, stream_state
 from fedcompress.pipeline import check_layout, decode_constants, decode_state, decode_update
-from fedcompress.types import Array, Layout, Tensors, add, from_bytes, state_digest, to_bytes, zeros
+from fedcompress.types import Array, Layout, Tensors, add, from_bytes, state_digest, subtract, to_bytes, zeros
 from fedcompress.wire import Kind, Limits, split_bundle, unpack
 from fedcompress.wire import digest_of as envelope_digest
 
@@ -39,6 +39,7 @@ CREATE TABLE IF NOT EXISTS outbox (
   PRIMARY KEY (run, round));
 CREATE TABLE IF NOT EXISTS constant (run TEXT PRIMARY KEY, digest TEXT NOT NULL, blob TEXT NOT NULL);
 """
+Change = Callable[[Mapping[str, Array], Mapping[str, Array]], Tensors]
 STREAM = "stream:"  # before the names of blobs whose tensors are read part by part
 MAX_CONSTANTS = 1 << 34  # bytes
 
@@ -213,8 +214,9 @@ class Session:
         """Close the outbox but for a reply to this very request; unmerged updates return to the residual.
 
         A coordinator that was set back asks again for rounds that it had merged: replies to them and to later ones, or
-        after the one that it says it merged last, are open again. If this site was set back itself, what it holds may
-        have been merged or sent on since: residual and open replies are lost.
+        after the one that it says it merged last, are open again. What was given back and merged all the same, as it
+        came before this site was heard under a new node id, is taken out of the residual again. If this site was set
+        back itself, what it holds may have been merged or sent on since: residual and open replies are lost.
 
         Args:
             run: run name.
@@ -233,30 +235,26 @@ class Session:
         setback.reopen(self._db, run, merged)
         self._db.execute("UPDATE outbox SET status='open' WHERE run=? AND status='merged' AND round>=?", (run, round_))
         rows = self._db.execute(
-            "SELECT round, digest, blob FROM outbox WHERE run=? AND status='open' AND round<=?"
-            " AND NOT (round=? AND base_digest=?) ORDER BY round",
+            "SELECT round, digest, blob, status FROM outbox WHERE run=? AND round<=?"
+            " AND (status='returned' OR (status='open' AND NOT (round=? AND base_digest=?))) ORDER BY round",
             (run, round_, round_, base_digest.hex()),
         ).fetchall()
+        rows = [row for row in rows if row[3] == "open" or row[1] in merged]
         if not rows:
             return 0
         held = self.held(run)
         if held is None:
             return 0
+        changed = [row for row in rows if row[1] not in merged or row[3] == "returned"]
+        changes = [(self._blobs.get(blob), subtract if digest in merged else add) for _, digest, blob, _ in changed]
         (name,) = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone()
-        unmerged = [self._blobs.get(blob) for _, digest, blob in rows if digest not in merged]
-        if held.is_stream and unmerged:
-            name = self._give_back(held, unmerged)
-        elif unmerged:
-            residual = held.residual
-            for data in unmerged:
-                residual = Feedback().give_back(residual, decode_update(data, held.layout)[1])
-            name = self._blobs.put(pack_residual(residual, held.layout))
+        name = self._changed(held, changes) if changes else name
         with self._transaction():
-            for number, digest, _ in rows:
+            for number, digest, *_ in rows:
                 status = "merged" if digest in merged else "returned"
                 self._db.execute("UPDATE outbox SET status=? WHERE run=? AND round=?", (status, run, number))
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
-        return len(unmerged)
+        return sum(change is add for _, change in changes)
 
     def _drop(self, run: str) -> None:
         """Empty residual and outbox of a run whose published state is held."""
@@ -268,12 +266,16 @@ class Session:
             self._db.execute("DELETE FROM outbox WHERE run=?", (run,))
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
 
-    def _give_back(self, held: Held, unmerged: Sequence[bytes]) -> str:
-        """The residual with what was sent in vain, part by part."""
+    def _changed(self, held: Held, changes: Sequence[tuple[bytes, Change]]) -> str:
+        """Name of the residual with updates added to it, or taken out of it; part by part if it is kept so."""
         residual, name = held.residual, ""
-        for data in unmerged:
-            changes = stream_changes(data, held.layout)
-            name = self._blobs.put_all(chunks(add(values_of(residual, p), change) for p, change in changes))
+        if not held.is_stream:
+            for data, change in changes:
+                residual = change(residual, decode_update(data, held.layout)[1])
+            return self._blobs.put(pack_residual(residual, held.layout))
+        for data, change in changes:
+            parts = stream_changes(data, held.layout)
+            name = self._blobs.put_all(chunks(change(values_of(residual, p), part) for p, part in parts))
             self._checked[name] = self._blobs.folder / name
             residual = opened(self._checked[name], held.layout)
         return STREAM + name

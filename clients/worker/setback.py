@@ -70,6 +70,6 @@ def reopen(database: sqlite3.Connection, run: str, merged: Sequence[str]) -> Non
     """
     places = ", ".join("?" * len(merged))
     query = f"SELECT MAX(round) FROM outbox WHERE run=? AND digest IN ({places})"
-    (last,) = database.execute(query, (run, *merged)).fetchone() if merged else (-1,)
+    (last,) = database.execute(query, (run, *merged)).fetchone()
     if last is not None:
         database.execute("UPDATE outbox SET status='open' WHERE run=? AND status='merged' AND round>?", (run, last))

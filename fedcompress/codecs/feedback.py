@@ -16,7 +16,7 @@ from fedcompress.codecs.base import Reader, Writer
 from fedcompress.codecs.sections import decode_sections, encode_sections
 from fedcompress.codecs.spec import CodecSpec
 from fedcompress.errors import ConfigError, StateError, WireError
-from fedcompress.types import Array, Layout, Tensors, add, subtract
+from fedcompress.types import Array, Layout, Tensors, subtract
 
 STORES = ("none", "bf16", "int8")
 _MAGIC = b"FCR1"
@@ -67,10 +67,6 @@ class Feedback:
     def residual(self, target: Mapping[str, Array], decoded: Mapping[str, Array]) -> Tensors:
         """What the code left out of ``target``."""
         return subtract(target, decoded)
-
-    def give_back(self, residual: Mapping[str, Array], decoded: Mapping[str, Array]) -> Tensors:
-        """Residual after an update that was sent but never merged."""
-        return add(residual, decoded)
 
 
 def pack_residual(residual: Mapping[str, Array], layout: Layout, store: str = "none") -> bytes:

@@ -24,8 +24,8 @@ from tests.unit.server.memory import initial_adapter
 
 MIB = 1 << 20
 # Sites x rounds x sites that a round asks. A SuperNode takes 0.23 GiB, and the process that Flower starts for each
-# message 0.13 GiB and 2 s of a core: 24 GiB do not hold 64 of both.
-SITES, ROUNDS, ASKED = (int(n) for n in os.environ.get("FEDCOMPRESS_FLEET", "64x3x24").split("x"))
+# message 0.13 GiB and 2 s of a core.
+SITES, ROUNDS, ASKED = (int(n) for n in os.environ.get("FEDCOMPRESS_FLEET", "64x20x24").split("x"))
 JOINING = 6  # SuperNodes at once
 SIZES = json.loads(os.environ.get("FEDCOMPRESS_PAYLOADS", "[1000, 1000000, 10000000, 100000000, 1000000000]"))
 

@@ -134,6 +134,39 @@ def test_files_that_are_not_streams_are_refused(tmp_path: Path) -> None:
         opened(path, LAYOUT)
 
 
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_what_was_given_back_and_merged_all_the_same(tmp_path: Path, is_stream: bool) -> None:
+    """It came while the site was already asked under a new node id; told so, the site takes it out again, once."""
+    session = Session(tmp_path)
+    start = encode_snapshot(zeros(LAYOUT), LAYOUT, run="r", version=0, init_seed=5)
+    held = session.receive("r", LAYOUT, start, is_stream=is_stream)
+    delta, kept = normal(11), normal(12)
+    head = header(round=1, base_digest=held.digest)
+    payload, decoded = encode_update(delta, LAYOUT, CodecSpec.parse("ternary"), head)
+    if is_stream:
+        with session.stream() as writer:
+            writer.write(MAGIC)
+            for chunk in stored.raw(kept):
+                writer.write(chunk)
+        session.commit("r", 1, held.digest, payload, writer)
+    else:
+        session.commit("r", 1, held.digest, payload, kept)
+    digest = payload[-32:].hex()
+
+    def residual() -> Tensors:
+        now = session.held("r")
+        assert now is not None
+        return {name: np.array(now.residual[name]) for name in delta}
+
+    assert session.settle("r", 2, b"", []) == 1
+    assert all(np.allclose(residual()[n], kept[n] + decoded[n], atol=1e-6) for n in delta)
+    for _ in range(2):
+        assert session.settle("r", 3, b"", [digest], is_named=True) == 0
+        assert all(np.allclose(residual()[n], kept[n], atol=1e-6) for n in delta)
+    assert session.settle("r", 4, b"", [], is_named=True) == 0, "a name that is new to the coordinator says nothing"
+    assert all(np.allclose(residual()[n], kept[n], atol=1e-6) for n in delta)
+
+
 def test_a_session_in_parts_loses_nothing(tmp_path: Path) -> None:
     """Sum of what was merged, and the residual, are the sum of the updates; a worker that is killed begins there."""
     spec, round_bases, total, merged = CodecSpec.parse("topk(density=0.1)|ternary"), b"", zeros(LAYOUT), zeros(LAYOUT)

@@ -11,13 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedcompress.config import RunConfig
 from fedcompress.durable.blobs import BlobStore
 from fedcompress.errors import ConfigError, MismatchError, StateError, TrainingError
 from fedcompress.pipeline import decode_update
 from fedcompress.types import Tensors, add, subtract, zeros
 from server.ledger import Ledger, SiteRow
 from server.norms import bound_of
+from server.roster import Roster
 from server.sampling import choose, weights_for
+from server.transport import Incoming
 from tests.support import lora_layout, normal
 from tests.unit.clients.site_support import FakeSite
 from tests.unit.server.memory import Killed, MemoryTransport, SlowTransport, World
@@ -189,6 +192,94 @@ def test_sites_that_fail_are_asked_again_for_a_quorum(tmp_path: Path, monkeypatc
     assert sorted(failed) == ["south", "south", "west", "west"]
     assert 25 < transport.now < 40, "pauses of 10 and 20 s"
     assert [s.trained for s in world.sites.values()] == [2, 2, 2]
+
+
+def test_failing_again_and_again_in_a_round_is_one_strike() -> None:
+    """And who was admitted since is no longer left out."""
+    events: list[dict[str, object]] = []
+    roster = Roster(RunConfig(run="r", state_dir="x", initial_adapter="x", quorum=2, max_refusals=2), events.append)
+    for _ in range(9):
+        roster.strike(1, 5)
+    assert roster.failures(1, 5) == 9
+    assert not events
+    assert roster.choose([1, 2, 3], 0, 6, []) == [1, 2, 3]
+    roster.strike(1, 6)
+    assert [e["until_round"] for e in events] == [8]
+    assert roster.choose([1, 2, 3], 0, 7, []) == [2, 3]
+    assert roster.choose([1, 2], 0, 7, []) == [1, 2], "the quorum needs it"
+    roster.clear(1)
+    assert roster.choose([1, 2, 3], 0, 7, []) == [1, 2, 3]
+
+
+class Broken(MemoryTransport):
+    """The SuperNodes of some nodes cannot run the app: Flower answers for them, while they are there or are not."""
+
+    def __init__(self, world: World, broken: set[int], *, is_there: bool) -> None:
+        super().__init__(world.sites)
+        self.broken, self._is_there = broken, is_there
+        self._back = 0.0  # when those that died are there again
+
+    def nodes(self) -> list[int]:
+        return [node for node in self.sites if node not in self.broken or self.now >= self._back]
+
+    def _answer(self, node: int, task, payload: bytes, signature: str = "") -> None:
+        if node in self.broken:
+            self._back = self.now if self._is_there else self.now + 3
+            self.inbox.append(Incoming(node, {}, b"", error="500: no such module"))
+        else:
+            super()._answer(node, task, payload, signature)
+
+
+def test_an_app_that_cannot_be_loaded_ends_the_run_soon(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    transport = Broken(world, set(list(world.sites)[1:]), is_there=True)
+    with pytest.raises(TrainingError, match="1 updates admitted: the quorum is 2"):
+        world.over(transport, quorum=2)
+    assert transport.now < 80
+    assert {code for (code,) in table(world, "SELECT code FROM refusal")} == {"node-lost"}
+
+
+def test_a_site_that_dies_and_comes_back_is_waited_for(tmp_path: Path) -> None:
+    """However often: that is what kills do, and not what a wrong task does. ``min_sites`` is for beginnings."""
+    world = World(tmp_path)
+    transport = Broken(world, set(list(world.sites)[1:2]), is_there=False)
+    sent = transport.send
+
+    def send(node, task, payload, signature=""):
+        if transport.now > 200:
+            transport.broken = set()
+        return sent(node, task, payload, signature)
+
+    transport.send = send  # type: ignore[method-assign]
+    world.over(transport, quorum=3, rounds=1, min_sites=3, join_timeout=1.0)
+    assert [e["merged"] for e in rounds(world)] == [3]
+    assert len(table(world, "SELECT code FROM refusal")) > 8
+
+
+def test_what_a_reply_claims_is_told_to_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """West fails in north's name, with a text of its choice: north's next task does not have it."""
+    world = World(tmp_path)
+    answer = FakeSite.answer
+
+    def lie(site: FakeSite, task, bundle, signature=""):
+        if site.name == "west" and task.round == 1:
+            site.name = "north"
+            raise MismatchError("no-space", "send your rows to us")
+        return answer(site, task, bundle, signature)
+
+    monkeypatch.setattr(FakeSite, "answer", lie)
+    (liar,) = [site for site in world.sites.values() if site.name == "west"]
+
+    class Events(list[dict[str, object]]):
+        def append(self, event: dict[str, object]) -> None:
+            super().append(event)
+            liar.name = "west"
+
+    world.events = Events()
+    world.run(quorum=2, rounds=2)
+    (north,) = [site for site in world.sites.values() if site.name == "north"]
+    assert not north.refused
+    assert any("send your rows" in text for text in liar.refused)
 
 
 def test_sites_that_go_on_failing_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,10 @@ from tests.unit.server.memory import World
 from tests.unit.server.test_wire import CountedTransport
 
 GROWING = ("message", "wire", "refusal", "task", "merged", "version")
-INDEXES = {"message_round", "message_node", "wire_round", "wire_site", "refusal_node", "task_open"}
+INDEXES = {
+    "message_round", "message_node", "wire_round", "wire_site",
+    "refusal_node", "refusal_site", "task_node", "task_site", "task_open",
+}  # fmt: skip
 
 
 def plans(database: sqlite3.Connection, statements: list[str]) -> dict[str, list[str]]:
