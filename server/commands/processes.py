@@ -13,6 +13,7 @@ from typing import Any
 
 from fedcompress.demo.federation import app_folder
 from fedcompress.demo.processes import script
+from fedcompress.errors import ConfigError
 from server.commands.settings import CoordinatorConfig, Settings, host_and_port
 from server.places import FLOWER, SUPERLINK_DB
 
@@ -38,23 +39,55 @@ def submit_command(settings: Settings) -> Command:
     return [script("flwr"), "run", app_folder(), CONNECTION, "--stream", "--run-config", overrides]
 
 
-def has_nodes(database: Path) -> bool:
-    """Whether a SuperLink knows the key of any SuperNode; true where its database cannot be read."""
+def keys_of_nodes(database: Path) -> dict[bytes, bool] | None:
+    """Keys of SuperNodes that a SuperLink has ever had, PEM, and whether each is registered; None: unreadable."""
     if not database.is_file():
-        return False
+        return {}
     try:
         db = sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
         try:
-            known = "SELECT 1 FROM node WHERE public_key IS NOT NULL AND unregistered_at IS NULL LIMIT 1"
-            return db.execute(known).fetchone() is not None
+            rows = db.execute("SELECT public_key, unregistered_at IS NULL FROM node WHERE public_key IS NOT NULL")
+            return {bytes(key): bool(is_registered) for key, is_registered in rows}
         finally:
             db.close()
     except sqlite3.Error:
-        return True
+        return None
+
+
+def has_nodes(database: Path) -> bool:
+    """Whether a SuperLink knows the key of any SuperNode; true where its database cannot be read."""
+    known = keys_of_nodes(database)
+    return known is None or any(known.values())
+
+
+def new_keys(config: CoordinatorConfig) -> list[Path]:
+    """Files of ``node_keys`` whose keys the SuperLink has never had: one that was unregistered stays so.
+
+    Raises:
+        ConfigError: a file is no public key of a SuperNode.
+    """
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
+
+    known = keys_of_nodes(config.state_path / SUPERLINK_DB) or {}
+    found = []
+    for path in sorted(Path(config.node_keys).glob("*.node.pub")) if config.node_keys else ():
+        try:
+            key = load_ssh_public_key(path.read_bytes())
+        except (OSError, ValueError) as error:
+            rule = f"must be a public key of a SuperNode, as `fedcompress certs new --node` makes it: {error}"
+            raise ConfigError("coordinator.node_keys", path, rule) from error
+        if key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) not in known:
+            found.append(path)
+    return found
+
+
+def register_command(key: Path) -> Command:
+    """Lets the SuperLink know the key of a SuperNode."""
+    return [script("flwr"), "supernode", "register", key, CONNECTION]
 
 
 def registration(config: CoordinatorConfig) -> str:
-    """The command that registers the key of a site's SuperNode."""
+    """The command that registers the key of a site's SuperNode, for people."""
     home = shlex.quote(str(config.state_path / FLOWER))
     return f"FLWR_HOME={home} flwr supernode register NAME.node.pub {CONNECTION}"
 

@@ -11,6 +11,7 @@ key = "server.key"
 insecure = false             # without TLS; for networks that are your own
 supernode_keys = true        # only SuperNodes whose keys are registered; false where keys cannot be asked for:
                              # with insecure = true, and with another's superlink
+node_keys = ""               # folder of NAME.node.pub, as `certs new --node` makes them, to register at each start
 restarts = 5                 # in a row without a round that was committed
 first_pause = 1.0            # seconds before a restart, doubled with each in a row
 longest_pause = 60.0
@@ -49,6 +50,7 @@ class CoordinatorConfig:
     key: str = ""
     insecure: bool = False
     supernode_keys: bool = True
+    node_keys: str = ""
     restarts: int = 5
     first_pause: float = 1.0  # seconds
     longest_pause: float = 60.0  # seconds
@@ -69,6 +71,9 @@ class CoordinatorConfig:
         if self.superlink and (self.certificate or self.key or self.supernode_keys):
             rule = "is another's SuperLink, which has its own certificate, key and supernode_keys: only ca goes with it"
             raise ConfigError("coordinator.superlink", self.superlink, rule)
+        if self.node_keys and not (self.supernode_keys and Path(self.node_keys).is_dir()):
+            rule = "must be a folder of NAME.node.pub, and needs supernode_keys"
+            raise ConfigError("coordinator.node_keys", self.node_keys, rule)
         for name in TLS:
             path = getattr(self, name)
             if not path and not self.insecure and not self.superlink:
@@ -173,7 +178,7 @@ def _coordinator(section: dict[str, Any], base: Path) -> CoordinatorConfig:
             value = float(value)
         if type(value) is not kind:
             raise ConfigError(f"coordinator.{key}", repr(value), f"must be of type {kind.__name__}")
-        is_path = key in ("state_dir", *TLS) and value
+        is_path = key in ("state_dir", "node_keys", *TLS) and value
         kwargs[key] = _absolute(base, str(value)) if is_path else value
     if kwargs.get("insecure") or kwargs.get("superlink"):
         kwargs.setdefault("supernode_keys", False)

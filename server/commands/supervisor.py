@@ -19,6 +19,8 @@ from server.commands.processes import (
     LINK,
     SUBMISSION,
     has_nodes,
+    new_keys,
+    register_command,
     registration,
     submit_command,
     superlink_command,
@@ -115,7 +117,7 @@ class Supervisor:
             pid = self._adopted()
             if not pid:
                 self._start_superlink()
-                self._tell_unregistered()
+                self._register_nodes()
                 self._end(SUBMISSION)
                 self._release()
                 self._submit()
@@ -171,14 +173,27 @@ class Supervisor:
             lambda: listening(port, host), timeout=config.start_timeout, what=f"SuperLink {config.address}", alive=alive
         )
 
-    def _tell_unregistered(self) -> None:
-        """Say what to do where no SuperNode could join."""
+    def _register_nodes(self) -> None:
+        """Register the keys that are new in ``node_keys``; say what to do where no SuperNode could join.
+
+        Raises:
+            ProcessError: a key was not taken.
+        """
         config = self.settings.coordinator
+        for key in new_keys(config) if config.supernode_keys else ():
+            self._register(key)
+            self.say(f"{key}: its SuperNode is let in")
         if config.supernode_keys and not has_nodes(self.state / SUPERLINK_DB):
             self.say(
                 "warning: no SuperNode's key is registered, so no site can join: while this runs, for each site: "
-                f"{registration(config)} (supernode_keys = false lets in whoever reaches the port)"
+                f"{registration(config)} (or node_keys = a folder of them; supernode_keys = false lets in whoever "
+                "reaches the port)"
             )
+
+    def _register(self, key: Path) -> None:
+        name, limit = f"register-{key.name.removesuffix('.node.pub')}", self.settings.coordinator.start_timeout
+        self.group.start(name, register_command(key.absolute()), cwd=self.state)
+        wait_until(lambda: self.group.finished(name), timeout=limit, what=name, alive=self._check_stop)
 
     def _start(self, name: str, command: list[str | Path]) -> None:
         self._log_sizes[name] = put_aside(self.group.logs / f"{name}.log")

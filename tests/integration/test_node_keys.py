@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from typing import Any
 import pytest
 
 from fedcompress.identity.certs import CertOptions, make_certs
-from server.commands.processes import registration
+from server.commands.processes import has_nodes, new_keys, registration
 from server.commands.settings import load_settings
 from server.history import read_events
+from server.places import SUPERLINK_DB
 from tests.deployment import ENVIRONMENT, SITES, Deployment, deployed, write_base
 
 REFUSED = "Failed to activate SuperNode"
@@ -48,6 +50,26 @@ class Trusted(Deployment):
         """What a site's SuperNode has said."""
         file = self.folder / name / "logs" / "supernode.log"
         return file.read_text() if file.exists() else ""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_folder_of_keys_is_registered(tmp_path: Path) -> None:
+    """Once: a second start leaves out a key that was unregistered since, and takes a new one."""
+    with deployed(tmp_path / "run", write_base(tmp_path), 1, kind=Trusted) as it:
+        assert isinstance(it, Trusted)
+        it.config.write_text(it.config.read_text().replace("[run]", 'node_keys = "certs"\n[run]', 1))
+        config = load_settings(it.config).coordinator
+        assert [path.name for path in new_keys(config)] == [f"{name}.node.pub" for name in sorted(SITES)]
+        it.finish(it.start("run", it.config, "--json"))
+        assert {e["site"] for e in read_events(it.state) if e["event"] == "reply"}
+        assert new_keys(config) == []
+        assert "no SuperNode's key is registered" not in it.log()
+        database = config.state_path / SUPERLINK_DB
+        with sqlite3.connect(database) as db:
+            db.execute("UPDATE node SET unregistered_at='2026-01-01'")
+        assert new_keys(config) == []
+        assert not has_nodes(database)
 
 
 @pytest.mark.slow

@@ -69,6 +69,8 @@ def test_paths_are_relative_to_the_file_and_the_rest_is_the_run_config(tmp_path:
             "coordinator.watch: .*: must have another port",
         ),
         (OPEN + 'ca = "ca.crt"\n' + RUN, "coordinator.insecure: true: cannot go with ca"),
+        (COORDINATOR + TLS + 'node_keys = "nowhere"\n' + RUN, "coordinator.node_keys: "),
+        (OPEN + 'node_keys = "."\n' + RUN, "must be a folder of NAME.node.pub, and needs supernode_keys"),
         (OPEN + "supernode_keys = true\n" + RUN, "coordinator.supernode_keys: true: needs TLS"),
         (COORDINATOR + RUN, "coordinator.ca: '': must be set, or insecure = true"),
         (COORDINATOR + 'superlink = "h:1"\nsupernode_keys = true\n' + RUN, "coordinator.superlink: h:1: is another's"),
