@@ -135,6 +135,7 @@ class Coordinator:
         self._abandon(lambda asked: self._age(asked) > self._config.max_staleness, "stale")
         asked, admitted = self._gather(round_)
         reach("server.merge")
+        self.ledger.check(self._published)
         published, envelope = next_version(
             self._config, self.layout, self._published, admitted, round_, blobs=self.ledger.blobs
         )

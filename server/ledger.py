@@ -202,6 +202,15 @@ class Ledger:
             raise StateError(f"version {version}: its state does not have the digest {digest[:16]}")
         return Published(version, bytes.fromhex(digest), values, rest, memory)
 
+    def check(self, published: Published) -> None:
+        """What the downlink left out is read from its file in each round; the state's digest is compared anyway.
+
+        Raises:
+            StateError: the file was changed since it was written.
+        """
+        if isinstance(published.residual, Stored):
+            self.blobs.path(published.residual.path.name)
+
     def state_at(self, version: int, layout: Layout) -> Tensors:
         """The state that was published as a version, from the envelopes that lead to it.
 

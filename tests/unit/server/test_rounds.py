@@ -449,6 +449,22 @@ def test_a_blob_that_a_disk_has_damaged(tmp_path: Path, what: str) -> None:
     assert [s.trained for s in world.sites.values()] == [4, 4, 4]
 
 
+def test_a_residual_that_changes_while_the_run_goes_on(tmp_path: Path) -> None:
+    """It is not merged into the next version: the run fails, and begins again a round before."""
+    plain, world = World(tmp_path / "plain"), World(tmp_path / "damaged")
+    plain.run()
+
+    def flipped(what: str, node: int, number: int) -> bool:
+        if (what, number, node) == ("send", 4, 1 << 63):
+            flip(world, "residual", 3)
+        return True
+
+    with pytest.raises(StateError, match="SHA-256 does not match"):
+        world.run(flipped)
+    world.run()
+    assert world.result() == plain.result()
+
+
 @pytest.mark.parametrize("lost", ["send", "reply"])
 @pytest.mark.parametrize("until", ["send", "reply"])
 def test_a_site_that_misses_the_round_that_is_done_again(tmp_path: Path, until: str, lost: str) -> None:
