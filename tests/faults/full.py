@@ -25,7 +25,7 @@ from server.events import EventLog
 from server.transport import Incoming
 from tests.unit.server.memory import MemoryTransport, World
 
-SIZE = 1 << 21  # bytes of the disk
+SIZE = 8 << 20  # bytes of the disk; the log of the ledger alone may take 4 MiB
 BEGUN = "server.begun-again:1"  # no failpoint: full between two processes
 
 
