@@ -1,5 +1,6 @@
 """Ranks without DeepSpeed: some have no entries, some parameters no gradient, and nobody waits for ever."""
 
+import os
 from datetime import timedelta
 
 import pytest
@@ -47,6 +48,7 @@ def rank_of(rank: int, world: int, folder: str) -> None:
         torch.save(found, f"{folder}/found.pt")
     dist.barrier()
     dist.destroy_process_group()
+    os._exit(0)  # all is written; a thread of torch's that outlives the interpreter would abort the process
 
 
 @pytest.fixture(scope="module")
