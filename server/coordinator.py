@@ -197,7 +197,7 @@ class Coordinator:
         """Ask, and collect until there is a quorum or the time is over; whoever joins or has failed is asked as well.
 
         Returns:
-            Updates, and whether more sites than a quorum were asked again and again and have failed.
+            Updates, and whether enough sites for a quorum are there and have failed again and again.
         """
         config, self._deadline = self._config, float("inf")
         while True:
@@ -227,6 +227,7 @@ class Coordinator:
     def _evaluate(self, round_: int) -> None:
         """Ask all for the quality of the last version; nobody is waited for beyond the deadline."""
         self._abandon(lambda asked: True, "finished")
+        self._deadline = float("inf")
         self._ask(self._wait_for_nodes(), round_, steps=0)
         reports: list[Admitted] = []
         self._deadline = self._clock() + self._config.round_timeout

@@ -115,9 +115,9 @@ def test_a_copy_that_has_no_room_leaves_the_one_before(tmp_path: Path, monkeypat
     connect = sqlite3.connect
 
     def narrow(*args: object, **options: object) -> sqlite3.Connection:
-        opened = connect(*args, **options)  # type: ignore[call-overload]
+        opened = connect(*args, **options)
         opened.execute("PRAGMA max_page_count=40")
-        return opened  # type: ignore[no-any-return]
+        return opened
 
     database.executemany(
         "INSERT INTO merged VALUES ('run', ?, 'north', ?, 0, 1.0)", [(1000 + i, "d" * 64) for i in range(5000)]

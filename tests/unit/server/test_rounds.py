@@ -250,10 +250,17 @@ def test_a_site_that_dies_and_comes_back_is_waited_for(tmp_path: Path) -> None:
             transport.broken = set()
         return sent(node, task, payload, signature)
 
-    transport.send = send  # type: ignore[method-assign]
+    transport.send = send
     world.over(transport, quorum=3, rounds=1, min_sites=3, join_timeout=1.0)
     assert [e["merged"] for e in rounds(world)] == [3]
     assert len(table(world, "SELECT code FROM refusal")) > 8
+
+
+def test_the_last_evaluation_has_its_own_deadline(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.over(SlowTransport(world.sites, lambda site, round_: 40.0), round_timeout=50.0, rounds=2)
+    asked = [(e["round"], e["until_seconds"]) for e in world.events if e["event"] == "asked"]
+    assert asked == [(1, 50.0), (2, 50.0), (3, 50.0)]
 
 
 def test_what_a_reply_claims_is_told_to_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +304,7 @@ def test_a_reply_that_comes_while_nodes_are_missing_is_taken(tmp_path: Path) -> 
     world = World(tmp_path)
     slow = SlowTransport(world.sites, lambda site, round_: 15.0 if (site, round_) == ("south", 1) else 6.0)
     everybody = list(world.sites)
-    slow.nodes = lambda: everybody[:1] if 10 < slow.now < 17 else everybody  # type: ignore[method-assign]
+    slow.nodes = lambda: everybody[:1] if 10 < slow.now < 17 else everybody
     world.over(slow, late="merge", round_timeout=10.0, rounds=2, min_sites=2, quorum=2)
     assert (2, "south", 0) in table(world, "SELECT round, site, trained_version FROM merged")
     assert not [e for e in world.events if e["event"] == "refused"]
@@ -321,7 +328,7 @@ def test_a_late_reply_while_nobody_is_awaited(tmp_path: Path) -> None:
     everybody = list(world.sites)
     slow = SlowTransport(world.sites, lambda site, round_: 15.0 if (site, round_) == ("south", 1) else 3.0)
     # in round 2 the first is there alone, until south's late reply has come
-    slow.nodes = lambda: everybody[:1] if 10 <= slow.now < 18 else everybody  # type: ignore[method-assign]
+    slow.nodes = lambda: everybody[:1] if 10 <= slow.now < 18 else everybody
     world.over(slow, round_timeout=10.0, rounds=2, quorum=2, min_sites=1)
     assert [e["merged"] for e in rounds(world)] == [2, 3]
     assert table(world, "SELECT site FROM message WHERE kind='late'") == [("south",)]
@@ -341,7 +348,7 @@ def test_a_straggler_does_not_work_through_given_up_rounds(tmp_path: Path) -> No
             behind.append(max(0.0, slow._free.get(node, 0.0) - slow.now))
         return send(node, task, payload, signature)
 
-    slow.send = noted  # type: ignore[method-assign]
+    slow.send = noted
     world.over(slow, quorum=3, round_timeout=11.0, rounds=24)
     assert max(behind) < 100, "it was asked while two tasks waited"
     assert behind[-1] <= max(behind[:4]), behind
