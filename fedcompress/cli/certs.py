@@ -50,7 +50,8 @@ def new(
         print(f"superlink: flower-superlink {files} --enable-supernode-auth")
         print(f"sites: give them {made['ca.crt']} as root_certificates; keep ca.key to yourself")
     for name in options.nodes:
-        print(f"{name}: give {made[f'{name}.key']} to its site as node_key; set node_keys to this folder, or register it:")
+        print(f"{name}: give {made[f'{name}.key']} to its site as node_key")
+        print("  and set the coordinator's node_keys to this folder, or register it:")
         print(f"  FLWR_HOME=STATE_DIR/flower flwr supernode register {made[f'{name}.pub']} fedcompress")
 
 
