@@ -67,7 +67,7 @@ class GridTransport:
             unsent, self._unsent = self._unsent, []
             return unsent
         found: list[Incoming] = []
-        for what in self._puller.receive(self._open.keys() | self._late.keys(), timeout):
+        for what in self._puller.receive(self._open.keys(), timeout, self._late.keys()):
             found += self._unread(what) if isinstance(what, Lost) else [self._incoming(what)]
         return found
 
@@ -82,12 +82,14 @@ class GridTransport:
         if reply.has_error():
             return Incoming(node, {}, b"", error=f"{reply.error.code}: {reply.error.reason}", late=late)
         self._suspects.discard(node)
+        carried = carried_bytes(reply.content)
         try:
             status, payload = from_records(reply.content)
         except FedCompressError as error:
-            return Incoming(node, {}, b"", error=str(error), late=late)
+            status = {"status": "failed", "code": "malformed", "message": str(error)}
+            return Incoming(node, status, b"", protocol=carried, late=late)
         self._puller.largest = max(self._puller.largest, len(payload))
-        return Incoming(node, status, payload, protocol=carried_bytes(reply.content) - len(payload), late=late)
+        return Incoming(node, status, payload, protocol=carried - len(payload), late=late)
 
     def _unread(self, lost: Lost) -> list[Incoming]:
         """A reply that cannot be read takes with it what was pulled together with it: all are asked again, apart.
@@ -108,9 +110,7 @@ class GridTransport:
     def forget(self, nodes: Iterable[int]) -> None:
         """Give up open messages to some nodes."""
         gone = set(nodes)
-        late = {message: node for message, node in self._open.items() if node in gone}
-        self._late |= late
-        self._puller.alone |= late.keys()  # nobody who is awaited is to wait for these
+        self._late |= {message: node for message, node in self._open.items() if node in gone}
         self._open = {message: node for message, node in self._open.items() if node not in gone}
         self._unsent = [reply for reply in self._unsent if reply.node not in gone]
 

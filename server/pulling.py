@@ -20,7 +20,9 @@ PARTS = 4  # of all that is awaited, at least; each is a pull of its own
 MOST = 16 << 20  # bytes that one pull may bring, by the largest reply so far; one reply may be larger
 YOUNG = 1.0  # seconds; a pull that takes longer waits for an upload
 AT_ONCE = 2  # young pulls
-THREADS = 64
+THREADS = 64  # pulls that may bring what is awaited
+REST = 0.5  # seconds between the beginnings of two pulls of what nobody awaits
+ASIDE = 16  # of those, at once
 
 Pull = Callable[[list[str]], Iterable[Message]]
 
@@ -37,6 +39,7 @@ class Lost:
 class _Flight:
     ids: tuple[str, ...]
     began: float
+    is_aside: bool
 
 
 @dataclass
@@ -60,34 +63,47 @@ class Puller:
     _landed: SimpleQueue[tuple[int, list[Message] | Exception]] = field(default_factory=SimpleQueue)
     _asked: dict[str, float] = field(default_factory=dict)  # when a message was last asked for
     _number: int = 0
-    _began: float = -math.inf
+    _began: dict[bool, float] = field(default_factory=dict)  # the last pull of what is awaited, and of what is not
 
-    def receive(self, wanted: Set[str], timeout: float) -> list[Message | Lost]:
-        """What one pull has brought or lost of what is wanted, or nothing if none did in time."""
+    def receive(self, wanted: Set[str], timeout: float, aside: Set[str] = frozenset()) -> list[Message | Lost]:
+        """What one pull has brought or lost of what is wanted or aside, or nothing if none did in time.
+
+        What is ``aside`` is looked for now and then, one by one, and holds nothing up that is wanted.
+        """
         deadline = self.clock() + timeout
         while True:
-            self._begin(wanted)
+            self._begin(wanted, aside)
             landed = self._next(max(0.0, min(POLL, deadline - self.clock())))
-            found = [what for what in landed if not wanted.isdisjoint(_ids(what))]
+            found = [what for what in landed if not (wanted | aside).isdisjoint(_ids(what))]
             if found or self.clock() >= deadline:
                 return found
 
-    def _begin(self, wanted: Set[str]) -> None:
-        """Start the next pull, if it is time: of those that were not asked for the longest."""
+    def _begin(self, wanted: Set[str], aside: Set[str]) -> None:
+        """Start the next pulls, if it is time: of those that were not asked for the longest."""
         now = self.clock()
-        young = sum(now - flight.began < YOUNG for flight in self._flights.values())
-        if now - self._began < POLL or young >= AT_ONCE or len(self._flights) >= THREADS:
+        flights = self._flights.values()
+        flying = {name for flight in flights for name in flight.ids}
+        self._asked = {name: self._asked.get(name, -math.inf) for name in (*wanted, *aside)}
+        if now - self._began.get(True, -math.inf) >= REST and sum(f.is_aside for f in flights) < ASIDE:
+            self._start(self._idle(aside - flying)[:1], now, is_aside=True)
+        young = sum(now - f.began < YOUNG for f in flights if not f.is_aside)
+        busy = sum(not wanted.isdisjoint(f.ids) for f in flights)
+        if now - self._began.get(False, -math.inf) >= POLL and young < AT_ONCE and busy < THREADS:
+            idle = self._idle(wanted - flying)
+            few = min(math.ceil(len(wanted) / PARTS), max(1, MOST // self.largest))
+            alone = bool(idle) and idle[0] in self.alone
+            ids = idle[:1] if alone else [name for name in idle[:few] if name not in self.alone]
+            self._start(ids, now, is_aside=False)
+
+    def _idle(self, names: Set[str]) -> list[str]:
+        return sorted(names, key=self._asked.__getitem__)
+
+    def _start(self, ids: list[str], now: float, *, is_aside: bool) -> None:
+        if not ids:
             return
-        flying = {name for flight in self._flights.values() for name in flight.ids}
-        self._asked = {name: self._asked.get(name, -math.inf) for name in wanted}
-        idle = sorted((name for name in self._asked if name not in flying), key=self._asked.__getitem__)
-        few = min(math.ceil(len(self._asked) / PARTS), max(1, MOST // self.largest))
-        if not idle:
-            return
-        ids = idle[:1] if idle[0] in self.alone else [name for name in idle[:few] if name not in self.alone]
         self._asked.update(dict.fromkeys(ids, now))
-        self._began, self._number = now, self._number + 1
-        self._flights[self._number] = _Flight(tuple(ids), now)
+        self._began[is_aside], self._number = now, self._number + 1
+        self._flights[self._number] = _Flight(tuple(ids), now, is_aside)
         threading.Thread(target=self._fly, args=(self._number, ids), name="pull", daemon=True).start()
 
     def _fly(self, number: int, ids: list[str]) -> None:

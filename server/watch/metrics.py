@@ -87,7 +87,7 @@ def _traffic(shown: Snapshot) -> Iterator[Metric]:
     labels = ["run", "site", "direction", "kind"]
     payload = CounterMetricFamily("fedcompress_payload_bytes", "Whole envelopes.", labels=labels)
     protocol = CounterMetricFamily("fedcompress_protocol_bytes", "What Flower's records add to them.", labels=labels)
-    messages = CounterMetricFamily("fedcompress_messages", "Messages; `failure` has no payload.", labels=labels)
+    messages = CounterMetricFamily("fedcompress_messages", "Messages; a `failure` has no update.", labels=labels)
     for row in shown.traffic:
         values = [shown.run, row.site, row.direction, row.kind]
         payload.add_metric(values, row.payload_bytes)

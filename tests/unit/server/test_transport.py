@@ -13,6 +13,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedcompress.flower import from_records, to_records
+from server import pulling
 from server.app import GridTransport
 
 
@@ -81,7 +82,8 @@ def test_a_message_and_its_reply() -> None:
     assert grid.asked == [["m1"]], "an answered message is not asked for again"
 
 
-def test_a_reply_that_is_not_ours_is_an_error_of_that_node() -> None:
+def test_a_reply_that_is_not_ours_is_a_failure_of_that_node() -> None:
+    """Not Flower's: it has crossed the link, and is a strike."""
     grid: Any = FakeGrid()
     grid.ids = [["m1"]]
     transport = GridTransport(grid)
@@ -89,8 +91,9 @@ def test_a_reply_that_is_not_ours_is_an_error_of_that_node() -> None:
     grid.pushed[0].metadata.__dict__["_message_id"] = "m1"
     grid.replies = [Message(RecordDict(), reply_to=grid.pushed[0])]
     (reply,) = transport.receive(5)
-    assert reply.node == 7
-    assert "must have the record" in reply.error
+    assert (reply.node, reply.error, reply.status["code"]) == (7, "", "malformed")
+    assert "must have the record" in reply.status["message"]
+    assert reply.protocol > 0
 
 
 @pytest.mark.parametrize("ids", [[], [""], [None]])
@@ -204,6 +207,42 @@ def test_more_uploads_than_are_pulled_at_once() -> None:
             upload.set()
     assert len(taken(transport, 6)) >= 6
     grid.uploads["m1"].set()
+
+
+def test_uploads_that_were_given_up_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than there are threads for what is awaited, each of which waits for its upload."""
+    for name, value in (("YOUNG", 0.0), ("POLL", 0.001), ("REST", 0.01)):
+        monkeypatch.setattr(pulling, name, value)
+    grid = SlowGrid(*(f"m{n}" for n in range(1, 81)))
+    transport = sent_to(grid, 80)
+    transport._puller.largest = pulling.MOST
+    while len(transport._puller._flights) < pulling.THREADS:
+        transport.receive(0.01)
+    assert max(len(ids) for ids in grid.asked) == 1
+    transport.forget(range(1, 81))
+    grid.ids = [["m81"]]
+    send(transport, 81)
+    grid.pushed[-1].metadata.__dict__["_message_id"] = "m81"
+    assert taken(transport, 1) == {81: b"m81"}
+    for upload in grid.uploads.values():
+        upload.set()
+    assert len(taken(transport, 80)) == 80
+
+
+def test_what_was_given_up_is_looked_for_now_and_then() -> None:
+    """However much of it there is: it is what is awaited that is asked for all the time."""
+    grid: Any = FakeGrid()
+    grid.ids = [[f"m{node}"] for node in range(61)]
+    transport = GridTransport(grid)
+    for node in range(61):
+        send(transport, node)
+    transport.forget(range(60))
+    began = time.monotonic()
+    assert list(transport.receive(1.2)) == []
+    aside = [ids for ids in grid.asked if ids != ["m60"]]
+    assert 1 <= len(aside) <= (time.monotonic() - began) / pulling.REST + 1
+    assert {len(ids) for ids in aside} == {1}
+    assert grid.asked.count(["m60"]) > 2 * len(aside)
 
 
 def test_large_replies_are_pulled_one_by_one() -> None:
