@@ -216,7 +216,8 @@ class Session:
         A coordinator that was set back asks again for rounds that it had merged: replies to them and to later ones, or
         after the one that it says it merged last, are open again. What was given back and merged all the same, as it
         came before this site was heard under a new node id, is taken out of the residual again. If this site was set
-        back itself, what it holds may have been merged or sent on since: residual and open replies are lost.
+        back itself, what it holds may have been merged or sent on since: residual and open replies are lost. They are
+        too where one of those that change the residual cannot be read.
 
         Args:
             run: run name.
@@ -234,6 +235,14 @@ class Session:
         setback.remember(self._db, run, merged, is_named=is_named)
         setback.reopen(self._db, run, merged)
         self._db.execute("UPDATE outbox SET status='open' WHERE run=? AND status='merged' AND round>=?", (run, round_))
+        try:
+            return self._close(run, round_, base_digest, merged)
+        except StateError as error:
+            LOG.error("run %s: residual and open replies are lost: %s", run, error)
+            self._drop(run)
+            return 0
+
+    def _close(self, run: str, round_: int, base_digest: bytes, merged: Sequence[str]) -> int:
         rows = self._db.execute(
             "SELECT round, digest, blob, status FROM outbox WHERE run=? AND round<=?"
             " AND (status='returned' OR (status='open' AND NOT (round=? AND base_digest=?))) ORDER BY round",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clients.worker.session import Session
+from clients.worker.session import Held, Session
 from fedcompress import parts
 from fedcompress.codecs import CodecSpec, encode_sections
 from fedcompress.errors import MismatchError, PayloadError, StateError
@@ -134,6 +134,18 @@ def test_files_that_are_not_streams_are_refused(tmp_path: Path) -> None:
         opened(path, LAYOUT)
 
 
+def commit(session: Session, held: Held, payload: bytes, kept: Tensors) -> None:
+    """The reply to round 1, and what it left out."""
+    if not held.is_stream:
+        session.commit("r", 1, held.digest, payload, kept)
+        return
+    with session.stream() as writer:
+        writer.write(MAGIC)
+        for chunk in stored.raw(kept):
+            writer.write(chunk)
+    session.commit("r", 1, held.digest, payload, writer)
+
+
 @pytest.mark.parametrize("is_stream", [False, True])
 def test_what_was_given_back_and_merged_all_the_same(tmp_path: Path, is_stream: bool) -> None:
     """It came while the site was already asked under a new node id; told so, the site takes it out again, once."""
@@ -143,14 +155,7 @@ def test_what_was_given_back_and_merged_all_the_same(tmp_path: Path, is_stream: 
     delta, kept = normal(11), normal(12)
     head = header(round=1, base_digest=held.digest)
     payload, decoded = encode_update(delta, LAYOUT, CodecSpec.parse("ternary"), head)
-    if is_stream:
-        with session.stream() as writer:
-            writer.write(MAGIC)
-            for chunk in stored.raw(kept):
-                writer.write(chunk)
-        session.commit("r", 1, held.digest, payload, writer)
-    else:
-        session.commit("r", 1, held.digest, payload, kept)
+    commit(session, held, payload, kept)
     digest = payload[-32:].hex()
 
     def residual() -> Tensors:
@@ -165,6 +170,25 @@ def test_what_was_given_back_and_merged_all_the_same(tmp_path: Path, is_stream: 
         assert all(np.allclose(residual()[n], kept[n], atol=1e-6) for n in delta)
     assert session.settle("r", 4, b"", [], is_named=True) == 0, "a name that is new to the coordinator says nothing"
     assert all(np.allclose(residual()[n], kept[n], atol=1e-6) for n in delta)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_what_was_given_back_and_merged_but_cannot_be_read(tmp_path: Path, is_stream: bool) -> None:
+    """It cannot be taken out of the residual again, which is lost then; the site goes on."""
+    session = Session(tmp_path)
+    start = encode_snapshot(zeros(LAYOUT), LAYOUT, run="r", version=0, init_seed=5)
+    held = session.receive("r", LAYOUT, start, is_stream=is_stream)
+    head = header(round=1, base_digest=held.digest)
+    payload, _ = encode_update(normal(11), LAYOUT, CodecSpec.parse("ternary"), head)
+    commit(session, held, payload, normal(12))
+    assert session.settle("r", 2, b"", []) == 1
+    (blob,) = (path for path in (tmp_path / "blobs").iterdir() if path.read_bytes() == payload)
+    blob.write_bytes(payload[:-1])
+    for round_ in (3, 4):
+        assert session.settle("r", round_, b"", [payload[-32:].hex()], is_named=True) == 0
+    now = session.held("r")
+    assert now is not None
+    assert equal({name: np.array(now.residual[name]) for name in held.state}, zeros(LAYOUT))
 
 
 def test_a_session_in_parts_loses_nothing(tmp_path: Path) -> None:
