@@ -246,6 +246,8 @@ class RunConfig:
             raise ConfigError("late", self.late, "must be merge with a buffer: sites go on training while it is merged")
         if self.buffer and self.quorum > self.buffer:
             raise ConfigError("quorum", self.quorum, f"must be at most {self.buffer}, the buffer")
+        if 0 < self.sites_per_round < self.quorum:
+            raise ConfigError("quorum", self.quorum, f"must be at most {self.sites_per_round}, the sites-per-round")
         if 0 < self.norm_bound < 1:
             raise ConfigError("norm-bound", self.norm_bound, "must be 0 or at least 1")
 

@@ -42,7 +42,7 @@ CONSTANTS_LACK, UNREADABLE = "constants", "unreadable"
 # Sending again, or more, heals these.
 RESYNC = ("base-digest", "result-digest", "StateError", CONSTANTS_LACK, OTHER_SITE, UNREADABLE)
 REMIND = 30.0  # seconds between two words about who is awaited
-AGAIN = 5.0  # seconds after which sites that failed are asked again; twice as many each time
+AGAIN = 5.0  # seconds; sites that failed are asked again after twice as many, then four times, ...
 TIMES = 4  # that they are, if there would be enough of them
 
 
@@ -132,7 +132,7 @@ class Coordinator:
     def _round(self, round_: int) -> None:
         started = self._clock()
         reach("server.round-begun")
-        self._abandon(lambda asked: self._age(asked) > self._config.max_staleness, "stale")
+        self._abandon(lambda asked: self._age(asked) > self._config.max_staleness, "stale", round_ - 1)
         asked, admitted = self._gather(round_)
         reach("server.merge")
         self.ledger.check(self._published)
@@ -152,22 +152,11 @@ class Coordinator:
         shutil.rmtree(self._updates, ignore_errors=True)
         stale = sum(a.version < self._published.version for a in admitted)
         self._published = published
-        self._emit(
-            {
-                "event": "round",
-                "round": round_,
-                "version": published.version,
-                "digest": published.digest.hex(),
-                "updates": [f"{m.site}:{m.digest}" for m in merged],
-                "asked": asked,
-                "merged": len(merged),
-                "late": stale,
-                "awaited": len(self._open),
-                "uplink_bytes": self.ledger.payload_bytes("up", round_)[0],
-                "downlink_bytes": self.ledger.payload_bytes("down", round_)[0],
-                "seconds": round(seconds, 3),
-            }
-        )
+        at = {"version": published.version, "digest": published.digest.hex()}
+        counts = {"asked": asked, "merged": len(merged), "late": stale, "awaited": len(self._open)}
+        sizes = {f"{way}link_bytes": self.ledger.payload_bytes(way, round_)[0] for way in ("up", "down")}
+        facts = {**counts, **sizes, "updates": [f"{m.site}:{m.digest}" for m in merged]}
+        self._emit({"event": "round", "round": round_, **at, **facts, "seconds": round(seconds, 3)})
 
     def _gather(self, round_: int) -> tuple[int, list[Admitted]]:
         """How many were asked, and at least a quorum of updates; emits the quality of the published state.
@@ -187,7 +176,7 @@ class Coordinator:
             self.ledger.extend_tasks(config.round_timeout)
             self._emit({"event": "warning", "message": f"{text}: waiting on, and asking who is free"})
         if config.late == "return":
-            self._abandon(lambda a: True, "deadline" if self._clock() >= self._deadline else "surplus")
+            self._abandon(lambda a: True, "deadline" if self._clock() >= self._deadline else "surplus", round_)
         by_site = sorted(admitted, key=lambda a: a.site)  # float sums must not depend on arrival
         fresh = [a for a in by_site if a.version == self._published.version]
         self._emit_quality(pool(a.envelope.header.metrics for a in fresh))
@@ -201,6 +190,7 @@ class Coordinator:
         """
         config, self._deadline = self._config, float("inf")
         while True:
+            there = set(self._transport.nodes())
             chosen = self._choose(round_, [a.node for a in admitted])
             self._ask(chosen, round_, steps=config.steps)
             asked.update(chosen)
@@ -209,13 +199,16 @@ class Coordinator:
             admitted = self._bounded(round_, admitted)
             if len(admitted) >= config.quorum or self._clock() >= self._deadline:
                 return admitted, False
-            nodes, done = set(self._transport.nodes()), {a.node for a in admitted}
+            nodes, twice = set(self._transport.nodes()), self._roster.twice(round_)
+            done = {a.node for a in admitted} | twice
             failures = [self._roster.failures(node, round_) for node in nodes - done]
-            if failures and min(failures) >= TIMES and len(nodes) >= config.quorum and not self._open:
+            if failures and min(failures) >= TIMES and len(nodes - twice) >= config.quorum and not self._open:
                 return admitted, True
             times = min((self._roster.failures(node, round_) for node in {*chosen} - done), default=None)
             pause = float("inf") if times is None else AGAIN * 2 ** min(times, 6)
-            self._linger(round_, len(admitted), nodes, min(self._deadline, self._clock() + pause))
+            self._linger(round_, len(admitted), there, min(self._deadline, self._clock() + pause))
+            if self._clock() >= self._deadline:
+                return admitted, False
 
     def _linger(self, round_: int, merged: int, nodes: set[int], until: float) -> None:
         """Nobody is awaited, without a quorum: wait for another site, or until those that failed are asked again."""
@@ -226,19 +219,20 @@ class Coordinator:
 
     def _evaluate(self, round_: int) -> None:
         """Ask all for the quality of the last version; nobody is waited for beyond the deadline."""
-        self._abandon(lambda asked: True, "finished")
+        self._abandon(lambda asked: True, "finished", round_)
         self._deadline = float("inf")
         self._ask(self._wait_for_nodes(), round_, steps=0)
         reports: list[Admitted] = []
         self._deadline = self._clock() + self._config.round_timeout
         self._collect(round_, reports, steps=0)
-        self._abandon(lambda asked: True, "deadline")
+        self._abandon(lambda asked: True, "deadline", round_)
         by_site = sorted(reports, key=lambda a: a.site)
         self._emit_quality(pool(a.envelope.header.metrics for a in by_site))
 
     def _choose(self, round_: int, answered: Sequence[int]) -> list[int]:
         """Nodes to ask, of those that are not awaited and have not answered."""
-        free = [n for n in self._transport.nodes() if n not in self._open and n not in answered]
+        done = {*answered, *self._open} | self._roster.twice(round_)
+        free = [node for node in self._transport.nodes() if node not in done]
         return self._roster.choose(free, len(answered), round_, self.ledger.sites())
 
     def _ask(self, nodes: Sequence[int], round_: int, *, steps: int) -> None:
@@ -278,13 +272,13 @@ class Coordinator:
     def _age(self, asked: Asked) -> int:
         return self._published.version - asked.version
 
-    def _abandon(self, is_meant: Callable[[Asked], bool], outcome: str) -> None:
-        """Wait no longer for some; what they send is not taken, and returns to their residuals."""
+    def _abandon(self, is_meant: Callable[[Asked], bool], outcome: str, last: int) -> None:
+        """After a last round, wait no longer for some; what they send is not taken, and returns to their residuals."""
         gone = [a for a in self._open.values() if is_meant(a)]
         self._transport.forget([a.node for a in gone])
         for asked in gone:
             del self._open[asked.node]
-            self._roster.miss(asked.node, asked.round)
+            self._roster.miss(asked.node, last)
             self.ledger.close_task(asked.number, outcome)
             if outcome in ("deadline", "stale"):
                 waited = f"no reply within {self._clock() - asked.at:.0f} s, {self._age(asked)} versions later"

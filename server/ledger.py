@@ -377,10 +377,11 @@ class Ledger:
         return [SiteRow(site, int(node), *rest) for site, node, *rest in rows]
 
     def payload_bytes(self, direction: str, round_: int | None = None) -> tuple[int, int]:
-        """Payload bytes and messages of a direction, in one round or in all."""
+        """Payload bytes, and messages that were to carry some, of a direction, in one round or in all."""
         where, args = ("", ()) if round_ is None else (" AND round=?", (round_,))
         row = self._db.execute(
-            f"SELECT COALESCE(SUM(payload), 0), COUNT(*) FROM message WHERE run=? AND direction=?{where}",
+            "SELECT COALESCE(SUM(payload), 0), COALESCE(SUM(kind != 'failure'), 0) FROM message"
+            f" WHERE run=? AND direction=?{where}",
             (self.run, direction, *args),
         ).fetchone()
         return int(row[0]), int(row[1])

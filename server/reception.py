@@ -14,7 +14,7 @@ from fedcompress.parts.stored import Stored, store
 from fedcompress.types import Layout, Tensors
 from fedcompress.wire import Kind, digest_of
 from server.admission import Expected, admit
-from server.ledger import Ledger
+from server.ledger import OWN, Ledger
 from server.roster import Roster
 from server.strategy import Admitted
 from server.tasks import Asked
@@ -77,12 +77,16 @@ class Reception:
             return None
         if status.get("status") != "ok":
             self._roster.strike(reply.node, asked.round)
-            self.refuse(asked.round, reply, str(status.get("code", "unknown")), str(status.get("message", "")))
+            code = str(status.get("code", "unknown"))
+            code = f"site-{code}" if code in OWN else code  # what a reply says is no reason of the coordinator's
+            self.refuse(asked.round, reply, code, str(status.get("message", "")))
             return None
         try:
             envelope, norm = admit(reply.payload, self._expected(asked), kind, seen, site_of(reply), self._keep)
         except AdmissionError as error:
-            if error.code != "duplicate-site":  # it may be the same site, behind a new node
+            if error.code == "duplicate-site":
+                self._roster.answers_twice(reply.node, asked.round)
+            else:
                 self._roster.strike(reply.node, asked.round)
             self.refuse(asked.round, reply, error.code, str(error))
             return None

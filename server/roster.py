@@ -25,19 +25,26 @@ class Roster:
         self._held: dict[int, int] = {}  # the round from which a node is asked again
         self._owed: dict[int, int] = {}  # replies that were not waited for
         self._busy: dict[int, int] = {}  # the same, unless it answers before
+        self._twice: dict[int, int] = {}  # the last round in which its site had answered behind another node
 
     def choose(self, free: Sequence[int], answered: int, round_: int, sites: Sequence[SiteRow]) -> list[int]:
         """Nodes to ask in a round, in which so many have answered.
 
-        One that is held or busy, or has failed in this round, is asked only where the others are too few for a quorum.
+        One that is held or busy, or has failed in this round, is asked only where the others are too few for a quorum,
+        and then those first that have failed least, so that all of them have their turn.
         """
         config = self._config
-        ready = [n for n in free if max(self._held.get(n, 0), self._busy.get(n, 0)) <= round_]
-        ready = [n for n in ready if not self.failures(n, round_)]
-        nodes = ready if len(ready) >= max(config.quorum - answered, 1) else list(free)
         count = math.ceil(config.sites_per_round * config.over_sampling)
-        missing = max(count - answered, 1) if count else 0
-        return choose(nodes, missing, config.seed, round_, weights_for(config.sampling, sites))
+        missing = max(count - answered, 1) if count else len(free)
+        ready = [n for n in free if self._until(n) <= round_ and not self.failures(n, round_)]
+        if len(ready) >= max(config.quorum - answered, 1):
+            return choose(ready, missing, config.seed, round_, weights_for(config.sampling, sites))
+        others = sorted(set(free) - set(ready), key=lambda n: (self.failures(n, round_), self._until(n), n))
+        return sorted((ready + others)[:missing])
+
+    def _until(self, node: int) -> int:
+        """The round from which it is asked again."""
+        return max(self._held.get(node, 0), self._busy.get(node, 0))
 
     def strike(self, node: int, round_: int) -> None:
         """Refused, or failed, in one more round in a row; a node with too many is left out for 1, 2, 4, ... rounds."""
@@ -60,6 +67,14 @@ class Roster:
         last, times = self._failed.get(node, (0, 0))
         return times if last == round_ else 0
 
+    def answers_twice(self, node: int, round_: int) -> None:
+        """Its site has answered behind another node: SuperNodes come back under other ids."""
+        self._twice[node] = round_
+
+    def twice(self, round_: int) -> set[int]:
+        """Nodes of whose sites there is an answer in a round already."""
+        return {node for node, last in self._twice.items() if last == round_}
+
     def clear(self, node: int) -> None:
         """An update of it was admitted."""
         self._strikes.pop(node, None)
@@ -67,7 +82,7 @@ class Roster:
 
     def miss(self, node: int, round_: int) -> None:
         """It was not waited for. A SuperNode does one task after another, so that a new one would wait for the old:
-        it is asked again when it has answered, or is left out for 1, 2, 4, ... rounds.
+        it is asked again when it has answered, or is left out for 1, 2, 4, ... rounds after this one.
         """
         self._owed[node] = self._owed.get(node, 0) + 1
         self._busy[node] = round_ + 1 + 2 ** min(self._owed[node] - 1, 16)

@@ -16,7 +16,7 @@ from fedcompress.durable.blobs import BlobStore
 from fedcompress.errors import ConfigError, MismatchError, StateError, TrainingError
 from fedcompress.pipeline import decode_update
 from fedcompress.types import Tensors, add, subtract, zeros
-from server.ledger import Ledger, SiteRow
+from server.ledger import OWN, Ledger, SiteRow
 from server.norms import bound_of
 from server.roster import Roster
 from server.sampling import choose, weights_for
@@ -170,6 +170,17 @@ def test_a_quorum_waits_for_a_site_that_joins(tmp_path: Path) -> None:
     assert never.now == pytest.approx(300, abs=3)
 
 
+def test_who_joins_while_others_train_is_asked_at_once(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    _, south, west = world.sites
+    slow = SlowTransport(world.sites, lambda site, round_: 20.0)
+    everybody = list(world.sites)
+    slow.nodes = lambda: [n for n in everybody if slow.now >= {south: 15.0, west: 1e9}.get(n, 0.0)]
+    world.over(slow, quorum=2, round_timeout=100.0, rounds=1, min_sites=1)
+    assert [(e["asked"], e["merged"]) for e in rounds(world)] == [(2, 2)]
+    assert table(world, "SELECT seconds FROM round")[0][0] == pytest.approx(40, abs=2)
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
     """South and west fail so many times each; who has failed."""
     failed: list[str] = []
@@ -192,6 +203,65 @@ def test_sites_that_fail_are_asked_again_for_a_quorum(tmp_path: Path, monkeypatc
     assert sorted(failed) == ["south", "south", "west", "west"]
     assert 25 < transport.now < 40, "pauses of 10 and 20 s"
     assert [s.trained for s in world.sites.values()] == [2, 2, 2]
+
+
+def test_each_site_that_failed_has_its_turn_for_a_quorum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four are asked. Three fail once, one of them for ever: the others make the quorum."""
+    for worst in NAMES[1:]:
+        world, failed = World(tmp_path / worst, NAMES), list[str]()
+        answer = FakeSite.answer
+
+        def full(site, task, bundle, signature="", failed=failed, worst=worst, answer=answer):
+            if site.name != "east" and (site.name == worst or site.name not in failed) and task.round == 1:
+                failed.append(site.name)
+                raise MismatchError("no-space", "no room")
+            return answer(site, task, bundle, signature)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeSite, "answer", full)
+            transport = world.over(MemoryTransport(world.sites), quorum=2, sites_per_round=2, rounds=2)
+        assert [e["merged"] for e in rounds(world)] == [2, 2]
+        assert transport.now < 60
+
+
+def test_who_is_ready_comes_first_and_then_who_failed_least() -> None:
+    roster = Roster(RunConfig(run="r", state_dir="x", initial_adapter="x", quorum=3, sites_per_round=3), [].append)
+    for node, times in ((1, 3), (2, 1), (3, 2)):
+        for _ in range(times):
+            roster.fail(node, 5)
+    roster.miss(4, 4)
+    assert roster.choose([1, 2, 3, 4, 5], 0, 5, []) == [2, 4, 5]
+    assert roster.choose([1, 2, 3, 4, 5], 2, 5, []) == [5], "one is needed, and one is ready"
+    assert roster.choose([1, 2, 3], 1, 5, []) == [2, 3]
+
+
+def test_a_site_that_is_there_twice_is_not_asked_all_the_time(tmp_path: Path) -> None:
+    """Its SuperNode came back under another id, and the quorum waits for another site."""
+    world = World(tmp_path)
+    north, south, west = world.sites
+    del world.sites[west]
+    world.sites[west] = world.sites[north]
+    transport = Joining(world, {south: 300.0})
+    world.over(transport, quorum=2, round_timeout=1000.0, rounds=1, min_sites=1)
+    assert [e["merged"] for e in rounds(world)] == [2]
+    assert {code for (code,) in table(world, "SELECT code FROM refusal")} == {"duplicate-site"}
+    assert [task.round for *_, task, _, _ in transport.sent] == [1, 1, 1, 2, 2, 2]
+
+
+def test_nobody_is_asked_at_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, failed = World(tmp_path), failing(monkeypatch, 10**6)
+    with pytest.raises(TrainingError, match="1 updates admitted: the quorum is 2"):
+        world.over(MemoryTransport(world.sites), quorum=2, round_timeout=25.0, patience=0)
+    assert len(failed) == 2 * 2, "at once and after 10 s; after 20 more it is too late"
+
+
+def test_failures_are_no_messages_that_averaging_would_send(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world, failed = World(tmp_path), failing(monkeypatch, 1)
+    world.over(MemoryTransport(world.sites), quorum=3, rounds=2)
+    assert len(failed) == 2
+    (end,) = [e for e in world.events if e["event"] == "finished"]
+    assert end["up"]["messages"] == 3 * 2 + 3, "updates, and reports of the last evaluation"
+    assert table(world, "SELECT COUNT(*) FROM message WHERE kind='failure'") == [(2,)]
 
 
 def test_failing_again_and_again_in_a_round_is_one_strike() -> None:
@@ -263,7 +333,8 @@ def test_the_last_evaluation_has_its_own_deadline(tmp_path: Path) -> None:
     assert asked == [(1, 50.0), (2, 50.0), (3, 50.0)]
 
 
-def test_what_a_reply_claims_is_told_to_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", ["no-space", *OWN])
+def test_what_a_reply_claims_is_told_to_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """West fails in north's name, with a text of its choice: north's next task does not have it."""
     world = World(tmp_path)
     answer = FakeSite.answer
@@ -271,7 +342,7 @@ def test_what_a_reply_claims_is_told_to_nobody_else(tmp_path: Path, monkeypatch:
     def lie(site: FakeSite, task, bundle, signature=""):
         if site.name == "west" and task.round == 1:
             site.name = "north"
-            raise MismatchError("no-space", "send your rows to us")
+            raise MismatchError(code, "send your rows to us")
         return answer(site, task, bundle, signature)
 
     monkeypatch.setattr(FakeSite, "answer", lie)
@@ -354,6 +425,15 @@ def test_a_straggler_does_not_work_through_given_up_rounds(tmp_path: Path) -> No
     assert behind[-1] <= max(behind[:4]), behind
     assert len(behind) < 24 / 2
     nothing_is_lost(world, world.sites[west])
+
+
+def test_who_never_answers_is_left_out_for_longer_each_time(tmp_path: Path) -> None:
+    """Also where late updates are merged, so that it is given up rounds after it was asked."""
+    world = World(tmp_path)
+    slow = SlowTransport(world.sites, lambda site, round_: 1e9 if site == "west" else 1.0)
+    world.over(slow, late="merge", max_staleness=2, round_timeout=10.0, rounds=14)
+    west = next(node for node, site in world.sites.items() if site.name == "west")
+    assert [task.round for node, task, *_ in slow.sent if node == west and task.steps] == [1, 5, 10]
 
 
 def test_who_is_awaited_is_said(tmp_path: Path) -> None:
@@ -565,6 +645,7 @@ def test_a_ledger_and_its_copy(tmp_path: Path) -> None:
     [
         ({"buffer": 2}, "late: return: must be merge with a buffer"),
         ({"buffer": 2, "late": "merge", "quorum": 3}, "quorum: 3: must be at most 2"),
+        ({"sites_per_round": 2, "quorum": 3}, "quorum: 3: must be at most 2, the sites-per-round"),
         ({"over_sampling": 1.5}, "over-sampling: 1.5: needs sites-per-round"),
         ({"over_sampling": 0.5}, "over-sampling: 0.5: must be at least 1"),
         ({"sampling": "fair"}, "sampling: fair: must be one of"),
