@@ -199,12 +199,12 @@ class Coordinator:
             admitted = self._bounded(round_, admitted)
             if len(admitted) >= config.quorum or self._clock() >= self._deadline:
                 return admitted, False
-            nodes, twice = set(self._transport.nodes()), self._roster.twice(round_)
-            done = {a.node for a in admitted} | twice
-            failures = [self._roster.failures(node, round_) for node in nodes - done]
-            if failures and min(failures) >= TIMES and len(nodes - twice) >= config.quorum and not self._open:
+            nodes, done = set(self._transport.nodes()), {a.node for a in admitted}
+            out = done | self._roster.twice(round_) | self._open.keys()
+            failures = [self._roster.failures(node, round_) for node in nodes - out]
+            if failures and min(failures) >= TIMES and len(nodes - out | done) >= config.quorum and not self._open:
                 return admitted, True
-            times = min((self._roster.failures(node, round_) for node in {*chosen} - done), default=None)
+            times = min((self._roster.failures(node, round_) for node in (nodes | {*chosen}) - out), default=None)
             pause = float("inf") if times is None else AGAIN * 2 ** min(times, 6)
             self._linger(round_, len(admitted), there, min(self._deadline, self._clock() + pause))
             if self._clock() >= self._deadline:

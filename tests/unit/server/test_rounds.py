@@ -248,6 +248,19 @@ def test_a_site_that_is_there_twice_is_not_asked_all_the_time(tmp_path: Path) ->
     assert [task.round for *_, task, _, _ in transport.sent] == [1, 1, 1, 2, 2, 2]
 
 
+def test_a_site_that_is_there_twice_keeps_nobody_from_his_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """North's SuperNode comes back under another id while south, which has failed, waits to be asked again."""
+    world, failed = World(tmp_path), failing(monkeypatch, 1)
+    north, _, west = world.sites
+    del world.sites[west]
+    world.sites[west] = world.sites[north]
+    transport = Joining(world, {west: 2.0})
+    world.over(transport, quorum=2, round_timeout=1000.0, rounds=1, min_sites=1)
+    assert [e["merged"] for e in rounds(world)] == [2]
+    assert failed == ["south"]
+    assert transport.now < 40
+
+
 def test_nobody_is_asked_at_the_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world, failed = World(tmp_path), failing(monkeypatch, 10**6)
     with pytest.raises(TrainingError, match="1 updates admitted: the quorum is 2"):

@@ -238,11 +238,11 @@ def test_what_was_given_up_is_looked_for_now_and_then() -> None:
         send(transport, node)
     transport.forget(range(60))
     began = time.monotonic()
-    assert list(transport.receive(1.2)) == []
+    assert list(transport.receive(2.0)) == []
     aside = [ids for ids in grid.asked if ids != ["m60"]]
     assert 1 <= len(aside) <= (time.monotonic() - began) / pulling.REST + 1
     assert {len(ids) for ids in aside} == {1}
-    assert grid.asked.count(["m60"]) > 2 * len(aside)
+    assert grid.asked.count(["m60"]) > len(aside)
 
 
 def test_large_replies_are_pulled_one_by_one() -> None:
