@@ -78,7 +78,7 @@ class RoundRunner:
         reach("site.settled")
         if returned:
             progress(phase="settle", text=f"{returned} unmerged update(s) returned to the residual")
-            held = replace(held, residual=self._session.residual(task.run, layout))
+        held = replace(held, residual=self._session.residual(task.run, layout))  # may also have shrunk, or be lost
         stored = self._session.replay(task.run, task.round, base) if task.steps else None
         if stored is not None:
             progress(phase="replay", text=f"round {task.round} was done before: answered from the outbox")

@@ -240,6 +240,7 @@ class Session:
         except StateError as error:
             LOG.error("run %s: residual and open replies are lost: %s", run, error)
             self._drop(run)
+            setback.remember(self._db, run, merged, is_named=is_named)
             return 0
 
     def _close(self, run: str, round_: int, base_digest: bytes, merged: Sequence[str]) -> int:

@@ -10,14 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-from fedcompress.adapters import adapter_digest
 from fedcompress.config import TrainTask
 from fedcompress.errors import MismatchError
 from fedcompress.failpoints import reach
 from server.coordinator import Coordinator
 from tests.faults.sockets import SocketTransport, frame, take_frame
 from tests.unit.clients.site_support import FakeSite
-from tests.unit.server.memory import initial_adapter, run_config
+from tests.unit.server.memory import run_config
 
 NAMES = ("north", "south", "west")
 RETRY = 0.02  # seconds between two tries to connect
@@ -34,7 +33,7 @@ def coordinate(folder: Path, port: int, rounds: int) -> None:
 
 def serve(folder: Path, port: int, node: int, name: str) -> None:
     """Answer tasks until told to end; connect again whenever the coordinator is gone."""
-    site = FakeSite(folder / "sites", name, adapter_digest(initial_adapter(folder).config))
+    site = FakeSite(folder / "sites", name)
     while True:
         try:
             with socket.create_connection(("127.0.0.1", port)) as connection:

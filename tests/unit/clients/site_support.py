@@ -1,78 +1,95 @@
-"""A site whose training is a stand-in: seeded random deltas. Everything durable is real."""
+"""A site whose ranks are a stand-in: seeded random deltas. The worker's rounds, and everything durable, are real."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from clients.identity import SiteIdentity
+from clients.site import Data, SiteConfig
+from clients.training.job import Job
+from clients.worker.hub import RankReport
+from clients.worker.rounds import RoundRunner
 from clients.worker.session import Session
-from fedcompress.codecs import CodecSpec, Feedback
+from fedcompress.adapters import load_adapter, save_adapter
+from fedcompress.adapters.base_model import BaseModel
 from fedcompress.config import TrainTask
-from fedcompress.failpoints import reach
-from fedcompress.pipeline import encode_update
-from fedcompress.types import Layout, Tensors, add, zeros
-from fedcompress.wire import Header, Kind, pack
+from fedcompress.types import Tensors, add, zeros
 from tests.support import normal
 
 
-class FakeSite:
-    """Answers tasks like a worker's round runner does, without a model."""
+class FakeRanks:
+    """In the place of a hub and its ranks."""
 
-    def __init__(self, folder: Path, name: str, adapter_digest: bytes = b"a" * 32) -> None:
-        self.name = name
+    def __init__(self, site: FakeSite) -> None:
+        self._site = site
+
+    def run(self, job_json: str, **_: Any) -> Iterator[RankReport]:
+        """What rank 0 reports; leaves what was trained where a rank does."""
+        job, site = Job.from_json(job_json), self._site
+        quality = {"eval_correct": 1.0, "eval_examples": 2.0, "eval_loss_sum": 3.0}
+        if job.task.steps:
+            site.trained += 1
+            start = load_adapter(job.published)
+            delta = normal(start.layout, sum(site.name.encode()) + 1000 * job.task.round, 0.1)
+            site.deltas = add(site.deltas or zeros(start.layout), delta)
+            save_adapter(job.out, start.config, start.layout, add(start.tensors, delta))
+        yield RankReport(rank=0, result_json=json.dumps({**quality, "train_examples": 10 + len(site.name)}))
+
+
+class FakeSite:
+    """Answers tasks as a worker does, without a model."""
+
+    def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder / name
-        self.adapter_digest = adapter_digest
         self.trained = 0
         self.deltas: Tensors = {}
-        self.identity = SiteIdentity()
         self.refused: list[str] = []  # what the coordinator said of replies
+        base = folder / f"{name}.base"
+        base.mkdir(parents=True, exist_ok=True)
+        for file in ("config.json", "model.safetensors", "rows.jsonl"):
+            (base / file).write_bytes(b"{}")
+        model, data = BaseModel(path=base), Data(train=str(base / "rows.jsonl"))
+        self._config = SiteConfig(name=name, state_dir=self.folder, model=model, data=data)
         self.session = Session(self.folder)
+        self._start()
+
+    def _start(self) -> None:
+        ranks: Any = FakeRanks(self)
+        self._runner = RoundRunner(self._config, self.session, ranks)
+
+    @property
+    def name(self) -> str:
+        """What it calls itself."""
+        return self._config.name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._config = replace(self._config, name=name)
+        self._start()
+
+    @property
+    def identity(self) -> SiteIdentity:
+        """Its key and the coordinator's."""
+        return self._runner._identity
+
+    @identity.setter
+    def identity(self, identity: SiteIdentity) -> None:
+        self._runner._identity = identity
 
     def reopen(self) -> None:
         """Restart: nothing but the disk survives."""
+        identity = self.identity
         self.session.close()
         self.session = Session(self.folder)
+        self._start()
+        self.identity = identity
 
     def answer(self, task: TrainTask, bundle: bytes, signature: str = "") -> bytes:
         """The reply's payload."""
-        self.identity.check(signature, task.to_json(), bundle)
-        if self.identity.coordinator is not None:
-            self.session.advance(task.run, task.round, task.version, task.life)
+        reply = self._runner.run(task, bundle, lambda **_: None, signature)
         self.refused += task.refused
-        layout = Layout.from_json(task.layout)
-        held = self.session.receive(task.run, layout, bundle)
-        self.session.settle(task.run, task.round, held.digest, task.merged, is_named=bool(task.site))
-        reach("site.settled")
-        stored = self.session.replay(task.run, task.round, held.digest) if task.steps else None
-        if stored is not None:
-            return self.identity.sign(stored)
-        header = Header(
-            kind=Kind.REPORT,
-            run=task.run,
-            site=self.name,
-            round=task.round,
-            version=held.version,
-            codec="",
-            base_digest=held.digest,
-            layout_digest=layout.digest,
-            adapter_digest=self.adapter_digest,
-            base_fingerprint=b"b" * 32,
-            examples=10 + len(self.name),
-            metrics={"eval_correct": 1.0, "eval_examples": 2.0, "eval_loss_sum": 3.0},
-        )
-        if not task.steps:
-            return self.identity.sign(pack(header, ()))
-        self.trained += 1
-        delta = normal(layout, sum(self.name.encode()) + 1000 * task.round, 0.1)
-        reach("site.trained")
-        self.deltas = add(self.deltas or zeros(layout), delta)
-        held = self.session.held(task.run)
-        assert held is not None
-        feedback = Feedback(decay=task.feedback)
-        target = feedback.target(delta, held.residual)
-        header = replace(header, kind=Kind.UPDATE)
-        payload, decoded = encode_update(target, layout, CodecSpec.parse(task.codec), header)
-        payload = self.identity.sign(payload)
-        self.session.commit(task.run, task.round, held.digest, payload, feedback.residual(target, decoded))
-        return payload
+        return reply.payload

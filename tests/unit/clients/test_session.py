@@ -55,11 +55,11 @@ def chain(count: int) -> tuple[list[bytes], list[Tensors]]:
 DELTAS, STATES = chain(3)
 
 
-def task(round_: int, *merged: str, codec: str = "lora-ternary", steps: int = 1) -> TrainTask:
+def task(round_: int, *merged: str, codec: str = "lora-ternary", steps: int = 1, version: int = 0) -> TrainTask:
     return TrainTask(
         run="run",
         round=round_,
-        version=0,
+        version=version,
         steps=steps,
         batch_size=1,
         lr=1.0,
@@ -120,7 +120,7 @@ def test_the_same_round_from_another_state_is_trained_again(tmp_path: Path) -> N
     """The coordinator went on from elsewhere: the old reply goes back into the residual."""
     site = FakeSite(tmp_path, "north")
     first = site.answer(task(1), SNAPSHOT)
-    second = site.answer(task(1), DELTAS[0])
+    second = site.answer(task(1, version=1), DELTAS[0])
     assert site.trained == 2
     assert first != second
     check_invariant(site, [])
@@ -169,7 +169,7 @@ def test_a_crash_before_the_commit_changes_nothing(tmp_path: Path, monkeypatch: 
     site = FakeSite(tmp_path, "north")
     first = site.answer(task(1), SNAPSHOT)
 
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -192,6 +192,23 @@ def decode_total(site: FakeSite, merged: list[bytes]) -> Tensors:
     for payload in merged:
         total = add(total, decode_update(payload, LAYOUT)[1])
     return total
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_what_was_given_back_and_merged_is_not_sent_again(tmp_path: Path, is_damaged: bool) -> None:
+    """In the reply to the very task that says that it was merged, too."""
+    site = FakeSite(tmp_path, "north")
+    first = site.answer(task(1), SNAPSHOT)
+    site.answer(task(2, steps=0), SNAPSHOT)
+    back = site.session.held("run")
+    assert back is not None
+    if is_damaged:
+        (blob,) = (path for path in (tmp_path / "north" / "blobs").iterdir() if path.read_bytes() == first)
+        blob.write_bytes(first[:-1])
+        site.deltas = decode_update(first, LAYOUT)[1]  # what it had left out is lost
+    third = site.answer(task(3, digest_of(first).hex()), SNAPSHOT)
+    assert site.trained == 2
+    check_invariant(site, [first, third])
 
 
 def test_a_changed_blob_is_found(tmp_path: Path) -> None:
@@ -222,7 +239,7 @@ def test_a_changed_reply_is_found_and_healed_by_a_snapshot(tmp_path: Path) -> No
     held = site.session.receive("run", LAYOUT, SNAPSHOT + DELTAS[0])
     assert (held.version, equal(held.state, STATES[1])) == (1, True)
     assert equal(held.residual, zeros(LAYOUT))
-    site.answer(task(2), DELTAS[0])
+    site.answer(task(2, version=1), DELTAS[0])
     assert site.trained == 2
 
 
@@ -256,8 +273,9 @@ def history(site: FakeSite) -> list[bytes]:
     """Four rounds: one merged, two lost, one merged; the state moves on in between. Every request comes again if it
     fails."""
     payloads: list[bytes] = []
-    for round_, bundle, merged in ((1, SNAPSHOT, ()), (2, DELTAS[0], (0,)), (3, DELTAS[0], (0,)), (4, DELTAS[1], (0,))):
-        request = task(round_, *(digest_of(payloads[i]).hex() for i in merged))
+    steps = ((0, SNAPSHOT, ()), (1, DELTAS[0], (0,)), (1, DELTAS[0], (0,)), (2, DELTAS[1], (0,)))
+    for round_, (version, bundle, merged) in enumerate(steps, start=1):
+        request = task(round_, *(digest_of(payloads[i]).hex() for i in merged), version=version)
         try:
             payloads.append(site.answer(request, bundle))
         except Killed:

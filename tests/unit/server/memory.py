@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedcompress.adapters import Adapter, Template, adapter_digest, load_adapter, save_template, seeded_init
+from fedcompress.adapters import Adapter, Template, load_adapter, save_template, seeded_init
 from fedcompress.config import RunConfig, TrainTask
 from fedcompress.errors import IdentityError, MismatchError
 from fedcompress.objective import Classification
@@ -134,8 +134,7 @@ class World:
         self.folder = folder
         adapter = initial_adapter(folder)
         self.layout = adapter.layout
-        digest = adapter_digest(adapter.config)
-        self.sites = {(1 << 63) + i: FakeSite(folder / "sites", n, digest) for i, n in enumerate(names)}
+        self.sites = {(1 << 63) + i: FakeSite(folder / "sites", n) for i, n in enumerate(names)}
         self.events: list[dict[str, Any]] = []
 
     def config(self, **changes: Any) -> RunConfig:

@@ -259,10 +259,10 @@ def test_steps_of_zero_are_versions_too(tmp_path: Path) -> None:
 def test_a_site_cannot_say_that_it_holds_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The digest of the state decides, not the number in the header."""
 
-    def lie(*args: Any) -> Any:
-        return encode_update(*args[:3], replace(args[3], version=4_000_000_000))
+    def lie(*args: Any, **options: Any) -> Any:
+        return encode_update(*args[:3], replace(args[3], version=4_000_000_000), **options)
 
-    monkeypatch.setattr("tests.unit.clients.site_support.encode_update", lie)
+    monkeypatch.setattr("clients.worker.rounds.encode_update", lie)
     world = World(tmp_path)
     with pytest.raises(Killed):
         world.run(lambda what, node, number: stop_at(what, number, 3))
