@@ -37,7 +37,7 @@ REASONS: dict[str, str] = {
     "weight": "lacks what weighs it: a train_loss above 0, and not so small that it alone counts, or a listed weight",
     "examples": "claims no training examples, or more than there can be",
     "metrics": "a measured value is larger than any can be",
-    "duplicate-site": "another node has already answered for this site in this round",
+    "duplicate-site": "another node has answered for this site, in this round or since this node was asked",
     "no-site": "does not say which site it is from",
     **trust.REASONS,
 }

@@ -81,6 +81,9 @@ class Reception:
             code = f"site-{code}" if code in OWN else code  # what a reply says is no reason of the coordinator's
             self.refuse(asked.round, reply, code, str(status.get("message", "")))
             return None
+        if steps and self._config.late == "merge":
+            rows, told = self._ledger.sites(), {*asked.merged}
+            seen = seen | {row.site for row in rows if row.merged and row.merged not in told}  # behind another node
         try:
             envelope, norm = admit(reply.payload, self._expected(asked), kind, seen, site_of(reply), self._keep)
         except AdmissionError as error:

@@ -248,6 +248,22 @@ def test_a_site_that_is_there_twice_is_not_asked_all_the_time(tmp_path: Path) ->
     assert [task.round for *_, task, _, _ in transport.sent] == [1, 1, 1, 2, 2, 2]
 
 
+@pytest.mark.parametrize("slow_round", [1, 2])
+def test_an_update_of_a_site_that_is_there_twice_is_merged_once(tmp_path: Path, slow_round: int) -> None:
+    """Of two nodes of one site, one is rounds behind the other, and both answers are taken as they come."""
+    world = World(tmp_path)
+    north, south, west = world.sites
+    del world.sites[south]
+    world.sites[west] = world.sites[north]
+    slow = SlowTransport(world.sites, lambda site, round_: 1.0)
+    slow._delay = lambda site, round_: 3.5 if slow.sent[-1][0] == west and round_ == slow_round else 1.0
+    world.over(slow, late="merge", buffer=1, rounds=8, min_sites=1)
+    digests = [digest for (digest,) in table(world, "SELECT digest FROM merged")]
+    assert len(digests) == len(set(digests)) == 8
+    assert "duplicate-site" in {e["code"] for e in world.events if e["event"] == "refused"}
+    nothing_is_lost(world, world.sites[north])
+
+
 def test_a_site_that_is_there_twice_keeps_nobody_from_his_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """North's SuperNode comes back under another id while south, which has failed, waits to be asked again."""
     world, failed = World(tmp_path), failing(monkeypatch, 1)
