@@ -26,7 +26,7 @@ from fedcompress.pipeline import encode_update
 from fedcompress.privacy import clip_update
 from fedcompress.types import Layout, subtract
 from fedcompress.weights import is_weights
-from fedcompress.wire import Header, Kind, pack
+from fedcompress.wire import Header, Kind, Limits, pack, unpack
 
 SCARCE = 0.1  # of the memory
 MAX_DEATHS = 2  # of ranks, in one round
@@ -75,6 +75,8 @@ class RoundRunner:
             raise MismatchError("base-digest", f"version: {held.version} is held: the task needs {task.version}")
         base = held.digest
         returned = self._session.settle(task.run, task.round, base, task.merged, is_named=bool(task.site))
+        if not self._is_asked_for(task, base):
+            returned += self._session.settle(task.run, task.round, b"", task.merged, is_named=bool(task.site))
         reach("site.settled")
         if returned:
             progress(phase="settle", text=f"{returned} unmerged update(s) returned to the residual")
@@ -111,6 +113,13 @@ class RoundRunner:
             raise IdentityError("other-site", f"task.site: {task.site}: this site is {self._site.name}")
         if self._identity.coordinator is not None:
             self._session.advance(task.run, task.round, task.version, task.life)
+
+    def _is_asked_for(self, task: TrainTask, base: bytes) -> bool:
+        """Not so a stored reply to this round in another codec, as after a change of settings: it would be refused."""
+        stored = self._session.replay(task.run, task.round, base)
+        if stored is None:
+            return True
+        return unpack(stored, Limits(max_body=len(stored))).header.codec == str(CodecSpec.parse(task.codec))
 
     def _resigned(self, task: TrainTask, stored: bytes) -> bytes:
         """A stored reply with the key of now, which need not be the one that it was signed with."""

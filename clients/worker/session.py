@@ -165,7 +165,8 @@ class Session:
         if held is not None and (not headers or headers[-1].result_digest == here):
             version = headers[-1].version if headers else held.version
             if version != held.version:  # the step to it was zero
-                self._set_version(run, version)
+                with self._transaction():
+                    self._db.execute("UPDATE run SET version=? WHERE run=?", (version, run))
             return held if version == held.version else replace(held, version=version)
         fits = [i for i, h in enumerate(headers) if h.kind is Kind.SNAPSHOT or (here and h.base_digest == here)]
         if not fits:
@@ -322,9 +323,8 @@ class Session:
         """The newest update in the outbox, as decoded; what encoders that iterate start from."""
         layout = self._layout(run)
         row = self._db.execute("SELECT blob FROM outbox WHERE run=? ORDER BY round DESC LIMIT 1", (run,)).fetchone()
-        if layout is None or row is None:
-            return None
-        return decode_update(self._blobs.get(row[0]), layout)[1]
+        data = self._readable(row[0]) if row is not None else None
+        return decode_update(data, layout)[1] if layout is not None and data is not None else None
 
     def _layout(self, run: str) -> Layout | None:
         row = self._db.execute("SELECT layout FROM run WHERE run=?", (run,)).fetchone()
@@ -368,7 +368,15 @@ class Session:
     def constants(self, run: str, digest: str) -> bytes | None:
         """The safetensors bytes that were sent with this digest, hex, or None."""
         row = self._db.execute("SELECT blob FROM constant WHERE run=? AND digest=?", (run, digest)).fetchone()
-        return self._blobs.get(row[0]) if row is not None else None
+        return self._readable(row[0]) if row is not None else None
+
+    def _readable(self, name: str) -> bytes | None:
+        """A blob that can be done without."""
+        try:
+            return self._blobs.get(name)
+        except StateError as error:
+            LOG.warning("%s", error)
+            return None
 
     def _check_outbox(self, run: str) -> None:
         """Raise ``StateError`` if a reply that may have to be replayed or given back is corrupt."""
@@ -386,10 +394,6 @@ class Session:
             self._db.execute(
                 "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?)", (run, layout.to_json(), version, state, residual)
             )
-
-    def _set_version(self, run: str, version: int) -> None:
-        with self._transaction():
-            self._db.execute("UPDATE run SET version=? WHERE run=?", (version, run))
 
 
 def _is_constants(envelope: bytes) -> bool:

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from clients.worker import session as session_module
 from clients.worker.session import Session
+from fedcompress.adapters.template import constants_digest
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import TrainTask
 from fedcompress.errors import MismatchError, StateError
 from fedcompress.objective import Classification, objective_json
-from fedcompress.pipeline import decode_update, encode_delta, encode_snapshot
+from fedcompress.pipeline import decode_update, encode_constants, encode_delta, encode_snapshot
 from fedcompress.types import Tensors, add, zeros
-from fedcompress.wire import Header, Kind, digest_of
+from fedcompress.wire import Header, Kind, Limits, digest_of, unpack
 from tests.support import equal, lora_layout, normal
 from tests.unit.clients.site_support import FakeSite
 
@@ -209,6 +211,32 @@ def test_what_was_given_back_and_merged_is_not_sent_again(tmp_path: Path, is_dam
     third = site.answer(task(3, digest_of(first).hex()), SNAPSHOT)
     assert site.trained == 2
     check_invariant(site, [first, third])
+
+
+def test_a_reply_in_another_codec_is_given_back(tmp_path: Path) -> None:
+    """The run was resumed with another one, and its open round is asked for again: the old reply would be refused."""
+    site = FakeSite(tmp_path, "north")
+    first = site.answer(task(1), SNAPSHOT)
+    second = site.answer(task(1, codec="int(bits=4)"), SNAPSHOT)
+    assert site.trained == 2
+    assert unpack(second, Limits.for_numel(LAYOUT.numel)).header.codec == str(CodecSpec.parse("int(bits=4)"))
+    check_invariant(site, [])
+    assert site.answer(task(1, codec="int(bits=4)"), SNAPSHOT) == second != first
+
+
+def test_what_can_be_done_without_may_be_damaged(tmp_path: Path) -> None:
+    """What a code that iterates starts from; and constants, which are asked for again."""
+    site = FakeSite(tmp_path, "north")
+    tensors = {"scale": np.ones(3, np.float32)}
+    data, digest = save(tensors), constants_digest(tensors)
+    site.session.receive("run", LAYOUT, encode_constants(data, digest, run="run") + SNAPSHOT)
+    site.answer(task(1), SNAPSHOT)
+    assert site.session.constants("run", digest) == data
+    assert site.session.last_sent("run") is not None
+    for path in (tmp_path / "north" / "blobs").iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    assert site.session.constants("run", digest) is None
+    assert site.session.last_sent("run") is None
 
 
 def test_a_changed_blob_is_found(tmp_path: Path) -> None:
