@@ -127,6 +127,7 @@ class Session:
         """
         (name,) = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone()
         if name.startswith(STREAM):
+            self._checked.pop(name.removeprefix(STREAM), None)  # a disk may have changed it since the last round
             return opened(self._path(name), layout)
         return unpack_residual(self._blobs.get(name), layout)
 
@@ -380,8 +381,7 @@ class Session:
 
     def _check_outbox(self, run: str) -> None:
         """Raise ``StateError`` if a reply that may have to be replayed or given back is corrupt."""
-        rows = self._db.execute("SELECT blob FROM outbox WHERE run=? AND status='open'", (run,)).fetchall()
-        for (blob,) in rows:
+        for (blob,) in self._db.execute("SELECT blob FROM outbox WHERE run=? AND status='open'", (run,)).fetchall():
             self._blobs.get(blob)
 
     def _forget(self, run: str) -> None:

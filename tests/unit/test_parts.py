@@ -191,6 +191,24 @@ def test_what_was_given_back_and_merged_but_cannot_be_read(tmp_path: Path, is_st
     assert equal({name: np.array(now.residual[name]) for name in held.state}, zeros(LAYOUT))
 
 
+def test_the_residual_of_a_stream_is_checked_in_each_round(tmp_path: Path) -> None:
+    """A changed one is not sent; a snapshot heals the site, without it."""
+    session = Session(tmp_path)
+    start = encode_snapshot(zeros(LAYOUT), LAYOUT, run="r", version=0, init_seed=5)
+    held = session.receive("r", LAYOUT, start, is_stream=True)
+    payload, _ = encode_update(normal(11), LAYOUT, CodecSpec.parse("ternary"), header(round=1, base_digest=held.digest))
+    commit(session, held, payload, normal(12))
+    kept = session.residual("r", LAYOUT)
+    assert isinstance(kept, Stored)
+    (file,) = (path for path in (tmp_path / "blobs").iterdir() if path.read_bytes() not in (payload, MAGIC))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StateError, match="SHA-256 does not match"):
+        session.residual("r", LAYOUT)
+    assert isinstance(session.receive("r", LAYOUT, start, is_stream=True).residual, Zeros)
+
+
 def test_a_session_in_parts_loses_nothing(tmp_path: Path) -> None:
     """Sum of what was merged, and the residual, are the sum of the updates; a worker that is killed begins there."""
     spec, round_bases, total, merged = CodecSpec.parse("topk(density=0.1)|ternary"), b"", zeros(LAYOUT), zeros(LAYOUT)
