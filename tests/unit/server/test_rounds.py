@@ -235,13 +235,17 @@ def test_who_is_ready_comes_first_and_then_who_failed_least() -> None:
     assert roster.choose([1, 2, 3], 1, 5, []) == [2, 3]
 
 
+def there_twice(world: World) -> list[int]:
+    """The nodes of a world of three sites, once the last is another of the first site's."""
+    nodes = list(world.sites)
+    world.sites[nodes[2]] = world.sites[nodes[0]]
+    return nodes
+
+
 def test_a_site_that_is_there_twice_is_not_asked_all_the_time(tmp_path: Path) -> None:
     """Its SuperNode came back under another id, and the quorum waits for another site."""
     world = World(tmp_path)
-    north, south, west = world.sites
-    del world.sites[west]
-    world.sites[west] = world.sites[north]
-    transport = Joining(world, {south: 300.0})
+    transport = Joining(world, {there_twice(world)[1]: 300.0})
     world.over(transport, quorum=2, round_timeout=1000.0, rounds=1, min_sites=1)
     assert [e["merged"] for e in rounds(world)] == [2]
     assert {code for (code,) in table(world, "SELECT code FROM refusal")} == {"duplicate-site"}
@@ -252,9 +256,8 @@ def test_a_site_that_is_there_twice_is_not_asked_all_the_time(tmp_path: Path) ->
 def test_an_update_of_a_site_that_is_there_twice_is_merged_once(tmp_path: Path, slow_round: int) -> None:
     """Of two nodes of one site, one is rounds behind the other, and both answers are taken as they come."""
     world = World(tmp_path)
-    north, south, west = world.sites
+    north, south, west = there_twice(world)
     del world.sites[south]
-    world.sites[west] = world.sites[north]
     slow = SlowTransport(world.sites, lambda site, round_: 1.0)
     slow._delay = lambda site, round_: 3.5 if slow.sent[-1][0] == west and round_ == slow_round else 1.0
     world.over(slow, late="merge", buffer=1, rounds=8, min_sites=1)
@@ -267,10 +270,7 @@ def test_an_update_of_a_site_that_is_there_twice_is_merged_once(tmp_path: Path, 
 def test_a_site_that_is_there_twice_keeps_nobody_from_his_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """North's SuperNode comes back under another id while south, which has failed, waits to be asked again."""
     world, failed = World(tmp_path), failing(monkeypatch, 1)
-    north, _, west = world.sites
-    del world.sites[west]
-    world.sites[west] = world.sites[north]
-    transport = Joining(world, {west: 2.0})
+    transport = Joining(world, {there_twice(world)[2]: 2.0})
     world.over(transport, quorum=2, round_timeout=1000.0, rounds=1, min_sites=1)
     assert [e["merged"] for e in rounds(world)] == [2]
     assert failed == ["south"]
