@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -253,6 +254,24 @@ def test_a_changed_blob_is_found(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="cannot be read"):
         session.receive("run", LAYOUT, DELTAS[0])
     assert equal(session.receive("run", LAYOUT, SNAPSHOT + DELTAS[0]).state, STATES[1])
+
+
+def test_a_file_that_cannot_be_opened_now_is_not_a_damaged_one(tmp_path: Path) -> None:
+    """A process that is out of descriptors must not give up a residual, or take its reply for a changed one."""
+    site = FakeSite(tmp_path, "north")
+    site.answer(task(1), SNAPSHOT)
+    before = site.session.residual("run", LAYOUT)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            site.session.receive("run", LAYOUT, SNAPSHOT)
+        with pytest.raises(OSError, match="Too many open files"):
+            site.session.last_sent("run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert equal(site.session.residual("run", LAYOUT), before)
+    assert site.session.replay("run", 1, site.session.held("run").digest) is not None
 
 
 def test_a_changed_reply_is_found_and_healed_by_a_snapshot(tmp_path: Path) -> None:
