@@ -18,6 +18,7 @@ FedCompressError
 ├── StateError                  durable state is corrupt or missing
 │   └── LockedError             another process holds it
 ├── NoSpaceError                a disk is full; names the file
+├── AccessError                 a file cannot be opened now: which, and why
 ├── IdentityError               not signed by whom it must be signed by, or sent a second time
 ├── AdmissionError              the coordinator refuses an update; has a reason code
 ├── TrainingError               local training failed
@@ -122,6 +123,21 @@ class NoSpaceError(FedCompressError):
 
     def __init__(self, path: object) -> None:
         super().__init__(f"disk: {path}: no space left: free some; what was committed is whole, the rest is done again")
+        self.path = str(path)
+
+
+class AccessError(FedCompressError):
+    """A file of a state directory cannot be opened now: too many are open, it has other rights, a mount is gone.
+
+    No ``StateError``: it says nothing of its bytes, so nothing is to be given up or repaired.
+
+    Args:
+        path: the file.
+        cause: what the system, or SQLite, said.
+    """
+
+    def __init__(self, path: object, cause: BaseException) -> None:
+        super().__init__(f"{path}: cannot be opened now: {getattr(cause, 'strerror', None) or cause}")
         self.path = str(path)
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fedcompress.durable.access import is_passing
 from fedcompress.durable.space import is_full, room_for
-from fedcompress.errors import ConfigError, NoSpaceError, StateError
+from fedcompress.errors import AccessError, ConfigError, NoSpaceError, StateError
 from server.places import RESTORED
 from server.schema import SCHEMA, upgrade
 
@@ -47,6 +48,7 @@ def healthy(path: Path) -> bool:
 
     Raises:
         NoSpaceError: there is no room for what SQLite needs to read it; that says nothing about the file.
+        AccessError: it cannot be opened now.
     """
     if not path.exists():
         return False
@@ -57,6 +59,8 @@ def healthy(path: Path) -> bool:
     except sqlite3.DatabaseError as error:
         if is_full(error):
             raise NoSpaceError(path) from error
+        if is_passing(error):
+            raise AccessError(path, error) from error
         return False
 
 

@@ -6,7 +6,6 @@ when it is read. Rows in SQLite point at blobs, so that one transaction commits 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import uuid
@@ -15,22 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from fedcompress.durable.access import is_passing
 from fedcompress.durable.space import room_for
-from fedcompress.errors import StateError
+from fedcompress.errors import AccessError, StateError
 from fedcompress.failpoints import reach
-
-# what says nothing of the file: this process, the machine, its rights, or the mount
-PASSING = {
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.EHOSTDOWN,
-    errno.ENOTCONN,
-}
 
 
 class BlobWriter:
@@ -119,7 +106,7 @@ class BlobStore:
 
         Raises:
             StateError: it is missing, or its bytes changed.
-            OSError: it could not be opened now, which says nothing of its bytes: see ``PASSING``.
+            AccessError: it cannot be opened now.
         """
         path = self.folder / name
         if not path.is_file():
@@ -135,8 +122,8 @@ class BlobStore:
             with path.open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest() == path.name
         except OSError as error:
-            if error.errno in PASSING:
-                raise
+            if is_passing(error):
+                raise AccessError(path, error) from error
             return False
 
     def get(self, name: str) -> bytes:
@@ -144,14 +131,14 @@ class BlobStore:
 
         Raises:
             StateError: it is missing, or its bytes changed.
-            OSError: it could not be opened now, which says nothing of its bytes: see ``PASSING``.
+            AccessError: it cannot be opened now.
         """
         path = self.folder / name
         try:
             data = path.read_bytes()
         except OSError as error:
-            if error.errno in PASSING:
-                raise
+            if is_passing(error):
+                raise AccessError(path, error) from error
             raise StateError(f"blob: {path}: cannot be read: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != name:
             raise StateError(f"blob: {path}: SHA-256 does not match its name: the file was changed")

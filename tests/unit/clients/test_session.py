@@ -21,7 +21,7 @@ from clients.worker.session import Session
 from fedcompress.adapters.template import constants_digest
 from fedcompress.codecs import CodecSpec
 from fedcompress.config import TrainTask
-from fedcompress.errors import MismatchError, StateError
+from fedcompress.errors import AccessError, MismatchError, StateError
 from fedcompress.objective import Classification, objective_json
 from fedcompress.pipeline import decode_update, encode_constants, encode_delta, encode_snapshot
 from fedcompress.types import Tensors, add, zeros
@@ -264,9 +264,9 @@ def test_a_file_that_cannot_be_opened_now_is_not_a_damaged_one(tmp_path: Path) -
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
-        with pytest.raises(OSError, match="Too many open files"):
+        with pytest.raises(AccessError, match="cannot be opened now: Too many open files"):
             site.session.receive("run", LAYOUT, SNAPSHOT)
-        with pytest.raises(OSError, match="Too many open files"):
+        with pytest.raises(AccessError, match="cannot be opened now: Too many open files"):
             site.session.last_sent("run")
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

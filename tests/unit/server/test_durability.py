@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sqlite3
 import tracemalloc
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedcompress.durable.database import open_database
-from fedcompress.errors import NoSpaceError
+from fedcompress.errors import AccessError, NoSpaceError
 from server.durability import LAST, LEDGER, NEEDED, WHOLE, copy_ledger, recover_file
 from server.schema import SCHEMA, upgrade
 from tests.unit.server.memory import World
@@ -106,6 +107,24 @@ def test_a_name_that_a_query_would_read_otherwise(tmp_path: Path) -> None:
     (folder / LEDGER).write_bytes(b"x")
     assert "is damaged" in recover_file(folder)
     assert len(rows(folder / LEDGER, "merged")) == 10
+
+
+def test_a_ledger_that_cannot_be_opened_now_is_not_a_damaged_one(tmp_path: Path) -> None:
+    """Its copy, which lacks what was sent since, must not take its place."""
+    database = filled(tmp_path, 10)
+    copy_ledger(database, tmp_path, 1)
+    database.execute("INSERT INTO run VALUES ('r', '', '', '')")
+    database.close()
+    before = (tmp_path / LEDGER).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(AccessError, match="cannot be opened now"):
+            recover_file(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert (tmp_path / LEDGER).read_bytes() == before
+    assert recover_file(tmp_path) == ""
 
 
 def test_a_copy_that_has_no_room_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
