@@ -368,7 +368,7 @@ class Coordinator:
             payload = self._downlinks.signed(constant) + payload
         number = self.ledger.open_task(round_, version, node, site, self._left())
         digest, at = self._published.digest, self._clock()
-        self._open[node] = Asked(node, site, round_, version, digest, number, at, len(payload), task.merged)
+        self._open[node] = Asked(node, site, round_, version, digest, number, at, len(payload))
         protocol = self._transport.send(node, task, payload, signature_of(self._key, task, payload))
         if protocol is not None:
             name = digest_of(payload).hex()

@@ -248,10 +248,8 @@ class Ledger:
         Raises:
             StateError: one is missing, or its bytes changed.
         """
-        rows = self._db.execute(
-            "SELECT envelope FROM version WHERE run=? AND version>? ORDER BY version",
-            (self.run, -1 if after is None else after),
-        ).fetchall()
+        query = "SELECT envelope FROM version WHERE run=? AND version>? ORDER BY version"
+        rows = self._db.execute(query, (self.run, -1 if after is None else after)).fetchall()
         return [self.blobs.get(name) for (name,) in rows]
 
     def end_round(self, round_: int, version: int, asked: int, merged: Sequence[MergedRow], seconds: float) -> None:
@@ -265,6 +263,11 @@ class Ledger:
             self._db.execute("INSERT INTO merged VALUES (?, ?, ?, ?, ?, ?)", values)
             self._db.execute("UPDATE site SET merged=? WHERE run=? AND site=?", (row.digest, self.run, row.site))
         reach("server.before-commit")
+
+    def merged_since(self, round_: int) -> set[str]:
+        """Sites of which this round or a later one merged an update."""
+        rows = self._db.execute("SELECT site FROM merged WHERE run=? AND round>=?", (self.run, round_))
+        return {site for (site,) in rows}
 
     def norms(self, last: int) -> list[float]:
         """Norms of the updates that the last rounds merged."""

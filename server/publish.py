@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fedcompress.errors import StateError
+from fedcompress.errors import AccessError, StateError
 from fedcompress.identity import PrivateKey
 from fedcompress.pipeline import encode_snapshot
 from fedcompress.types import Layout, state_digest
@@ -59,7 +59,7 @@ class Downlinks:
     def _chain(self, start: int | None) -> bytes:
         try:
             return b"".join(self.signed(envelope) for envelope in self._ledger.envelopes(start))
-        except StateError as error:
+        except (StateError, AccessError) as error:
             self._say(f"{error}: sites that need it are sent a snapshot")
             return self._whole()
 

@@ -82,8 +82,7 @@ class Reception:
             self.refuse(asked.round, reply, code, str(status.get("message", "")))
             return None
         if steps and self._config.late == "merge":
-            rows, told = self._ledger.sites(), {*asked.merged}
-            seen = seen | {row.site for row in rows if row.merged and row.merged not in told}  # behind another node
+            seen = seen | self._ledger.merged_since(asked.round)  # it was not told of these: behind another node
         try:
             envelope, norm = admit(reply.payload, self._expected(asked), kind, seen, site_of(reply), self._keep)
         except AdmissionError as error:

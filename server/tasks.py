@@ -25,7 +25,6 @@ class Asked:
         number: of its row in the ledger.
         at: when it was asked, on the coordinator's clock, s.
         sent: bytes of its downlink.
-        merged: digests of updates that it was told are merged, hex.
         resent: a failure that sending more can heal was met once.
     """
 
@@ -37,7 +36,6 @@ class Asked:
     number: int
     at: float
     sent: int
-    merged: tuple[str, ...] = ()
     resent: bool = False
 
     def rate(self, received: int, metrics: Mapping[str, float], now: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedcompress.durable.blobs import BlobStore
-from fedcompress.errors import ConfigError, MismatchError, StateError, WireError
+from fedcompress.errors import AccessError, ConfigError, MismatchError, StateError, WireError
 from fedcompress.pipeline import decode_state
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest
 from server.history import History
@@ -41,7 +41,7 @@ def _stored(blobs: BlobStore, layout: Layout, name: str | None) -> Tensors | Non
     """A state that is kept whole; None if it is not, or a coordinator that runs has just dropped it."""
     try:
         return from_bytes(blobs.get(name), layout) if name else None
-    except StateError:
+    except (StateError, AccessError):
         return None
 
 

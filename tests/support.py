@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 
 from fedcompress.types import Layout, Tensors, TensorSpec, state_digest
@@ -44,3 +48,14 @@ def update_header(layout: Layout, base: Tensors, **changes: object) -> Header:
 def equal(left: Tensors, right: Tensors) -> bool:
     """Bit for bit, negative zero and all."""
     return list(left) == list(right) and all(left[n].tobytes() == right[n].tobytes() for n in left)
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """This process can open no file more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

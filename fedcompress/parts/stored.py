@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedcompress.errors import StateError
+from fedcompress.durable.access import is_passing
+from fedcompress.errors import AccessError, StateError
 from fedcompress.parts import ROUND_PART, Piece, cut, values_of
 from fedcompress.types import Array, Layout, Tensors
 
@@ -39,6 +40,8 @@ class Stored(Mapping[str, Array]):
         try:
             size = path.stat().st_size - offset
         except OSError as error:
+            if is_passing(error):
+                raise AccessError(path, error) from error
             raise StateError(f"state: {path}: cannot be read: {error.strerror}") from error
         if size != 4 * at:
             raise StateError(f"state: {path}: {size} bytes: the layout needs {4 * at}")
@@ -70,6 +73,8 @@ class Stored(Mapping[str, Array]):
         try:
             found = np.fromfile(self.path, "<f4", count=stop - start, offset=at)
         except OSError as error:
+            if is_passing(error):
+                raise AccessError(self.path, error) from error
             raise StateError(f"state: {self.path}: cannot be read: {error.strerror}") from error
         if found.size != stop - start:
             raise StateError(f"state: {self.path}: {name}: {found.size} of {stop - start} entries")
@@ -106,6 +111,8 @@ def opened(path: Path, layout: Layout) -> Stored | Zeros:
         with path.open("rb") as file:
             start = file.read(len(MAGIC) + 1)
     except OSError as error:
+        if is_passing(error):
+            raise AccessError(path, error) from error
         raise StateError(f"state: {path}: cannot be read: {error.strerror}") from error
     if not start.startswith(MAGIC):
         raise StateError(f"state: {path}: is not a stream")

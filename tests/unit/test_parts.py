@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from clients.worker.session import Held, Session
 from fedcompress import parts
 from fedcompress.codecs import CodecSpec, encode_sections
-from fedcompress.errors import MismatchError, PayloadError, StateError
+from fedcompress.errors import AccessError, MismatchError, PayloadError, StateError
 from fedcompress.parts import Piece, coding, cut, stored, streaming, values_of
 from fedcompress.parts.stored import MAGIC, Stored, Zeros, chunks, digest_of, opened
 from fedcompress.parts.streaming import stream_state, stream_update
@@ -18,6 +19,7 @@ from fedcompress.pipeline import decode_state, decode_update, encode_delta, enco
 from fedcompress.subspaces import basis_of, expand, project, shared_seed
 from fedcompress.types import Layout, Tensors, TensorSpec, add, state_digest, subtract, zeros
 from fedcompress.wire import Header, Kind, Limits, pack
+from tests.support import no_descriptors
 
 LAYOUT = Layout(
     (
@@ -189,6 +191,32 @@ def test_what_was_given_back_and_merged_but_cannot_be_read(tmp_path: Path, is_st
     now = session.held("r")
     assert now is not None
     assert equal({name: np.array(now.residual[name]) for name in held.state}, zeros(LAYOUT))
+
+
+def test_a_stream_that_cannot_be_opened_now_is_not_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where it is opened nor where it is read: nothing is given up, and the update is given back later."""
+    session = Session(tmp_path)
+    start = encode_snapshot(zeros(LAYOUT), LAYOUT, run="r", version=0, init_seed=5)
+    held = session.receive("r", LAYOUT, start, is_stream=True)
+    kept = normal(12)
+    payload, decoded = encode_update(normal(11), LAYOUT, CodecSpec.parse("ternary"), header(round=1))
+    commit(session, held, payload, kept)
+    with no_descriptors(), pytest.raises(AccessError, match="cannot be opened now: Too many open files"):
+        session.receive("r", LAYOUT, start, is_stream=True)
+
+    def gone(*args: object, **options: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "fromfile", gone)
+        with pytest.raises(AccessError, match="cannot be opened now: Stale file handle"):
+            session.settle("r", 2, b"", [])
+    assert session.settle("r", 2, b"", []) == 1
+    now = session.held("r")
+    assert now is not None
+    assert all(np.allclose(np.array(now.residual[n]), kept[n] + decoded[n], atol=1e-6) for n in kept)
 
 
 def test_the_residual_of_a_stream_is_checked_in_each_round(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from fedcompress.objective import Classification, objective_json
 from fedcompress.pipeline import decode_update, encode_constants, encode_delta, encode_snapshot
 from fedcompress.types import Tensors, add, zeros
 from fedcompress.wire import Header, Kind, Limits, digest_of, unpack
-from tests.support import equal, lora_layout, normal
+from tests.support import equal, lora_layout, no_descriptors, normal
 from tests.unit.clients.site_support import FakeSite
 
 LAYOUT = lora_layout(modules=1)
@@ -261,15 +260,11 @@ def test_a_file_that_cannot_be_opened_now_is_not_a_damaged_one(tmp_path: Path) -
     site = FakeSite(tmp_path, "north")
     site.answer(task(1), SNAPSHOT)
     before = site.session.residual("run", LAYOUT)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
+    with no_descriptors():
         with pytest.raises(AccessError, match="cannot be opened now: Too many open files"):
             site.session.receive("run", LAYOUT, SNAPSHOT)
         with pytest.raises(AccessError, match="cannot be opened now: Too many open files"):
             site.session.last_sent("run")
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert equal(site.session.residual("run", LAYOUT), before)
     assert site.session.replay("run", 1, site.session.held("run").digest) is not None
 

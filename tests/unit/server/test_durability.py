@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sqlite3
 import tracemalloc
 from pathlib import Path
@@ -13,6 +12,7 @@ from fedcompress.durable.database import open_database
 from fedcompress.errors import AccessError, NoSpaceError
 from server.durability import LAST, LEDGER, NEEDED, WHOLE, copy_ledger, recover_file
 from server.schema import SCHEMA, upgrade
+from tests.support import no_descriptors
 from tests.unit.server.memory import World
 
 MIB = 1 << 20
@@ -116,13 +116,8 @@ def test_a_ledger_that_cannot_be_opened_now_is_not_a_damaged_one(tmp_path: Path)
     database.execute("INSERT INTO run VALUES ('r', '', '', '')")
     database.close()
     before = (tmp_path / LEDGER).read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-    try:
-        with pytest.raises(AccessError, match="cannot be opened now"):
-            recover_file(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with no_descriptors(), pytest.raises(AccessError, match="cannot be opened now"):
+        recover_file(tmp_path)
     assert (tmp_path / LEDGER).read_bytes() == before
     assert recover_file(tmp_path) == ""
 

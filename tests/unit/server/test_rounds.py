@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
@@ -563,6 +564,28 @@ def test_a_blob_that_a_disk_has_damaged(tmp_path: Path, what: str) -> None:
     assert DAMAGED[what] in note
     assert [e["round"] for e in rounds(world)] == ([3, 4] if "falling" in note else [4])
     assert [s.trained for s in world.sites.values()] == [4, 4, 4]
+
+
+def test_an_envelope_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a restore by another user: who needs it is sent a snapshot, and the run goes on."""
+    world = World(tmp_path)
+    with pytest.raises(Killed):
+        world.run(lambda what, node, number: stop_before(what, number, 4))
+    ((blob,),) = table(world, "SELECT envelope FROM version WHERE version=3")
+    read = Path.read_bytes
+
+    def may_not(path: Path) -> bytes:
+        if path.name == blob:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", may_not)
+    world.events.clear()
+    world.run()
+    (note,) = [e["message"] for e in world.events if e["event"] == "recovered"]
+    assert "cannot be opened now: Permission denied" in note
+    assert "are sent a snapshot" in note
+    assert [e["round"] for e in rounds(world)] == [4]
 
 
 def test_a_residual_that_changes_while_the_run_goes_on(tmp_path: Path) -> None:
