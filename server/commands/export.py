@@ -1,4 +1,4 @@
-"""``fedcompress export``: a published version as a stock PEFT folder, or merged into its base."""
+"""``fedcompress export``: a published version as a stock PEFT folder, merged into its base, or as a model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.template import CONSTANTS, MANIFEST, Template, load_constants
 from fedcompress.errors import ConfigError, MismatchError, MissingPackageError
 from fedcompress.types import Tensors, state_digest
+from fedcompress.weights.export import export_run
+from fedcompress.weights.kinds import is_weights
 from server.commands.common import kept_settings, run_named, run_settings, state_folder, template_copy
 from server.history import History
 from server.versions import state_of
@@ -63,13 +65,15 @@ def run(options: Options) -> int:
     same_config = json.dumps(dict(template.adapter.config), sort_keys=True) == adapter_config
     if template.adapter.layout.to_json() != layout or not same_config:
         raise MismatchError("template", f"--template: {source}: run {name} was begun with another initial adapter")
+    if options.merged and is_weights(template.adapter.config):
+        raise ConfigError("--merged", name, "must be a run of an adapter: this one trains weights: export it without")
     constants = load_constants((source / CONSTANTS).read_bytes()) if template.constants else {}
     out = Path(options.out)
     if options.merged:
         with redirect_stdout(sys.stderr):  # deepspeed logs to stdout when PEFT imports it
             _write_merged(options, template, state, constants, fingerprint)
     else:
-        export_adapter(out, template, state, constants)
+        export_run(out, template, state, constants)
     facts = {
         "run": name,
         "version": version,

@@ -19,6 +19,7 @@ from fedcompress.errors import ConfigError
 from fedcompress.objective import CausalLM
 from fedcompress.parts.stored import opened
 from fedcompress.weights.template import write_weights_template
+from server.commands import export
 from server.coordinator import Coordinator
 from server.transport import Incoming
 from tests.integration.test_training import Place, far
@@ -169,6 +170,12 @@ def test_a_run_ends_in_a_model_of_stock_transformers(
         for site in sites:
             site._stop()
         sites[0].stop()  # waits for the processes of all
+    again = tmp_path / "again"
+    options = {"state": config.state_dir, "template": str(template), "out": str(again)}
+    assert export.run(export.Options(**options)) == 0
+    assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(ConfigError, match="this one trains weights"):
+        export.run(export.Options(**options | {"out": str(tmp_path / "m")}, merged=True, model=str(model_path)))
     quality = [e["loss"] for e in events if e["event"] == "quality"]
     assert quality[-1] < quality[0]
     base, model = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (model_path, folder))
