@@ -64,6 +64,17 @@ def healthy(path: Path) -> bool:
         return False
 
 
+def _is_empty(path: Path) -> bool:
+    """Whether nothing was ever written to a ledger: it is not there, or its maker was killed before the tables."""
+    if not path.exists() or not path.stat().st_size:
+        return True
+    try:
+        with _opened(path) as database:
+            return database.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+    except sqlite3.DatabaseError:
+        return False
+
+
 def recover_file(folder: Path) -> str:
     """Put copies in the place of a ledger that is damaged or lost; what was done, empty if nothing.
 
@@ -74,7 +85,7 @@ def recover_file(folder: Path) -> str:
     ledger, whole, last = (folder / name for name in (LEDGER, WHOLE, LAST))
     if healthy(ledger):
         return ""
-    if not last.exists() and (not ledger.exists() or not ledger.stat().st_size):
+    if not last.exists() and _is_empty(ledger):
         return ""  # the first start
     if not healthy(last):
         raise StateError(f"ledger: {ledger}: is damaged, and so is its copy {last.name}: restore it from a backup")

@@ -51,7 +51,9 @@ def open_database(path: Path, schema: str, *, any_thread: bool = False) -> sqlit
         database.path = path
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")
-        database.executescript(schema)
+        is_new = database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
+        # at once, so that nobody who reads or is killed meanwhile leaves or finds a part of it
+        database.executescript(f"BEGIN IMMEDIATE; {schema}; COMMIT" if is_new else schema)
     return database
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.display import duration, escaped, size
+from fedcompress.errors import FedCompressError
 from server.commands.status import clock, facts, figures, lines_of, named
 
 LINES = 10  # of what was said, in the live view
@@ -28,6 +29,13 @@ class PlainView:
     def __exit__(self, *error: Any) -> None:
         return None
 
+    def _facts(self) -> dict[str, Any] | None:
+        """The status; None while the ledger cannot be read, which the coordinator mends: a run goes on unseen."""
+        try:
+            return facts(self._folder, self._run)
+        except (FedCompressError, OSError):
+            return None
+
     def say(self, line: str) -> None:
         """Show a line."""
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self._run}: {escaped(line)}", file=sys.stderr, flush=True)
@@ -40,8 +48,8 @@ class PlainView:
         self._rounds = event.get("rounds", self._rounds)
         awaited: list[str] = []
         if event["event"] in ("asked", "reply", "refused"):
-            found = facts(self._folder, self._run)  # which may be ahead of the event
-            awaited = [named(entry) for entry in found["awaited"] if entry["round"] == event["round"]]
+            found = self._facts()  # which may be ahead of the event
+            awaited = [named(e) for e in found["awaited"] if e["round"] == event["round"]] if found else []
         line = text_of(event, self._rounds, awaited)
         if line:
             self.say(line)
@@ -78,7 +86,9 @@ class LiveView(PlainView):
 
         if time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
-            text = "\n".join([*lines_of(facts(self._folder, self._run)), "", *self._said, "", "Ctrl-C stops the run"])
+            found = self._facts()
+            status = lines_of(found) if found else [f"{self._run}: its ledger cannot be read now"]
+            text = "\n".join([*status, "", *self._said, "", "Ctrl-C stops the run"])
             self._live.update(Text(text), refresh=True)
 
 

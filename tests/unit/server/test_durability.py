@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,20 @@ def test_a_name_that_a_query_would_read_otherwise(tmp_path: Path) -> None:
     (folder / LEDGER).write_bytes(b"x")
     assert "is damaged" in recover_file(folder)
     assert len(rows(folder / LEDGER, "merged")) == 10
+
+
+def test_killed_before_the_first_table(tmp_path: Path) -> None:
+    """What is left has a header and nothing to recover: the next start is the first."""
+    with closing(sqlite3.connect(tmp_path / LEDGER)) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+    assert (tmp_path / LEDGER).stat().st_size
+    assert recover_file(tmp_path) == ""
+
+
+def test_tables_are_made_at_once(tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError, match="NONSENSE"):
+        open_database(tmp_path / LEDGER, "CREATE TABLE IF NOT EXISTS run (a); CREATE NONSENSE;")
+    assert rows(tmp_path / LEDGER, "sqlite_master") == []
 
 
 def test_a_ledger_that_cannot_be_opened_now_is_not_a_damaged_one(tmp_path: Path) -> None:
