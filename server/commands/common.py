@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedcompress.config import RunConfig
+from fedcompress.durable.locks import holder
 from fedcompress.errors import ConfigError
 from fedcompress.supervision import read_facts
 from server.commands.settings import load_settings
 from server.durability import LEDGER
 from server.history import History
-from server.places import SETTINGS, TEMPLATES
+from server.places import COORDINATOR_LOCK, RUN_LOCK, SETTINGS, TEMPLATES
 
 
 def state_folder(text: str) -> Path:
@@ -68,6 +70,25 @@ def run_named(folder: Path, name: str) -> str:
     if found not in (*runs, started) or not found:
         raise ConfigError("--run", repr(found), f"must be one of {runs}")
     return found
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who works on a run: process ids, 0 for nobody, and since when there is a supervisor, seconds since 1970."""
+
+    supervisor: int
+    coordinator: int
+    since: float
+
+
+def workers(folder: Path, run: str) -> Workers:
+    """Who works on a run of a state directory, of which one is worked on at a time: that which was last started."""
+    flat = kept_settings(folder).get("run")
+    if isinstance(flat, dict) and flat.get("run", RunConfig.run) != run:
+        return Workers(0, 0, 0.0)
+    supervisor, lock = holder(folder / RUN_LOCK), folder / RUN_LOCK
+    since = lock.stat().st_mtime if supervisor else 0.0
+    return Workers(supervisor, holder(folder / COORDINATOR_LOCK), since)
 
 
 def template_copy(folder: Path, run: str) -> Path:

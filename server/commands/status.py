@@ -12,12 +12,10 @@ from typing import Any
 
 from fedcompress.config import RunConfig
 from fedcompress.display import ago, duration, escaped, size
-from fedcompress.durable.locks import holder
 from fedcompress.errors import ConfigError
-from server.commands.common import kept_settings, run_named, run_settings, state_folder
+from server.commands.common import Workers, kept_settings, run_named, run_settings, state_folder, workers
 from server.durability import LEDGER
 from server.history import History, read_events, since_start
-from server.places import COORDINATOR_LOCK, RUN_LOCK
 from server.stopping import stop_requested
 
 ENDED = ("finished", "stopped", "failed")
@@ -73,13 +71,13 @@ def facts(folder: Path, name: str) -> dict[str, Any]:
     ``state`` is ``starting``, ``waiting`` (for sites), ``running``, ``finished``, ``stopped``, ``failed``, or
     ``interrupted``: it has not ended, and nobody works on it.
     """
-    supervisor, coordinator = holder(folder / RUN_LOCK), holder(folder / COORDINATOR_LOCK)
+    working = workers(folder, name)
     events = read_events(folder, name)
     last = since_start(events)
     settings = run_settings(kept_settings(folder), name)
     found = _from_ledger(folder, name)
     rounds = settings.get("rounds") or next((e["rounds"] for e in last if e["event"] == "start"), RunConfig.rounds)
-    state = state_of(last, supervisor=supervisor, coordinator=coordinator)
+    state = state_of(last, working)
     if state not in ("waiting", "running"):
         found |= {"round": 0, "awaited": []}
     return {
@@ -91,21 +89,21 @@ def facts(folder: Path, name: str) -> dict[str, Any]:
         "until": _until(last, state, settings, found["awaited"]),
         "waiting": _last(last, "waiting", "sites", "needed") if state == "waiting" else None,
         "stop_requested": stop_requested(folder),
-        "supervisor_pid": supervisor or None,
-        "coordinator_pid": coordinator or None,
+        "supervisor_pid": working.supervisor or None,
+        "coordinator_pid": working.coordinator or None,
         "last_error": _last_error(events),
         "adapter": next((e["adapter"] for e in reversed(last) if "adapter" in e), None),
     }
 
 
-def state_of(last: list[dict[str, Any]], *, supervisor: int, coordinator: int) -> str:
+def state_of(last: list[dict[str, Any]], working: Workers) -> str:
     """The state, from events of the last process and from who runs."""
     kind = last[-1]["event"] if last else ""
     if kind in ("finished", "stopped"):
-        return str(kind)
-    if coordinator:
+        return "starting" if working.since > last[-1].get("at", 0.0) else str(kind)
+    if working.coordinator:
         return "waiting" if kind in ("", "start", "waiting") else "running"
-    if supervisor:
+    if working.supervisor:
         return "starting"
     return "failed" if kind == "failed" else "interrupted"
 

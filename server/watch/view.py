@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.accounting import BASELINES, Traffic
-from fedcompress.durable.locks import holder
 from fedcompress.types import Layout
-from server.commands.common import kept_settings, run_named, run_settings
+from server.commands.common import kept_settings, run_named, run_settings, workers
 from server.commands.status import state_of
 from server.evaluate import Quality, pool
 from server.history import Awaited, Evaluated, RoundRow, read_events, since_start
-from server.places import COORDINATOR_LOCK, RUN_LOCK
 from server.traffic import TENSORS
 from server.watch.reading import Carried, Reader, Refusal
 
@@ -180,11 +178,10 @@ def snapshot(state_dir: Path, run: str = "") -> Snapshot:
 
 def _progress(reader: Reader, folder: Path, name: str) -> dict[str, Any]:
     """State, round, who is awaited, and the error, from events, locks and tasks."""
-    supervisor, coordinator = holder(folder / RUN_LOCK), holder(folder / COORDINATOR_LOCK)
     last = since_start(read_events(folder, name))
     settings = run_settings(kept_settings(folder), name)
     rounds = settings.get("rounds") or next((e.get("rounds") for e in last if e["event"] == "start"), None)
-    state = state_of(last, supervisor=supervisor, coordinator=coordinator)
+    state = state_of(last, workers(folder, name))
     current = reader.rounds_done(name) + 1
     tasks, awaited = reader.tasks_of(name, current), reader.awaited(name)
     if state == "running":

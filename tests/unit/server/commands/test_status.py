@@ -14,11 +14,13 @@ import pytest
 from fedcompress.durable.locks import hold
 from fedcompress.errors import ConfigError, StateError
 from server.commands import history, status, stop
+from server.commands.common import Workers, keep_settings
 from server.commands.view import LiveView, PlainView, text_of
 from server.durability import LEDGER
 from server.history import History, read_events
 from server.places import COORDINATOR_LOCK, EVENTS, RUN_LOCK
 from server.stopping import request_stop, stop_requested
+from server.watch.view import snapshot
 from tests.unit.server.commands.world import config_file, settled
 from tests.unit.server.memory import Killed, SlowTransport, World
 
@@ -107,8 +109,30 @@ def test_an_answer_ends_the_waiting(tmp_path: Path) -> None:
     ],
 )
 def test_states(last: list[str], supervisor: int, coordinator: int, expected: str) -> None:
-    events = [{"event": event} for event in last]
-    assert status.state_of(events, supervisor=supervisor, coordinator=coordinator) == expected
+    events = [{"event": event, "at": 2.0} for event in last]
+    assert status.state_of(events, Workers(supervisor, coordinator, 1.0)) == expected
+
+
+@pytest.mark.parametrize("end", ["stopped", "finished"])
+def test_a_run_that_is_begun_again_starts(end: str) -> None:
+    """Until its coordinator says so, the last event is of the one before; `stop` must not wait for a round."""
+    events = [{"event": "start", "at": 1.0}, {"event": end, "at": 2.0}]
+    assert status.state_of(events, Workers(1, 0, 3.0)) == "starting"
+    assert status.state_of(events, Workers(1, 1, 3.0)) == "starting"
+    assert status.state_of(events, Workers(1, 1, 1.5)) == end
+    assert status.state_of(events, Workers(0, 0, 0.0)) == end
+
+
+def test_another_run_of_the_directory_is_not_the_one_that_works(killed: World) -> None:
+    """Locks are of the directory, of which one run is worked on at a time."""
+    folder = killed.folder / "coordinator"
+    keep_settings(folder, {"run": {"run": "other"}})
+    with hold(folder / RUN_LOCK, "held by"), hold(folder / COORDINATOR_LOCK, "held by"):
+        found = facts(killed)
+        assert (found["state"], found["supervisor_pid"], found["coordinator_pid"]) == ("interrupted", None, None)
+        assert found["awaited"] == []
+        assert status.facts(folder, "other")["coordinator_pid"] is not None
+        assert snapshot(folder, "run").state == "interrupted"
 
 
 def test_the_history_is_what_the_coordinator_has_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -272,3 +296,18 @@ def test_what_is_shown_while_it_runs(kind: type[PlainView], tmp_path: Path, caps
         assert "last evaluation: north sent" in err
         assert "round 1 of 4: 3 sites asked, until " in err
         assert err.count("accuracy") == 5
+
+
+@pytest.mark.parametrize("kind", [PlainView, LiveView])
+def test_what_is_shown_does_not_end_a_run(
+    kind: type[PlainView], killed: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A ledger that is damaged meanwhile is the coordinator's to mend."""
+    folder = killed.folder / "coordinator"
+    (folder / LEDGER).write_bytes(b"x" * 8192)
+    for suffix in ("-wal", "-shm"):
+        (folder / f"{LEDGER}{suffix}").unlink(missing_ok=True)
+    with kind(folder, "run") as view:
+        view.on_event({"event": "refused", "at": 1.0, "round": 3, "site": "north", "code": "replay", "message": "m"})
+        view.show()
+    assert "refused north: replay: m" in capsys.readouterr().err
