@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedcompress.durable.space import room_for
+
 if TYPE_CHECKING:
     import psutil
 
@@ -56,11 +58,16 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def remember(path: Path, name: str, pid: int) -> None:
-    """Note a process that was started, by id and time of birth, for one that comes after a crash."""
+    """Note a process that was started, by id and time of birth, for one that comes after a crash.
+
+    Raises:
+        NoSpaceError: the disk is full.
+    """
     facts = read_facts(path) | {"by": os.getpid(), name: {"pid": pid, "created": _created(pid)}}
     part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(facts))
-    part.replace(path)
+    with room_for(path):
+        part.write_text(json.dumps(facts))
+        part.replace(path)
 
 
 def _created(pid: int) -> float:

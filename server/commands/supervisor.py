@@ -13,7 +13,7 @@ from typing import Any
 from fedcompress.demo.federation import app_folder
 from fedcompress.demo.processes import ProcessGroup, listening, wait_until
 from fedcompress.durable.locks import holder
-from fedcompress.errors import LockedError, ProcessError
+from fedcompress.errors import LockedError, NoSpaceError, ProcessError
 from fedcompress.supervision import end_process, put_aside, reason, remember
 from server.commands.processes import (
     LINK,
@@ -122,7 +122,7 @@ class Supervisor:
                 self._release()
                 self._submit()
             return self._follow(pid)
-        except ProcessError as error:
+        except (ProcessError, NoSpaceError, OSError) as error:
             return Outcome("died", str(error))
 
     def _wait(self, seconds: float) -> None:

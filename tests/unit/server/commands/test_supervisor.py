@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -162,6 +163,23 @@ def test_it_gives_up_after_so_many_restarts_without_a_round(make: Make) -> None:
     assert outcome.kind == "failed"
     assert "given up after 2 restarts without a committed round" in outcome.text
     assert it.turns() == 3
+
+
+def test_a_full_disk_is_waited_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be room again at the next attempt; what was started and could not be noted is not started twice."""
+    it = make(["finished", "end"])
+    write, full = Path.write_text, [True, True]
+
+    def narrow(path: Path, *args: Any, **options: Any) -> int:
+        if path.name.startswith("processes.json") and full:
+            full.pop()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, *args, **options)
+
+    monkeypatch.setattr(Path, "write_text", narrow)
+    assert it.supervisor.run().kind == "finished"
+    assert sum("processes.json: no space left: free some" in line for line in it.said) == 2
+    assert sum(line.startswith("superlink: ended") for line in it.said) == 0
 
 
 def test_a_committed_round_begins_the_count_anew(make: Make) -> None:
