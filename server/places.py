@@ -9,4 +9,5 @@ PROCESSES = "processes.json"  # what `fedcompress run` has started
 SETTINGS = "settings.json"  # what it was started with
 TEMPLATES = "templates"  # a copy of each run's initial adapter
 FLOWER, SUPERLINK_DB, LOGS = "flower", "superlink.db", "logs"
+WATCH_TOKEN = "watch.token"  # of the page that `fedcompress run` serves, if it made one up
 RESTORED = "restored"  # when, in seconds since 1970, if it ever was

@@ -64,7 +64,7 @@ class AuditLog:
     def __init__(self, folder: Path, key: PrivateKey | None = None) -> None:
         self._folder = folder
         self._key = key
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def append(self, event: str, **facts: Any) -> None:
         """Add one line; it is on the disk when this returns.
@@ -144,7 +144,7 @@ def read_head(folder: Path) -> Head:
 
 
 def verify(folder: Path, key: PublicKey | None = None, *, kept: str = "") -> Verdict:
-    """Check every line, the chain and the head.
+    """Check every line, the chain and the head, as they are at this moment: the log may go on meanwhile.
 
     Args:
         folder: state directory.
@@ -158,9 +158,11 @@ def verify(folder: Path, key: PublicKey | None = None, *, kept: str = "") -> Ver
     if not path.is_file():
         raise StateError(f"{path}: there is no audit log")
     seq, digest, seen = 0, FIRST, False
-    head, wrong = _checked_head(folder, key)
+    with _still(folder / LOCK):
+        head, wrong = _checked_head(folder, key)
+        size = path.stat().st_size
     at_head = FIRST
-    for line in _lines(path):
+    for line in _lines(path, size):
         problem, bad = _problem(line, seq + 1, digest)
         if problem:
             return Verdict(ok=False, lines=bad - 1, head=digest, signed=False, message=problem, bad_line=bad)
@@ -241,10 +243,10 @@ def _short(value: Any) -> Any:
     return value if isinstance(value, bool | int | float) or value is None else str(value)[:MAX_TEXT]
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    """Lines without their ends; one that does not end is as good as changed."""
+def _lines(path: Path, size: int) -> Iterator[bytes]:
+    """Lines of the first bytes without their ends; one that does not end is as good as changed."""
     with path.open("rb") as stream:
-        while line := stream.readline(MAX_LINE + 2):
+        while line := stream.readline(min(MAX_LINE + 2, size - stream.tell())):
             yield line[:-1] if line.endswith(b"\n") else line + b" (the line does not end)"
 
 
@@ -280,4 +282,19 @@ def _locked(path: Path) -> Iterator[None]:
 
     with path.open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _still(path: Path) -> Iterator[None]:
+    """Nobody appends within the block; a copy of a log has no lock, and nobody who does."""
+    import fcntl
+
+    try:
+        stream = path.open("rb")
+    except OSError:
+        yield
+        return
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
         yield

@@ -157,14 +157,14 @@ def check_private(path: Path, field: str) -> None:
 
 
 def write_file(path: Path, data: bytes, *, mode: int, force: bool = False) -> None:
-    """Create a file with a mode from its first byte on, and fsync it.
+    """Create a file with a mode from its first byte on, and fsync it; the folder that a private one needs is private.
 
     Raises:
         ConfigError: it is there already and ``force`` is not given, or cannot be written.
     """
     target = path.with_name(f".{path.name}.{os.getpid()}.part") if force else path
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if mode == 0o600 else 0o777)
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(handle, "wb") as stream:
             os.fchmod(handle, mode)  # the umask may have taken more away

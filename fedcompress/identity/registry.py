@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fedcompress.durable.access import is_passing
 from fedcompress.durable.database import open_database, transaction
-from fedcompress.errors import ConfigError
+from fedcompress.errors import AccessError, ConfigError
 from fedcompress.identity.keys import PrivateKey, PublicKey
 from fedcompress.wire import Seal
 from fedcompress.wire.envelope import NAME
@@ -46,13 +47,16 @@ class Registry:
 
         Raises:
             ConfigError: the folder cannot be made or written.
+            AccessError: the registry is there, and cannot be opened now.
         """
         import sqlite3
 
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._db = open_database(folder / FILE, _SCHEMA)
         except (OSError, sqlite3.Error) as error:
+            if is_passing(error) and (folder / FILE).exists():
+                raise AccessError(folder / FILE, error) from error
             raise ConfigError("--state-dir", folder, f"must be a folder that can be written: {error}") from error
 
     def __enter__(self) -> Registry:

@@ -19,6 +19,7 @@ from fedcompress.demo.federation import app_folder, environment
 from fedcompress.demo.processes import ProcessGroup
 from fedcompress.durable.locks import hold, holder
 from fedcompress.errors import ConfigError, ProcessError
+from fedcompress.identity.keys import write_file
 from fedcompress.supervision import end_noted, stop_signals
 from server.commands.common import is_terminal, keep_settings, template_copy
 from server.commands.processes import write_flower_home
@@ -28,7 +29,7 @@ from server.commands.view import LiveView, PlainView
 from server.commands.watch import TOKEN
 from server.durability import LEDGER, recover_file
 from server.history import History, read_events
-from server.places import COORDINATOR_LOCK, LOGS, PROCESSES, RUN_LOCK
+from server.places import COORDINATOR_LOCK, LOGS, PROCESSES, RUN_LOCK, WATCH_TOKEN
 from server.stopping import clear_stop
 
 
@@ -175,7 +176,15 @@ def _page(settings: Settings) -> Iterator[list[str]]:
         raise ConfigError("coordinator.watch", wanted, error.rule) from error
     with server:
         made = server.token if not given else ""
-        yield [f"page: {server.url}{f'?token={made}' if made else ''}"]
+        if not made or is_terminal():
+            yield [f"page: {server.url}{f'?token={made}' if made else ''}"]
+            return
+        note = state / WATCH_TOKEN  # what is said goes to a log
+        write_file(note, f"{made}\n".encode(), mode=0o600, force=True)
+        try:
+            yield [f"page: {server.url}: its token is in {note}"]
+        finally:
+            note.unlink(missing_ok=True)
 
 
 def _supervise(settings: Settings, flat: dict[str, Any], left: list[str], options: Options) -> int:

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.errors import NoSpaceError, StateError
-from fedcompress.identity import PrivateKey
+from fedcompress.identity import PrivateKey, audit
 from fedcompress.identity.audit import FILE, HEAD, AuditLog, read_head, verify
 from server.audit import DECISIONS, Audited
 
@@ -219,3 +220,23 @@ def test_no_room_for_the_head_again_and_again(folder: Path, monkeypatch: pytest.
     assert (found.ok, found.unsealed) == (True, 0)
     assert before < len(lines(folder)) <= before + 4
     assert not list(folder.glob("*.part"))
+
+
+def test_a_log_that_goes_on_while_it_is_verified(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, read = AuditLog(folder), audit._lines
+    count = len(lines(folder))
+
+    def meanwhile(*args: Any) -> Any:
+        for _ in range(2):
+            log.append("more")
+        return read(*args)
+
+    monkeypatch.setattr(audit, "_lines", meanwhile)
+    found = verify(folder)
+    assert (found.ok, found.lines, found.unsealed) == (True, count, 0)
+
+
+def test_a_copy_without_a_lock_is_verified(folder: Path) -> None:
+    (folder / audit.LOCK).unlink()
+    assert verify(folder).ok
+    assert not (folder / audit.LOCK).exists()

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from fedcompress.errors import ConfigError
+from fedcompress.errors import AccessError, ConfigError
 from fedcompress.identity import PrivateKey, PublicKey, Registry
+from fedcompress.identity.audit import AuditLog
+from fedcompress.identity.keys import write_file
 from fedcompress.identity.registry import coordinator_key
 from fedcompress.identity.tasks import CONTEXT, check_task, sign_task
 from fedcompress.wire import Seal
+from tests.support import no_descriptors
 
 # RFC 8032, section 7.1, test 2
 SECRET = "4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb"
@@ -176,3 +179,27 @@ def test_a_task_is_not_an_envelope() -> None:
     signature = sign_task(key, "{}", b"x")
     check_task(key.public, signature, "{}", b"x")
     assert not Seal(b"d" * 32, b"").statement.startswith(CONTEXT[:14])
+
+
+def test_folders_that_are_made_for_secrets_are_private(tmp_path: Path) -> None:
+    """A state directory is made by whichever command comes first."""
+    write_file(tmp_path / "state" / "coordinator.key", b"x", mode=0o600)
+    with Registry(tmp_path / "registry"):
+        pass
+    AuditLog(tmp_path / "log")
+    for name in ("state", "registry", "log"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o700, name
+    (tmp_path / "theirs").mkdir(mode=0o755)
+    write_file(tmp_path / "theirs" / "a.key", b"x", mode=0o600)
+    assert (tmp_path / "theirs").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_registry_that_cannot_be_opened_now(tmp_path: Path) -> None:
+    """It is no setting that is wrong, so a run that needs it begins again."""
+    with Registry(tmp_path):
+        pass
+    with no_descriptors(), pytest.raises(AccessError, match="cannot be opened now"):
+        Registry(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--state-dir"):
+        Registry(tmp_path / "file")

@@ -215,6 +215,28 @@ def test_the_page_is_there_while_the_run_goes_on(tmp_path: Path, monkeypatch: py
         urllib.request.urlopen(f"http://{address}/", timeout=10)
 
 
+def test_a_token_that_was_made_up_is_not_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is said goes to a log where it goes to no terminal."""
+    world = World(tmp_path)
+    world.run()
+    monkeypatch.delenv(command.TOKEN, raising=False)
+    monkeypatch.setattr("server.watch.web.is_loopback", lambda host: False)
+    note = tmp_path / "coordinator" / "watch.token"
+    address = f"127.0.0.1:{free_port()}"
+    with with_page(world, address) as said:
+        token = note.read_text().strip()
+        assert len(token) >= 16
+        assert note.stat().st_mode & 0o777 == 0o600
+        assert said == [f"page: http://{address}/: its token is in {note}"]
+        with urllib.request.urlopen(f"http://{address}/api/snapshot?token={token}", timeout=10) as answer:
+            assert json.load(answer)["run"] == "run"
+    assert not note.exists()
+    monkeypatch.setattr(command, "is_terminal", lambda: True)
+    with with_page(world, address) as said:
+        assert "?token=" in said[0]
+        assert not note.exists()
+
+
 def test_no_page_unless_it_is_wanted(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.run()
