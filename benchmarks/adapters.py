@@ -26,12 +26,14 @@ from fedcompress import encode_update, state_digest
 from fedcompress.adapters import ADAPTERS, adapter_named
 from fedcompress.adapters.attach import Attached, attach, set_constants
 from fedcompress.adapters.base_model import BaseModel, build_base, load_tokenizer
+from fedcompress.adapters.constants import CONSTANTS, START, constants_digest, load_constants
 from fedcompress.adapters.table import LINEAR, PRODUCT
-from fedcompress.adapters.template import CONSTANTS, START, Template, constants_digest, load_constants, write_template
+from fedcompress.adapters.template import Template
+from fedcompress.adapters.template_builder import write_template
 from fedcompress.codecs import CodecSpec
-from fedcompress.config import RunConfig
+from fedcompress.config.objective import CausalLM
+from fedcompress.config.run_config import RunConfig
 from fedcompress.merging import Held, Merger, rule_named
-from fedcompress.objective import CausalLM
 from fedcompress.types import Tensors, to_arrays
 from fedcompress.wire import Header, Kind
 

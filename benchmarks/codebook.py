@@ -1,6 +1,6 @@
 """Makes the codebook of the trellis: models, points, rates and distortions on a Gaussian source.
 
-    python -m benchmarks.codebook > fedcompress/codecs/codebook.py
+    python -m benchmarks.codebook > fedcompress/codecs/transform/codebook.py
 
 The published codebook is frozen, since bytes on the wire depend on it; this says where it
 came from, and serves to make another one under a new name.
@@ -52,7 +52,7 @@ def _heavier(tables: np.ndarray[Any, Any], c: int, q: int) -> np.ndarray[Any, An
 
 def make(lanes: int) -> dict[str, np.ndarray[Any, Any]]:
     """Tables [class, quantizer, magnitude], offsets in 1/256 steps, rates and distortions in 1/4096."""
-    from fedcompress.codecs import trellis
+    from fedcompress.codecs.transform import trellis
 
     draw = np.random.default_rng(7).standard_normal((trellis.SEGMENT, lanes))
     lengths = np.full(lanes, trellis.SEGMENT)
@@ -88,7 +88,7 @@ def make(lanes: int) -> dict[str, np.ndarray[Any, Any]]:
 
 def _bootstrap() -> None:
     """Stands in for the codebook that does not exist yet."""
-    book = ModuleType("fedcompress.codecs.codebook")
+    book = ModuleType("fedcompress.codecs.transform.codebook")
     vars(book).update(CLASSES=CLASSES, ESCAPE=ESCAPE, LOG_STEP=LOG_STEP, LOWEST=LOWEST)
     vars(book).update(TABLES=np.ones((CLASSES, 2, ESCAPE + 1), np.int64), OFFSETS=np.zeros((CLASSES, 2, 3)))
     vars(book).update(RATES=np.zeros(CLASSES), DISTORTIONS=np.ones(CLASSES))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.settings.base import Setting
 from fedcompress.codecs import CodecSpec, Feedback, decode_sections, encode_sections
-from fedcompress.codecs.feedback import pack_residual, unpack_residual
+from fedcompress.codecs.error_feedback import pack_residual, unpack_residual
 from fedcompress.merging import Held, Merger, rule_named
 from fedcompress.types import Tensors, add, subtract, zeros
 

@@ -9,12 +9,12 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients import LIBRARY
-from clients.relay import train
 from clients.site import SiteConfig
-from fedcompress.config import TrainTask
-from fedcompress.counting import read_wire
+from clients.worker_client import train
+from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError, FedCompressError, TrainingError
 from fedcompress.flower import from_records, require_version, to_records
+from fedcompress.traffic.relay import read_wire
 
 LOG = logging.getLogger("flwr")
 app = ClientApp()

@@ -70,11 +70,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from clients.link import Link
-from clients.training.sources import absolute, source_of
+from clients.data_sources import absolute, source_of
+from clients.network.link_speed import Link
 from fedcompress.adapters.base_model import BaseModel, resolve_model
 from fedcompress.errors import ConfigError
-from fedcompress.wire.envelope import NAME
+from fedcompress.types import NAME
 
 KINDS = ("deepspeed", "accelerate")
 OFFLOADS = ("none", "cpu", "nvme")
@@ -145,7 +145,7 @@ def address_of(rendezvous: str) -> tuple[str, int]:
 class Data:
     """Where the site's rows are, and what their fields are called."""
 
-    train: str  # a source, see clients.training.sources; paths are absolute
+    train: str  # a source, see clients.data_sources; paths are absolute
     heldout: str = ""  # empty: cut from train
     heldout_share: float = 0.1
     text: str = "text"

@@ -150,7 +150,7 @@ class IdentityError(FedCompressError):
 
 
 class AdmissionError(FedCompressError):
-    """The coordinator refuses an update. ``code`` is one of ``server.admission.REASONS``."""
+    """The coordinator refuses an update. ``code`` is one of ``server.round.admission.REASONS``."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

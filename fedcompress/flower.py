@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 import fedcompress
-from fedcompress.display import escaped
 from fedcompress.errors import HeaderError, MismatchError
+from fedcompress.formatting import escaped
 
 STYPE = "fedcompress.v1"
 PAYLOAD, CONFIG, DATA = "fedcompress.payload", "fedcompress.config", "data"

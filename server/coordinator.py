@@ -16,26 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters import load_template
-from fedcompress.adapters.template import CONSTANTS, START, load_constants
-from fedcompress.config import RunConfig
+from fedcompress.adapters.constants import CONSTANTS, START, load_constants
+from fedcompress.adapters.full.export import check_run, export_run
+from fedcompress.config.run_config import RunConfig
 from fedcompress.errors import TrainingError
-from fedcompress.failpoints import reach
-from fedcompress.parts.stored import Zeros
-from fedcompress.pipeline import encode_constants, encode_snapshot
+from fedcompress.pipeline.states import encode_constants, encode_snapshot
+from fedcompress.storage.failpoints import reach
+from fedcompress.storage.tensor_file import Zeros
 from fedcompress.types import Tensors, state_digest
-from fedcompress.weights.export import check_run, export_run
 from fedcompress.wire import digest_of
-from server.evaluate import Quality, pool
-from server.ledger import Ledger, MergedRow, Published
-from server.norms import HISTORY, bound_of
-from server.publish import Downlinks
-from server.reception import Reception
-from server.roster import Roster
-from server.stopping import clear_stop, stop_requested
-from server.strategy import Admitted, next_version
-from server.tasks import Asked, task_of
-from server.transport import Incoming, Transport
-from server.trust import own_key, signature_of
+from server.ledger.ledger import Ledger, MergedRow, Published
+from server.ledger.quality import Quality, pool
+from server.round.aggregation import Admitted, next_version
+from server.round.downlink import Downlinks
+from server.round.intake import Reception
+from server.round.norm_bound import HISTORY, bound_of
+from server.round.participants import Roster
+from server.round.signatures import own_key, signature_of
+from server.round.tasks import Asked, task_of
+from server.state_dir import clear_stop, stop_requested
+from server.transport.base import Incoming, Transport
 
 OTHER_SITE = "other-site"
 CONSTANTS_LACK, UNREADABLE = "constants", "unreadable"

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedcompress.durable.space import room_for
-from server.places import EVENTS
+from fedcompress.storage.disk_space import room_for
+from server.state_dir import EVENTS
 
 LOG = logging.getLogger("flwr")
 

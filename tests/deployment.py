@@ -14,10 +14,10 @@ from typing import Any
 
 import psutil
 
-from fedcompress.demo.processes import free_port, wait_until
-from fedcompress.durable.locks import holder
-from server.history import read_events
-from server.places import RUN_LOCK
+from fedcompress.runtime.process_group import free_port, wait_until
+from fedcompress.storage.locks import holder
+from server.ledger.reader import read_events
+from server.state_dir import RUN_LOCK
 from tests.tiny import write_llama, write_rows
 
 ROOT = Path(__file__).parents[1]

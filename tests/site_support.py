@@ -14,17 +14,17 @@ from typing import Any
 
 import psutil
 
-from clients import relay
+from clients import worker_client
+from clients.runtime.paths import socket_path
 from clients.site import SiteConfig
-from clients.worker.paths import socket_path
 from fedcompress.adapters import Adapter, load_adapter
-from fedcompress.config import TrainTask
+from fedcompress.config.objective import Classification, objective_json
+from fedcompress.config.train_task import TrainTask
 from fedcompress.demo import data as demo_data
 from fedcompress.demo.federation import Federation
-from fedcompress.demo.processes import wait_until
-from fedcompress.objective import Classification, objective_json
-from fedcompress.pipeline import encode_snapshot
+from fedcompress.pipeline.states import encode_snapshot
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
+from fedcompress.runtime.process_group import wait_until
 from fedcompress.wire import Limits, unpack
 
 LABELS = demo_data.LABELS[:3]
@@ -113,11 +113,13 @@ class WorkerSite:
 
     def train(self, task: TrainTask, bundle: bytes | None = None) -> tuple[bytes, bool]:
         """One round through the relay, which starts the worker if there is none."""
-        return relay.train(self.file, self.config, task, self.start if bundle is None else bundle, self.log.append)
+        return worker_client.train(
+            self.file, self.config, task, self.start if bundle is None else bundle, self.log.append
+        )
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """Start the worker by hand, owned by this test process."""
-        process = relay.start_worker(self.file, self.config, os.getpid())
+        process = worker_client.start_worker(self.file, self.config, os.getpid())
         address = socket_path(self.config.state_dir)
 
         def alive() -> None:
@@ -148,8 +150,8 @@ class WorkerSite:
         try:
             self._stop()
         finally:
-            while relay.STARTED:
-                relay.STARTED.pop().wait(timeout=20)
+            while worker_client.STARTED:
+                worker_client.STARTED.pop().wait(timeout=20)
 
     def _stop(self) -> None:
         lock = self.config.state_dir / "worker.lock"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 
 from fedcompress.types import Layout, Tensors, TensorSpec, state_digest
 from fedcompress.wire import Header, Kind
+
+ROOT = Path(__file__).resolve().parents[1]  # of the repository
 
 
 def lora_layout(modules: int = 2, rank: int = 4, width: int = 24, labels: int = 3) -> Layout:

@@ -11,8 +11,8 @@ import numpy as np
 from benchmarks.codec.deltas import Delta, deltas
 from benchmarks.codec.measure import captured, encoded
 from benchmarks.common import row
-from fedcompress.codecs.chunked import largest_in_rows
-from fedcompress.codecs.topk import kept_of, largest
+from fedcompress.codecs.selectors.chunked import largest_in_rows
+from fedcompress.codecs.selectors.topk import kept_of, largest
 from fedcompress.types import Array, Tensors
 
 OURS = {

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedcompress.codecs import CodecSpec
-from fedcompress.pipeline import encode_update
+from fedcompress.pipeline.updates import encode_update
 from fedcompress.types import Array, Layout, Tensors, TensorSpec, state_digest, zeros
 from fedcompress.wire import Header, Kind
 

@@ -11,7 +11,7 @@ from benchmarks.codec.deltas import deltas
 from benchmarks.codec.measure import encoded, one_tensor, sparse_bound
 from benchmarks.common import row
 from fedcompress.codecs import CodecSpec, encode_sections
-from fedcompress.codecs.topk import kept_of, largest
+from fedcompress.codecs.selectors.topk import kept_of, largest
 
 ENTRIES = 4_000_000
 

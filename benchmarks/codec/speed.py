@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.codec.measure import header_for, one_tensor
 from benchmarks.common import curves, row
 from fedcompress.codecs import CodecSpec, encode_sections
-from fedcompress.pipeline import decode_update, encode_update
+from fedcompress.pipeline.updates import decode_update, encode_update
 from fedcompress.types import Array
 from fedcompress.wire import pack
 

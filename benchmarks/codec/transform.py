@@ -11,7 +11,7 @@ from benchmarks.codec.measure import captured, encoded, header_for
 from benchmarks.codec.speed import timed
 from benchmarks.common import row
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
-from fedcompress.pipeline import decode_update
+from fedcompress.pipeline.updates import decode_update
 
 # Bits a parameter and captured share that the first, sequential version of the code reached.
 TABLE = {

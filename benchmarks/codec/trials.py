@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.codec.deltas import Delta, deltas
 from benchmarks.common import row
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
-from fedcompress.codecs.grid import Grid
+from fedcompress.codecs.matrix_view import Grid
 from fedcompress.types import Tensors, subtract
 
 BUDGETS = (0.13, 0.27, 0.5)  # bits a parameter

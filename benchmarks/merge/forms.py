@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.common import row, show
 from fedcompress.adapters import load_adapter, save_adapter
 from fedcompress.errors import ConfigError
-from fedcompress.merge_folders import merge_folders
+from fedcompress.files.merge import merge_folders
 from fedcompress.types import Layout, TensorSpec
 
 EXACT = ("exact", "flora", "fedex")

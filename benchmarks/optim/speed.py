@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.common import row
 from benchmarks.optim.models import random_gradients, wide_llama
 from fedcompress.optim import build
-from fedcompress.optim.bases import basis_of
+from fedcompress.optim.state.bases import basis_of
 
 REPEATS = 7
 LONG = 10**9  # steps between refreshes, so that none is timed

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fedcompress.adapters.attach import Attached
-from fedcompress.adapters.init import seeded_init
+from fedcompress.adapters.seeded_init import seeded_init
 from fedcompress.errors import ConfigError
 from fedcompress.types import Tensors
 

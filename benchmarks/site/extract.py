@@ -14,7 +14,7 @@ import psutil
 from benchmarks.common import row
 from benchmarks.site.place import Place
 from fedcompress.adapters import load_template
-from fedcompress.config import TrainTask
+from fedcompress.config.train_task import TrainTask
 
 CODECS = ("topk(density=0.01)|ternary", "int8", "lora-transform")
 STEPS, BATCH, LENGTH = 1, 1, 32  # memory after training does not depend on them

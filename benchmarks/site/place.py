@@ -17,10 +17,10 @@ from typing import Any
 import psutil
 
 from fedcompress.adapters import load_template
-from fedcompress.config import TrainTask
+from fedcompress.config.objective import objective_json
+from fedcompress.config.train_task import TrainTask
 from fedcompress.demo import data as demo_data
-from fedcompress.objective import objective_json
-from fedcompress.pipeline import encode_snapshot
+from fedcompress.pipeline.states import encode_snapshot
 
 ADAPTER, BATCH, LENGTH, ROWS = "lora(r=16,targets=all-linear)", 4, 128, 40
 
@@ -82,27 +82,27 @@ class Place:
 
         ``watch`` is given the worker's notes.
         """
-        from clients import relay
+        from clients import worker_client
         from clients.site import SiteConfig
 
         adapter = load_template(self.template).adapter
         start = encode_snapshot(adapter.tensors, adapter.layout, run="bench", version=0, init_seed=0)
         began = time.perf_counter()
-        reply, _ = relay.train(self.file, SiteConfig.load(self.file), task, start, self.log.append, watch)
+        reply, _ = worker_client.train(self.file, SiteConfig.load(self.file), task, start, self.log.append, watch)
         return reply, time.perf_counter() - began
 
     def stop(self) -> None:
         """End the worker."""
         import grpc
 
-        from clients import relay
-        from clients.worker.paths import socket_path
+        from clients import worker_client
+        from clients.runtime.paths import socket_path
         from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
         with grpc.insecure_channel(f"unix:{socket_path(self.folder / 'state')}") as channel:
             worker_pb2_grpc.WorkerStub(channel).Stop(worker_pb2.StopRequest())
-        while relay.STARTED:
-            relay.STARTED.pop().wait(timeout=30)
+        while worker_client.STARTED:
+            worker_client.STARTED.pop().wait(timeout=30)
 
 
 def metrics_of(reply: bytes) -> dict[str, float]:

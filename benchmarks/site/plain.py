@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     from clients.site import SiteConfig
-    from clients.training.data import load_examples
+    from clients.training.data.examples import load_examples
     from clients.training.tasks.language import CausalTask
     from fedcompress.adapters.base_model import load_tokenizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from fedcompress.cli.application import run_command
+from fedcompress.runtime.app_commands import run_command
 
 NAMES = ("doctor", "down", "init", "logs", "status", "train", "up")
 

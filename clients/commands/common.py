@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clients.worker.paths import lock_path, socket_path
-from fedcompress.durable.locks import holder
+from clients.runtime.paths import lock_path, socket_path
 from fedcompress.errors import ConfigError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
+from fedcompress.storage.locks import holder
 
 ANSWER = 2.0  # seconds that a worker has to answer
 COUNTS = ("bytes_received", "bytes_sent", "requests", "replies")

@@ -20,8 +20,8 @@ from clients.commands.common import site_path
 from clients.commands.up import host_and_port
 from clients.site import SiteConfig
 from fedcompress.adapters.template import Template, load_template
-from fedcompress.display import escaped
 from fedcompress.errors import ConfigError, FedCompressError
+from fedcompress.formatting import escaped
 
 CHECKS: tuple[Callable[[Subject], list[Check]], ...] = (
     check_packages,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from clients.commands.common import site_path
 from clients.commands.supervisor import end_orphans, up_lock
 from clients.site import SiteConfig
-from fedcompress.durable.locks import holder
 from fedcompress.errors import ConfigError
-from fedcompress.supervision import end_process
+from fedcompress.runtime.supervision import end_process
+from fedcompress.storage.locks import holder
 
 
 @dataclass(frozen=True, kw_only=True)

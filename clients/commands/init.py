@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import clients.site
-from clients.link import Link
+from clients.network.link_speed import Link
 from clients.site import KNOWN, Data, Engine, SiteConfig
 from fedcompress.adapters.base_model import DTYPES, QUANTIZATIONS, BaseModel
 from fedcompress.errors import ConfigError
-from fedcompress.wire.envelope import NAME
+from fedcompress.types import NAME
 
 _KEY = re.compile(r"^(\w+)( *= *)([^#]*?)( *)(#.*)?$")
 DEFAULTS: dict[str, type] = {"model": BaseModel, "data": Data, "engine": Engine, "link": Link}

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from clients.commands.common import site_path
+from clients.runtime.logs import KEPT, log_file, rotated
+from clients.runtime.paths import log_dir
 from clients.site import SiteConfig
-from clients.worker.logs import KEPT, log_file, rotated
-from clients.worker.paths import log_dir
-from fedcompress.display import escaped
 from fedcompress.errors import ConfigError
+from fedcompress.formatting import escaped
 
 POLL = 0.3  # seconds
 

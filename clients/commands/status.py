@@ -17,13 +17,13 @@ from clients.commands.common import (
     status_facts,
 )
 from clients.commands.supervisor import up_lock
+from clients.runtime.paths import lock_path
 from clients.site import SiteConfig
-from clients.worker.paths import lock_path
-from fedcompress.counting import Wire, read_wire
-from fedcompress.display import ago, duration, escaped, size
-from fedcompress.durable.locks import holder
 from fedcompress.errors import ConfigError
+from fedcompress.formatting import ago, duration, escaped, size
 from fedcompress.proto.v1 import worker_pb2
+from fedcompress.storage.locks import holder
+from fedcompress.traffic.relay import Wire, read_wire
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clients.runtime.paths import lock_path, make_state_dir
 from clients.site import SiteConfig
-from clients.worker.paths import lock_path, make_state_dir
-from fedcompress.demo.processes import ProcessGroup
-from fedcompress.durable.locks import holder
-from fedcompress.supervision import end_noted, put_aside, reason, remember
+from fedcompress.runtime.process_group import ProcessGroup
+from fedcompress.runtime.supervision import end_noted, put_aside, reason, remember
+from fedcompress.storage.locks import holder
 
 Command = Sequence[str | Path]
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between restarts

@@ -17,27 +17,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clients import relay
+from clients import worker_client
 from clients.commands.common import read_status, site_path
+from clients.runtime.logs import log_file
+from clients.runtime.paths import log_dir, make_state_dir, socket_path
 from clients.site import SiteConfig
 from clients.training.job import UPDATE
-from clients.worker.logs import log_file
-from clients.worker.paths import log_dir, make_state_dir, socket_path
 from fedcompress.adapters import load_adapter
-from fedcompress.adapters.template import CONSTANTS, Template, load_constants, load_template
-from fedcompress.config import TrainTask
-from fedcompress.demo.processes import wait_until
-from fedcompress.display import duration
-from fedcompress.durable.locks import hold
+from fedcompress.adapters.constants import CONSTANTS, load_constants
+from fedcompress.adapters.full import is_weights
+from fedcompress.adapters.full.export import export_run
+from fedcompress.adapters.template import Template, load_template
+from fedcompress.config.objective import objective_json
+from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError, ProcessError
-from fedcompress.objective import objective_json
-from fedcompress.parts.stored import opened
-from fedcompress.pipeline import encode_constants, encode_snapshot
+from fedcompress.formatting import duration
+from fedcompress.pipeline.states import encode_constants, encode_snapshot
 from fedcompress.proto.v1 import worker_pb2
-from fedcompress.supervision import end_process
+from fedcompress.runtime.process_group import wait_until
+from fedcompress.runtime.supervision import end_process
+from fedcompress.storage.locks import hold
+from fedcompress.storage.tensor_file import opened
 from fedcompress.types import Tensors, add
-from fedcompress.weights import is_weights
-from fedcompress.weights.export import export_run
 from fedcompress.wire import Limits, unpack
 
 RUN = "local"
@@ -159,7 +160,7 @@ def _rounds(
         steps = options.steps if round_ <= options.rounds else 0
         task = task_of(options, template, round_, steps)
         bundle = encode_snapshot(state, layout, run=RUN, version=round_ - 1)
-        payload, _ = relay.train(
+        payload, _ = worker_client.train(
             site_file,
             site,
             replace(task, merged=merged),
@@ -184,7 +185,7 @@ def _rounds(
 def _worker(site_file: Path, site: SiteConfig) -> Iterator[None]:
     """A fresh worker on a private state folder, ended with the block."""
     shutil.rmtree(site.state_dir / "session", ignore_errors=True)
-    process = relay.start_worker(site_file, site, os.getpid())
+    process = worker_client.start_worker(site_file, site, os.getpid())
 
     def alive() -> None:
         if process.poll() is not None:

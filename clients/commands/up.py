@@ -15,16 +15,16 @@ from typing import Any
 from clients.commands.common import is_terminal, no_worker, progress_line, python_environment, read_status, site_path
 from clients.commands.status import lines_of
 from clients.commands.supervisor import Supervisor, end_orphans, logs_of, up_facts, up_lock, worker_command
-from clients.route import proxy_variables, route_of, system_proxies
+from clients.network.proxy_route import proxy_variables, route_of, system_proxies
+from clients.runtime.paths import make_state_dir
 from clients.site import SiteConfig
-from clients.worker.paths import make_state_dir
-from fedcompress.counting import Counter, Relay, wire_path
-from fedcompress.demo.federation import app_folder, environment
-from fedcompress.demo.processes import ProcessGroup, free_port, script
-from fedcompress.display import escaped
-from fedcompress.durable.locks import hold, holder
 from fedcompress.errors import ConfigError, LockedError, ProcessError
-from fedcompress.supervision import read_facts, stop_signals
+from fedcompress.formatting import escaped
+from fedcompress.runtime.flower_app import app_folder, environment
+from fedcompress.runtime.process_group import ProcessGroup, free_port, script
+from fedcompress.runtime.supervision import read_facts, stop_signals
+from fedcompress.storage.locks import hold, holder
+from fedcompress.traffic.relay import Counter, Relay, wire_path
 
 POLL = 0.5  # seconds
 LOOK = 2.0  # seconds between looks at the worker's status

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fedcompress.config import TrainTask
+from fedcompress.config.train_task import TrainTask
 
 STATE = "state.f32"  # of a run that trains weights, in the published folder
 UPDATE = "update.f32"  # of such a run, in the folder of results

@@ -18,12 +18,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from clients.runtime.logs import log_round, set_up
+from clients.runtime.malloc import return_large_blocks, trim
+from clients.runtime.node_token import HEADER, read_token
+from clients.runtime.paths import log_dir
 from clients.site import SiteConfig
 from clients.training.job import OUT_OF_MEMORY, Job
-from clients.worker.logs import log_round, set_up
-from clients.worker.memory import return_large_blocks, trim
-from clients.worker.paths import log_dir
-from clients.worker.token import HEADER, read_token
 from fedcompress.errors import FedCompressError, MismatchError, TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
@@ -47,7 +47,7 @@ def main() -> int:
 
     torch.set_num_threads(site.engine.threads)
     from clients.training.engines import init_distributed
-    from clients.training.loop import Trainer
+    from clients.training.trainer import Trainer
 
     address = os.environ["FEDCOMPRESS_HUB"]
     with grpc.insecure_channel(address) as channel:

@@ -20,19 +20,19 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from clients.runtime.logs import set_up
+from clients.runtime.malloc import keep_until_trimmed
+from clients.runtime.paths import lock_path, log_dir, make_state_dir, socket_path
 from clients.site import SiteConfig
-from clients.worker.counters import Counters
-from clients.worker.hub import RankHub
+from clients.state.counters import Counters
+from clients.state.site_state import Session
 from clients.worker.launcher import Launcher, rank_environment
-from clients.worker.logs import set_up
-from clients.worker.memory import keep_until_trimmed
-from clients.worker.nodes import NodeHub, serve_nodes
-from clients.worker.paths import lock_path, log_dir, make_state_dir, socket_path
+from clients.worker.node_registry import NodeHub, serve_nodes
+from clients.worker.rank_group import RankHub
 from clients.worker.service import WorkerService
-from clients.worker.session import Session
-from fedcompress.durable.locks import hold
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, TrainingError
 from fedcompress.proto.v1 import worker_pb2_grpc
+from fedcompress.storage.locks import hold
 
 LOG = logging.getLogger("fedcompress.worker")
 MAX_RESTARTS = 3

@@ -16,16 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clients.runtime.logs import log_round
+from clients.runtime.malloc import trim
 from clients.site import SiteConfig
-from clients.worker.counters import Counters
-from clients.worker.hub import RankHub
-from clients.worker.logs import log_round
-from clients.worker.memory import trim
-from clients.worker.rounds import Reply, RoundRunner
-from clients.worker.session import Session
+from clients.state.counters import Counters
+from clients.state.site_state import Session
+from clients.worker.rank_group import RankHub
+from clients.worker.round_runner import Reply, RoundRunner
 from clients.worker.status import status_reply
-from fedcompress.config import TrainTask
-from fedcompress.durable.space import room_for
+from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import (
     AdmissionError,
     FedCompressError,
@@ -35,8 +34,9 @@ from fedcompress.errors import (
     NoSpaceError,
     TrainingError,
 )
-from fedcompress.failpoints import reach
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
+from fedcompress.storage.disk_space import room_for
+from fedcompress.storage.failpoints import reach
 
 LOG = logging.getLogger("fedcompress.worker")
 CHUNK = 1 << 20  # bytes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from clients.worker.counters import Counters
-from clients.worker.hardware import gpus, host_memory, resident
-from clients.worker.hub import RankHub
+from clients.runtime.hardware import gpus, host_memory, resident
+from clients.state.counters import Counters
+from clients.worker.rank_group import RankHub
 from fedcompress.proto.v1 import worker_pb2
 
 

@@ -3,8 +3,8 @@
 from fedcompress.adapters.fingerprint import base_fingerprint
 from fedcompress.adapters.folder import Adapter, adapter_digest, load_adapter, save_adapter
 from fedcompress.adapters.groups import group_of
-from fedcompress.adapters.init import seeded_init
-from fedcompress.adapters.naming import adapter_named
+from fedcompress.adapters.seeded_init import seeded_init
+from fedcompress.adapters.spec import adapter_named
 from fedcompress.adapters.table import ADAPTERS
 from fedcompress.adapters.template import Template, load_template, save_template
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedcompress.adapters.constants import START
 from fedcompress.adapters.groups import group_of
 from fedcompress.adapters.masks import with_mask
 from fedcompress.adapters.table import ADAPTERS
-from fedcompress.adapters.template import START
 from fedcompress.errors import ConfigError, LayoutError, MismatchError
 from fedcompress.types import DTYPES, Layout, TensorSpec, to_arrays
 

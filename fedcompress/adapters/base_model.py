@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters.fingerprint import SOURCE, WEIGHTS
+from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM
 from fedcompress.errors import ConfigError, MissingPackageError
-from fedcompress.objective import CausalLM, Classification, Objective, Seq2SeqLM
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")

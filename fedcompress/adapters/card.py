@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters.classifier import USAGE
-from fedcompress.objective import CausalLM, Classification, Objective, Seq2SeqLM
+from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM
 
 _CARD = """\
 ---

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fedcompress.adapters.constants import START
 from fedcompress.adapters.folder import save_adapter
-from fedcompress.adapters.template import START, Template
+from fedcompress.adapters.template import Template
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array, Layout
 

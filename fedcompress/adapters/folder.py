@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress import bfloat
 from fedcompress.adapters.groups import group_of
 from fedcompress.errors import ConfigError, LayoutError, StateError
+from fedcompress.numerics import bfloat16
 from fedcompress.types import Array, Layout, Tensors, TensorSpec, zeros
 
 CONFIG_FILE = "adapter_config.json"
@@ -140,7 +140,7 @@ def to_float32(data: bytes, dtype: str) -> Array:
     """Stored little-endian values of a dtype, widened exactly."""
     match dtype:
         case "bfloat16":
-            return bfloat.from_bfloat16(np.frombuffer(data, "<u2").astype(np.uint16))
+            return bfloat16.from_bfloat16(np.frombuffer(data, "<u2").astype(np.uint16))
         case "float16":
             return np.frombuffer(data, "<f2").astype(np.float32)
         case _:
@@ -151,7 +151,7 @@ def from_float32(values: Array, dtype: str) -> NDArray[Any]:
     """Values as they are stored; those beyond the range of a dtype of two bytes become its ends."""
     match dtype:
         case "bfloat16":
-            return np.ascontiguousarray(bfloat.to_bfloat16(values), "<u2")
+            return np.ascontiguousarray(bfloat16.to_bfloat16(values), "<u2")
         case "float16":
             top = np.finfo(np.float16).max
             return np.ascontiguousarray(np.clip(values, -top, top), "<f2")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from fedcompress.adapters.base_model import BaseModel, build_base, load_tokenizer
+from fedcompress.config.objective import Classification, Objective
 from fedcompress.errors import ConfigError
-from fedcompress.objective import Classification, Objective
 
 
 def save_merged(folder: Path, base: BaseModel, adapter: Path, objective: Objective) -> None:

@@ -7,25 +7,19 @@ constants.safetensors                            tensors that a site may not be 
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fedcompress.adapters.fingerprint import base_fingerprint
+from fedcompress.adapters.constants import CONSTANTS, MANIFEST
 from fedcompress.adapters.folder import Adapter, load_adapter, save_adapter, save_weights
-from fedcompress.adapters.init import seeded_init
-from fedcompress.adapters.naming import AdapterSpec
+from fedcompress.config.objective import Objective, objective_from, objective_json
 from fedcompress.errors import ConfigError, StateError
-from fedcompress.objective import Objective, objective_from, objective_json
 
-MANIFEST, CONSTANTS = "fedcompress.json", "constants.safetensors"
-START = ".start"  # ends the names of factors that were taken out of the base
 VERSION = 1
 
 
@@ -76,171 +70,6 @@ def load_template(folder: Path) -> Template:
     if version != VERSION:
         raise ConfigError("initial-adapter", version, f"must be of version {VERSION}")
     return Template(adapter=adapter, objective=objective_from(objective), freeze=freeze, saved=saved, **kept)
-
-
-def load_constants(data: bytes) -> dict[str, Any]:
-    """Constants from the bytes of their file.
-
-    Raises:
-        StateError: they do not parse.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        return dict(load(data))
-    except (SafetensorError, ValueError) as error:
-        raise StateError(f"constants: do not parse: {error}") from error
-
-
-def constants_digest(constants: Mapping[str, Any]) -> str:
-    """SHA-256, hex, over names, dtypes, shapes and bytes; empty if there are none."""
-    if not constants:
-        return ""
-    sha = hashlib.sha256(b"fedcompress-constants-v1")
-    for name, value in sorted(constants.items()):
-        array = as_array(value) if hasattr(value, "detach") else value
-        sha.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()
-
-
-def write_template(
-    folder: Path, base: Any, objective: Objective, spec: AdapterSpec, *, seed: int, texts: Sequence[str] = ()
-) -> Template:
-    """Make the start of a run.
-
-    Args:
-        folder: where to write.
-        base: the ``BaseModel``; adapters that start from a seed need only its config.json.
-        objective: what is learnt.
-        spec: the adapter.
-        seed: of everything that is drawn.
-        texts: samples of what will be learnt from, for adapters that start from data.
-
-    Raises:
-        ConfigError: the adapter does not fit the model, or its start cannot be rebuilt by sites; or it needs
-            texts, and there are none, or the other way round.
-    """
-    from fedcompress.adapters.attach import attach, start_values
-    from fedcompress.adapters.base_model import build_base, has_weights, tokenizer_digest
-
-    config, weights = spec.config(objective), has_weights(base.path)
-    meta = spec.row.start == "seed" and not spec.freeze
-    if not meta and not weights:
-        raise ConfigError("model.path", base.path, f"must have weights: {spec.name} starts from them")
-    if (spec.row.start == "texts") != bool(texts):
-        needs = "must be given: the adapter starts from sample texts" if not texts else "are not for this adapter"
-        raise ConfigError("texts", f"{len(texts)} with {spec.name}", needs)
-    if spec.density:
-        config["r"] = _rank_of(base, objective, config, spec.density)
-    constants: Mapping[str, Any] = {}
-    if meta:
-        attached = attach(build_base(base, objective, meta=True), config, spec.freeze)
-        layout = attached.layout
-        tensors = seeded_init(layout, seed)
-    else:
-        attached, constants = _attach_for_real(base, objective, config, spec, seed, texts)
-        layout, tensors = attached.layout, start_values(attached)
-    template = Template(
-        adapter=Adapter(config=_portable(config, attached, base), layout=layout, tensors=tensors),
-        objective=objective,
-        name=spec.name,
-        freeze=spec.freeze,
-        quantization=spec.row.quantization,
-        base_fingerprint=base_fingerprint(base.path).hex() if weights else "",
-        tokenizer=tokenizer_digest(base.path),
-        constants=constants_digest(constants),
-        saved=attached.saved,
-    )
-    save_template(folder, template, constants)
-    return template
-
-
-def _rank_of(base: Any, objective: Objective, config: Mapping[str, Any], density: float) -> int:
-    """The r for which r * (rows + columns) entries of each matrix are about a share of all."""
-    from fedcompress.adapters.starts import targets_of
-
-    shapes = targets_of(base, objective, config).values()
-    return max(1, round(density * sum(m * n for m, n in shapes) / sum(m + n for m, n in shapes)))
-
-
-def _portable(config: Mapping[str, Any], attached: Any, base: Any) -> dict[str, Any]:
-    """The config as sites and users get it: targets resolved, nothing of this machine but the base's name."""
-    resolved = attached.model.peft_config["default"]
-    out = {**config, "base_model_name_or_path": str(base.path), "inference_mode": True}
-    if resolved.peft_type.value == "LORA":  # sites are sent the start
-        out |= {"init_lora_weights": True, "eva_config": None, "corda_config": None}
-        out |= {k: dict(getattr(resolved, k)) for k in ("rank_pattern", "alpha_pattern")}
-    targets = getattr(resolved, "target_modules", None)
-    if isinstance(targets, set | list | tuple):
-        out["target_modules"] = sorted(targets)
-    return out
-
-
-def _attach_for_real(
-    base: Any, objective: Objective, config: Mapping[str, Any], spec: AdapterSpec, seed: int, texts: Sequence[str]
-) -> tuple[Any, dict[str, Any]]:
-    """The adapter as PEFT starts it, and its constants, with the factors that PEFT took out of the base."""
-    import torch
-
-    from fedcompress.adapters import starts
-    from fedcompress.adapters.attach import attach
-    from fedcompress.adapters.base_model import build_base
-
-    init, options = spec.init, spec.init_options
-    first: dict[str, Any] = {}
-    batches = starts.batches_of(base, texts) if texts else []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = build_base(base, objective)
-        if init == "eva":
-            config, first = starts.eva(module, config, batches, options)
-            module = build_base(base, objective)
-        before = {n: p.detach().clone() for n, p in module.named_parameters() if init == "corda" or _factors(config)}
-        attached = attach(module, config, spec.freeze)
-    for name, value in first.items():
-        attached.parameters[name].data.copy_(value)
-    if init == "corda":
-        starts.corda(attached, batches, str(options.get("corda_method", "kpm")))
-    if init == "loftq":
-        starts.loftq(attached)
-    constants = {n: as_array(t) for n, t in attached.constants.items()}
-    return attached, constants | _moved(attached, before, spec.name)
-
-
-def _moved(attached: Any, before: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """First factors that PEFT took out of the base."""
-    from fedcompress.adapters.attach import taken_out
-
-    out = {}
-    for module_name, layer in attached.model.named_modules():
-        plain = module_name.removeprefix("base_model.model.")
-        if not hasattr(layer, "lora_A") or f"{plain}.weight" not in before:
-            continue
-        moved = before[f"{plain}.weight"] - layer.get_base_layer().weight
-        if not moved.any():
-            continue
-        a, b = (getattr(layer, f"lora_{f}")["default"].weight.detach() for f in "AB")
-        wanted = taken_out(layer, a, b)
-        rounding = 1e-4 * wanted.norm() + 1e-6 * before[f"{plain}.weight"].norm()
-        if moved.shape != wanted.shape or (moved - wanted).norm() > rounding:
-            raise ConfigError("adapter", name, f"changes {plain} in a way that sites could not rebuild")
-        for factor, value in (("A", a), ("B", b)):
-            out[f"{module_name}.lora_{factor}.weight{START}"] = value.clone().numpy()
-    return out
-
-
-def _factors(config: Mapping[str, Any]) -> bool:
-    """Whether PEFT takes first factors out of the base."""
-    return config.get("peft_type") == "LORA" and config.get("init_lora_weights") not in (True, "gaussian", "orthogonal")
-
-
-def as_array(tensor: Any) -> NDArray[Any]:
-    """A tensor as numpy has it; bfloat16 widened."""
-    value = tensor.detach().cpu().contiguous()
-    array: NDArray[Any] = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
-    return array
 
 
 def save_template(folder: Path, template: Template, constants: Mapping[str, Any]) -> None:

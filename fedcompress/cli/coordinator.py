@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedcompress.cli.application import as_words, execute
+from fedcompress.runtime.app_commands import as_words, execute
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 State = Annotated[Path, typer.Argument(metavar="DIR", help="State directory, or the CONFIG.toml that names it.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from fedcompress.harness import Scores
+    from fedcompress.experiments.lm_eval import Scores
 
 
 def register(app: typer.Typer) -> None:
@@ -38,7 +38,7 @@ def evaluate(
     """
     from fedcompress.adapters.base_model import DTYPES, resolve_model
     from fedcompress.errors import ConfigError
-    from fedcompress.harness import run_tasks
+    from fedcompress.experiments.lm_eval import run_tasks
 
     if dtype not in DTYPES:
         raise ConfigError("--dtype", dtype, f"must be one of {list(DTYPES)}")

@@ -24,8 +24,8 @@ from fedcompress.cli import (
     tables,
     template,
 )
-from fedcompress.cli.application import DEBUG, STOPPED, exit_code
 from fedcompress.errors import FedCompressError
+from fedcompress.runtime.app_commands import DEBUG, STOPPED, exit_code
 
 app = typer.Typer(
     name="fedcompress",

@@ -56,7 +56,7 @@ def merge(
 def _run(paths: list[Path], out: Path, options: dict[str, Any], report: Path | None, as_json: bool) -> None:
     from fedcompress.cli.files import progress_bar
     from fedcompress.errors import ConfigError
-    from fedcompress.merge_folders import merge_folders
+    from fedcompress.files.merge import merge_folders
 
     if report is not None and report.suffix not in (".json", ".png"):
         raise ConfigError("--report", report, "must be a name that ends in .json or .png")
@@ -78,7 +78,7 @@ def _numbers(text: str) -> list[float] | None:
 
 def _write(facts: dict[str, Any], report: Path) -> None:
     if report.suffix == ".png":
-        from fedcompress.merge_folders.picture import draw
+        from fedcompress.files.merge.plot import draw
 
         draw(facts, report)
         return

@@ -41,8 +41,8 @@ def partition(
 
       fedcompress partition all.jsonl --sites 10 --alpha 0.5 --least 100 -o sites --json
     """
-    from fedcompress.partition import Partition
-    from fedcompress.partition import partition as share
+    from fedcompress.experiments.partition import Partition
+    from fedcompress.experiments.partition import partition as share
 
     how = {(True, True): "dirichlet", (True, False): "key", (False, True): "quantity"}.get(
         (bool(by), alpha is not None), "iid"

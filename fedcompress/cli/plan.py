@@ -41,8 +41,8 @@ def plan(
 
       fedcompress plan ./model --lora-rank 16 --zero 3 --gpus 8 --length 4096 --checkpointing --json
     """
-    from fedcompress.planning import Setup
-    from fedcompress.planning import plan as count
+    from fedcompress.optim.memory_plan import Setup
+    from fedcompress.optim.memory_plan import plan as count
 
     shape = {"zero": zero, "ranks": gpus, "dtype": dtype, "micro_batch": micro_batch, "length": length}
     options: dict[str, Any] = shape | {"checkpointing": checkpointing, "bucket": bucket}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedcompress.cli.application import as_words, execute
+from fedcompress.runtime.app_commands import as_words, execute
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="Path of site.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -247,6 +247,6 @@ def node(
     """
     words = ["--site", str(site.resolve()), "--node-rank", str(node_rank)]
     if as_json:
-        print(json.dumps([sys.executable, "-m", "clients.worker.node", *words]))
+        print(json.dumps([sys.executable, "-m", "clients.worker.node_agent", *words]))
         return
-    execute("clients.worker.node", *words)
+    execute("clients.worker.node_agent", *words)

@@ -89,7 +89,7 @@ def rules(as_json: Json = False) -> None:
     outer is for ``server-optimizer``, weighting for ``weighting``.
     """
     from fedcompress.merging import OUTER, RULES, WEIGHTINGS
-    from fedcompress.merging.data import DATA_RULES
+    from fedcompress.merging.data_driven import DATA_RULES
 
     rows = _rows(RULES)
     for kind, table in (("data", DATA_RULES), ("outer", OUTER), ("weighting", WEIGHTINGS)):

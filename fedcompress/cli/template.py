@@ -63,10 +63,10 @@ def _made(
 ) -> Template:
     """Check the options together, and write the folder."""
     from fedcompress.adapters.base_model import BaseModel, resolve_model
-    from fedcompress.adapters.naming import adapter_named
-    from fedcompress.adapters.template import write_template
+    from fedcompress.adapters.spec import adapter_named
+    from fedcompress.adapters.template_builder import write_template
+    from fedcompress.config.objective import OBJECTIVES, Classification, objective_from
     from fedcompress.errors import ConfigError
-    from fedcompress.objective import OBJECTIVES, Classification, objective_from
 
     if seed < 0:
         raise ConfigError("--seed", seed, "must be >= 0")
@@ -86,7 +86,7 @@ def _made(
     objective = objective_from(raw, field="--task")
     samples = _lines("--texts", texts) if texts else []
     if spec.row.start == "base":
-        from fedcompress.weights.template import write_weights_template
+        from fedcompress.adapters.full.template import write_weights_template
 
         if samples:
             raise ConfigError("--texts", texts, f"are not for {spec.name}")

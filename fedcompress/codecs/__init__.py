@@ -12,7 +12,7 @@ the rest. A clause is an optional selection stage and a quantization stage, join
 ``CODECS`` is the one table of stages and presets.
 """
 
-from fedcompress.codecs.feedback import Feedback, pack_residual, unpack_residual
+from fedcompress.codecs.error_feedback import Feedback, pack_residual, unpack_residual
 from fedcompress.codecs.sections import decode_sections, encode_sections
 from fedcompress.codecs.spec import Clause, CodecSpec
 from fedcompress.codecs.table import CODECS, CodecRow, sample_spec

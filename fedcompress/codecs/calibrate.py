@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.codecs.chain import Chain
+from fedcompress.codecs.quantizers.ternary import Ternary
 from fedcompress.codecs.sections import decode_sections, encode_sections
 from fedcompress.codecs.spec import CodecSpec
-from fedcompress.codecs.ternary import Ternary
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array, Layout, Tensors
 

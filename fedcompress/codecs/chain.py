@@ -8,7 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import NO_HINTS, Hints, Places, Quantizer, Reader, Selector, Writer, saturated
+from fedcompress.codecs.base import NO_HINTS, Hints, Places, Quantizer, Selector, saturated
+from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.types import Array, TensorSpec
 
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedcompress.codecs.base import VERSION, Hints, Reader
+from fedcompress.codecs.base import Hints
 from fedcompress.codecs.chain import Chain
+from fedcompress.codecs.entropy.byte_io import VERSION, Reader
 from fedcompress.codecs.spec import CodecSpec
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.types import Array, Layout, Tensors

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedcompress.call_syntax import call_text, parse_call
 from fedcompress.codecs.base import Code, Quantizer, Selector
 from fedcompress.codecs.chain import Chain
-from fedcompress.codecs.compeft import ComPEFT
+from fedcompress.codecs.codes.compeft import ComPEFT
 from fedcompress.codecs.table import CODECS
 from fedcompress.errors import ConfigError
-from fedcompress.spec import call_text, parse_call
 from fedcompress.types import GROUPS, Layout, TensorSpec
 
 ALIASES: dict[str, tuple[str, ...]] = {"lora": ("lora_a", "lora_b")}

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedcompress.codecs.allocate import Allocate
 from fedcompress.codecs.base import Code, Quantizer, Selector
-from fedcompress.codecs.chunked import Chunked
-from fedcompress.codecs.compeft import ComPEFT
-from fedcompress.codecs.dct import DCT
-from fedcompress.codecs.exact import BFloat16, Exact
-from fedcompress.codecs.integer import Integer
-from fedcompress.codecs.nf4 import NormalFloat
-from fedcompress.codecs.nm import NM
-from fedcompress.codecs.power import Power
-from fedcompress.codecs.powersgd import PowerSGD
-from fedcompress.codecs.qsgd import QSGD
-from fedcompress.codecs.random import Random
-from fedcompress.codecs.seeds import Seeds
-from fedcompress.codecs.subspace import Subspace
-from fedcompress.codecs.svd import SVD
-from fedcompress.codecs.ternary import Ternary
-from fedcompress.codecs.threshold import Threshold
-from fedcompress.codecs.topk import TopK
-from fedcompress.codecs.transform import Transform
-from fedcompress.codecs.twobit import TwoBit
+from fedcompress.codecs.codes.compeft import ComPEFT
+from fedcompress.codecs.codes.dct import DCT
+from fedcompress.codecs.codes.powersgd import PowerSGD
+from fedcompress.codecs.codes.seeds import Seeds
+from fedcompress.codecs.codes.subspace import Subspace
+from fedcompress.codecs.codes.svd import SVD
+from fedcompress.codecs.quantizers.exact import BFloat16, Exact
+from fedcompress.codecs.quantizers.integer import Integer
+from fedcompress.codecs.quantizers.nf4 import NormalFloat
+from fedcompress.codecs.quantizers.power import Power
+from fedcompress.codecs.quantizers.qsgd import QSGD
+from fedcompress.codecs.quantizers.ternary import Ternary
+from fedcompress.codecs.quantizers.twobit import TwoBit
+from fedcompress.codecs.selectors.allocate import Allocate
+from fedcompress.codecs.selectors.chunked import Chunked
+from fedcompress.codecs.selectors.nm import NM
+from fedcompress.codecs.selectors.random import Random
+from fedcompress.codecs.selectors.threshold import Threshold
+from fedcompress.codecs.selectors.topk import TopK
+from fedcompress.codecs.transform.code import Transform
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,40 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedcompress.counting import Counter, Relay, wire_path
-from fedcompress.demo.processes import ProcessGroup, free_port, listening, script, wait_until
 from fedcompress.errors import ProcessError
+from fedcompress.runtime.flower_app import app_folder, environment
+from fedcompress.runtime.process_group import ProcessGroup, free_port, listening, script, wait_until
+from fedcompress.traffic.relay import Counter, Relay, wire_path
 
 START_TIMEOUT = 120.0  # seconds
 Command = list[str | Path]
-
-
-def app_folder() -> Path:
-    """The Flower app: the folder with clients/, server/ and pyproject.toml.
-
-    Raises:
-        ProcessError: fedcompress is installed without its sources.
-    """
-    folder = Path(__file__).resolve().parents[2]
-    if not (folder / "clients" / "app.py").is_file() or not (folder / "pyproject.toml").is_file():
-        raise ProcessError(f"app: {folder}: must hold clients/ and server/: run this from a checkout of fedcompress")
-    return folder
-
-
-def environment(home: Path) -> dict[str, str]:
-    """Variables for all processes: no telemetry, no update check, no installs, one thread each."""
-    scripts = str(Path(sys.executable).parent)
-    return {
-        "FLWR_HOME": str(home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": "1",
-        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]),
-    }
 
 
 @dataclass

@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import fedcompress
-from fedcompress.accounting import BASELINES, Traffic
 from fedcompress.adapters import load_template
 from fedcompress.codecs import CodecSpec
-from fedcompress.config import RunConfig
+from fedcompress.config.objective import Objective
+from fedcompress.config.run_config import RunConfig
 from fedcompress.demo import data as demo_data
-from fedcompress.demo.federation import Federation, app_folder
-from fedcompress.demo.processes import check_port, wait_until
+from fedcompress.demo.federation import Federation
 from fedcompress.demo.tasks import DEMOS, DEPARTMENT, DemoTask
 from fedcompress.errors import ConfigError, MissingPackageError, ProcessError
 from fedcompress.identity.certs import CertOptions, make_certs
 from fedcompress.merging import check_space, rule_named
-from fedcompress.objective import Objective
+from fedcompress.runtime.flower_app import app_folder
+from fedcompress.runtime.process_group import check_port, wait_until
+from fedcompress.traffic.accounting import BASELINES, Traffic
 
 NEEDS = ("flwr", "torch", "deepspeed", "peft", "transformers", "bitsandbytes", "grpc", "psutil", "matplotlib")
 VERSIONS = (
@@ -309,7 +310,7 @@ def make_result(
 
 def _write(result: dict[str, Any], out: Path, adapter: Path, objective: Objective, model: Path) -> None:
     from fedcompress.adapters.card import write_card
-    from fedcompress.report import plot_accuracy_against_bytes
+    from fedcompress.demo.plot import plot_accuracy_against_bytes
 
     shutil.rmtree(out / "adapter", ignore_errors=True)
     shutil.copytree(adapter, out / "adapter")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fedcompress.adapters import adapter_digest
+from fedcompress.adapters.safetensors_io import PEFT
+from fedcompress.chunks import Piece
 from fedcompress.errors import ConfigError, HeaderError, LimitError, PayloadError
 from fedcompress.files.manifest import MAX_PARTS, Manifest, manifest_from
-from fedcompress.files.tensors import PEFT
-from fedcompress.parts import Piece
 from fedcompress.types import Layout, TensorSpec
 from fedcompress.wire import Envelope, Header, Kind, Limits, size_of, unpack
 

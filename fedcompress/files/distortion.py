@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedcompress.parts import Piece
+from fedcompress.chunks import Piece
 from fedcompress.types import Array
 
 CHUNK = 1 << 20  # entries that are widened to float64 together

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedcompress.adapters.safetensors_io import METADATA, PEFT, SAFETENSORS
+from fedcompress.chunks import MAX_PART, Piece, layout_of
 from fedcompress.errors import FedCompressError, LimitError, PayloadError
-from fedcompress.files.tensors import METADATA, PEFT, SAFETENSORS
-from fedcompress.parts import MAX_PART, Piece, layout_of
 from fedcompress.types import Layout
 
 VERSION = 1

@@ -18,9 +18,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedcompress.durable.space import room_for
 from fedcompress.errors import StateError
 from fedcompress.identity.keys import PrivateKey, PublicKey
+from fedcompress.storage.disk_space import room_for
 
 FILE, HEAD, LOCK = "audit.jsonl", "audit.head", "audit.lock"
 FIRST = "0" * 64  # what stands before the first line

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fedcompress.errors import ConfigError
 from fedcompress.identity.keys import check_private, write_file
-from fedcompress.wire.envelope import NAME
+from fedcompress.types import NAME
 
 if TYPE_CHECKING:
     from cryptography import x509

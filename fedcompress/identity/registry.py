@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedcompress.durable.access import is_passing
-from fedcompress.durable.database import open_database, transaction
 from fedcompress.errors import AccessError, ConfigError
 from fedcompress.identity.keys import PrivateKey, PublicKey
+from fedcompress.storage.database import open_database, transaction
+from fedcompress.storage.file_access import is_passing
+from fedcompress.types import NAME
 from fedcompress.wire import Seal
-from fedcompress.wire.envelope import NAME
 
 FILE = "keys.db"
 COORDINATOR = "coordinator"  # name of the coordinator's own key in its state directory

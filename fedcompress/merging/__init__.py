@@ -7,10 +7,10 @@ how the merged update becomes a step of the published state.
 
 from fedcompress.merging.base import Block, Module, Pair, pairs_of
 from fedcompress.merging.engine import Merger, check_space, rule_named
-from fedcompress.merging.outer import OUTER, outer_named
+from fedcompress.merging.server_optim import OUTER, outer_named
 from fedcompress.merging.table import RULES, RuleRow
 from fedcompress.merging.updates import Held, Spool, Updates
-from fedcompress.merging.weights import WEIGHTINGS, site_weights, weighting_named
+from fedcompress.merging.weighting import WEIGHTINGS, site_weights, weighting_named
 
 __all__ = [
     "OUTER",

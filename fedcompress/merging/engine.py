@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from fedcompress.call_syntax import parse_call
 from fedcompress.errors import ConfigError, LayoutError
 from fedcompress.merging.base import Block, Elementwise, Floats, Modular, Module, Pair, pairs_of
-from fedcompress.merging.mean import Mean
 from fedcompress.merging.product import DenseProducts, changes, refactored
+from fedcompress.merging.rules.mean import Mean
 from fedcompress.merging.table import FOLDERS_ONLY, RULES
 from fedcompress.merging.updates import THREADS, Part, Updates, blocks, entries
-from fedcompress.spec import parse_call
 from fedcompress.types import Array, Layout, Tensors
 
 SPACES = ("factors", "product")

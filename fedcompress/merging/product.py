@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedcompress.merging.base import Floats, Module, Pair
-from fedcompress.merging.lora_ridge import fit_left, mean_factors
+from fedcompress.merging.lora_rules.ridge import fit_left, mean_factors
 from fedcompress.merging.updates import Updates
 from fedcompress.types import Array, Layout, Tensors, TensorSpec
 

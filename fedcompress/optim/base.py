@@ -159,6 +159,14 @@ class Decaying(Protocol):
     decays: ClassVar[bool]
 
 
+def survives_rounds(rule: Rule) -> bool:
+    """Return whether what a rule keeps means anything once the weights are replaced by a new published state.
+
+    It does, unless the rule's class says ``survives_rounds = False``.
+    """
+    return bool(getattr(rule, "survives_rounds", True))
+
+
 def check_positive(field: str, value: float) -> None:
     """Raise ``ConfigError`` unless above 0."""
     if not value > 0:

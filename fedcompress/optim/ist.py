@@ -17,7 +17,7 @@ from typing import Any
 
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.optim.base import check_positive, check_share, hashed
-from fedcompress.optim.roles import layer_of
+from fedcompress.optim.engine.parameter_roles import layer_of
 
 
 @dataclass(frozen=True, kw_only=True)

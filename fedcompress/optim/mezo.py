@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fedcompress.errors import ConfigError, NonFiniteError
+from fedcompress.numerics.philox import signs
 from fedcompress.optim.base import check_positive
-from fedcompress.philox import signs
 
 Pair = tuple[int, float]
 

@@ -6,26 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedcompress.optim.adamp import AdamP
-from fedcompress.optim.adamw import AdamW, AdamW8bit
-from fedcompress.optim.apollo import Apollo, ApolloMini
+from fedcompress.call_syntax import parse_call
 from fedcompress.optim.base import Rule
-from fedcompress.optim.dct import DCTAdamW
-from fedcompress.optim.fira import Fira
-from fedcompress.optim.frugal import Frugal
-from fedcompress.optim.galore import GaLore
-from fedcompress.optim.gradnormlorp import GradNormLoRP
-from fedcompress.optim.id3 import ID3
-from fedcompress.optim.layerwise import LISA, BAdam, Layerwise
-from fedcompress.optim.ldadam import LDAdam
-from fedcompress.optim.lift import LIFT
-from fedcompress.optim.lion import Lion
-from fedcompress.optim.qgalore import QGaLore
-from fedcompress.optim.schedule_free import ScheduleFree
-from fedcompress.optim.sgd import SGD
-from fedcompress.optim.sign import SignSGD
-from fedcompress.optim.states import stored_bytes
-from fedcompress.spec import parse_call
+from fedcompress.optim.rules.adamp import AdamP
+from fedcompress.optim.rules.adamw import AdamW, AdamW8bit
+from fedcompress.optim.rules.apollo import Apollo, ApolloMini
+from fedcompress.optim.rules.dct import DCTAdamW
+from fedcompress.optim.rules.fira import Fira
+from fedcompress.optim.rules.frugal import Frugal
+from fedcompress.optim.rules.galore import GaLore
+from fedcompress.optim.rules.gradnormlorp import GradNormLoRP
+from fedcompress.optim.rules.id3 import ID3
+from fedcompress.optim.rules.layerwise import LISA, BAdam, Layerwise
+from fedcompress.optim.rules.ldadam import LDAdam
+from fedcompress.optim.rules.lift import LIFT
+from fedcompress.optim.rules.lion import Lion
+from fedcompress.optim.rules.qgalore import QGaLore
+from fedcompress.optim.rules.schedule_free import ScheduleFree
+from fedcompress.optim.rules.sgd import SGD
+from fedcompress.optim.rules.sign import SignSGD
+from fedcompress.optim.state.moment_storage import stored_bytes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,12 +27,12 @@ from google.protobuf.message import DecodeError
 
 from fedcompress.errors import HeaderError, LimitError
 from fedcompress.proto.v1 import update_pb2
+from fedcompress.types import NAME
 from fedcompress.wire.frame import DIGEST_SIZE, MAGIC, MAX_HEADER, PREFIX, WIRE_VERSION, Limits, check_frame
 
 MAX_SECTIONS = 8192
 MAX_METRICS = 64
 MAX_CODEC_SPEC = 1024
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Metrics that travel as a number and a float32, from wire version 2 on; only ever appended to.
 KNOWN_METRICS = (
     "eval_correct",

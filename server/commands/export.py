@@ -12,15 +12,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fedcompress.adapters import load_template
+from fedcompress.adapters.constants import CONSTANTS, MANIFEST, load_constants
 from fedcompress.adapters.export import export_adapter
-from fedcompress.adapters.template import CONSTANTS, MANIFEST, Template, load_constants
+from fedcompress.adapters.full.export import export_run
+from fedcompress.adapters.full.modes import is_weights
+from fedcompress.adapters.template import Template
 from fedcompress.errors import ConfigError, MismatchError, MissingPackageError
 from fedcompress.types import Tensors, state_digest
-from fedcompress.weights.export import export_run
-from fedcompress.weights.kinds import is_weights
-from server.commands.common import kept_settings, run_named, run_settings, state_folder, template_copy
-from server.history import History
-from server.versions import state_of
+from server.ledger.reader import History
+from server.ledger.state_replay import state_of
+from server.runs import kept_settings, run_named, run_settings, state_folder, template_copy
 
 
 @dataclass(frozen=True, kw_only=True)

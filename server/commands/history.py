@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedcompress.accounting import BASELINES
-from fedcompress.display import ago, escaped
 from fedcompress.errors import ConfigError
-from server.commands.common import run_named, state_folder
-from server.history import History
+from fedcompress.formatting import ago, escaped
+from fedcompress.traffic.accounting import BASELINES
+from server.ledger.reader import History
+from server.runs import run_named, state_folder
 
 WIDTH = 200  # columns of a table that is not for a terminal
 SIZES = ("bytes up", "bytes down", "protocol up", "protocol down", "transport up", "transport down")

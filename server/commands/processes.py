@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedcompress.demo.federation import app_folder
-from fedcompress.demo.processes import script
 from fedcompress.errors import ConfigError
-from server.commands.settings import CoordinatorConfig, Settings, host_and_port
-from server.places import FLOWER, SUPERLINK_DB
+from fedcompress.runtime.flower_app import app_folder
+from fedcompress.runtime.process_group import script
+from server.settings import CoordinatorConfig, Settings, host_and_port
+from server.state_dir import FLOWER, SUPERLINK_DB
 
 LINK, SUBMISSION = "superlink", "submission"
 CONNECTION = "fedcompress"  # its name in Flower's config.toml

@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters import load_template
-from fedcompress.cli.application import STOPPED
-from fedcompress.demo.federation import app_folder, environment
-from fedcompress.demo.processes import ProcessGroup
-from fedcompress.durable.locks import hold, holder
 from fedcompress.errors import ConfigError, ProcessError
 from fedcompress.identity.keys import write_file
-from fedcompress.supervision import end_noted, stop_signals
-from server.commands.common import is_terminal, keep_settings, template_copy
+from fedcompress.runtime.app_commands import STOPPED
+from fedcompress.runtime.flower_app import app_folder, environment
+from fedcompress.runtime.process_group import ProcessGroup
+from fedcompress.runtime.supervision import end_noted, stop_signals
+from fedcompress.storage.locks import hold, holder
+from server.commands.common import is_terminal
 from server.commands.processes import write_flower_home
-from server.commands.settings import CoordinatorConfig, Settings, host_and_port, load_settings
 from server.commands.supervisor import Outcome, Supervisor, result_of
 from server.commands.view import LiveView, PlainView
 from server.commands.watch import TOKEN
-from server.durability import LEDGER, recover_file
-from server.history import History, read_events
-from server.places import COORDINATOR_LOCK, LOGS, PROCESSES, RUN_LOCK, WATCH_TOKEN
-from server.stopping import clear_stop
+from server.ledger.reader import History, read_events
+from server.ledger.recovery import LEDGER, recover_file
+from server.runs import keep_settings, template_copy
+from server.settings import CoordinatorConfig, Settings, host_and_port, load_settings
+from server.state_dir import COORDINATOR_LOCK, LOGS, PROCESSES, RUN_LOCK, WATCH_TOKEN, clear_stop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcompress.config import RunConfig
-from fedcompress.display import ago, duration, escaped, size
+from fedcompress.config.run_config import RunConfig
 from fedcompress.errors import ConfigError
-from server.commands.common import Workers, kept_settings, run_named, run_settings, state_folder, workers
-from server.durability import LEDGER
-from server.history import History, read_events, since_start
-from server.stopping import stop_requested
+from fedcompress.formatting import ago, duration, escaped, size
+from server.ledger.reader import History, read_events, since_start
+from server.ledger.recovery import LEDGER
+from server.runs import kept_settings, run_named, run_settings, state_folder, state_of, workers
+from server.state_dir import stop_requested
 
 ENDED = ("finished", "stopped", "failed")
 
@@ -94,18 +94,6 @@ def facts(folder: Path, name: str) -> dict[str, Any]:
         "last_error": _last_error(events),
         "adapter": next((e["adapter"] for e in reversed(last) if "adapter" in e), None),
     }
-
-
-def state_of(last: list[dict[str, Any]], working: Workers) -> str:
-    """The state, from events of the last process and from who runs."""
-    kind = last[-1]["event"] if last else ""
-    if kind in ("finished", "stopped"):
-        return "starting" if working.since > last[-1].get("at", 0.0) else str(kind)
-    if working.coordinator:
-        return "waiting" if kind in ("", "start", "waiting") else "running"
-    if working.supervisor:
-        return "starting"
-    return "failed" if kind == "failed" else "interrupted"
 
 
 def _from_ledger(folder: Path, name: str) -> dict[str, Any]:

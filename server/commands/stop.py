@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 
 from fedcompress.errors import ConfigError
-from fedcompress.supervision import end_process
-from server.commands.common import run_named, state_folder
+from fedcompress.runtime.supervision import end_process
 from server.commands.status import facts
-from server.stopping import clear_stop, request_stop
+from server.runs import run_named, state_folder
+from server.state_dir import clear_stop, request_stop
 
 
 @dataclass(frozen=True, kw_only=True)

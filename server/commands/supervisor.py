@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedcompress.demo.federation import app_folder
-from fedcompress.demo.processes import ProcessGroup, listening, wait_until
-from fedcompress.durable.locks import holder
 from fedcompress.errors import LockedError, NoSpaceError, ProcessError
-from fedcompress.supervision import end_process, put_aside, reason, remember
+from fedcompress.runtime.flower_app import app_folder
+from fedcompress.runtime.process_group import ProcessGroup, listening, wait_until
+from fedcompress.runtime.supervision import end_process, put_aside, reason, remember
+from fedcompress.storage.locks import holder
 from server.commands.processes import (
     LINK,
     SUBMISSION,
@@ -25,9 +25,9 @@ from server.commands.processes import (
     submit_command,
     superlink_command,
 )
-from server.commands.settings import Settings, host_and_port
-from server.history import parse_event, read_events
-from server.places import COORDINATOR_LOCK, EVENTS, PROCESSES, SUPERLINK_DB
+from server.ledger.reader import parse_event, read_events
+from server.settings import Settings, host_and_port
+from server.state_dir import COORDINATOR_LOCK, EVENTS, PROCESSES, SUPERLINK_DB
 
 POLL = 0.3  # seconds
 LEAST = 1 << 20  # bytes on the disk of the state, below which it is called full

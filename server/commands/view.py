@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedcompress.display import duration, escaped, size
 from fedcompress.errors import FedCompressError
+from fedcompress.formatting import duration, escaped, size
 from server.commands.status import clock, facts, figures, lines_of, named
 
 LINES = 10  # of what was said, in the live view

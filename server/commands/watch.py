@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedcompress.errors import ConfigError
-from server.commands.common import run_named, state_folder
+from server.runs import run_named, state_folder
 from server.watch.view import snapshot
 
 TOKEN = "FEDCOMPRESS_WATCH_TOKEN"  # where other users of the machine cannot read it, unlike a command line

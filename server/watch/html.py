@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from fedcompress.display import escaped
+from fedcompress.formatting import escaped
 
 
 class Html(str):

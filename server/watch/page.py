@@ -8,8 +8,8 @@ import math
 import time
 from collections.abc import Sequence
 
-from fedcompress.display import duration, size
-from server.history import RoundRow
+from fedcompress.formatting import duration, size
+from server.ledger.reader import RoundRow
 from server.watch.chart import Line, Point, legend, line_chart
 from server.watch.html import Html, element, joined, safe
 from server.watch.view import SiteView, Snapshot, Total

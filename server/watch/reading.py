@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.durability import LEDGER
-from server.history import History
-from server.places import SETTINGS
-from server.schema import SCHEMA, upgrade
+from server.ledger.reader import History
+from server.ledger.recovery import LEDGER
+from server.ledger.schema import SCHEMA, upgrade
+from server.state_dir import SETTINGS
 
 
 @dataclass(frozen=True, kw_only=True)

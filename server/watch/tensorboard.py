@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedcompress.errors import ConfigError, MissingPackageError
-from fedcompress.wire.envelope import NAME
-from server.commands.common import run_named
-from server.evaluate import pool
+from fedcompress.types import NAME
+from server.ledger.quality import pool
+from server.runs import run_named
 from server.watch.reading import Reader
 from server.watch.terminal import ENDED
 from server.watch.view import snapshot

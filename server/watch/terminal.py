@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from fedcompress.display import ago, duration, escaped, size
+from fedcompress.formatting import ago, duration, escaped, size
 from server.watch.view import WORKING, Snapshot
 
 if TYPE_CHECKING:

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedcompress.accounting import BASELINES, Traffic
+from fedcompress.traffic.accounting import BASELINES, Traffic
 from fedcompress.types import Layout
-from server.commands.common import kept_settings, run_named, run_settings, workers
-from server.commands.status import state_of
-from server.evaluate import Quality, pool
-from server.history import Awaited, Evaluated, RoundRow, read_events, since_start
-from server.traffic import TENSORS
+from server.ledger.quality import Quality, pool
+from server.ledger.reader import Awaited, Evaluated, RoundRow, read_events, since_start
+from server.ledger.traffic import TENSORS
+from server.runs import kept_settings, run_named, run_settings, state_of, workers
 from server.watch.reading import Carried, Reader, Refusal
 
 LAST_REFUSALS = 50

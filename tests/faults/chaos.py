@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedcompress.failpoints import FAILPOINTS, VARIABLE
+from fedcompress.storage.failpoints import FAILPOINTS, VARIABLE
 from tests.faults.processes import NAMES
 from tests.unit.server.memory import initial_adapter
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fedcompress.config import TrainTask
-from server.transport import Incoming
+from fedcompress.config.train_task import TrainTask
+from server.transport.base import Incoming
 from tests.faults.simulated import SimulatedSites
 from tests.unit.server.memory import SlowTransport
 

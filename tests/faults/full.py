@@ -14,15 +14,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from fedcompress import failpoints
-from fedcompress.config import TrainTask
-from fedcompress.durable.space import room_for
+from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import NoSpaceError
 from fedcompress.identity.audit import AuditLog, verify
-from server.audit import Audited
+from fedcompress.storage import failpoints
+from fedcompress.storage.disk_space import room_for
+from server.audit_events import Audited
 from server.coordinator import Coordinator
 from server.events import EventLog
-from server.transport import Incoming
+from server.transport.base import Incoming
 from tests.unit.server.memory import MemoryTransport, World
 
 SIZE = 8 << 20  # bytes of the disk; the log of the ledger alone may take 4 MiB

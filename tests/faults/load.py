@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters import Adapter, Template, adapter_digest, load_adapter, save_template, seeded_init
-from fedcompress.config import RunConfig
-from fedcompress.objective import Classification
+from fedcompress.config.objective import Classification
+from fedcompress.config.run_config import RunConfig
 from fedcompress.types import Layout
 from server.coordinator import Coordinator
 from tests.faults.simulated import SimulatedSites, record_steps

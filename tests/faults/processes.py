@@ -10,9 +10,9 @@ import sys
 import time
 from pathlib import Path
 
-from fedcompress.config import TrainTask
+from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import MismatchError
-from fedcompress.failpoints import reach
+from fedcompress.storage.failpoints import reach
 from server.coordinator import Coordinator
 from tests.faults.sockets import SocketTransport, frame, take_frame
 from tests.unit.clients.site_support import FakeSite

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedcompress.codecs import CodecSpec
-from fedcompress.config import TrainTask
-from fedcompress.pipeline import encode_update
+from fedcompress.config.train_task import TrainTask
+from fedcompress.pipeline.updates import encode_update
 from fedcompress.types import Layout, zeros
 from fedcompress.wire import Header, Kind, Limits, digest_of, pack, split_bundle, unpack
-from server.transport import Incoming
+from server.transport.base import Incoming
 from tests.support import normal, update_header
 
 RECORDED = 4  # different steps; each site sends one of them

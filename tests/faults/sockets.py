@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from fedcompress.config import TrainTask
-from server.transport import Incoming
+from fedcompress.config.train_task import TrainTask
+from server.transport.base import Incoming
 
 HEAD = struct.Struct("<II")  # bytes of JSON and of payload
 

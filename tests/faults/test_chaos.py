@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedcompress.failpoints import FAILPOINTS
+from fedcompress.storage.failpoints import FAILPOINTS
 from tests.faults.chaos import Chaos
 from tests.faults.record import record
 

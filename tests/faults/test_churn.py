@@ -22,7 +22,7 @@ from tests.faults.load import prepare
 from tests.faults.record import record
 from tests.faults.simulated import SimulatedSites
 from tests.unit.server.memory import CONFIG, World, run_config
-from tests.unit.server.test_rounds import everything
+from tests.unit.server.round.test_round import everything
 
 DEADLINE = 30.0
 EVENTS = ("send", "reply")

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from fedcompress.demo.federation import Federation
-from fedcompress.demo.processes import ProcessGroup, free_port, script, wait_until
 from fedcompress.identity.audit import verify
 from fedcompress.identity.certs import CertOptions, make_certs
+from fedcompress.runtime.process_group import ProcessGroup, free_port, script, wait_until
 from tests.faults.chaos import Chaos
 from tests.faults.record import record
 from tests.unit.clients.commands.test_doctor_tls import make_site

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedcompress.demo.processes import wait_until
-from fedcompress.failpoints import FAILPOINTS, ONCE, VARIABLE
+from fedcompress.runtime.process_group import wait_until
+from fedcompress.storage.failpoints import FAILPOINTS, ONCE, VARIABLE
 from tests.deployment import ENVIRONMENT, deployed, write_base
 from tests.faults.record import record
 from tests.integration.test_federation import leftovers

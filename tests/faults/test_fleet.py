@@ -14,8 +14,8 @@ import pytest
 
 from fedcompress.adapters import load_adapter
 from fedcompress.demo.federation import Federation
-from fedcompress.demo.processes import wait_until
-from server.history import read_events
+from fedcompress.runtime.process_group import wait_until
+from server.ledger.reader import read_events
 from tests.deployment import words_of
 from tests.faults.fleet import submit, variables, write_app
 from tests.faults.record import record

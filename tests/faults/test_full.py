@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fedcompress.failpoints import FAILPOINTS
+from fedcompress.storage.failpoints import FAILPOINTS
 from tests.faults.full import BEGUN
 from tests.faults.record import record
 from tests.unit.server.memory import World

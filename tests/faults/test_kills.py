@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from clients.worker.paths import socket_path
+from clients.runtime.paths import socket_path
 from fedcompress.demo.federation import Federation
-from fedcompress.demo.processes import wait_until
+from fedcompress.runtime.process_group import wait_until
 from fedcompress.wire import Limits, unpack
 from tests.site_support import WorkerSite, metrics_of, run_federation
 

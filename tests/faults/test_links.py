@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-import clients.link
+from clients.network.link_speed import Link as SiteLink
 from fedcompress.demo.federation import Federation
 from tests.faults.links import Link, ShapedProxy
 from tests.faults.record import record
@@ -94,7 +94,7 @@ def test_no_update_is_lost_on_any_link(tmp_path: Path, template: Path) -> None:
 def test_a_large_update_arrives_over_a_slow_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mbit: float) -> None:
     """5.9 MB at 0.25 Mbit/s, where Flower's own chunks do not arrive; next to nothing goes over the link twice."""
     make_template(tmp_path / "initial", 160)
-    for name, value in clients.link.Link(mbit=mbit).environment().items():
+    for name, value in SiteLink(mbit=mbit).environment().items():
         monkeypatch.setenv(name, value)
     proxy = ShapedProxy(Link(0.25))
     settings = {"codec": "none", "downlink-codec": "lora-ternary", "round-timeout": 800.0, "patience": 0}

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from fedcompress.errors import IdentityError, TrainingError
-from fedcompress.pipeline import decode_update
+from fedcompress.pipeline.updates import decode_update
 from fedcompress.types import Tensors, add, subtract, zeros
-from server.history import read_events
+from server.ledger.reader import read_events
 from tests.deployment import deployed, write_base
 from tests.faults.record import record
 from tests.unit.clients.site_support import FakeSite
 from tests.unit.server.memory import World
-from tests.unit.server.test_trust import SignedWorld
+from tests.unit.server.round.test_signatures import SignedWorld
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("north", "south", "west")

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from fedcompress.demo import data as demo_data
-from fedcompress.demo.processes import wait_until
 from fedcompress.demo.run import DemoOptions, run_config, site_files
-from fedcompress.durable.locks import holder
-from server.places import COORDINATOR_LOCK
+from fedcompress.runtime.process_group import wait_until
+from fedcompress.storage.locks import holder
+from server.state_dir import COORDINATOR_LOCK
 from tests.deployment import Deployment, call, deployed
 from tests.faults.record import record
 from tests.integration.test_federation import leftovers

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["fedcompress.codecs", "fedcompress.bfloat"]):
+with atheris.instrument_imports(include=["fedcompress.codecs", "fedcompress.numerics.bfloat16"]):
     from tests.hostile.mutations import payloads, refused_or_decoded
 
 ONE_CLAUSE = {name: p for name, p in payloads().items() if len(p[1]) == 1}

@@ -11,7 +11,8 @@ from fedcompress.adapters import save_adapter, seeded_init
 from fedcompress.codecs import CODECS, CodecSpec, sample_spec
 from fedcompress.files import encode_file
 from fedcompress.identity import PrivateKey
-from fedcompress.pipeline import encode_snapshot, encode_update
+from fedcompress.pipeline.states import encode_snapshot
+from fedcompress.pipeline.updates import encode_update
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
 from fedcompress.wire import sign_envelope
 from tests.support import lora_layout, normal, update_header

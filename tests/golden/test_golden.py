@@ -11,10 +11,11 @@ import pytest
 
 from fedcompress.adapters import load_adapter, seeded_init
 from fedcompress.codecs import CODECS, CodecSpec, decode_sections, encode_sections
-from fedcompress.codecs.base import Reader
-from fedcompress.codecs.masks import COLUMNS, GAPS, PACKED, RANGE, ROWS
+from fedcompress.codecs.entropy.byte_io import Reader
+from fedcompress.codecs.entropy.positions import COLUMNS, GAPS, PACKED, RANGE, ROWS
 from fedcompress.files import decode_file
-from fedcompress.pipeline import decode_state, decode_update
+from fedcompress.pipeline.states import decode_state
+from fedcompress.pipeline.updates import decode_update
 from fedcompress.types import state_digest
 from fedcompress.wire import Limits, seal_of
 from tests.golden.cases import ADAPTER_FILE, LAYOUT, OLD, SEEDED, adapter_file, cases, fixed_key, layout_of, values

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from fedcompress.adapters import seeded_init
-from fedcompress.pipeline import decode_update
+from fedcompress.pipeline.updates import decode_update
 from fedcompress.types import state_digest
 from tests.golden.cases import ADAPTER_FILE, SEEDED, adapter_file, cases, layout_of
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedcompress.codecs import CODECS, CodecSpec, sample_spec
-from fedcompress.pipeline import decode_update, encode_update
+from fedcompress.pipeline.updates import decode_update, encode_update
 from fedcompress.types import zeros
 from tests.site_support import WorkerSite
 from tests.support import lora_layout, normal, update_header

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
-from fedcompress.codecs import masks as mask_module
-from fedcompress.codecs import signs as sign_module
-from fedcompress.codecs.base import Places, Writer
-from fedcompress.codecs.basis import PLAIN, ROTATED, Basis, _Models, write_bases
-from fedcompress.codecs.grid import Grid
-from fedcompress.codecs.lanes import write_rows
-from fedcompress.codecs.rangecoder import RangeWriter, weighted
-from fedcompress.codecs.trellis import MAX_CLASS, MAX_K
+from fedcompress.codecs.base import Places
+from fedcompress.codecs.entropy import positions as mask_module
+from fedcompress.codecs.entropy import signs as sign_module
+from fedcompress.codecs.entropy.byte_io import Writer
+from fedcompress.codecs.entropy.range_coder import RangeWriter, weighted
+from fedcompress.codecs.matrix_view import Grid
+from fedcompress.codecs.transform.rotation import PLAIN, ROTATED, Basis, _Models, write_bases
+from fedcompress.codecs.transform.trellis import MAX_CLASS, MAX_K
+from fedcompress.codecs.transform.trellis_stream import write_rows
 from fedcompress.errors import PayloadError
 from fedcompress.types import Layout, TensorSpec
 

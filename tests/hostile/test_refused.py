@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from fedcompress import errors
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
-from fedcompress.codecs.base import Writer
-from fedcompress.pipeline import decode_state, decode_update, encode_snapshot, encode_update
+from fedcompress.codecs.entropy.byte_io import Writer
+from fedcompress.pipeline.states import decode_state, encode_snapshot
+from fedcompress.pipeline.updates import decode_update, encode_update
 from fedcompress.proto.v1 import update_pb2
 from fedcompress.types import Layout, TensorSpec
 from fedcompress.wire import Limits, split_bundle, unpack

@@ -12,8 +12,9 @@ import pytest
 from fedcompress import errors
 from fedcompress.adapters import seeded_init
 from fedcompress.codecs import CodecSpec, decode_sections
-from fedcompress.codecs.base import Writer
-from fedcompress.pipeline import decode_state, decode_update, encode_delta, encode_snapshot, encode_update
+from fedcompress.codecs.entropy.byte_io import Writer
+from fedcompress.pipeline.states import decode_state, encode_delta, encode_snapshot
+from fedcompress.pipeline.updates import decode_update, encode_update
 from fedcompress.proto.v1 import update_pb2
 from fedcompress.types import Layout, Tensors, TensorSpec
 from fedcompress.wire import Envelope, Kind

@@ -13,7 +13,7 @@ import torch
 from clients.site import SiteConfig
 from clients.training.engines import init_distributed
 from clients.training.job import Job
-from clients.training.loop import Trainer
+from clients.training.trainer import Trainer
 from fedcompress.errors import FedCompressError
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedcompress.demo.processes import wait_until
-from fedcompress.durable.locks import holder
-from server.places import COORDINATOR_LOCK
+from fedcompress.runtime.process_group import wait_until
+from fedcompress.storage.locks import holder
+from server.state_dir import COORDINATOR_LOCK
 from tests.deployment import call, deployed, write_base
 from tests.integration.test_federation import leftovers
 

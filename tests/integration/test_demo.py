@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from fedcompress.demo.run import DemoOptions, run_demo
-from server.history import History
+from server.ledger.reader import History
 from tests.deployment import words_of
 from tests.integration.test_federation import leftovers
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from fedcompress.adapters import load_template
-from fedcompress.config import RunConfig
-from fedcompress.pipeline import encode_snapshot
+from fedcompress.config.run_config import RunConfig
+from fedcompress.pipeline.states import encode_snapshot
 from fedcompress.types import Tensors, state_digest, zeros
 from server.coordinator import Coordinator
 from tests.support import normal

@@ -13,7 +13,7 @@ import pytest
 from fedcompress.adapters import load_template
 from fedcompress.adapters.export import export_adapter
 from fedcompress.errors import MissingPackageError
-from fedcompress.harness import run_tasks
+from fedcompress.experiments.lm_eval import run_tasks
 from tests.support import normal
 from tests.tiny import write_llama
 

@@ -12,9 +12,9 @@ import pytest
 
 from fedcompress.identity.certs import CertOptions, make_certs
 from server.commands.processes import has_nodes, new_keys, registration
-from server.commands.settings import load_settings
-from server.history import read_events
-from server.places import SUPERLINK_DB
+from server.ledger.reader import read_events
+from server.settings import load_settings
+from server.state_dir import SUPERLINK_DB
 from tests.deployment import ENVIRONMENT, SITES, Deployment, deployed, write_base
 
 REFUSED = "Failed to activate SuperNode"

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from fedcompress.adapters import load_adapter
-from fedcompress.demo.processes import wait_until
 from fedcompress.errors import TrainingError
+from fedcompress.runtime.process_group import wait_until
 from fedcompress.types import l2_norm, subtract
 from tests.site_support import WorkerSite, metrics_of, write_site
 
@@ -40,7 +40,9 @@ def write_nodes(folder: Path, port: int, **engine: Any) -> Path:
 @contextmanager
 def node(file: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The further node, as `fedcompress site node` runs it."""
-    process = subprocess.Popen([sys.executable, "-m", "clients.worker.node", "--site", str(file), "--node-rank", "1"])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clients.worker.node_agent", "--site", str(file), "--node-rank", "1"]
+    )
     ranks: list[psutil.Process] = []
     try:
         yield process

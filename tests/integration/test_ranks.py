@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 
 from fedcompress.errors import NonFiniteError
 from fedcompress.optim import build
-from fedcompress.optim.torch_optimizer import LowMemoryOptimizer
+from fedcompress.optim.engine.optimizer import LowMemoryOptimizer
 
 CALLS = ["galore(rank=1,update_gap=2)", "adamp", "frugal(update_gap=2)"]
 

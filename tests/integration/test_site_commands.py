@@ -14,7 +14,7 @@ import pytest
 
 from fedcompress.adapters import load_adapter
 from fedcompress.demo import data as demo_data
-from fedcompress.demo.processes import free_port
+from fedcompress.runtime.process_group import free_port
 from fedcompress.types import l2_norm, subtract
 from tests.site_support import write_site
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from fedcompress.demo.federation import Federation
-from fedcompress.demo.processes import free_port, script, wait_until
 from fedcompress.identity import PrivateKey, PublicKey, Registry
 from fedcompress.identity.audit import verify
 from fedcompress.identity.certs import CertOptions, make_certs
 from fedcompress.identity.registry import COORDINATOR
+from fedcompress.runtime.process_group import free_port, script, wait_until
 from tests.site_support import run_federation
 
 

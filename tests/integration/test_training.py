@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from clients.site import Data
-from clients.training.data import load_examples, picks_for_steps
+from clients.training.data.examples import load_examples, picks_for_steps
 from clients.training.job import Job
-from clients.training.loop import seed_of
 from clients.training.tasks.language import CausalTask
+from clients.training.trainer import seed_of
 from fedcompress.adapters import adapter_named, load_adapter, load_template
 from fedcompress.adapters.base_model import BaseModel, load_tokenizer
-from fedcompress.adapters.template import write_template
-from fedcompress.config import TrainTask
-from fedcompress.objective import CausalLM, objective_json
+from fedcompress.adapters.template_builder import write_template
+from fedcompress.config.objective import CausalLM, objective_json
+from fedcompress.config.train_task import TrainTask
 from tests.tiny import write_llama, write_rows
 
 pytestmark = pytest.mark.timeout(300)  # of processes that import torch on two busy cores

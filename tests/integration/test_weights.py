@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 
-from clients import relay
+from clients import worker_client
 from clients.site import SiteConfig
 from clients.training.job import UPDATE
 from fedcompress.adapters import adapter_named, load_template
 from fedcompress.adapters.base_model import BaseModel
-from fedcompress.config import TrainTask, parse_run_config
+from fedcompress.adapters.full.template import write_weights_template
+from fedcompress.config.objective import CausalLM
+from fedcompress.config.run_config import parse_run_config
+from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError
-from fedcompress.objective import CausalLM
-from fedcompress.parts.stored import opened
-from fedcompress.weights.template import write_weights_template
+from fedcompress.storage.tensor_file import opened
 from server.commands import export
 from server.coordinator import Coordinator
-from server.transport import Incoming
+from server.transport.base import Incoming
 from tests.integration.test_training import Place, far
 from tests.site_support import WorkerSite
 from tests.tiny import write_llama, write_rows
@@ -120,7 +121,7 @@ class Local:
             return []
         node, task, payload = self._open.pop(0)
         site = SiteConfig.load(self._files[node])
-        reply, replayed = relay.train(self._files[node], site, task, payload, print)
+        reply, replayed = worker_client.train(self._files[node], site, task, payload, print)
         return [Incoming(node, {"status": "ok", "site": site.name, "replayed": replayed}, reply)]
 
     def forget(self, nodes: Iterable[int]) -> None:

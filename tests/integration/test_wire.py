@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fedcompress.counting import read_wire
-from fedcompress.demo.processes import wait_until
 from fedcompress.identity.certs import CertOptions, make_certs
-from server.history import History
+from fedcompress.runtime.process_group import wait_until
+from fedcompress.traffic.relay import read_wire
+from server.ledger.reader import History
 from tests.deployment import SITES, Deployment, write_base
 from tests.faults.links import Link, ShapedProxy
 from tests.faults.record import record

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from fedcompress.adapters import load_adapter
+from fedcompress.config.objective import Classification, objective_json
 from fedcompress.errors import TrainingError
-from fedcompress.objective import Classification, objective_json
-from fedcompress.pipeline import decode_update
+from fedcompress.pipeline.updates import decode_update
 from fedcompress.types import l2_norm, state_digest, subtract
 from fedcompress.wire import Kind, Limits, unpack
 from tests.site_support import LABELS, WorkerSite, metrics_of, write_site

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from fedcompress.optim import build
-from fedcompress.optim.torch_optimizer import LowMemoryOptimizer
+from fedcompress.optim.engine.optimizer import LowMemoryOptimizer
 
 BATCH, LENGTH, LR, DECAY, CLIP = 4, 12, 1e-3, 0.01, 1.0
 LLAMA = LlamaConfig(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
 from fedcompress.codecs import Feedback
-from fedcompress.errors import ConfigError, LayoutError, NonFiniteError
-from fedcompress.types import Layout, TensorSpec, add, l2_norm
+from fedcompress.errors import ConfigError, LayoutError, NonFiniteError, StateError
+from fedcompress.types import Layout, TensorSpec, add, from_bytes, l2_norm, state_digest, to_bytes
+from tests.support import equal, lora_layout, normal
+
+LAYOUT = lora_layout()
 
 
 @pytest.mark.parametrize(
@@ -60,3 +65,56 @@ def test_overflow_gives_infinity_without_a_warning() -> None:
 def test_norm_of_huge_values_is_finite() -> None:
     assert l2_norm([np.full(4, 3e38, np.float32)]) == pytest.approx(6e38, rel=1e-6)
     assert l2_norm([]) == 0
+
+
+def test_layout_json_and_digest() -> None:
+    assert Layout.from_json(LAYOUT.to_json()) == LAYOUT
+    one = Layout((TensorSpec(name="a", shape=(2, 3), dtype="bfloat16", group="lora_a"),))
+    assert one.to_json() == '[["a",[2,3],"bfloat16","lora_a"]]'
+    assert one.digest == hashlib.sha256(one.to_json().encode()).digest()
+    assert (one.numel, one.plain_bytes(2)) == (6, 12)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        '[["a"]]',
+        '[["a",[2],"int4","head"]]',
+        '[["a",[2],"float32","x"]]',
+        '[["",[2],"float32","head"]]',
+        '[["a",[-1],"float32","head"]]',
+        '[["a",[2],"float32","head"],["a",[2],"float32","head"]]',
+        '[["a",[1099511627777],"float32","head"]]',
+    ],
+)
+def test_bad_layouts(text: str) -> None:
+    with pytest.raises(LayoutError):
+        Layout.from_json(text)
+
+
+def test_check_names_the_tensor() -> None:
+    values = normal(LAYOUT, 0)
+    LAYOUT.check(values, what="x")
+    with pytest.raises(LayoutError, match="names or order"):
+        LAYOUT.check(dict(reversed(values.items())), what="x")
+    values["head.bias"][0] = np.nan
+    with pytest.raises(NonFiniteError, match=r"head\.bias"):
+        LAYOUT.check(values, what="x")
+
+
+def test_state_digest_sees_every_bit_but_the_sign_of_zero() -> None:
+    values = normal(LAYOUT, 0)
+    digest = state_digest(LAYOUT, values)
+    values["head.bias"][1] = np.nextafter(values["head.bias"][1], np.float32(9))
+    assert state_digest(LAYOUT, values) != digest
+    zeros = {n: np.zeros_like(v) for n, v in values.items()}
+    assert state_digest(LAYOUT, zeros) == state_digest(LAYOUT, {n: -v for n, v in zeros.items()})
+
+
+def test_flat_bytes() -> None:
+    values = normal(LAYOUT, 0)
+    assert equal(from_bytes(to_bytes(values), LAYOUT), values)
+    with pytest.raises(StateError, match="the layout needs"):
+        from_bytes(to_bytes(values)[:-1], LAYOUT)

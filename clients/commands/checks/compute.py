@@ -9,10 +9,10 @@ from importlib import metadata
 from typing import Any
 
 from clients.commands.checks.base import Check, Subject, fail, ok, warn
-from clients.worker.hardware import gpus, host_memory
-from fedcompress.demo.federation import app_folder
-from fedcompress.display import size
+from clients.runtime.hardware import gpus, host_memory
 from fedcompress.errors import FedCompressError
+from fedcompress.formatting import size
+from fedcompress.runtime.flower_app import app_folder
 
 RANK_BASE = 700 << 20  # bytes of a rank's process before there is a model: torch and DeepSpeed
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -127,7 +127,7 @@ def planned(subject: Subject) -> int:
     Raises:
         ConfigError: the model or the adapter cannot be built.
     """
-    from fedcompress.planning import Setup, plan
+    from fedcompress.optim.memory_plan import Setup, plan
 
     base, engine = subject.site.model, subject.site.engine
     setup = Setup(

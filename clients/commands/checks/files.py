@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from clients.commands.checks.base import Check, Subject, fail, ok, warn
-from clients.training.rows import Row, rows_of
+from clients.training.data.rows import Row, rows_of
 from clients.training.tasks import task_for
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.adapters.fingerprint import SOURCE, WEIGHTS, base_fingerprint
-from fedcompress.display import size
 from fedcompress.errors import ConfigError, FedCompressError
+from fedcompress.formatting import size
 
 MOST_HASHED = 2 << 30  # bytes of weights that are hashed without a template to compare with
 DATA_SECONDS = 4.0  # for the rows of a part

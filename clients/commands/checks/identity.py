@@ -8,7 +8,7 @@ import ssl
 from clients.commands.checks.base import Check, Subject, fail, ok, warn
 from clients.commands.checks.network import TIMEOUT
 from clients.commands.up import KEY_REMEDY, host_and_port
-from clients.identity import SiteIdentity
+from clients.signing import SiteIdentity
 from fedcompress.errors import ConfigError
 
 OUT_OF_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED

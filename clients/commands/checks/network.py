@@ -13,9 +13,9 @@ from pathlib import Path
 
 from clients.commands.checks.base import Check, Subject, fail, ok, warn
 from clients.commands.up import host_and_port
-from clients.worker.paths import lock_path, socket_path
-from fedcompress.durable.locks import holder
+from clients.runtime.paths import lock_path, socket_path
 from fedcompress.errors import StateError
+from fedcompress.storage.locks import holder
 
 TIMEOUT = 4.0  # seconds
 SOON = 30  # days before a certificate ends

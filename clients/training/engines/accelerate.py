@@ -11,7 +11,7 @@ from typing import Any
 
 from clients.site import Engine
 from fedcompress.adapters.attach import Attached
-from fedcompress.config import TrainTask
+from fedcompress.config.train_task import TrainTask
 from fedcompress.optim import build
 from fedcompress.types import Array, Tensors
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
-from fedcompress.config import TrainTask
+from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array, Tensors
 

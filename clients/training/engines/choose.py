@@ -5,7 +5,7 @@ from __future__ import annotations
 from clients.site import Engine
 from clients.training.engines.base import WarmEngine
 from fedcompress.adapters.attach import Attached
-from fedcompress.config import TrainTask
+from fedcompress.config.train_task import TrainTask
 
 
 def engine_for(attached: Attached, site: Engine, task: TrainTask, *, micro: int, accumulation: int) -> WarmEngine:

@@ -8,7 +8,7 @@ from clients.site import Data
 from clients.training.tasks.base import Task
 from clients.training.tasks.classification import ClassificationTask
 from clients.training.tasks.language import CausalTask, Seq2SeqTask
-from fedcompress.objective import CausalLM, Classification, Objective, Seq2SeqLM
+from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM
 
 
 def task_for(objective: Objective, data: Data, tokenizer: Any, max_length: int) -> Task:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from clients.site import Data
-from clients.training.rows import Row
+from clients.training.data.rows import Row
 from clients.training.tasks.base import Example, Sums
 from clients.training.tasks.padding import padded
+from fedcompress.config.objective import Classification
 from fedcompress.errors import ConfigError
-from fedcompress.objective import Classification
 
 
 class ClassificationTask:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.demo.federation import Federation
-from fedcompress.demo.processes import script
+from fedcompress.runtime.process_group import script
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -14,8 +14,8 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.app import GridTransport
-from server.transport import Incoming
+from server.transport.base import Incoming
+from server.transport.flower_grid import GridTransport
 
 app = ServerApp()
 PATIENCE = 600.0  # seconds for one payload, there and back

@@ -7,7 +7,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedcompress.config import TrainTask
+from fedcompress.config.train_task import TrainTask
 from fedcompress.flower import from_records, to_records
 from tests.faults.simulated import SimulatedSites
 

@@ -9,24 +9,26 @@ from typing import Any
 
 import torch
 
-from clients.training.extract import write_update
+from clients.training.delta_file import write_update
 from clients.training.job import UPDATE
-from clients.training.prepare import keep_unpacked, prepared
+from clients.training.model import keep_unpacked, prepared
 from fedcompress.adapters.attach import Attached
 from fedcompress.adapters.base_model import BaseModel, build_base
+from fedcompress.adapters.constants import CONSTANTS, load_constants
 from fedcompress.adapters.export import export_adapter
-from fedcompress.adapters.naming import AdapterSpec, adapter_named
+from fedcompress.adapters.full import is_weights
+from fedcompress.adapters.full.attach import Weights
+from fedcompress.adapters.full.export import export_model
+from fedcompress.adapters.full.template import write_weights_template
+from fedcompress.adapters.spec import AdapterSpec, adapter_named
 from fedcompress.adapters.table import PRODUCT
-from fedcompress.adapters.template import CONSTANTS, Template, load_constants, write_template
-from fedcompress.config import TrainTask
+from fedcompress.adapters.template import Template
+from fedcompress.adapters.template_builder import write_template
+from fedcompress.config.objective import Classification, Objective, objective_json
+from fedcompress.config.train_task import TrainTask
 from fedcompress.merging import Held, Merger, rule_named
-from fedcompress.objective import Classification, Objective, objective_json
-from fedcompress.parts.stored import opened
+from fedcompress.storage.tensor_file import opened
 from fedcompress.types import Tensors, to_arrays
-from fedcompress.weights import is_weights
-from fedcompress.weights.attach import Weights
-from fedcompress.weights.export import export_model
-from fedcompress.weights.template import write_weights_template
 
 WORDS = 64
 SEED = 11

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from fedcompress.adapters import adapter_digest, base_fingerprint, group_of, load_adapter, save_adapter, seeded_init
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.types import Layout, TensorSpec, state_digest
-from tests.support import equal, lora_layout, normal
+from tests.support import ROOT, equal, lora_layout, normal
 
 CONFIG = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": "/somewhere"}
 
@@ -148,7 +148,7 @@ def test_seeded_start_is_frozen_for_ever() -> None:
     """Values on every machine and with every later numpy: h_0 is not sent, only its seed."""
     layout = Layout((TensorSpec(name="m.lora_A.weight", shape=(2, 3), group="lora_a"),))
     values = seeded_init(layout, 7)["m.lora_A.weight"]
-    golden = json.loads((Path(__file__).parents[2] / "golden" / "seeded_init.json").read_text())
+    golden = json.loads((ROOT / "tests" / "golden" / "seeded_init.json").read_text())
     assert [float(v).hex() for v in values.ravel()] == golden["values"]
 
 

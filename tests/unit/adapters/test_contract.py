@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from fedcompress.adapters import ADAPTERS, adapter_named, load_template
 from fedcompress.adapters.base_model import BaseModel, build_base
+from fedcompress.adapters.constants import START, constants_digest
 from fedcompress.adapters.table import LINEAR, REFUSED
-from fedcompress.adapters.template import START, constants_digest
+from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM
 from fedcompress.errors import ConfigError, MismatchError
-from fedcompress.objective import CausalLM, Classification, Objective, Seq2SeqLM
 from tests.unit.adapters import sites
 from tests.unit.adapters.sites import Run, effective, error, outputs, put, run_of, trained
 

@@ -12,9 +12,9 @@ import pytest
 from fedcompress.adapters import save_adapter
 from fedcompress.codecs import CODECS, CodecSpec
 from fedcompress.merging import OUTER, RULES, WEIGHTINGS
-from fedcompress.merging.data import DATA_RULES
+from fedcompress.merging.data_driven import DATA_RULES
 from fedcompress.optim import OPTIMIZERS
-from fedcompress.pipeline import encode_update
+from fedcompress.pipeline.updates import encode_update
 from tests.support import lora_layout, normal, update_header
 
 SCRIPT = Path(sys.executable).parent / "fedcompress"
@@ -47,7 +47,7 @@ def test_rules_say_identity() -> None:
 def test_rules_that_need_data_say_what() -> None:
     rows = {row["name"]: row for row in json.loads(call("rules", "--json").stdout)}
     assert all(rows[name]["needs"] == row.needs for name, row in DATA_RULES.items())
-    assert rows["widen"]["call"] == "fedcompress.merging.data.widen(base, updates, t=1.0, s=1.0, transposed=())"
+    assert rows["widen"]["call"] == "fedcompress.merging.data_driven.widen(base, updates, t=1.0, s=1.0, transposed=())"
     assert all("needs" not in rows[name] for name in RULES)
 
 

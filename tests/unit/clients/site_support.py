@@ -8,15 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from clients.identity import SiteIdentity
+from clients.signing import SiteIdentity
 from clients.site import Data, SiteConfig
+from clients.state.site_state import Session
 from clients.training.job import Job
-from clients.worker.hub import RankReport
-from clients.worker.rounds import RoundRunner
-from clients.worker.session import Session
+from clients.worker.rank_group import RankReport
+from clients.worker.round_runner import RoundRunner
 from fedcompress.adapters import load_adapter, save_adapter
 from fedcompress.adapters.base_model import BaseModel
-from fedcompress.config import TrainTask
+from fedcompress.config.train_task import TrainTask
 from fedcompress.types import Tensors, add, zeros
 from tests.support import normal
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from clients.runtime.paths import socket_path
 from clients.site import SiteConfig
 from clients.worker.main import lease
-from clients.worker.paths import socket_path
 from fedcompress.errors import ConfigError, LockedError, StateError
+from tests.support import ROOT
 
 GOOD = """
 [site]
@@ -49,7 +50,7 @@ def test_a_good_file(folder: Path) -> None:
 
 
 def test_the_example_in_deploy_has_only_known_keys(folder: Path) -> None:
-    example = (Path(__file__).parents[3] / "deploy" / "site.example.toml").read_text()
+    example = (ROOT / "deploy" / "site.example.toml").read_text()
     for old, new in (("models/all-MiniLM-L6-v2", "model"), ("data/train", "train"), ("data/heldout", "heldout")):
         example = example.replace(old, new)
     assert load(folder, example).name == "hospital-north"

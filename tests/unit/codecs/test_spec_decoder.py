@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.adapters import seeded_init
-from fedcompress.codecs.base import Places, Reader, Writer
-from fedcompress.codecs.entropy import RANGE, read_symbols, write_symbols
-from fedcompress.codecs.masks import _write_columns, _write_gaps, read_places
+from fedcompress.codecs.base import Places
+from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.entropy.positions import _write_columns, _write_gaps, read_places
+from fedcompress.codecs.entropy.symbols import RANGE, read_symbols, write_symbols
 from fedcompress.types import Layout, TensorSpec
 from tests.unit.codecs import range_reference as reference
 from tests.unit.codecs.version1 import write_masks

@@ -6,7 +6,7 @@ import math
 import struct
 from collections.abc import Iterator
 
-from fedcompress.codecs.codebook import OFFSETS, TABLES
+from fedcompress.codecs.transform.codebook import OFFSETS, TABLES
 from tests.unit.codecs.codec_reference import f32
 from tests.unit.codecs.range_reference import RangeDecoder, categorical, weighted
 

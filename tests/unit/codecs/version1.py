@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedcompress.codecs.base import Writer
-from fedcompress.codecs.rangecoder import RangeWriter, bernoulli
+from fedcompress.codecs.entropy.byte_io import Writer
+from fedcompress.codecs.entropy.range_coder import RangeWriter, bernoulli
 
 PACKED, RANGE = 0, 1
 

@@ -13,16 +13,16 @@ from typing import Any
 import psutil
 import pytest
 
-from fedcompress.counting import Wire, read_wire
 from fedcompress.demo import data, run
 from fedcompress.demo.federation import Federation
-from fedcompress.demo.processes import ProcessGroup, check_port, free_port, listening, wait_until
+from fedcompress.demo.plot import plot_accuracy_against_bytes
 from fedcompress.demo.run import DemoOptions, make_result, phases
 from fedcompress.errors import ConfigError, MissingPackageError, ProcessError
 from fedcompress.experiments import Grid
 from fedcompress.identity.certs import CertOptions, make_certs
-from fedcompress.report import plot_accuracy_against_bytes
-from tests.support import lora_layout
+from fedcompress.runtime.process_group import ProcessGroup, check_port, free_port, listening, wait_until
+from fedcompress.traffic.relay import Wire, read_wire
+from tests.support import ROOT, lora_layout
 
 
 def test_every_row_lies_at_one_site_and_the_files_repeat(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ PARENT = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {STUBBO
 
 
 def test_a_group_ends_whole_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedcompress.demo.processes.GRACE", 0.5)
+    monkeypatch.setattr("fedcompress.runtime.process_group.GRACE", 0.5)
     with ProcessGroup(tmp_path, {"X": "1"}) as group:
         parent = group.start("parent", [sys.executable, "-c", PARENT], cwd=tmp_path)
         log = tmp_path / "parent.log"
@@ -100,7 +100,7 @@ def test_a_group_ends_whole_trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 ORPHANS = """
 import pathlib, signal, sys
-from fedcompress.demo.processes import ProcessGroup, wait_until
+from fedcompress.runtime.process_group import ProcessGroup, wait_until
 signal.alarm(40)  # whatever happens, this process ends
 folder = pathlib.Path(sys.argv[1])
 with ProcessGroup(folder, {}) as group:
@@ -173,7 +173,7 @@ def test_the_result_counts_messages_as_documented(tmp_path: Path) -> None:
     assert (made["accuracy_start"], made["accuracy_end"]) == (0.0, 0.4)
     assert [r["accuracy"] for r in made["rounds"]] == [0.2, 0.4]
     assert made["codec"] == "topk(density=0.1)|ternary; head: int(bits=4)"
-    documented = (Path(__file__).parents[3] / "docs" / "result.md").read_text()
+    documented = (ROOT / "docs" / "result.md").read_text()
     for key in (*made, "wall_seconds", "phase_seconds", "peak_memory_bytes"):
         assert f"`{key}`" in documented, key
 
@@ -287,7 +287,7 @@ def test_grids(tmp_path: Path) -> None:
 
 
 def test_the_shipped_grid_is_valid() -> None:
-    assert len(Grid.load(Path(__file__).parents[3] / "benchmarks" / "grids" / "small.toml").cells()) == 6
+    assert len(Grid.load(ROOT / "benchmarks" / "grids" / "small.toml").cells()) == 6
 
 
 def test_ctrl_c_ends_with_130(tmp_path: Path) -> None:

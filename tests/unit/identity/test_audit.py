@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fedcompress.errors import NoSpaceError, StateError
 from fedcompress.identity import PrivateKey, audit
 from fedcompress.identity.audit import FILE, HEAD, AuditLog, read_head, verify
-from server.audit import DECISIONS, Audited
+from server.audit_events import DECISIONS, Audited
 
 KEY = PrivateKey.new("coordinator")
 LINES = 6

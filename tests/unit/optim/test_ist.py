@@ -8,8 +8,8 @@ import torch
 
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.optim import build
+from fedcompress.optim.engine.parameter_roles import layer_of
 from fedcompress.optim.ist import Importance, candidates, draw, reward, suppressed
-from fedcompress.optim.roles import layer_of
 from tests.unit.optim.models import net, state, train
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters import Adapter, Template, load_adapter, save_template, seeded_init
-from fedcompress.config import RunConfig, TrainTask
+from fedcompress.config.objective import Classification
+from fedcompress.config.run_config import RunConfig
+from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import IdentityError, MismatchError
-from fedcompress.objective import Classification
 from server.coordinator import Coordinator
-from server.transport import Incoming
+from server.transport.base import Incoming
 from tests.support import lora_layout
 from tests.unit.clients.site_support import FakeSite
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from fedcompress.adapters import load_adapter, seeded_init
 from fedcompress.errors import ConfigError, MismatchError, TrainingError
-from fedcompress.parts.stored import Stored
-from fedcompress.pipeline import decode_update, encode_update
+from fedcompress.pipeline.updates import decode_update, encode_update
+from fedcompress.storage.tensor_file import Stored
 from fedcompress.types import add
-from server.ledger import Ledger
-from server.strategy import Admitted, next_version
+from server.ledger.ledger import Ledger
+from server.round.aggregation import Admitted, next_version
 from tests.support import normal
 from tests.unit.clients.site_support import FakeSite
 from tests.unit.server.memory import Killed, World
@@ -262,7 +262,7 @@ def test_a_site_cannot_say_that_it_holds_another_version(tmp_path: Path, monkeyp
     def lie(*args: Any, **options: Any) -> Any:
         return encode_update(*args[:3], replace(args[3], version=4_000_000_000), **options)
 
-    monkeypatch.setattr("clients.worker.rounds.encode_update", lie)
+    monkeypatch.setattr("clients.worker.round_runner.encode_update", lie)
     world = World(tmp_path)
     with pytest.raises(Killed):
         world.run(lambda what, node, number: stop_at(what, number, 3))

@@ -11,7 +11,7 @@ import pytest
 from fedcompress.errors import NoSpaceError
 from server.app import tell_failure
 from server.events import EventLog
-from server.history import read_events
+from server.ledger.reader import read_events
 
 
 def test_after_half_a_line(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ from clients.commands import doctor
 from clients.commands.checks import compute, files, network
 from clients.commands.checks.base import FAIL, OK, WARN, Check, Subject, fail, ok
 from clients.commands.doctor import Options, run
+from clients.runtime.hardware import Gpu
 from clients.site import SiteConfig
-from clients.worker.hardware import Gpu
 from fedcompress.adapters.fingerprint import base_fingerprint
 from fedcompress.adapters.template import Template
+from fedcompress.config.objective import Classification
 from fedcompress.errors import ConfigError
-from fedcompress.objective import Classification
 from tests.support import lora_layout, normal
 
 TOML = '[site]\nname="north"\nstate_dir="state"\n[model]\npath="model"\n[data]\ntrain="t.jsonl"\nheldout="h.jsonl"\n'

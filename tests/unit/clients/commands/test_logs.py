@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from clients.commands.logs import Options, follow, rendered, run
-from clients.worker.logs import JsonFormatter, SharedFile, log_file, log_round, rotated
+from clients.runtime.logs import JsonFormatter, SharedFile, log_file, log_round, rotated
 from fedcompress.errors import ConfigError
 
 

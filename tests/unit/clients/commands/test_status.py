@@ -14,13 +14,13 @@ import pytest
 
 from clients.commands.common import read_status
 from clients.commands.status import Options, lines_of, run
-from clients.worker.counters import Counters
-from clients.worker.hardware import parse_gpus
+from clients.runtime.hardware import parse_gpus
+from clients.state.counters import Counters
 from clients.worker.main import lease
-from fedcompress.display import duration, size
 from fedcompress.errors import ConfigError, TrainingError
+from fedcompress.formatting import duration, size
 from fedcompress.proto.v1 import worker_pb2
-from tests.unit.clients.test_service import START, FakeRank, Worker, task, train
+from tests.unit.clients.worker.test_service import START, FakeRank, Worker, task, train
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 from clients.commands.train import Options, View, _rounds, quality, run
 from fedcompress.adapters import Adapter
 from fedcompress.adapters.template import Template, save_template
+from fedcompress.config.objective import Classification
 from fedcompress.errors import ConfigError
-from fedcompress.objective import Classification
 from fedcompress.proto.v1 import worker_pb2
 from tests.support import normal
-from tests.unit.clients.test_service import LAYOUT, Worker
+from tests.unit.clients.worker.test_service import LAYOUT, Worker
 
 TEMPLATE = Template(
     adapter=Adapter(config={"peft_type": "LORA", "r": 4}, layout=LAYOUT, tensors=normal(LAYOUT, 0)),

@@ -18,11 +18,11 @@ from clients.commands import down, up
 from clients.commands.supervisor import Supervisor, end_orphans, up_facts, up_lock
 from clients.site import SiteConfig
 from clients.worker.main import lease
-from fedcompress import supervision
-from fedcompress.demo.processes import ProcessGroup
-from fedcompress.durable.locks import hold, holder
 from fedcompress.errors import ConfigError, LockedError
-from fedcompress.supervision import end_process, put_aside
+from fedcompress.runtime import supervision
+from fedcompress.runtime.process_group import ProcessGroup
+from fedcompress.runtime.supervision import end_process, put_aside
+from fedcompress.storage.locks import hold, holder
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 SAYS = "\x1b[91mERROR \x1b[0m:     Exit Code: 303\nrefused\nbecause\n\nINFO: Finished server process\n"

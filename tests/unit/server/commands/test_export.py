@@ -12,9 +12,9 @@ from fedcompress.adapters import load_adapter
 from fedcompress.errors import ConfigError, MismatchError, StateError
 from fedcompress.types import Tensors
 from server.commands import export
-from server.history import History
-from server.ledger import Ledger
-from server.versions import state_of
+from server.ledger.ledger import Ledger
+from server.ledger.reader import History
+from server.ledger.state_replay import state_of
 from tests.support import equal
 from tests.unit.server.commands.world import settled
 from tests.unit.server.memory import World

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 
 from fedcompress.adapters import load_adapter
-from fedcompress.demo.processes import free_port
-from fedcompress.durable.locks import hold
 from fedcompress.errors import ConfigError, LockedError
+from fedcompress.runtime.process_group import free_port
+from fedcompress.storage.locks import hold
 from server.commands import run as command
-from server.commands.settings import load_settings
-from server.places import RUN_LOCK
-from server.stopping import request_stop, stop_requested
+from server.settings import load_settings
+from server.state_dir import RUN_LOCK, request_stop, stop_requested
 from tests.support import equal
 from tests.unit.server.commands.world import config_file, settled
 from tests.unit.server.memory import Killed, World

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from fedcompress.config import RunConfig
+from fedcompress.config.run_config import RunConfig
 from fedcompress.errors import ConfigError
 from server.commands.processes import CONNECTION, has_nodes, superlink_command, write_flower_home
-from server.commands.settings import load_settings
+from server.settings import load_settings
+from tests.support import ROOT
 
 COORDINATOR = '[coordinator]\nstate_dir = "state"\n'
 RUN = '[run]\ninitial-adapter = "initial"\n'
@@ -158,7 +159,7 @@ def test_the_address_that_this_machine_connects_to(tmp_path: Path, listen: str, 
 
 
 def test_the_example_is_taken(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[4] / "deploy" / "coordinator.example.toml").read_text()
+    text = (ROOT / "deploy" / "coordinator.example.toml").read_text()
     (tmp_path / "certs").mkdir()
     for name in ("ca.crt", "server.crt", "server.key"):
         (tmp_path / "certs" / name).write_text("")

@@ -11,15 +11,14 @@ from typing import Any
 
 import pytest
 
-from fedcompress.durable.locks import hold
 from fedcompress.errors import ConfigError, StateError
+from fedcompress.storage.locks import hold
 from server.commands import history, status, stop
-from server.commands.common import Workers, keep_settings
 from server.commands.view import LiveView, PlainView, text_of
-from server.durability import LEDGER
-from server.history import History, read_events
-from server.places import COORDINATOR_LOCK, EVENTS, RUN_LOCK
-from server.stopping import request_stop, stop_requested
+from server.ledger.reader import History, read_events
+from server.ledger.recovery import LEDGER
+from server.runs import Workers, keep_settings
+from server.state_dir import COORDINATOR_LOCK, EVENTS, RUN_LOCK, request_stop, stop_requested
 from server.watch.view import snapshot
 from tests.unit.server.commands.world import config_file, settled
 from tests.unit.server.memory import Killed, SlowTransport, World
@@ -242,7 +241,7 @@ def test_stop_asks_where_a_round_is_open(killed: World, capsys: pytest.CaptureFi
 def test_stop_now_ends_the_supervisor(killed: World, capsys: pytest.CaptureFixture[str]) -> None:
     folder = killed.folder / "coordinator"
     code = (
-        "import sys, pathlib, signal; from fedcompress.durable.locks import hold\n"
+        "import sys, pathlib, signal; from fedcompress.storage.locks import hold\n"
         f"with hold(pathlib.Path({str(folder / RUN_LOCK)!r}), 'x'):\n    print('held', flush=True); signal.pause()\n"
     )
     holding = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -15,16 +15,16 @@ from typing import Any
 import psutil
 import pytest
 
-from fedcompress.demo.processes import ProcessGroup, free_port, wait_until
-from fedcompress.durable.locks import hold
 from fedcompress.errors import LockedError
+from fedcompress.runtime.process_group import ProcessGroup, free_port, wait_until
+from fedcompress.storage.locks import hold
 from server.commands import supervisor as module
-from server.commands.settings import Settings, load_settings
 from server.commands.supervisor import Supervisor
-from server.history import read_events
-from server.places import COORDINATOR_LOCK, EVENTS
+from server.ledger.reader import read_events
+from server.settings import Settings, load_settings
+from server.state_dir import COORDINATOR_LOCK, EVENTS
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[4]
 LINK = """
 import socket, sys, time
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
@@ -33,7 +33,7 @@ time.sleep(300)
 # Stands for `flwr run` and the ServerApp: holds the lock, writes the events of its turn, and ends as that says.
 APP = """
 import json, os, pathlib, signal, sys, time
-from fedcompress.durable.locks import hold
+from fedcompress.storage.locks import hold
 state, plan = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 turns = state / "turns"
 turn = len(turns.read_text()) if turns.exists() else 0

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from server.commands.common import keep_settings, template_copy
-from server.commands.settings import Settings, load_settings
-from server.places import EVENTS
+from server.runs import keep_settings, template_copy
+from server.settings import Settings, load_settings
+from server.state_dir import EVENTS
 from tests.unit.server.memory import World
 
 

@@ -20,12 +20,12 @@ from rich.console import Console
 
 from fedcompress.errors import ConfigError, MissingPackageError
 from server.commands import watch
-from server.history import Awaited
+from server.ledger.reader import Awaited
 from server.watch import terminal
 from server.watch.view import Snapshot, snapshot
+from tests.support import ROOT
 from tests.unit.server.watch.world import poison
 
-ROOT = Path(__file__).parents[4]
 SCRIPT = Path(sys.executable).parent / "fedcompress"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -165,7 +165,7 @@ def test_events_for_tensorboard(state: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_tensorboard_follows(state: Path, tmp_path: Path) -> None:
-    from server.places import EVENTS
+    from server.state_dir import EVENTS
     from server.watch.tensorboard import write_events
 
     finished = (state / EVENTS).read_text()

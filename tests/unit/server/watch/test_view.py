@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from fedcompress.durable.locks import hold
 from fedcompress.errors import ConfigError, StateError
+from fedcompress.storage.locks import hold
 from server.app import EventLog
 from server.coordinator import Coordinator
-from server.evaluate import pool
-from server.places import COORDINATOR_LOCK, EVENTS
+from server.ledger.quality import pool
+from server.state_dir import COORDINATOR_LOCK, EVENTS
 from server.watch.reading import Reader
 from server.watch.view import CODES, OTHER, Snapshot, snapshot
+from tests.support import ROOT
 from tests.unit.server.memory import MemoryTransport, SlowTransport, World
 from tests.unit.server.watch.world import HOSTILE, poison, query
 
@@ -131,7 +132,7 @@ def test_the_document_is_json(state: Path) -> None:
     assert document["loss"] is None
     assert {s["site"] for s in document["sites"]} >= set(HOSTILE)
     assert set(document) == {name for name in Snapshot.__dataclass_fields__}
-    documented = (Path(__file__).parents[4] / "docs" / "watching.md").read_text()
+    documented = (ROOT / "docs" / "watching.md").read_text()
     assert [name for name in document if f"`{name}`" not in documented] == []
 
 

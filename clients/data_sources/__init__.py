@@ -1,0 +1,47 @@
+"""Where rows come from: one class for each kind of source, chosen by how the source is written."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from clients.data_sources.base import Row, Source
+from clients.data_sources.folder import Folder
+from clients.data_sources.function import Function
+from clients.data_sources.hub import PREFIX, Hub
+from clients.data_sources.jsonl import JsonLines
+from clients.data_sources.parquet import Parquet
+from clients.data_sources.separated import Separated
+
+__all__ = ["ENDINGS", "SOURCES", "Row", "Source", "absolute", "kind_of", "source_of"]
+
+SOURCES: dict[str, type[Source]] = {
+    "jsonl": JsonLines,
+    "csv": Separated,
+    "parquet": Parquet,
+    "folder": Folder,
+    "hub": Hub,
+    "function": Function,
+}
+ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def kind_of(text: str) -> str:
+    """The kind of a source, a key of ``SOURCES``: by prefix, by ending, by form, and else a folder."""
+    if text.startswith(PREFIX):
+        return "hub"
+    ending = Path(text).suffix.lower()
+    if ending in ENDINGS:
+        return ENDINGS[ending]
+    return "function" if _FUNCTION.fullmatch(text) else "folder"
+
+
+def absolute(text: str, base: Path) -> str:
+    """A source as site.toml has it, with a path made absolute."""
+    return text if kind_of(text) in ("hub", "function") else str(base / text)
+
+
+def source_of(text: str, part: str) -> Source:
+    """The source of a part, ``train`` or ``heldout``; nothing is opened yet."""
+    return SOURCES[kind_of(text)](text, part)

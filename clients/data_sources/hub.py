@@ -1,0 +1,53 @@
+"""A data set of the Hugging Face hub; nothing is fetched unless site.toml names it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from clients.data_sources.base import Row, Source
+from clients.data_sources.folder import datasets_package, rows_of_dataset
+from fedcompress.errors import ConfigError
+
+PREFIX = "hf:"
+_FORM = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(/(?P<subset>[\w.-]+))?(:(?P<split>[\w.\[\]:%+-]+))?")
+
+
+@lru_cache(maxsize=2)
+def _loaded(text: str) -> Any:
+    """Opened once: each time asks the hub whether there is a newer one."""
+    datasets, found = datasets_package(), _FORM.fullmatch(text)
+    assert found is not None
+    return datasets.load_dataset(found["name"], found["subset"], split=found["split"] or "train")
+
+
+class Hub(Source):
+    """``hf:organisation/name``, with ``/subset`` and ``:split`` where the data set has several; the split is train."""
+
+    def check(self) -> None:
+        """Only how it is written."""
+        if not _FORM.fullmatch(self.text):
+            raise ConfigError(self.field, self.text, "must be hf:organisation/name, /subset and :split being optional")
+
+    @property
+    def _dataset(self) -> Any:
+        self.check()
+        try:
+            return _loaded(self.text)
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            rule = f"must be a data set of the hub, or of its cache, that can be had: {type(error).__name__}"
+            raise ConfigError(self.field, self.text, rule) from error
+
+    def rows(self) -> Iterator[Row]:
+        """Rows, which stay on disk until they are asked for."""
+        yield from rows_of_dataset(self._dataset, self.text)
+
+    def size(self) -> int:
+        """Bytes in memory."""
+        return int(self._dataset.data.nbytes)
+
+    def stamp(self) -> str:
+        """By the fingerprint that ``datasets`` keeps."""
+        return f"{self.text}/{getattr(self._dataset, '_fingerprint', '')}"

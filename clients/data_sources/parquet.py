@@ -1,0 +1,36 @@
+"""Parquet, by pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from clients.data_sources.base import Row, Source
+from fedcompress.errors import ConfigError, MissingPackageError
+
+BATCH = 1024  # rows
+
+
+class Parquet(Source):
+    """A parquet file, of which one batch of rows is in memory at a time."""
+
+    def rows(self) -> Iterator[Row]:
+        """Rows by their number, from 1."""
+        number = 0
+        for batch in self._batches():
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(f"{self.path.name}:{number}", values)
+
+    def _batches(self) -> Iterator[Any]:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise MissingPackageError("package pyarrow: is absent: pip install 'fedcompress[data]'") from error
+        try:
+            with pyarrow.parquet.ParquetFile(self.path) as file:
+                yield from file.iter_batches(batch_size=BATCH)
+        except (pyarrow.ArrowException, OSError) as error:
+            rule = f"must be a parquet file: {type(error).__name__}"
+            raise ConfigError(self.field, self.path, rule) from None

@@ -1,0 +1,1 @@
+"""Processes, paths, logs and hardware of a site's machine."""

@@ -1,0 +1,1 @@
+"""Rows of a data source become examples, and stay tokenized."""

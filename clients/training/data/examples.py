@@ -1,0 +1,117 @@
+"""A site's examples: tokenized once, in memory or in a store on disk, batched in a seeded order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clients.site import Data
+from clients.training.data.rows import rows_of, source_for
+from clients.training.data.token_store import shared_store
+from clients.training.tasks import Example, Task
+from clients.training.tasks.packing import Packed
+from fedcompress.errors import ConfigError
+
+OnProgress = Callable[..., None]
+REPORT = 5.0  # seconds between reports of progress
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where tokens are kept, and who of the ranks writes them.
+
+    Args:
+        folder: of the store.
+        recipe: tells what the tokens depend on besides the rows: tokenizer, length, objective.
+        rank: of this process.
+        world: number of ranks.
+    """
+
+    folder: Path
+    recipe: Callable[[], str]
+    rank: int = 0
+    world: int = 1
+
+
+def load_examples(
+    data: Data, part: str, task: Task, place: Place | None = None, progress: OnProgress | None = None
+) -> Sequence[Example]:
+    """All rows of a part, tokenized; packed where the site says so.
+
+    They are on disk if there is a place and the site streams, and otherwise in memory.
+
+    Raises:
+        ConfigError: a bad row, with file and line; missing columns; no rows; packing of what cannot be packed.
+        MissingPackageError: what reads the source is absent.
+    """
+    examples: Sequence[Example]
+    if data.packing and task.packs is None:
+        raise ConfigError("data.packing", "true", "is for causal language models")
+    source_for(data, part).check()
+    if place is not None and is_streamed(data, part):
+        examples = shared_store(
+            place.folder / part,
+            _digest(data, part, task, place),
+            lambda: _tokenized(data, part, task, progress),
+            rank=place.rank,
+            world=place.world,
+        )
+    else:
+        examples = list(_tokenized(data, part, task, progress))
+    if not examples:
+        raise ConfigError(f"data.{part}: {source_for(data, part).text}", "0 rows", "must have at least one")
+    if data.packing and part == "train" and task.packs is not None:
+        return Packed(examples, task.packs)
+    return examples
+
+
+def row_count(examples: Sequence[Example]) -> int:
+    """Rows that examples were made of; packed ones hold several."""
+    return examples.rows if isinstance(examples, Packed) else len(examples)
+
+
+def is_streamed(data: Data, part: str) -> bool:
+    """Whether a part's tokens are kept on disk: the site says so, or the source is large."""
+    if data.streaming or not data.streaming_above:
+        return data.streaming
+    return source_for(data, part).size() > data.streaming_above * MIB
+
+
+def _digest(data: Data, part: str, task: Task, place: Place) -> str:
+    """Of what the tokens are made from; empty where nobody can know whether the rows are the same."""
+    stamp = source_for(data, part).stamp()
+    if not stamp:
+        return ""
+    names = {k: v for k, v in asdict(data).items() if k not in ("streaming", "streaming_above", "packing")}
+    text = json.dumps([stamp, names, type(task).__name__, place.recipe()], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _tokenized(data: Data, part: str, task: Task, progress: OnProgress | None) -> Iterator[Example]:
+    told = time.monotonic()
+    for number, row in enumerate(rows_of(data, part, task.columns), start=1):
+        yield task.example(row)
+        if progress is not None and time.monotonic() - told > REPORT:
+            told = time.monotonic()
+            progress(phase="load", text=f"{part}: {number:,} rows tokenized")
+
+
+def picks_for_steps(count: int, batch: int, steps: int, seed: int) -> Iterator[list[int]]:
+    """Row numbers of each global batch: epochs of seeded permutations, cut into batches.
+
+    The order does not depend on the number of ranks.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+    pool: list[int] = []
+    for _ in range(steps):
+        while len(pool) < batch:
+            pool += generator.permutation(count).tolist()
+        yield pool[:batch]
+        pool = pool[batch:]

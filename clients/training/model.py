@@ -1,0 +1,112 @@
+"""A site's model, made ready: base, adapter, constants, and the checks that it is the run's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedcompress.adapters.attach import Attached, attach, check_quantized, set_constants
+from fedcompress.adapters.base_model import BaseModel, build_base, tokenizer_digest
+from fedcompress.adapters.constants import constants_digest, load_constants
+from fedcompress.adapters.full import is_weights
+from fedcompress.adapters.full.attach import attach_weights
+from fedcompress.adapters.full.base_files import BaseWeights
+from fedcompress.config.train_task import TrainTask
+from fedcompress.errors import ConfigError, MismatchError
+from fedcompress.types import Layout
+
+
+def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], constants: Path | None) -> Attached:
+    """The model of a round.
+
+    Raises:
+        MismatchError: ``tokenizer``, ``layout-mismatch`` or ``constants``: what is here is not what the run has.
+        ConfigError: the base cannot be loaded so, or the adapter does not fit it.
+    """
+    import torch
+
+    if task.tokenizer and (here := tokenizer_digest(base.path)) != task.tokenizer:
+        rule = f"the run's is {task.tokenizer[:16]}: its vocabulary, merges and chat template must be equal"
+        raise MismatchError("tokenizer", f"tokenizer: {base.path}: {here[:16]}: {rule}")
+    if task.quantization not in ("", base.quantization):
+        rule = f"must be {task.quantization}: the run's adapter starts from what that loses"
+        raise ConfigError("model.quantization", base.quantization, rule)
+    check_quantized(config, base.quantization)
+    is_full = is_weights(config)
+    module = _whole(base, task) if is_full else build_base(base, task.learns)
+    if base.quantization != "none":
+        from peft import prepare_model_for_kbit_training
+
+        keep_unpacked(module)
+        module = prepare_model_for_kbit_training(module, use_gradient_checkpointing=base.gradient_checkpointing)
+    elif base.gradient_checkpointing:
+        inner = module if hasattr(module, "gradient_checkpointing_enable") else module.encoder
+        inner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        inner.enable_input_require_grads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(task.seed)
+        if is_full:
+            files = BaseWeights(base.path)
+            attached: Attached = attach_weights(module, config, files, task.freeze, seed=task.seed, round_=task.round)
+        else:
+            attached = attach(module, config, task.freeze)
+    if attached.layout.to_json() != task.layout:
+        raise MismatchError(
+            "layout-mismatch", f"adapter: {_difference(attached.layout, Layout.from_json(task.layout))}"
+        )
+    _agree(attached, task.constants, constants)
+    if base.compile:
+        attached.model.compile()
+    return attached
+
+
+def _whole(base: BaseModel, task: TrainTask) -> Any:
+    """A base whose own weights are trained: they are float32, and compute in the site's dtype where that is smaller.
+
+    Steps would be lost in the rounding of weights of two bytes.
+    """
+    import torch
+
+    if base.dtype == "float16":
+        rule = "must be bfloat16 or float32 where weights of the base are trained"
+        raise ConfigError("model.dtype", base.dtype, rule)
+    module = build_base(replace(base, dtype="float32"), task.learns)
+    if base.dtype == "bfloat16":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        module.forward = torch.autocast(device, torch.bfloat16)(module.forward)
+    return module
+
+
+def keep_unpacked(module: Any) -> None:
+    """Stop bitsandbytes from packing 4-bit weights at the first evaluation on a CPU.
+
+    Packed ones are for inference: training after it has wrong gradients, or none, and nothing says so.
+    """
+    for part in module.modules():
+        if hasattr(part, "support_avx512bf16_for_cpu"):
+            part.support_avx512bf16_for_cpu = False
+
+
+def _difference(here: Layout, wanted: Layout) -> str:
+    """What the first tensor is that a base gives and the run does not have, or the other way round."""
+    rule = "the base model here gives other trainable tensors"
+    own, run = ({t.name: t for t in layout.tensors} for layout in (here, wanted))
+    for name in sorted(own.keys() | run.keys()):
+        if own.get(name) != run.get(name):
+            one, other = (f"{t.dtype} {list(t.shape)}" if t else "missing" for t in (own.get(name), run.get(name)))
+            return f"{rule}: {name}: {one}: the run's is {other}"
+    return rule
+
+
+def _agree(attached: Attached, wanted: str, sent: Path | None) -> None:
+    """Constants as the run has them: rebuilt here, or as they were sent."""
+    if constants_digest(attached.constants) == wanted:
+        return
+    if sent is None:
+        raise MismatchError("constants", "constants: this site builds others than the run's: it must be sent them")
+    values = load_constants(sent.read_bytes())
+    if constants_digest(values) != wanted:
+        raise MismatchError("constants", "constants: what was sent is not what the run has")
+    set_constants(attached, values)

@@ -1,0 +1,1 @@
+"""Codes that take whole tensors: a clause of a codec spec by themselves."""

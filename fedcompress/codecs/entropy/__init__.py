@@ -1,0 +1,1 @@
+"""Entropy coding of positions, symbols and signs; byte-level readers and writers."""

@@ -1,0 +1,96 @@
+"""Reads and writes the little-endian fields of a section, and refuses what is malformed."""
+
+from __future__ import annotations
+
+from fedcompress.errors import PayloadError
+
+VERSION = 2  # of the sections that are written
+
+
+class Writer:
+    """Appends little-endian fields to a growing buffer."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def raw(self, data: bytes) -> None:
+        """Append bytes as they are; the reader must know how many."""
+        self._parts.append(data)
+
+    def u8(self, value: int) -> None:
+        """Append one byte."""
+        self._parts.append(bytes([value]))
+
+    def i8(self, value: int) -> None:
+        """Append a signed byte."""
+        self._parts.append(value.to_bytes(1, "little", signed=True))
+
+    def varint(self, value: int) -> None:
+        """Append an unsigned LEB128 integer below 2^63."""
+        out = bytearray()
+        while value >= 0x80:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        out.append(value)
+        self._parts.append(bytes(out))
+
+    def stream(self, data: bytes) -> None:
+        """Append bytes with their length in front."""
+        self.varint(len(data))
+        self._parts.append(data)
+
+    def getvalue(self) -> bytes:
+        """All bytes so far."""
+        return b"".join(self._parts)
+
+
+class Reader:
+    """Reads what ``Writer`` wrote; every overrun is a ``PayloadError``. ``version`` is the section's."""
+
+    def __init__(self, data: bytes, version: int = VERSION) -> None:
+        self._data = data
+        self._at = 0
+        self.version = version
+
+    def raw(self, size: int) -> bytes:
+        """The next ``size`` bytes."""
+        if size > len(self._data) - self._at:
+            raise PayloadError(f"section: {len(self._data) - self._at} bytes left: {size} needed")
+        piece = self._data[self._at : self._at + size]
+        self._at += size
+        return piece
+
+    def u8(self) -> int:
+        """The next byte."""
+        return self.raw(1)[0]
+
+    def i8(self) -> int:
+        """The next signed byte."""
+        return int.from_bytes(self.raw(1), "little", signed=True)
+
+    def varint(self) -> int:
+        """The next unsigned LEB128 integer; only its shortest form is accepted."""
+        value = shift = 0
+        while True:
+            byte = self.u8()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if shift and byte == 0:
+                    raise PayloadError("section: varint: not in its shortest form")
+                return value
+            shift += 7
+            if shift > 56:
+                raise PayloadError("section: varint: must be below 2^63")
+
+    def stream(self) -> bytes:
+        """The next length-prefixed bytes."""
+        return self.raw(self.varint())
+
+    def rest(self) -> bytes:
+        """All bytes that are left."""
+        return self.raw(len(self._data) - self._at)
+
+    def finish(self) -> None:
+        """Raise if bytes are left over."""
+        if self._at != len(self._data):
+            raise PayloadError(f"section: {len(self._data) - self._at} bytes left over: must be 0")

@@ -1,0 +1,1 @@
+"""Quantizers: how the values that are sent are written."""

@@ -1,0 +1,63 @@
+"""Power-law quantization: levels denser near zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from fedcompress.codecs.base import Places
+from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.quantizers.blocks import check_block, ratios, read_blocks, split, write_blocks
+from fedcompress.errors import ConfigError
+from fedcompress.types import Array
+
+ROOTS = (2, 4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """Uniform quantization of ``sign(x) |x|^(1/root)``, decoded by that power.
+
+    The automorphisms of NUPES (Yvinec et al. 2023, arXiv:2308.05600, section 3), which learns
+    any exponent; here it is 1/2 or 1/4, whose inverses are products, since a power by logarithms
+    differs between machines.
+    """
+
+    name: ClassVar[str] = "power"
+    bits: int = 4
+    root: int = 2
+    block: int = 256
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ConfigError("codec.power.bits", self.bits, "must be from 2 to 8")
+        if self.root not in ROOTS:
+            raise ConfigError("codec.power.root", self.root, f"one of {list(ROOTS)}")
+        check_block("codec.power.block", self.block)
+
+    @property
+    def top(self) -> int:
+        """Largest level."""
+        return int((1 << (self.bits - 1)) - 1)
+
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
+        """Scales of all blocks, then the levels of all entries."""
+        scales, ratio = ratios(values, self.block)
+        share = np.abs(ratio)
+        for _ in range(self.root // 2):
+            share = np.sqrt(share)
+        level = np.rint(share * np.float32(self.top))
+        signed = np.where(ratio < 0, -level, level).astype(np.int64)
+        write_blocks(writer, scales, signed + self.top, 2 * self.top + 1)
+
+    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
+        """Powers of levels, times scales."""
+        scale, symbols = read_blocks(reader, [p.count for p in places], self.block, 2 * self.top + 1)
+        level = (symbols - self.top).astype(np.float32)
+        ratio = np.abs(level) / np.float32(self.top)
+        for _ in range(self.root // 2):
+            ratio = ratio * ratio
+        return split(np.where(level < 0, -ratio, ratio).astype(np.float32) * scale, places)

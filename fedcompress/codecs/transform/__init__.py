@@ -1,0 +1,1 @@
+"""The transform code: rotation, bit allocation and trellis quantization."""

@@ -1,0 +1,1 @@
+"""Settings of a run, parsed and checked once, where they enter the program."""

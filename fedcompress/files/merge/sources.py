@@ -1,0 +1,273 @@
+"""The adapters of sites: opened by their headers, compared, and read by the tensor."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedcompress.adapters.folder import CONFIG_FILE
+from fedcompress.adapters.safetensors_io import Source, open_source
+from fedcompress.chunks import Piece
+from fedcompress.errors import ConfigError, NonFiniteError
+from fedcompress.files.merge.module_paths import with_float_places
+from fedcompress.files.merge.peft_types import REFUSED, TYPES, TypeRow
+from fedcompress.types import Array, TensorSpec
+
+FCU = ".fcu"
+SPARSE = ("SHIRA", "SUPERTUNING")
+PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+# Options of LoRA whose change is not scaling times B A, or is not that on every input.
+_NOT_PLAIN = {
+    "arrow_config": "has a router",
+    "kasa_config": "has a diagonal between the factors",
+    "monteclora_config": "has random factors",
+    "target_parameters": "has factors of several experts in one tensor",
+    "use_bdlora": "has factors in blocks",
+    "use_qalora": "has inputs that are pooled",
+}
+_EQUAL = ("alora_invocation_tokens", "bias", "layer_replication", "trainable_token_indices", "use_dora")
+# What may differ between sites of a type that is averaged entry by entry.
+_FREE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """Where the two factors of a module are, at one site."""
+
+    a: TensorSpec  # (rank, columns) or (rank, columns, *kernel)
+    b: TensorSpec  # (rows, rank) or (rows, rank, 1, ...)
+    scaling: float
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.a.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the product, kernels flattened."""
+        return self.b.shape[0], math.prod(self.a.shape[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """One adapter, of which nothing but the header is in memory."""
+
+    path: Path
+    source: Source
+    config: Mapping[str, Any]
+    modules: Mapping[str, Factors]  # LoRA modules by their name in the file
+
+    def read(self, spec: TensorSpec, start: int = 0, stop: int | None = None) -> Array:
+        """Rows of a tensor, float32.
+
+        Raises:
+            NonFiniteError: names site and tensor.
+        """
+        if not spec.shape:
+            values = self.source.read(Piece(spec=spec))
+        else:
+            end = spec.shape[0] if stop is None else stop
+            part = TensorSpec(name=spec.name, shape=(end - start, *spec.shape[1:]), dtype=spec.dtype)
+            values = self.source.read(Piece(spec=part, start=start, total=spec.shape[0]))
+        if not np.isfinite(values).all():
+            raise NonFiniteError(f"{self.path}: {spec.name}: contains NaN or infinity: all values must be finite")
+        return values
+
+    @property
+    def others(self) -> list[TensorSpec]:
+        """Tensors that are no factor."""
+        factors = {t.name for f in self.modules.values() for t in (f.a, f.b)}
+        return [t for t in self.source.layout.tensors if t.name not in factors]
+
+
+def open_sites(paths: Sequence[Path], base: Path | None, scratch: Path) -> list[Site]:
+    """Open folders, and .fcu files after decoding them into a scratch folder.
+
+    Raises:
+        ConfigError: a path is no adapter, or one of a kind that cannot be merged; names it.
+        StateError: a file does not parse.
+        WireError: a .fcu file is malformed.
+    """
+    if not paths:
+        raise ConfigError("PATH", "none", "at least one PEFT folder or .fcu file must be given")
+    files = [path for path in paths if path.suffix == FCU]
+    if base is not None and not files:
+        raise ConfigError("--base", base, "is for .fcu files: there is none")
+    return [_open(path, _folder(path, base, scratch / str(i))) for i, path in enumerate(paths)]
+
+
+def _folder(path: Path, base: Path | None, scratch: Path) -> Path:
+    from fedcompress.files.container import open_container
+    from fedcompress.files.decode import decode_file
+
+    if path.suffix != FCU or path.is_dir():
+        return with_float_places(path, scratch) if _is_sparse(path) else path
+    container = open_container(path)
+    if container.config is None:
+        raise ConfigError("PATH", path, "must hold an adapter: it has tensors without a config")
+    decode_file(path, scratch, base=base if container.has_base else None)
+    return scratch
+
+
+def _is_sparse(folder: Path) -> bool:
+    """Whether it may have integers; a config that is broken is reported when it is opened."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and config.get("peft_type") in SPARSE
+
+
+def _open(path: Path, folder: Path) -> Site:
+    if not folder.is_dir():
+        raise ConfigError("PATH", path, "must be a PEFT folder or an .fcu file")
+    source = open_source(folder)
+    config = source.config or {}
+    row = row_of(path, config)
+    if row.merge == REFUSED:
+        raise ConfigError(f"{path}: peft_type", config["peft_type"], f"cannot be merged: it {row.why}")
+    modules: dict[str, Factors] = {}
+    if config["peft_type"] == "LORA":
+        _check_plain(path, config)
+        modules = _modules(path, source, config)
+    return Site(path=path, source=source, config=config, modules=modules)
+
+
+def row_of(path: Path, config: Mapping[str, Any]) -> TypeRow:
+    """What the table says of a config's type."""
+    kind = config.get("peft_type")
+    if not isinstance(kind, str) or kind not in TYPES:
+        raise ConfigError(f"{path}: peft_type", kind, f"one of {list(TYPES)}")
+    return TYPES[kind]
+
+
+def _check_plain(path: Path, config: Mapping[str, Any]) -> None:
+    init = config.get("init_lora_weights", True)
+    if not any(init is known or (isinstance(init, str) and init == known) for known in _PLAIN_INITS):
+        rule = "changes the base model: merge what save_pretrained(path_initial_model_for_weight_conversion=...) writes"
+        raise ConfigError(f"{path}: init_lora_weights", init, rule)
+    for key, why in _NOT_PLAIN.items():
+        if config.get(key):
+            raise ConfigError(f"{path}: {key}", config[key], f"cannot be merged: it {why}")
+
+
+def _modules(path: Path, source: Source, config: Mapping[str, Any]) -> dict[str, Factors]:
+    found: dict[str, dict[str, TensorSpec]] = {}
+    for spec in source.layout.tensors:
+        if match := _FACTOR.fullmatch(spec.name):
+            found.setdefault(match.group(1), {})[match.group(2)] = spec
+        elif ".lora_" in spec.name and not is_magnitude(spec.name) and not is_bias(spec.name):
+            raise ConfigError(f"{path}: tensor", spec.name, "is no tensor of plain LoRA or DoRA")
+    out = {}
+    for name, pair in sorted(found.items()):
+        for letter in "AB":
+            if letter not in pair:
+                other = next(iter(pair.values())).name
+                raise ConfigError(f"{path}: {name}", f"no lora_{letter}", f"must come with {other}")
+        out[name] = _factors(path, name, pair["A"], pair["B"], config)
+    return out
+
+
+def _factors(path: Path, name: str, a: TensorSpec, b: TensorSpec, config: Mapping[str, Any]) -> Factors:
+    if len(a.shape) < 2 or len(a.shape) != len(b.shape) or b.shape[1] != a.shape[0] or set(b.shape[2:]) - {1}:
+        raise ConfigError(f"{path}: {name}", f"A {a.shape}, B {b.shape}", "must multiply: (r, columns) and (rows, r)")
+    module = name.removeprefix(PREFIX)
+    rank = pattern(path, config, "rank_pattern", module, config.get("r"))
+    alpha = pattern(path, config, "alpha_pattern", module, config.get("lora_alpha"))
+    if rank != a.shape[0] or not rank:
+        raise ConfigError(f"{path}: {name}", f"A {a.shape}", f"must have the rank of {CONFIG_FILE}: {rank}")
+    if not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise ConfigError(f"{path}: lora_alpha", alpha, "must be a finite number")
+    return Factors(a=a, b=b, scaling=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def pattern(path: Path, config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:
+    """The value for a module, as PEFT finds it: the first key that matches the end of its name."""
+    for key, value in (config.get(field) or {}).items():
+        try:
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+        except re.error as error:
+            raise ConfigError(f"{path}: {field}", key, f"must be a regular expression: {error}") from error
+    return default
+
+
+def is_magnitude(name: str) -> bool:
+    """Whether a tensor is a magnitude of DoRA."""
+    return ".lora_magnitude_vector" in name
+
+
+def is_bias(name: str) -> bool:
+    """Whether a tensor is the bias of a B, which is scaled like B."""
+    return name.endswith(".lora_B.bias")
+
+
+def check_together(sites: Sequence[Site], other_bases: bool) -> None:
+    """Compare sites with the first one.
+
+    Raises:
+        ConfigError: base model, revision, type, a setting or a shape differs; names site and field.
+    """
+    first = sites[0]
+    for site in sites[1:]:
+        keys: list[str] = ["peft_type"]
+        if not other_bases:
+            keys += ["base_model_name_or_path", "revision"]
+        if site.config["peft_type"] == first.config["peft_type"]:
+            together = {*first.config, *site.config}
+            keys += _EQUAL if site.config["peft_type"] == "LORA" else sorted(together - {*_FREE})
+        for key in keys:
+            ours, theirs = (_normal(key, s.config.get(key)) for s in (first, site))
+            if ours != theirs:
+                rule = f"must be as in {first.path}: {first.config.get(key)}"
+                raise ConfigError(f"{site.path}: {key}", site.config.get(key), rule)
+        for name, factors in site.modules.items():
+            _check_shapes(name, factors, site, sites)
+    _check_others(sites)
+
+
+def _normal(key: str, value: Any) -> Any:
+    if key == "revision" and value in (None, "", "main"):
+        return None
+    if key == "bias" and value is None:
+        return "none"
+    if isinstance(value, list) and all(isinstance(v, str) for v in value):
+        return sorted(value) or None
+    return value or None
+
+
+def _check_shapes(name: str, factors: Factors, site: Site, sites: Sequence[Site]) -> None:
+    other = next(s for s in sites if name in s.modules)
+    known = other.modules[name]
+    if (factors.a.shape[1:], factors.b.shape[0], factors.a.name, factors.b.name) != (
+        known.a.shape[1:],
+        known.b.shape[0],
+        known.a.name,
+        known.b.name,
+    ):
+        rule = f"must be as in {other.path} but for the rank: {known.a.shape}, {known.b.shape}"
+        raise ConfigError(f"{site.path}: {name}", f"{factors.a.shape}, {factors.b.shape}", rule)
+
+
+def _check_others(sites: Sequence[Site]) -> None:
+    """Tensors that are no factor are in all sites with one shape; only a bias of B may be missing."""
+    held = [{t.name: t for t in s.others} for s in sites]
+    for name in sorted({n for h in held for n in h}):
+        owner = next(i for i, h in enumerate(held) if name in h)
+        for site, tensors in zip(sites, held, strict=True):
+            if name not in tensors and not is_bias(name):
+                rule = f"must be in all adapters or in none: it is in {sites[owner].path}"
+                raise ConfigError(f"{site.path}: {name}", "missing", rule)
+            if name in tensors and tensors[name].shape != held[owner][name].shape:
+                rule = f"must be as in {sites[owner].path}: {held[owner][name].shape}"
+                raise ConfigError(f"{site.path}: {name}", tensors[name].shape, rule)

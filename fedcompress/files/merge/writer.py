@@ -1,0 +1,129 @@
+"""The config and the file of a merged adapter."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedcompress.adapters import group_of
+from fedcompress.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
+from fedcompress.adapters.safetensors_io import Sink
+from fedcompress.chunks import Piece, cut
+from fedcompress.errors import ConfigError
+from fedcompress.files.merge.sources import PREFIX, Site, is_bias, pattern
+from fedcompress.merging.base import Floats
+from fedcompress.types import DTYPES, Array, Layout, TensorSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What is written: factors in memory, and the other tensors as means that are read by the piece."""
+
+    config: dict[str, Any]
+    layout: Layout
+    factors: Mapping[str, Array]  # by name in the file
+    means: Sequence[TensorSpec]
+
+
+def config_of(sites: Sequence[Site], ranks: Mapping[str, int]) -> dict[str, Any]:
+    """Config of a merged LoRA: scaling 1 in every module, patterns only where ranks differ."""
+    config = dict(sites[0].config)
+    modules = {name.removeprefix(PREFIX): rank for name, rank in ranks.items()}
+    common = Counter(modules.values()).most_common(1)[0][0] if modules else config.get("r", 1)
+    others = {name: rank for name, rank in modules.items() if rank != common}
+    config |= {"r": common, "lora_alpha": common, "use_rslora": False, "init_lora_weights": True}
+    config |= {"rank_pattern": others, "alpha_pattern": dict(others), "inference_mode": True}
+    if any(pattern(sites[0].path, config, "rank_pattern", n, common) != r for n, r in modules.items()):
+        anchored = {"^" + name.replace(".", r"\."): rank for name, rank in others.items()}
+        config |= {"rank_pattern": anchored, "alpha_pattern": dict(anchored)}
+    targets = [s.config.get("target_modules") for s in sites]
+    limits = ("exclude_modules", "layers_to_transform", "layers_pattern")
+    same = all(_same(targets[0], t) for t in targets) and all(
+        _same(sites[0].config.get(key), s.config.get(key)) for s in sites for key in limits
+    )
+    if not same:
+        config |= {"target_modules": sorted(modules), **dict.fromkeys(limits)}
+    if any(s.config.get("lora_bias") for s in sites):
+        config["lora_bias"] = True
+    return config
+
+
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, list) and isinstance(right, list):
+        return sorted(map(str, left)) == sorted(map(str, right))
+    return bool(left == right)
+
+
+def dtype_of(name: str, sites: Sequence[Site], dtype: str) -> str:
+    """As asked for; else what all sites have, else float32.
+
+    Raises:
+        ConfigError: no such dtype.
+    """
+    if dtype:
+        if dtype not in DTYPES:
+            raise ConfigError("--dtype", dtype, f"one of {list(DTYPES)}")
+        return dtype
+    found = {s.source.layout.by_name[name].dtype for s in sites if name in s.source.layout.by_name}
+    return found.pop() if len(found) == 1 else "float32"
+
+
+def means_of(sites: Sequence[Site], dtype: str, scaled: bool) -> list[TensorSpec]:
+    """Specs of the tensors that are averaged; a bias of B is scaled, so it is kept in float32."""
+    specs = {t.name: t for s in sites for t in s.others}
+    return [
+        TensorSpec(
+            name=name,
+            shape=spec.shape,
+            dtype=(dtype or "float32") if scaled and is_bias(name) else dtype_of(name, sites, dtype),
+            group=group_of(name),
+        )
+        for name, spec in sorted(specs.items())
+    ]
+
+
+def write(out: Path, result: Result, sites: Sequence[Site], weights: Floats) -> int:
+    """Write the folder; means are made piece by piece. Returns the bytes of the weights file.
+
+    Raises:
+        ConfigError: ``out`` is a file, or the disk is full.
+        NonFiniteError: a tensor of a site is not finite.
+    """
+    with Sink(out / WEIGHTS_FILE, result.layout, {"format": "pt"}) as sink:
+        for name, values in result.factors.items():
+            sink.write(Piece(spec=result.layout.by_name[name]), _finite(name, values))
+        for part in cut(Layout(tuple(result.means))) if result.means else []:
+            for piece in part:
+                sink.write(piece, mean_of(piece, sites, weights))
+    part_file = out / f"{CONFIG_FILE}.part"
+    part_file.write_text(json.dumps(result.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(part_file, out / CONFIG_FILE)
+    return (out / WEIGHTS_FILE).stat().st_size
+
+
+def _finite(name: str, values: Array) -> Array:
+    from fedcompress.errors import NonFiniteError
+
+    if not np.isfinite(values).all():
+        raise NonFiniteError(f"merged: {name}: contains NaN or infinity: values are too large for float32")
+    return values
+
+
+def mean_of(piece: Piece, sites: Sequence[Site], weights: Floats) -> Array:
+    """Weighted mean of a piece; a bias of B counts with the scaling of its module, and as zero where it is missing."""
+    whole = piece.whole
+    stop = piece.start + piece.spec.shape[0] if piece.total else None
+    total = np.zeros(piece.spec.shape)
+    for site, weight in zip(sites, weights, strict=True):
+        if whole.name not in site.source.layout.by_name:
+            continue
+        own = site.modules.get(whole.name.removesuffix(".lora_B.bias")) if is_bias(whole.name) else None
+        total += weight * (own.scaling if own else 1.0) * site.read(whole, piece.start, stop)
+    return total.astype(np.float32)

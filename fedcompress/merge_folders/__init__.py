@@ -1,9 +1,0 @@
-"""Merging adapter folders and .fcu files of several sites into one stock PEFT folder, without the base model.
-
-Ranks, alphas and scalings may differ by site. Memory: the result, and one module of all sites.
-"""
-
-from fedcompress.merge_folders.merge import merge_folders
-from fedcompress.merge_folders.types import TYPES
-
-__all__ = ["TYPES", "merge_folders"]

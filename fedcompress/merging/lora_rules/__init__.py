@@ -1,0 +1,1 @@
+"""Merge rules for the factors of LoRA modules, one file for each."""

@@ -1,0 +1,1 @@
+"""Elementwise merge rules, one file for each."""

@@ -1,0 +1,55 @@
+"""The one literal table of server optimizers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fedcompress.call_syntax import parse_call
+from fedcompress.merging.server_optim.adagrad import Adagrad
+from fedcompress.merging.server_optim.adam import Adam
+from fedcompress.merging.server_optim.base import Outer
+from fedcompress.merging.server_optim.momentum import Momentum
+from fedcompress.merging.server_optim.nesterov import Nesterov
+from fedcompress.merging.server_optim.sgd import Sgd
+from fedcompress.merging.server_optim.yogi import Yogi
+
+
+@dataclass(frozen=True, kw_only=True)
+class OuterRow:
+    """One server optimizer; ``slots`` are float32 values that it remembers for each parameter."""
+
+    config: type[Any]
+    law: str
+    slots: int
+    paper: str
+
+
+_ADAPTIVE = "Reddi et al. 2021 (arXiv:2003.00295), algorithm 2"
+OUTER: dict[str, OuterRow] = {
+    "adagrad": OuterRow(config=Adagrad, law="v += step^2; lr m / (sqrt v + tau)", slots=2, paper=_ADAPTIVE),
+    "adam": OuterRow(config=Adam, law="v = mean of step^2; lr m / (sqrt v + tau)", slots=2, paper=_ADAPTIVE),
+    "momentum": OuterRow(
+        config=Momentum, law="m = momentum m + step; lr m", slots=1, paper="Hsu et al. 2019 (arXiv:1909.06335)"
+    ),
+    "nesterov": OuterRow(
+        config=Nesterov,
+        law="m = momentum m + step; lr (step + momentum m)",
+        slots=1,
+        paper="DiLoCo, Douillard et al. 2023 (arXiv:2311.08105)",
+    ),
+    "sgd": OuterRow(config=Sgd, law="lr step", slots=0, paper="McMahan et al. 2017 (arXiv:1602.05629)"),
+    "yogi": OuterRow(
+        config=Yogi, law="v moves to step^2 by additions; lr m / (sqrt v + tau)", slots=2, paper=_ADAPTIVE
+    ),
+}
+
+
+def outer_named(text: str, *, field: str = "server-optimizer") -> Outer:
+    """A server optimizer from ``name`` or ``name(key=value,...)``.
+
+    Raises:
+        ConfigError: unknown name or key, or a value out of range; lists the choices.
+    """
+    optimizer: Outer = parse_call(text, {name: row.config for name, row in OUTER.items()}, field)
+    return optimizer

@@ -1,0 +1,1 @@
+"""Update rules of optimizers, one file for each family, as pure functions of gradient and state."""

@@ -1,0 +1,1 @@
+"""What optimizer rules keep between steps: moments, bases, selections, error feedback."""

@@ -1,0 +1,1 @@
+"""Counts the bytes that were sent: by message, and on the wire."""

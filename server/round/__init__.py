@@ -1,0 +1,1 @@
+"""One round: choose sites, send tasks, take in replies, merge, publish."""

@@ -1,0 +1,1 @@
+"""How messages reach the sites: the contract, and Flower's grid."""

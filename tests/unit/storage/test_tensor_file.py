@@ -1,0 +1,23 @@
+"""Files of tensors that are read slice by slice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fedcompress.errors import StateError
+from fedcompress.storage.tensor_file import MAGIC, opened
+from tests.unit.slices import LAYOUT
+
+
+def test_files_that_are_not_streams_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    with pytest.raises(StateError, match="cannot be read"):
+        opened(path, LAYOUT)
+    path.write_bytes(b"nothing")
+    with pytest.raises(StateError, match="is not a stream"):
+        opened(path, LAYOUT)
+    path.write_bytes(MAGIC + b"\0" * 7)
+    with pytest.raises(StateError, match="the layout needs"):
+        opened(path, LAYOUT)
