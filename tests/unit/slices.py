@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
-from fedcompress import chunks as chunks_module
-from fedcompress.pipeline import coding, states
-from fedcompress.storage import tensor_file
 from fedcompress.types import Layout, Tensors, TensorSpec
 from fedcompress.wire import Header, Kind, Limits
 
@@ -29,13 +25,6 @@ SPARSE = "topk(density=0.1)|ternary; head: none"
 
 
 CODECS = ("none", "int8", SPARSE, "subspace(rank=3)", "subspace(rank=3,basis=dct,bits=8)")
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of 100 entries, so that tensors are cut and joined."""
-    for module in (coding, chunks_module, tensor_file, states):
-        monkeypatch.setattr(module, "ROUND_PART", 100)
 
 
 def normal(seed: int) -> Tensors:

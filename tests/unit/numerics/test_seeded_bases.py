@@ -13,6 +13,8 @@ from fedcompress.types import zeros
 from fedcompress.wire import Kind
 from tests.unit.slices import LAYOUT, equal, header
 
+pytestmark = pytest.mark.usefixtures("small_slices")
+
 
 @pytest.mark.parametrize("kind", ["random", "dct"])
 def test_bases_are_of_a_seed_and_a_name(kind: str) -> None:

@@ -20,6 +20,8 @@ from fedcompress.types import Tensors, state_digest, zeros
 from fedcompress.wire import Kind, pack
 from tests.unit.slices import CODECS, LAYOUT, LIMITS, equal, header, normal
 
+pytestmark = pytest.mark.usefixtures("small_slices")
+
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_an_update_in_parts_decodes_to_what_its_sender_kept(codec: str) -> None:

@@ -10,6 +10,8 @@ from fedcompress.errors import StateError
 from fedcompress.storage.tensor_file import MAGIC, opened
 from tests.unit.slices import LAYOUT
 
+pytestmark = pytest.mark.usefixtures("small_slices")
+
 
 def test_files_that_are_not_streams_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "state"

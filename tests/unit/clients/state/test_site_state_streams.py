@@ -21,6 +21,8 @@ from fedcompress.wire import Kind
 from tests.support import no_descriptors
 from tests.unit.slices import LAYOUT, equal, header, normal
 
+pytestmark = pytest.mark.usefixtures("small_slices")
+
 
 def commit(session: Session, held: Held, payload: bytes, kept: Tensors) -> None:
     """The reply to round 1, and what it left out."""
