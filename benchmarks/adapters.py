@@ -23,17 +23,17 @@ from typing import Any
 
 from benchmarks.common import row, show, write_between
 from fedcompress import encode_update, state_digest
-from fedcompress.adapters import ADAPTERS, adapter_named
-from fedcompress.adapters.attach import Attached, attach, set_constants
+from fedcompress.adapters import ADAPTERS, parse_adapter
+from fedcompress.adapters.attach import AdaptedModel, attach_adapter, set_constants
 from fedcompress.adapters.base_model import BaseModel, build_base, load_tokenizer
-from fedcompress.adapters.constants import CONSTANTS, START, constants_digest, load_constants
+from fedcompress.adapters.constants import CONSTANTS, INITIAL_FACTOR_SUFFIX, constants_digest, load_constants
 from fedcompress.adapters.table import LINEAR, PRODUCT
 from fedcompress.adapters.template import Template
 from fedcompress.adapters.template_builder import write_template
 from fedcompress.codecs import CodecSpec
 from fedcompress.config.objective import CausalLM
 from fedcompress.config.run_config import RunConfig
-from fedcompress.merging import Held, Merger, rule_named
+from fedcompress.merging import InMemoryUpdates, Merger, parse_rule
 from fedcompress.types import Tensors, to_arrays
 from fedcompress.wire import Header, Kind
 
@@ -96,20 +96,20 @@ def batches(base: BaseModel, page: str, steps: int) -> list[Any]:
     return [torch.tensor(ids[i * size : (i + 1) * size]).reshape(ROWS, LENGTH) for i in range(steps)]
 
 
-def site(folder: Path, base: BaseModel, template: Template) -> Attached:
+def site(folder: Path, base: BaseModel, template: Template) -> AdaptedModel:
     """A model in the run's start."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         module = build_base(base, template.objective)
-        attached = attach(module, template.adapter.config, template.freeze)
+        attached = attach_adapter(module, template.adapter.config, template.freeze)
     if constants_digest(attached.constants) != template.constants:
         set_constants(attached, load_constants((folder / CONSTANTS).read_bytes()))
     return attached
 
 
-def put(attached: Attached, state: Tensors) -> None:
+def put(attached: AdaptedModel, state: Tensors) -> None:
     """Set what is trained."""
     import torch
 
@@ -118,7 +118,7 @@ def put(attached: Attached, state: Tensors) -> None:
             parameter.copy_(torch.from_numpy(state[name]))
 
 
-def trained(attached: Attached, data: Sequence[Any], lr: float) -> Tensors:
+def trained(attached: AdaptedModel, data: Sequence[Any], lr: float) -> Tensors:
     """The state after a step of AdamW on each batch."""
     import torch
 
@@ -132,7 +132,7 @@ def trained(attached: Attached, data: Sequence[Any], lr: float) -> Tensors:
     return {n: v.copy() for n, v in to_arrays(attached.parameters).items()}
 
 
-def weights(attached: Attached, state: Tensors, name: str, probe: Any) -> dict[str, Any]:
+def weights(attached: AdaptedModel, state: Tensors, name: str, probe: Any) -> dict[str, Any]:
     """Weights that result, or outputs."""
     import torch
 
@@ -177,7 +177,7 @@ def bytes_up(template: Template, update: Tensors, codec: str) -> int:
 
 def measure(name: str, base: BaseModel, folder: Path, steps: int, lr: float) -> Measured:
     """Two sites, one round."""
-    began, spec = time.perf_counter(), adapter_named(call_of(name))
+    began, spec = time.perf_counter(), parse_adapter(call_of(name))
     texts = (DOCS / "merging.md").read_text(encoding="utf-8").splitlines() if spec.row.start == "texts" else []
     template = write_template(
         folder, base, CausalLM(), spec, seed=SEED, texts=[t for t in texts if len(t) > 80][:SAMPLES]
@@ -189,9 +189,9 @@ def measure(name: str, base: BaseModel, folder: Path, steps: int, lr: float) -> 
         put(attached, start)
         states.append(trained(attached, batches(base, page, steps), lr))
     updates = [{n: s[n] - start[n] for n in start} for s in states]
-    rule = rule_named("lora-ridge" if spec.row.merge == PRODUCT else "mean")
+    rule = parse_rule("lora-ridge" if spec.row.merge == PRODUCT else "mean")
     layout = template.adapter.layout
-    step = Merger(rule=rule, layout=layout).merge(start, [1.0, 1.0], Held(layout, updates))
+    step = Merger(rule=rule, layout=layout).merge(start, [1.0, 1.0], InMemoryUpdates(layout, updates))
     merged = {n: start[n] + step[n] for n in start}
     probe = batches(base, "merging.md", 1)[0]
     whole = attached if loaded == base else site(folder, base, template)  # merging into 4 bits would round again
@@ -205,7 +205,7 @@ def measure(name: str, base: BaseModel, folder: Path, steps: int, lr: float) -> 
         bf16=bytes_up(template, updates[0], "bf16"),
         coded=bytes_up(template, updates[0], RunConfig.__dataclass_fields__["codec"].default),
         constants=(folder / CONSTANTS).stat().st_size if sent else 0,
-        always=any(n.endswith(START) for n in sent),
+        always=any(n.endswith(INITIAL_FACTOR_SUFFIX) for n in sent),
         missed=off,
         rounding=rounding,
         seconds=time.perf_counter() - began,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from benchmarks.settings.base import Setting
 from fedcompress.codecs import CodecSpec, Feedback, decode_sections, encode_sections
 from fedcompress.codecs.error_feedback import pack_residual, unpack_residual
-from fedcompress.merging import Held, Merger, rule_named
+from fedcompress.merging import InMemoryUpdates, Merger, parse_rule
 from fedcompress.types import Tensors, add, subtract, zeros
 
 UP_ENVELOPE, DOWN_ENVELOPE = 295, 208  # bytes of prefix, header, metrics and digest in a federation
@@ -102,14 +102,14 @@ def federate(
     ups, downs = (_codecs(c, rounds) for c in (up, down))
     layout, sites = setting.layout, range(len(setting.examples))
     senders = [_Sender(setting, feedback, store, number) for number in (*sites, 999)]
-    state, merger = setting.initial(seed), Merger(rule=rule_named(rule), layout=layout)
+    state, merger = setting.initial(seed), Merger(rule=parse_rule(rule), layout=layout)
     run = Run([setting.evaluate(state)])
     for round_ in range(1, rounds + 1):
         updates = []
         for site in sites:
             delta = subtract(setting.train(state, site, round_, seed), state)
             updates.append(senders[site].send(ups[round_ - 1], delta, round_))
-        change = merger.merge(state, setting.examples, Held(layout, updates), round_=round_)
+        change = merger.merge(state, setting.examples, InMemoryUpdates(layout, updates), round_=round_)
         on_merge(Merge(state, setting.examples, updates, change, senders[-1].target(change)))
         state = add(state, senders[-1].send(downs[round_ - 1], change, round_))
         if round_ % every == 0 or round_ == rounds:

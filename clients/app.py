@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from clients import LIBRARY
 from clients.site import SiteConfig
-from clients.worker_client import train
+from clients.worker_client import run_round
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError, FedCompressError, TrainingError
 from fedcompress.flower import from_records, require_version, to_records
@@ -32,7 +32,7 @@ def handle(message: Message, context: Context) -> Message:
         config, bundle = from_records(message.content)
         task = TrainTask.from_json(str(config["task"]))
         signature = str(config.get("signature", ""))
-        payload, replayed = train(
+        payload, replayed = run_round(
             site_file, site, task, bundle, lambda text: LOG.info("%s: %s", site.name, text), signature=signature
         )
     except FedCompressError as error:

@@ -99,7 +99,7 @@ def _requests(task: TrainTask, bundle: bytes, signature: str = "") -> Iterator[w
         yield worker_pb2.TrainRequest(chunk=bundle[at : at + CHUNK])
 
 
-def train(
+def run_round(
     site_file: Path,
     site: SiteConfig,
     task: TrainTask,

@@ -28,7 +28,7 @@ def _key(name: str) -> str:
     return name.rstrip("_")
 
 
-def call_text(made: Configured) -> str:
+def format_call(made: Configured) -> str:
     """The shortest call that makes it: parameters that have their default are left out."""
     args = [f"{_key(f.name)}={getattr(made, f.name)}" for f in fields(made) if getattr(made, f.name) != f.default]
     return f"{made.name}({','.join(args)})" if args else made.name

@@ -13,10 +13,10 @@ from fedcompress.errors import ConfigError, FedCompressError, LayoutError, Misma
 from fedcompress.flower import require_version
 from fedcompress.identity.audit import AuditLog
 from fedcompress.identity.registry import coordinator_key
-from fedcompress.storage.disk_space import room_for
+from fedcompress.storage.disk_space import reserve_space
 from fedcompress.storage.locks import hold
 from server import LIBRARY
-from server.audit_events import Audited
+from server.audit_events import AuditedEvents
 from server.coordinator import Coordinator
 from server.events import EventLog
 from server.state_dir import COORDINATOR_LOCK
@@ -34,9 +34,9 @@ def main(grid: Grid, context: Context) -> None:
     held = f"state-dir: {config.state_path}: is held by a coordinator, pid"
     with hold(config.state_path / COORDINATOR_LOCK, held):
         key = coordinator_key(config.state_path)
-        emit = Audited(AuditLog(config.state_path, key), config.run, EventLog(config.state_path, config.run))
+        emit = AuditedEvents(AuditLog(config.state_path, key), config.run, EventLog(config.state_path, config.run))
         try:
-            with room_for(config.state_path):
+            with reserve_space(config.state_path):
                 Coordinator(config, GridTransport(grid), emit).run()
         except Exception as error:
             tell_failure(emit, error)

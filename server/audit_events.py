@@ -26,7 +26,7 @@ DECISIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a model
 
 
-class Audited:
+class AuditedEvents:
     """Writes decisions into the log before they are told to anybody else."""
 
     def __init__(self, log: AuditLog, run: str, emit: Emit) -> None:

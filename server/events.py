@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fedcompress.storage.disk_space import room_for
+from fedcompress.storage.disk_space import reserve_space
 from server.state_dir import EVENTS
 
 LOG = logging.getLogger("flwr")
@@ -31,7 +31,7 @@ class EventLog:
         """
         LOG.info("%s", json.dumps(event))
         line = json.dumps({"at": time.time(), "run": self._run, **event}) + "\n"
-        with room_for(self._path), self._path.open("a+b", buffering=0) as stream:
+        with reserve_space(self._path), self._path.open("a+b", buffering=0) as stream:
             size = stream.seek(0, os.SEEK_END)
             if size:
                 stream.seek(size - 1)

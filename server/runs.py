@@ -12,13 +12,13 @@ from fedcompress.config.run_config import RunConfig
 from fedcompress.errors import ConfigError
 from fedcompress.runtime.supervision import read_facts
 from fedcompress.storage.locks import holder
-from server.ledger.reader import History
+from server.ledger.reader import LedgerReader
 from server.ledger.recovery import LEDGER
 from server.settings import load_settings
 from server.state_dir import COORDINATOR_LOCK, RUN_LOCK, SETTINGS, TEMPLATES
 
 
-def state_of(last: list[dict[str, Any]], working: Workers) -> str:
+def describe_run_state(last: list[dict[str, Any]], working: RunProcesses) -> str:
     """The state, from events of the last process and from who runs."""
     kind = last[-1]["event"] if last else ""
     if kind in ("finished", "stopped"):
@@ -44,12 +44,12 @@ def state_folder(text: str) -> Path:
     return path
 
 
-def kept_settings(folder: Path) -> dict[str, Any]:
+def load_saved_settings(folder: Path) -> dict[str, Any]:
     """What the last ``fedcompress run`` was started with; nothing if there was none."""
     return read_facts(folder / SETTINGS)
 
 
-def keep_settings(folder: Path, facts: dict[str, Any]) -> None:
+def save_settings(folder: Path, facts: dict[str, Any]) -> None:
     """Write them, whole or not at all."""
     part = folder / f"{SETTINGS}.part"
     part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
@@ -63,19 +63,19 @@ def run_settings(settings: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(flat) if isinstance(flat, dict) and is_ours else {}
 
 
-def run_named(folder: Path, name: str) -> str:
+def resolve_run_name(folder: Path, name: str) -> str:
     """The run that is meant: the one named, else the one last started by ``fedcompress run``, else the last begun.
 
     Raises:
         ConfigError: there is no such run.
     """
-    flat = kept_settings(folder).get("run")
+    flat = load_saved_settings(folder).get("run")
     started = str(flat.get("run", RunConfig.run)) if isinstance(flat, dict) else ""
     if not (folder / LEDGER).is_file():
         if started and name in ("", started):
             return started
         raise ConfigError("--run", name, "is unknown here: nothing has run yet")
-    with History(folder) as history:
+    with LedgerReader(folder) as history:
         runs = history.runs()
     found = name or started or (runs[-1] if runs else "")
     if found not in (*runs, started) or not found:
@@ -84,7 +84,7 @@ def run_named(folder: Path, name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Workers:
+class RunProcesses:
     """Who works on a run: process ids, 0 for nobody, and since when there is a supervisor, seconds since 1970."""
 
     supervisor: int
@@ -92,16 +92,16 @@ class Workers:
     since: float
 
 
-def workers(folder: Path, run: str) -> Workers:
+def find_run_processes(folder: Path, run: str) -> RunProcesses:
     """Who works on a run of a state directory, of which one is worked on at a time: that which was last started."""
-    flat = kept_settings(folder).get("run")
+    flat = load_saved_settings(folder).get("run")
     if isinstance(flat, dict) and flat.get("run", RunConfig.run) != run:
-        return Workers(0, 0, 0.0)
+        return RunProcesses(0, 0, 0.0)
     supervisor, lock = holder(folder / RUN_LOCK), folder / RUN_LOCK
     since = lock.stat().st_mtime if supervisor else 0.0
-    return Workers(supervisor, holder(folder / COORDINATOR_LOCK), since)
+    return RunProcesses(supervisor, holder(folder / COORDINATOR_LOCK), since)
 
 
-def template_copy(folder: Path, run: str) -> Path:
+def template_copy_path(folder: Path, run: str) -> Path:
     """Where the run's initial adapter is kept."""
     return folder / TEMPLATES / run

@@ -113,7 +113,7 @@ class WorkerSite:
 
     def train(self, task: TrainTask, bundle: bytes | None = None) -> tuple[bytes, bool]:
         """One round through the relay, which starts the worker if there is none."""
-        return worker_client.train(
+        return worker_client.run_round(
             self.file, self.config, task, self.start if bundle is None else bundle, self.log.append
         )
 

@@ -19,7 +19,7 @@ from benchmarks.settings.base import Setting
 from benchmarks.settings.clinc import intents
 from benchmarks.settings.medmcqa import medmcqa
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
-from fedcompress.merging import RULES, Held, Merger, rule_named
+from fedcompress.merging import RULES, InMemoryUpdates, Merger, parse_rule
 from fedcompress.types import Tensors, add, subtract
 
 SEEDS = (0, 1, 2)
@@ -64,8 +64,8 @@ def accuracy(name: str, seed: int, code: str, rule: str, space: str, out: Path) 
             for site, u in enumerate(updates_of(name, seed, out))
         ]
         start = setting.initial(seed)
-        merger = Merger(rule=rule_named(rule), layout=setting.layout, space=space)
-        merged = merger.merge(start, setting.examples, Held(setting.layout, updates))
+        merger = Merger(rule=parse_rule(rule), layout=setting.layout, space=space)
+        merged = merger.merge(start, setting.examples, InMemoryUpdates(setting.layout, updates))
         value = setting.evaluate(add(start, merged))
         print(f"  {text} {value:.4f}", file=sys.stderr)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import row
-from fedcompress.merging import RULES, Held, Merger, Spool, rule_named
+from fedcompress.merging import RULES, InMemoryUpdates, Merger, UpdateFiles, parse_rule
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
 
 SITES, TENSORS, SHAPE, REPEATS = 8, 8, (1000, 1250), 3
@@ -40,11 +40,11 @@ def update(site: int) -> Tensors:
 def rows(_: Path) -> list[dict[str, Any]]:
     """Time in memory, peak memory from files."""
     updates = [update(site) for site in range(SITES)]
-    base, held = zeros(LAYOUT), Held(LAYOUT, updates)
+    base, held = zeros(LAYOUT), InMemoryUpdates(LAYOUT, updates)
     others = {"peft": {name: seconds(run) for name, run in _peft(updates).items()}, "mergekit": _mergekit()}
     found = [row(f"{tool}: {n}", value, "s") for tool, times in others.items() for n, value in times.items()]
     for name in (n for n, r in RULES.items() if r.kind == "elementwise"):
-        merger = Merger(rule=rule_named(name), layout=LAYOUT)
+        merger = Merger(rule=parse_rule(name), layout=LAYOUT)
         ours = seconds(lambda m=merger: m.merge(base, [1.0] * SITES, held))
         found.append(row(f"{name}", ours, "s"))
         for tool, times in others.items():
@@ -100,7 +100,7 @@ def _memory() -> list[dict[str, Any]]:
     """Growth of the largest resident size while a process merges files, each rule in a process of its own."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        spool = Spool(Path(folder), LAYOUT, [str(i) for i in range(SITES)])
+        spool = UpdateFiles(Path(folder), LAYOUT, [str(i) for i in range(SITES)])
         for site in range(SITES):
             spool.add(str(site), update(site))
         for name in (n for n, r in RULES.items() if r.kind == "elementwise"):
@@ -121,9 +121,9 @@ def _status(key: str) -> int:
 
 def merge_files(folder: str, name: str) -> int:
     """Bytes that the process grew by beyond what it had, with the published state, before."""
-    merger = Merger(rule=rule_named(name), layout=LAYOUT)
+    merger = Merger(rule=parse_rule(name), layout=LAYOUT)
     base = {n: v + np.float32(0) for n, v in zeros(LAYOUT).items()}
-    spool = Spool(Path(folder), LAYOUT, [str(i) for i in range(SITES)])
+    spool = UpdateFiles(Path(folder), LAYOUT, [str(i) for i in range(SITES)])
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the largest resident size starts again
     merger.merge(base, [1.0] * SITES, spool)

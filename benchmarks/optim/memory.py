@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.common import row
 from benchmarks.optim.models import random_gradients, wide_llama
-from fedcompress.optim import OPTIMIZERS, build, optimizer_named
+from fedcompress.optim import OPTIMIZERS, build_optimizer, parse_optimizer
 from fedcompress.optim.base import STORES
 from fedcompress.optim.table import state_by_name, state_bytes
 
@@ -33,7 +33,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     found = []
     for call in calls():
         model = wide_llama(4)
-        optimizer, rule = build(model, call, lr=1e-3), optimizer_named(call)
+        optimizer, rule = build_optimizer(model, call, lr=1e-3), parse_optimizer(call)
         random_gradients(model)
         optimizer.step()
         predicted = sum(state_by_name(optimizer.param_groups).values())

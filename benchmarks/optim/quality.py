@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.common import row
 from benchmarks.optim.tasks import task_named
-from fedcompress.optim import build
+from fedcompress.optim import build_optimizer
 
 SEEDS = (0, 1, 2)
 # {rank} is a quarter of the width, as the default density; {gap} the steps between refreshes.
@@ -50,7 +50,7 @@ def trained(task_name: str, rule: str, lr: float, seed: int) -> dict[str, Any]:
 
     task = task_named(task_name)
     model, draw = task.model(seed), torch.Generator().manual_seed(seed)
-    optimizer = build(model, rule, lr=lr, seed=seed)
+    optimizer = build_optimizer(model, rule, lr=lr, seed=seed)
     warm, steps = max(1, task.steps // 10), task.steps
 
     def schedule(step: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.common import row
 from benchmarks.optim.models import random_gradients, wide_llama
-from fedcompress.optim import build
+from fedcompress.optim import build_optimizer
 from fedcompress.optim.state.bases import basis_of
 
 REPEATS = 7
@@ -31,15 +31,15 @@ def _steps() -> list[dict[str, Any]]:
     random_gradients(model)
     made: dict[str, Callable[[], Any]] = {
         "torch AdamW": lambda: torch.optim.AdamW(model.parameters(), lr=1e-6),
-        "adamw": lambda: build(model, "adamw", lr=1e-6),
-        "frugal": lambda: build(model, f"frugal(update_gap={LONG})", lr=1e-6),
-        "galore": lambda: build(model, f"galore(rank=144,update_gap={LONG},basis=power)", lr=1e-6),
-        "galore(products=bf16)": lambda: build(
+        "adamw": lambda: build_optimizer(model, "adamw", lr=1e-6),
+        "frugal": lambda: build_optimizer(model, f"frugal(update_gap={LONG})", lr=1e-6),
+        "galore": lambda: build_optimizer(model, f"galore(rank=144,update_gap={LONG},basis=power)", lr=1e-6),
+        "galore(products=bf16)": lambda: build_optimizer(
             model, f"galore(rank=144,update_gap={LONG},basis=power,products=bf16)", lr=1e-6
         ),
         "bitsandbytes AdamW8bit": lambda: AdamW8bit(model.parameters(), lr=1e-6),
-        "adamw8bit": lambda: build(model, "adamw8bit", lr=1e-6),
-        "frugal(state=8bit)": lambda: build(model, f"frugal(update_gap={LONG},state=8bit)", lr=1e-6),
+        "adamw8bit": lambda: build_optimizer(model, "adamw8bit", lr=1e-6),
+        "frugal(state=8bit)": lambda: build_optimizer(model, f"frugal(update_gap={LONG},state=8bit)", lr=1e-6),
     }
     optimizers = {name: make() for name, make in made.items()}
     taken: dict[str, list[float]] = {name: [] for name in made}

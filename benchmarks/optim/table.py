@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import write_between
-from fedcompress.optim import OPTIMIZERS, optimizer_named
+from fedcompress.optim import OPTIMIZERS, parse_optimizer
 from fedcompress.optim.table import state_bytes
 
 TASKS = ("letters", "stories260k", "smollm2")
@@ -32,9 +32,9 @@ def table(results: list[dict[str, Any]]) -> str:
         "|---|---|---|" + "---|" * len(tasks),
     ]
     for call, losses in found.items():
-        each = state_bytes(optimizer_named(call), (1024, 1024)) / 1024**2
+        each = state_bytes(parse_optimizer(call), (1024, 1024)) / 1024**2
         cells = [_cell(losses.get(task), best[task]) for task in tasks]
-        lines.append(f"| `{call}` | {each:.2f} | {optimizer_named(call).placement} | {' | '.join(cells)} |")
+        lines.append(f"| `{call}` | {each:.2f} | {parse_optimizer(call).placement} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.settings.gsm8k import answer_loss, load_smollm2, questions
-from fedcompress.optim import build
+from fedcompress.optim import build_optimizer
 
 BATCH = 4
 
@@ -34,7 +34,7 @@ def main() -> None:
     model, tokenizer = load_smollm2()
     rows = questions(tokenizer, "train")
     order = np.random.default_rng(0).permutation(len(rows))[: args.steps * BATCH].reshape(args.steps, BATCH)
-    optimizer = build(model.float(), args.optimizer, lr=args.lr)
+    optimizer = build_optimizer(model.float(), args.optimizer, lr=args.lr)
     started = time.monotonic()
     train = _alone if args.stage < 0 else _sharded
     losses = train(model, optimizer, [[rows[i] for i in picks] for picks in order], args.stage)

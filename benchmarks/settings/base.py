@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fedcompress.adapters.attach import Attached
+from fedcompress.adapters.attach import AdaptedModel
 from fedcompress.adapters.seeded_init import seeded_init
 from fedcompress.errors import ConfigError
 from fedcompress.types import Tensors
@@ -49,7 +49,7 @@ class Setting:
         self,
         *,
         name: str,
-        model: Attached,
+        model: AdaptedModel,
         examples: Sequence[int],
         loss: Callable[[int, Sequence[int]], Any],
         evaluate: Callable[[], float],
@@ -67,9 +67,9 @@ class Setting:
 
     def use(self, optimizer: str, lr: float, state: str = "reset") -> None:
         """Train with one of our optimizers from now on, whose state a round resets or keeps."""
-        from fedcompress.optim import build
+        from fedcompress.optim import build_optimizer
 
-        self._built, self._rule = build(self._model, optimizer, lr=lr), (optimizer, state)
+        self._built, self._rule = build_optimizer(self._model, optimizer, lr=lr), (optimizer, state)
         self._kept.clear()
 
     def initial(self, seed: int) -> Tensors:

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.settings.base import Setting, data_folder
 from benchmarks.settings.shakespeare import TARGETS
-from fedcompress.adapters.attach import attach
+from fedcompress.adapters.attach import attach_adapter
 from fedcompress.errors import MissingPackageError
 
 SITES, LENGTH, EVAL_ROWS = 2, 128, 96
@@ -70,7 +70,7 @@ def answer_loss(model: Any, batch: Sequence[Row], reduction: str) -> Any:
 def gsm8k(*, steps: int = 30) -> Setting:
     """Mean loss of the answer tokens of test questions."""
     model, tokenizer = load_smollm2()
-    attached = attach(model, CONFIG)
+    attached = attach_adapter(model, CONFIG)
     model = attached.model
     train = sorted(questions(tokenizer, "train"), key=lambda r: len(r[1]))
     sites = [train[i * len(train) // SITES : (i + 1) * len(train) // SITES] for i in range(SITES)]

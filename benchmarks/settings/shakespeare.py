@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.settings.base import Setting, data_folder
-from fedcompress.adapters.attach import attach
+from fedcompress.adapters.attach import attach_adapter
 
 SITES, LENGTH, EVAL_WINDOWS = 8, 96, 128
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -120,7 +120,7 @@ def shakespeare(*, steps: int = 12) -> Setting:
         for t, c in zip(tokens, cuts, strict=True)
     ]
     held = torch.from_numpy(np.concatenate(windows)[:EVAL_WINDOWS])
-    attached = attach(
+    attached = attach_adapter(
         load_stories(folder),
         {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 8, "lora_alpha": 16, "target_modules": TARGETS},
     )

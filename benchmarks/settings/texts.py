@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.settings.base import Setting
-from fedcompress.adapters.attach import attach
+from fedcompress.adapters.attach import attach_adapter
 from fedcompress.adapters.classifier import build_classifier
 from fedcompress.demo.data import model_folder
 
@@ -64,7 +64,7 @@ def classification(
 
     order = np.random.default_rng(1).permutation(len(test.tokens))[:eval_rows]
     by_length = sorted(order.tolist(), key=lambda i: len(test.tokens[i]))
-    attached = attach(build_classifier(model_folder(), classes, {"dtype": torch.float32}), CONFIG)
+    attached = attach_adapter(build_classifier(model_folder(), classes, {"dtype": torch.float32}), CONFIG)
     model = attached.model
 
     def loss(site: int, picks: Sequence[int]) -> Any:

@@ -88,7 +88,7 @@ class Place:
         adapter = load_template(self.template).adapter
         start = encode_snapshot(adapter.tensors, adapter.layout, run="bench", version=0, init_seed=0)
         began = time.perf_counter()
-        reply, _ = worker_client.train(self.file, SiteConfig.load(self.file), task, start, self.log.append, watch)
+        reply, _ = worker_client.run_round(self.file, SiteConfig.load(self.file), task, start, self.log.append, watch)
         return reply, time.perf_counter() - began
 
     def stop(self) -> None:

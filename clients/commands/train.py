@@ -25,7 +25,7 @@ from clients.site import SiteConfig
 from clients.training.job import UPDATE
 from fedcompress.adapters import load_adapter
 from fedcompress.adapters.constants import CONSTANTS, load_constants
-from fedcompress.adapters.full import is_weights
+from fedcompress.adapters.full import trains_base_weights
 from fedcompress.adapters.full.export import export_run
 from fedcompress.adapters.template import Template, load_template
 from fedcompress.config.objective import objective_json
@@ -37,7 +37,7 @@ from fedcompress.proto.v1 import worker_pb2
 from fedcompress.runtime.process_group import wait_until
 from fedcompress.runtime.supervision import end_process
 from fedcompress.storage.locks import hold
-from fedcompress.storage.tensor_file import opened
+from fedcompress.storage.tensor_file import open_tensor_file
 from fedcompress.types import Tensors, add
 from fedcompress.wire import Limits, unpack
 
@@ -153,14 +153,14 @@ def _rounds(
 ) -> tuple[list[Metrics], Tensors]:
     """Metrics of each round, of which the last only evaluates; and the trained state."""
     layout, state, found = template.adapter.layout, template.adapter.tensors, []
-    is_stream = is_weights(template.adapter.config)
+    is_stream = trains_base_weights(template.adapter.config)
     constants, merged = _constants(options, template), tuple[str, ...]()
     first = encode_constants(constants, template.constants, run=RUN) if constants else b""
     for round_ in range(1, options.rounds + 2):
         steps = options.steps if round_ <= options.rounds else 0
         task = task_of(options, template, round_, steps)
         bundle = encode_snapshot(state, layout, run=RUN, version=round_ - 1)
-        payload, _ = worker_client.train(
+        payload, _ = worker_client.run_round(
             site_file,
             site,
             replace(task, merged=merged),
@@ -174,7 +174,7 @@ def _rounds(
         if steps:  # as the ranks left it, before the clipping of what would be sent
             results = site.state_dir / "work" / "trained"
             if is_stream:
-                state = add(state, opened(results / UPDATE, layout))
+                state = add(state, open_tensor_file(results / UPDATE, layout))
                 continue
             trained = load_adapter(results).tensors
             state = {t.name: trained[t.name] for t in layout.tensors}

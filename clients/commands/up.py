@@ -24,7 +24,7 @@ from fedcompress.runtime.flower_app import app_folder, environment
 from fedcompress.runtime.process_group import ProcessGroup, free_port, script
 from fedcompress.runtime.supervision import read_facts, stop_signals
 from fedcompress.storage.locks import hold, holder
-from fedcompress.traffic.relay import Counter, Relay, wire_path
+from fedcompress.traffic.relay import Counter, MeteringRelay, wire_path
 
 POLL = 0.5  # seconds
 LOOK = 2.0  # seconds between looks at the worker's status
@@ -180,7 +180,10 @@ def counted(options: Options, site: SiteConfig) -> Iterator[tuple[str, dict[str,
     if route is None:
         yield options.superlink, {}
         return
-    with Counter(wire_path(site.state_dir)) as counter, Relay(route.target, counter, tunnel=route.tunnel) as relay:
+    with (
+        Counter(wire_path(site.state_dir)) as counter,
+        MeteringRelay(route.target, counter, tunnel=route.tunnel) as relay,
+    ):
         variables = proxy_variables(route, relay.address)
         yield options.superlink if variables else relay.address, variables
 

@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS life (run TEXT PRIMARY KEY, life INTEGER NOT NULL);
 """
 
 
-def is_set_back(database: sqlite3.Connection, run: str, merged: Sequence[str], *, is_named: bool) -> bool:
+def is_rolled_back(database: sqlite3.Connection, run: str, merged: Sequence[str], *, is_named: bool) -> bool:
     """Whether an update of this site was merged of which nothing is known here.
 
     Args:
@@ -35,7 +35,7 @@ def is_set_back(database: sqlite3.Connection, run: str, merged: Sequence[str], *
     return bool(rows and merged) and is_sure and not {digest for digest, _ in rows} & set(merged)
 
 
-def remember(database: sqlite3.Connection, run: str, merged: Sequence[str], *, is_named: bool) -> None:
+def record_merged(database: sqlite3.Connection, run: str, merged: Sequence[str], *, is_named: bool) -> None:
     """Note what was said of this site; at the start of a state folder, of all."""
     if is_named or not database.execute("SELECT 1 FROM outbox WHERE run=?", (run,)).fetchone():
         with transaction(database):
@@ -43,8 +43,8 @@ def remember(database: sqlite3.Connection, run: str, merged: Sequence[str], *, i
             database.executemany("INSERT OR IGNORE INTO told VALUES (?, ?)", [(run, digest) for digest in merged])
 
 
-def advance(database: sqlite3.Connection, run: str, round_: int, version: int, life: int) -> None:
-    """Note the newest task; see ``Session.advance``.
+def check_not_replayed(database: sqlite3.Connection, run: str, round_: int, version: int, life: int) -> None:
+    """Note the newest task; see ``Session.check_not_replayed``.
 
     Raises:
         IdentityError: ``replay``.
@@ -63,7 +63,7 @@ def advance(database: sqlite3.Connection, run: str, round_: int, version: int, l
         database.execute("INSERT OR REPLACE INTO life VALUES (?, ?)", (run, life))
 
 
-def reopen(database: sqlite3.Connection, run: str, merged: Sequence[str]) -> None:
+def reopen_undone(database: sqlite3.Connection, run: str, merged: Sequence[str]) -> None:
     """Open again what was sent after this site's last merged update: the coordinator has undone that it was merged.
 
     Nothing is, where none of ``merged`` is in the outbox.

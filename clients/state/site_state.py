@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 from clients.state import rollback
-from fedcompress.chunks import values_of
+from fedcompress.chunks import read_slices
 from fedcompress.codecs import pack_residual, unpack_residual
 from fedcompress.errors import MismatchError, StateError
 from fedcompress.pipeline.coding import check_layout
@@ -23,8 +23,8 @@ from fedcompress.pipeline.states import decode_constants, decode_state, stream_s
 from fedcompress.pipeline.updates import decode_update, stream_changes
 from fedcompress.storage.blobs import BlobStore, BlobWriter
 from fedcompress.storage.database import open_database, transaction
-from fedcompress.storage.failpoints import reach
-from fedcompress.storage.tensor_file import MAGIC, chunks, digest_of, opened
+from fedcompress.storage.failpoints import failpoint
+from fedcompress.storage.tensor_file import MAGIC, open_tensor_file, serialize_chunks, streamed_state_digest
 from fedcompress.types import Array, Layout, Tensors, add, from_bytes, state_digest, subtract, to_bytes, zeros
 from fedcompress.wire import Kind, Limits, split_bundle, unpack
 from fedcompress.wire import digest_of as envelope_digest
@@ -46,7 +46,7 @@ MAX_CONSTANTS = 1 << 34  # bytes
 
 
 @dataclass(frozen=True)
-class Held:
+class RunSnapshot:
     """What the site holds of a run."""
 
     layout: Layout
@@ -63,10 +63,12 @@ class Held:
     @cached_property
     def digest(self) -> bytes:
         """Digest of the published state."""
-        return digest_of(self.layout, self.state) if self.is_stream else state_digest(self.layout, self.state)
+        return (
+            streamed_state_digest(self.layout, self.state) if self.is_stream else state_digest(self.layout, self.state)
+        )
 
 
-class Session:
+class SiteState:
     """Durable state of one site; used by one worker at a time, which holds the lease."""
 
     def __init__(self, folder: Path) -> None:
@@ -91,7 +93,7 @@ class Session:
         self._checked = {name: path for name, path in self._checked.items() if name in names}
         self._blobs.keep_only(names)
 
-    def held(self, run: str) -> Held | None:
+    def held(self, run: str) -> RunSnapshot | None:
         """What is held of ``run``, or None.
 
         Raises:
@@ -102,10 +104,10 @@ class Session:
             return None
         layout = Layout.from_json(row[0])
         if row[2].startswith(STREAM):
-            state, residual = (opened(self._path(name), layout) for name in row[2:4])
-            return Held(layout, row[1], state, residual, self._path(row[2]))
+            state, residual = (open_tensor_file(self._path(name), layout) for name in row[2:4])
+            return RunSnapshot(layout, row[1], state, residual, self._path(row[2]))
         whole = from_bytes(self._blobs.get(row[2]), layout)
-        return Held(layout, row[1], whole, unpack_residual(self._blobs.get(row[3]), layout))
+        return RunSnapshot(layout, row[1], whole, unpack_residual(self._blobs.get(row[3]), layout))
 
     def _path(self, name: str) -> Path:
         """File of a stream; its bytes are checked once in the life of this session."""
@@ -129,10 +131,10 @@ class Session:
         (name,) = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone()
         if name.startswith(STREAM):
             self._checked.pop(name.removeprefix(STREAM), None)  # a disk may have changed it since the last round
-            return opened(self._path(name), layout)
+            return open_tensor_file(self._path(name), layout)
         return unpack_residual(self._blobs.get(name), layout)
 
-    def receive(self, run: str, layout: Layout, bundle: bytes, *, is_stream: bool = False) -> Held:
+    def apply_downlink(self, run: str, layout: Layout, bundle: bytes, *, is_stream: bool = False) -> RunSnapshot:
         """Advance the published state along the envelopes of a downlink.
 
         Starts at the last envelope that fits: one that begins at the state held, or a
@@ -176,12 +178,12 @@ class Session:
             raise MismatchError("base-digest", f"downlink: this site holds {have}: no envelope starts there")
         chain, version = pieces[fits[-1] :], headers[-1].version
         if is_stream:
-            return self._stream_along(run, layout, version, held, chain, limits)
-        return self._along(run, layout, version, held, chain, limits)
+            return self._follow_on_disk(run, layout, version, held, chain, limits)
+        return self._follow(run, layout, version, held, chain, limits)
 
-    def _along(
-        self, run: str, layout: Layout, version: int, held: Held | None, chain: Sequence[bytes], limits: Limits
-    ) -> Held:
+    def _follow(
+        self, run: str, layout: Layout, version: int, held: RunSnapshot | None, chain: Sequence[bytes], limits: Limits
+    ) -> RunSnapshot:
         """The state at the end of a chain of envelopes, committed."""
         state = held.state if held is not None else None
         for piece in chain:
@@ -189,29 +191,29 @@ class Session:
         assert state is not None
         residual = held.residual if held is not None else zeros(layout)
         names = self._blobs.put(to_bytes(state)), self._blobs.put(pack_residual(residual, layout))
-        reach("site.received")
+        failpoint("site.received")
         self._save(run, layout, version, *names)
-        return Held(layout, version, state, residual)
+        return RunSnapshot(layout, version, state, residual)
 
-    def _stream_along(
-        self, run: str, layout: Layout, version: int, held: Held | None, chain: Sequence[bytes], limits: Limits
-    ) -> Held:
-        """As ``_along``, each state to a file, from the one before."""
+    def _follow_on_disk(
+        self, run: str, layout: Layout, version: int, held: RunSnapshot | None, chain: Sequence[bytes], limits: Limits
+    ) -> RunSnapshot:
+        """As ``_follow``, each state to a file, from the one before."""
         state = held.state if held is not None else None
         name = ""
         for piece in chain:
-            name = self._blobs.put_all(chunks(stream_state(piece, layout, state, limits)))
+            name = self._blobs.put_all(serialize_chunks(stream_state(piece, layout, state, limits)))
             self._checked[name] = self._blobs.folder / name
-            state = opened(self._checked[name], layout)
+            state = open_tensor_file(self._checked[name], layout)
         row = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone() if held is not None else None
         residual = row[0] if row is not None else STREAM + self._blobs.put(MAGIC)
-        reach("site.received")
+        failpoint("site.received")
         self._save(run, layout, version, STREAM + name, residual)
         found = self.held(run)
         assert found is not None
         return found
 
-    def settle(
+    def reconcile_outbox(
         self, run: str, round_: int, base_digest: bytes, merged: Sequence[str], *, is_named: bool = False
     ) -> int:
         """Close the outbox but for a reply to this very request; unmerged updates return to the residual.
@@ -232,18 +234,18 @@ class Session:
         Returns:
             How many updates were returned.
         """
-        if rollback.is_set_back(self._db, run, merged, is_named=is_named):
+        if rollback.is_rolled_back(self._db, run, merged, is_named=is_named):
             LOG.error("run %s: this site was set back: its residual and open replies are lost", run)
             self._drop(run)
-        rollback.remember(self._db, run, merged, is_named=is_named)
-        rollback.reopen(self._db, run, merged)
+        rollback.record_merged(self._db, run, merged, is_named=is_named)
+        rollback.reopen_undone(self._db, run, merged)
         self._db.execute("UPDATE outbox SET status='open' WHERE run=? AND status='merged' AND round>=?", (run, round_))
         try:
             return self._close(run, round_, base_digest, merged)
         except StateError as error:
             LOG.error("run %s: residual and open replies are lost: %s", run, error)
             self._drop(run)
-            rollback.remember(self._db, run, merged, is_named=is_named)
+            rollback.record_merged(self._db, run, merged, is_named=is_named)
             return 0
 
     def _close(self, run: str, round_: int, base_digest: bytes, merged: Sequence[str]) -> int:
@@ -279,7 +281,7 @@ class Session:
             self._db.execute("DELETE FROM outbox WHERE run=?", (run,))
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
 
-    def _changed(self, held: Held, changes: Sequence[tuple[bytes, Change]]) -> str:
+    def _changed(self, held: RunSnapshot, changes: Sequence[tuple[bytes, Change]]) -> str:
         """Name of the residual with updates added to it, or taken out of it; part by part if it is kept so."""
         residual, name = held.residual, ""
         if not held.is_stream:
@@ -288,12 +290,12 @@ class Session:
             return self._blobs.put(pack_residual(residual, held.layout))
         for data, change in changes:
             parts = stream_changes(data, held.layout)
-            name = self._blobs.put_all(chunks(change(values_of(residual, p), part) for p, part in parts))
+            name = self._blobs.put_all(serialize_chunks(change(read_slices(residual, p), part) for p, part in parts))
             self._checked[name] = self._blobs.folder / name
-            residual = opened(self._checked[name], held.layout)
+            residual = open_tensor_file(self._checked[name], held.layout)
         return STREAM + name
 
-    def advance(self, run: str, round_: int, version: int, life: int = 0) -> None:
+    def check_not_replayed(self, run: str, round_: int, version: int, life: int = 0) -> None:
         """Take note of a task that the coordinator has signed; an older one is a copy that somebody kept.
 
         It would lead back to an old state, and return to the residual what was merged since. ``life`` is when the
@@ -302,7 +304,7 @@ class Session:
         Raises:
             IdentityError: ``replay``: a later life, round or version was asked for before.
         """
-        rollback.advance(self._db, run, round_, version, life)
+        rollback.check_not_replayed(self._db, run, round_, version, life)
 
     def replace(self, run: str, round_: int, envelope: bytes) -> None:
         """Put another signature under a stored reply."""
@@ -357,9 +359,9 @@ class Session:
                 "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?, 'open')",
                 (run, round_, base_digest.hex(), envelope_digest(envelope).hex(), blob),
             )
-            reach("site.before-commit")
+            failpoint("site.before-commit")
             self._db.execute("UPDATE run SET residual=? WHERE run=?", (rest, run))
-        reach("site.after-commit")
+        failpoint("site.after-commit")
 
     def _keep_constants(self, run: str, envelope: bytes) -> None:
         digest, data = decode_constants(envelope)

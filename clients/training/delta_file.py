@@ -11,17 +11,17 @@ import numpy as np
 
 from clients.training.engines import WarmEngine
 from clients.training.job import UPDATE
-from fedcompress.adapters.full.attach import BASIS, COEFFICIENTS, Values
-from fedcompress.chunks import Piece, cut
+from fedcompress.adapters.full.attach import BASIS, COEFFICIENTS, RoundStart
+from fedcompress.chunks import TensorSlice, split_layout
 from fedcompress.errors import NonFiniteError
 from fedcompress.numerics.seeded_bases import expand
-from fedcompress.storage.tensor_file import MAGIC, Stored
+from fedcompress.storage.tensor_file import MAGIC, TensorFile
 from fedcompress.types import Array, Layout
 
 ENTRIES = 1 << 21  # of a tensor that are handled at a time
 
 
-def write_update(engine: WarmEngine, values: Values, layout: Layout, folder: Path | None) -> bool:
+def write_delta_file(engine: WarmEngine, values: RoundStart, layout: Layout, folder: Path | None) -> bool:
     """Write trained minus published; all ranks call it, and one has a folder.
 
     Args:
@@ -45,7 +45,7 @@ def write_update(engine: WarmEngine, values: Values, layout: Layout, folder: Pat
     with path.open("wb") as file:
         file.write(MAGIC)
         file.truncate(len(MAGIC) + 4 * layout.numel)  # zeros, of which a file system keeps none
-        places = Stored(path, layout, len(MAGIC))
+        places = TensorFile(path, layout, len(MAGIC))
         for name, tensor in engine.stream():
             for piece, change in _changes(name, tensor, values, layout):
                 if not np.isfinite(change).all():
@@ -57,11 +57,11 @@ def write_update(engine: WarmEngine, values: Values, layout: Layout, folder: Pat
     return changed
 
 
-def _changes(name: str, tensor: Any, values: Values, layout: Layout) -> Iterator[tuple[Piece, Array]]:
+def _changes(name: str, tensor: Any, values: RoundStart, layout: Layout) -> Iterator[tuple[TensorSlice, Array]]:
     """Pieces of one tensor's update."""
     spec = layout.by_name[name.removesuffix(COEFFICIENTS)]
     basis = values[spec.name + BASIS] if name.endswith(COEFFICIENTS) else None
-    for part in cut(Layout((replace(spec),)), ENTRIES):
+    for part in split_layout(Layout((replace(spec),)), ENTRIES):
         for piece in part:
             rows = slice(piece.start, piece.start + piece.spec.shape[0]) if piece.total else slice(None)
             now = (tensor[rows] if tensor.dim() else tensor).float().cpu().numpy()

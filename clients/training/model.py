@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fedcompress.adapters.attach import Attached, attach, check_quantized, set_constants
+from fedcompress.adapters.attach import AdaptedModel, attach_adapter, check_quantized, set_constants
 from fedcompress.adapters.base_model import BaseModel, build_base, tokenizer_digest
 from fedcompress.adapters.constants import constants_digest, load_constants
-from fedcompress.adapters.full import is_weights
+from fedcompress.adapters.full import trains_base_weights
 from fedcompress.adapters.full.attach import attach_weights
 from fedcompress.adapters.full.base_files import BaseWeights
 from fedcompress.config.train_task import TrainTask
@@ -18,7 +18,7 @@ from fedcompress.errors import ConfigError, MismatchError
 from fedcompress.types import Layout
 
 
-def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], constants: Path | None) -> Attached:
+def load_model(base: BaseModel, task: TrainTask, config: Mapping[str, Any], constants: Path | None) -> AdaptedModel:
     """The model of a round.
 
     Raises:
@@ -34,7 +34,7 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
         rule = f"must be {task.quantization}: the run's adapter starts from what that loses"
         raise ConfigError("model.quantization", base.quantization, rule)
     check_quantized(config, base.quantization)
-    is_full = is_weights(config)
+    is_full = trains_base_weights(config)
     module = _whole(base, task) if is_full else build_base(base, task.learns)
     if base.quantization != "none":
         from peft import prepare_model_for_kbit_training
@@ -49,9 +49,11 @@ def prepared(base: BaseModel, task: TrainTask, config: Mapping[str, Any], consta
         torch.manual_seed(task.seed)
         if is_full:
             files = BaseWeights(base.path)
-            attached: Attached = attach_weights(module, config, files, task.freeze, seed=task.seed, round_=task.round)
+            attached: AdaptedModel = attach_weights(
+                module, config, files, task.freeze, seed=task.seed, round_=task.round
+            )
         else:
-            attached = attach(module, config, task.freeze)
+            attached = attach_adapter(module, config, task.freeze)
     if attached.layout.to_json() != task.layout:
         raise MismatchError(
             "layout-mismatch", f"adapter: {_difference(attached.layout, Layout.from_json(task.layout))}"
@@ -100,7 +102,7 @@ def _difference(here: Layout, wanted: Layout) -> str:
     return rule
 
 
-def _agree(attached: Attached, wanted: str, sent: Path | None) -> None:
+def _agree(attached: AdaptedModel, wanted: str, sent: Path | None) -> None:
     """Constants as the run has them: rebuilt here, or as they were sent."""
     if constants_digest(attached.constants) == wanted:
         return

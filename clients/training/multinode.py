@@ -19,7 +19,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 DIGEST = 32  # bytes
 
 
-def brought_here(job: Job, folder: Path, *, rank: int, local_rank: int) -> Job:
+def broadcast_job(job: Job, folder: Path, *, rank: int, local_rank: int) -> Job:
     """The job with files that are on this node; what rank 0 has is sent to the first rank of every node.
 
     All ranks call this.

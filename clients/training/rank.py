@@ -53,7 +53,7 @@ def main() -> int:
     with grpc.insecure_channel(address) as channel:
         stub = _with_token(worker_pb2_grpc.RanksStub(channel), site, address)
         try:
-            store = meet(stub, rank, group, os.environ["FEDCOMPRESS_STORE_HOST"])
+            store = rendezvous(stub, rank, group, os.environ["FEDCOMPRESS_STORE_HOST"])
             rank, world = init_distributed(site.engine.collective_timeout, store)
             trainer = Trainer(site, rank, world)
             LOG.info("ready: pid %d, world %d", os.getpid(), world)
@@ -83,7 +83,7 @@ def _with_token(stub: Any, site: SiteConfig, address: str) -> Any:
     return SimpleNamespace(**{n: partial(getattr(stub, n), metadata=metadata) for n in ("Attend", "Report", "Meet")})
 
 
-def meet(stub: Any, rank: int, group: int, host: str) -> Any:
+def rendezvous(stub: Any, rank: int, group: int, host: str) -> Any:
     """The store by which the ranks of a group find each other.
 
     Rank 0 listens on ``host`` alone, where torch would listen on all interfaces.

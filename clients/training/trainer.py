@@ -13,23 +13,23 @@ from typing import Any
 
 from clients.site import SiteConfig
 from clients.training.data.examples import Place, load_examples, picks_for_steps, row_count
-from clients.training.delta_file import write_update
+from clients.training.delta_file import write_delta_file
 from clients.training.engines import WarmEngine, engine_for, micro_batches
 from clients.training.job import STATE, Job
-from clients.training.model import prepared
-from clients.training.multinode import brought_here, check_equal, digest_of_rows, local_rank
+from clients.training.model import load_model
+from clients.training.multinode import broadcast_job, check_equal, digest_of_rows, local_rank
 from clients.training.rank_limit import RankLimit
 from clients.training.tasks import Example, Task, task_for
 from fedcompress.adapters import Adapter, base_fingerprint, load_adapter, save_adapter
-from fedcompress.adapters.attach import Attached
+from fedcompress.adapters.attach import AdaptedModel
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
-from fedcompress.adapters.full import Layers, is_weights, kind_from
-from fedcompress.adapters.full.attach import Values, Weights
-from fedcompress.config.drift import FedProx, correction_named
-from fedcompress.config.schedules import schedule_named
+from fedcompress.adapters.full import Layers, load_trainable_set, trains_base_weights
+from fedcompress.adapters.full.attach import FullWeightsModel, RoundStart
+from fedcompress.config.drift import FedProx, parse_drift_correction
+from fedcompress.config.schedules import parse_schedule
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError, TrainingError
-from fedcompress.storage.tensor_file import opened
+from fedcompress.storage.tensor_file import open_tensor_file
 from fedcompress.types import Array
 
 OnProgress = Callable[..., None]
@@ -48,7 +48,7 @@ class Trainer:
     warm: WarmEngine | None = None
     task: Task | None = None
     limit: RankLimit | None = None
-    attached: Attached | None = None
+    attached: AdaptedModel | None = None
     examples: dict[str, Sequence[Example]] = field(default_factory=dict)
 
     def run(self, job: Job, progress: OnProgress) -> dict[str, float]:
@@ -78,15 +78,15 @@ class Trainer:
 
     def _run(self, job: Job, progress: OnProgress) -> dict[str, float]:
         if self.site.engine.nodes > 1:
-            job = brought_here(job, self.site.state_dir / "work", rank=self.rank, local_rank=local_rank())
+            job = broadcast_job(job, self.site.state_dir / "work", rank=self.rank, local_rank=local_rank())
         adapter, task = load_adapter(job.published), job.task
         started = time.monotonic()
         warm = self._prepare(job, adapter.config, progress)
         loaded = time.monotonic()
         start: Mapping[str, Array] = adapter.tensors
-        if isinstance(self.attached, Weights):
+        if isinstance(self.attached, FullWeightsModel):
             file = job.published / STATE
-            published = opened(file, adapter.layout) if file.exists() else adapter.tensors
+            published = open_tensor_file(file, adapter.layout) if file.exists() else adapter.tensors
             start = self.attached.values(published, task.run, task.round)
         warm.begin(start, task)
         if self.limit is not None:
@@ -110,8 +110,8 @@ class Trainer:
 
     def _write(self, warm: WarmEngine, job: Job, adapter: Adapter, start: Mapping[str, Array]) -> bool:
         """Hand over what was trained; whether that is anything."""
-        if isinstance(start, Values):
-            return write_update(warm, start, adapter.layout, job.out if self.rank == 0 else None)
+        if isinstance(start, RoundStart):
+            return write_delta_file(warm, start, adapter.layout, job.out if self.rank == 0 else None)
         trained = warm.read()
         if self.rank == 0:
             ordered = {t.name: trained[t.name] for t in adapter.layout.tensors}
@@ -124,7 +124,7 @@ class Trainer:
         learnt = (task.adapter_config, task.objective, task.freeze, task.constants, task.max_length, task.seed)
         base = (task.tokenizer, task.quantization)
         kept = task.run if task.optimizer_state == "keep" else ""  # state is not handed from one run to another
-        chosen = task.round if is_weights(config) and isinstance(kind_from(config), Layers) else 0
+        chosen = task.round if trains_base_weights(config) and isinstance(load_trainable_set(config), Layers) else 0
         key = (*learnt, *base, kept, task.batch_size, task.optimizer, task.clip, job.micro_batch, chosen)
         self._check_correction(task)
         if self.warm is not None and key == self.key:
@@ -143,7 +143,7 @@ class Trainer:
             self.examples[part] = load_examples(self.site.data, part, self.task, place, progress)
         if self.site.engine.nodes > 1:
             self._check_nodes()
-        self.attached = attached = prepared(self.site.model, task, config, job.constants)
+        self.attached = attached = load_model(self.site.model, task, config, job.constants)
         self.limit = RankLimit(attached.parameters, self.site.rank, self.site.name) if self.site.rank else None
         micro, accumulation = micro_batches(task.batch_size, self.world, job.micro_batch)
         self.warm = engine_for(attached, self.site.engine, task, micro=micro, accumulation=accumulation)
@@ -165,7 +165,7 @@ class Trainer:
         """A correction reads whole parameters, which some engines do not have outside of the model."""
         engine = self.site.engine
         partitioned = engine.zero_stage == 3 if engine.kind == "deepspeed" else engine.sharding != "none"
-        if partitioned and correction_named(task.correction).name != "none":
+        if partitioned and parse_drift_correction(task.correction).name != "none":
             rule = "must be none at a site with zero_stage = 3 or sharding, which partition what is trained"
             raise ConfigError("task.correction", task.correction, rule)
 
@@ -206,12 +206,12 @@ class Trainer:
         """Mean loss of the last steps, and how many were made, if not all."""
         import torch
 
-        rows, schedule = self.examples["train"], schedule_named(task.schedule)
-        torch.manual_seed(seed_of(task, self.site.name, f"dropout/{self.rank}"))
+        rows, schedule = self.examples["train"], parse_schedule(task.schedule)
+        torch.manual_seed(derive_seed(task, self.site.name, f"dropout/{self.rank}"))
         warm.mode(train=True)
         extra = self._drift(warm, task, start)
         losses: list[float] = []
-        order = picks_for_steps(len(rows), task.batch_size, task.steps, seed_of(task, self.site.name, "order"))
+        order = picks_for_steps(len(rows), task.batch_size, task.steps, derive_seed(task, self.site.name, "order"))
         began, total_steps = time.monotonic(), task.steps * task.rounds
         for step, batch in enumerate(order, start=1):
             warm.set_lr(task.lr * schedule.factor((task.round - 1) * task.steps + step - 1, total_steps))
@@ -250,7 +250,7 @@ class Trainer:
         """What the correction of drift adds to the loss of a step."""
         import torch
 
-        match correction_named(task.correction):
+        match parse_drift_correction(task.correction):
             case FedProx(mu=mu):
                 anchors = {n: torch.from_numpy(start[n]).to(warm.device) for n in warm.parameters}
                 scale = mu / 2 / self.world  # the ranks' gradients are added
@@ -269,7 +269,7 @@ class Trainer:
         return bool(late.item())
 
 
-def seed_of(task: TrainTask, site: str, purpose: str) -> int:
+def derive_seed(task: TrainTask, site: str, purpose: str) -> int:
     """63 bits from run seed, site, round and purpose."""
     text = f"{task.seed}/{site}/{task.round}/{purpose}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -25,10 +25,10 @@ from clients.runtime.malloc import keep_until_trimmed
 from clients.runtime.paths import lock_path, log_dir, make_state_dir, socket_path
 from clients.site import SiteConfig
 from clients.state.counters import Counters
-from clients.state.site_state import Session
+from clients.state.site_state import SiteState
 from clients.worker.launcher import Launcher, rank_environment
-from clients.worker.node_registry import NodeHub, serve_nodes
-from clients.worker.rank_group import RankHub
+from clients.worker.node_registry import NodeRegistry, serve_nodes
+from clients.worker.rank_group import RankGroup
 from clients.worker.service import WorkerService
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, TrainingError
 from fedcompress.proto.v1 import worker_pb2_grpc
@@ -78,9 +78,9 @@ def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
 
     stop = stopped_by_signal()
     keep_until_trimmed()
-    session = Session(site.state_dir / "session")
+    session = SiteState(site.state_dir / "session")
     counters = Counters(site.state_dir / "session")
-    hub = RankHub(site.engine.world, local=site.engine.ranks)
+    hub = RankGroup(site.engine.world, local=site.engine.ranks)
     server = grpc.server(ThreadPoolExecutor(max_workers=2 * site.engine.ranks + 8))
     worker_pb2_grpc.add_RanksServicer_to_server(hub, server)
     worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(site, session, hub, counters), server)
@@ -92,7 +92,7 @@ def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
     finally:
         os.umask(old_mask)
     server.start()
-    nodes = NodeHub(site, hub) if site.engine.nodes > 1 else None
+    nodes = NodeRegistry(site, hub) if site.engine.nodes > 1 else None
     outer = serve_nodes(site, hub, nodes) if nodes is not None else None
     LOG.info("site %s: listening on %s", site.name, address)
     if owner:
@@ -138,9 +138,9 @@ def _watch_owner(owner: int) -> None:
 
 def keep_ranks(
     launcher: Launcher,
-    hub: RankHub,
+    hub: RankGroup,
     stop: threading.Event,
-    nodes: NodeHub | None = None,
+    nodes: NodeRegistry | None = None,
     *,
     patience: float = PATIENCE,
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from clients.runtime.node_token import guard, read_token
 from clients.site import SiteConfig, address_of
-from clients.worker.rank_group import RankHub
+from clients.worker.rank_group import RankGroup
 from fedcompress import __version__
 from fedcompress.errors import ConfigError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
@@ -29,10 +29,10 @@ KEEPALIVE = (
 )
 
 
-class NodeHub(worker_pb2_grpc.NodesServicer):
+class NodeRegistry(worker_pb2_grpc.NodesServicer):
     """The further nodes of a site."""
 
-    def __init__(self, site: SiteConfig, hub: RankHub) -> None:
+    def __init__(self, site: SiteConfig, hub: RankGroup) -> None:
         self._site, self._hub = site, hub
         self._changed = threading.Condition()
         self._joined: dict[int, queue.Queue[Command]] = {}
@@ -117,7 +117,7 @@ class NodeHub(worker_pb2_grpc.NodesServicer):
             return self._lost or self._hub.absent
 
 
-def serve_nodes(site: SiteConfig, hub: RankHub, nodes: NodeHub) -> Any:
+def serve_nodes(site: SiteConfig, hub: RankGroup, nodes: NodeRegistry) -> Any:
     """Listen for further nodes and their ranks, on the rendezvous alone.
 
     Raises:

@@ -22,7 +22,7 @@ RankReport = worker_pb2.RankReport
 Command = worker_pb2.RankCommand
 
 
-class RankHub(worker_pb2_grpc.RanksServicer):
+class RankGroup(worker_pb2_grpc.RanksServicer):
     """Hands one job at a time to all ranks, and collects what they report."""
 
     def __init__(self, ranks: int, settle_timeout: float = 15.0, *, local: int | None = None) -> None:

@@ -14,21 +14,21 @@ import numpy as np
 
 from clients.signing import SiteIdentity
 from clients.site import SiteConfig
-from clients.state.site_state import Held, Session
+from clients.state.site_state import RunSnapshot, SiteState
 from clients.training.job import OUT_OF_MEMORY, STATE, UPDATE, Job
-from clients.worker.rank_group import RankHub
+from clients.worker.rank_group import RankGroup
 from fedcompress.adapters import adapter_digest, base_fingerprint, load_adapter, save_adapter
 from fedcompress.adapters.constants import CONSTANTS
 from fedcompress.adapters.folder import save_weights
-from fedcompress.adapters.full import is_weights
-from fedcompress.chunks import Piece, values_of
+from fedcompress.adapters.full import trains_base_weights
+from fedcompress.chunks import TensorSlice, read_slices
 from fedcompress.codecs import CodecSpec
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError, IdentityError, MismatchError, TrainingError
 from fedcompress.pipeline.updates import encode_update, stream_update
 from fedcompress.privacy import clip_factor, clip_update
-from fedcompress.storage.failpoints import reach
-from fedcompress.storage.tensor_file import MAGIC, opened, parts_of, raw
+from fedcompress.storage.failpoints import failpoint
+from fedcompress.storage.tensor_file import MAGIC, iterate_bytes, iterate_chunks, open_tensor_file
 from fedcompress.types import Layout, Tensors, l2_norm, subtract
 from fedcompress.wire import Header, Kind, Limits, pack, unpack
 
@@ -48,7 +48,7 @@ class Reply:
 class RoundRunner:
     """Runs rounds for one site, one at a time."""
 
-    def __init__(self, site: SiteConfig, session: Session, hub: RankHub) -> None:
+    def __init__(self, site: SiteConfig, session: SiteState, hub: RankGroup) -> None:
         self._site = site
         self._session = session
         self._hub = hub
@@ -74,14 +74,16 @@ class RoundRunner:
         for text in task.refused:
             progress(phase="refused", text=f"the coordinator refused an update of this site: {text}")
         layout = Layout.from_json(task.layout)
-        held = self._session.receive(task.run, layout, bundle, is_stream=is_weights(json.loads(task.adapter_config)))
+        held = self._session.apply_downlink(
+            task.run, layout, bundle, is_stream=trains_base_weights(json.loads(task.adapter_config))
+        )
         if held.version != task.version:
             raise MismatchError("base-digest", f"version: {held.version} is held: the task needs {task.version}")
         base = held.digest
-        returned = self._session.settle(task.run, task.round, base, task.merged, is_named=bool(task.site))
+        returned = self._session.reconcile_outbox(task.run, task.round, base, task.merged, is_named=bool(task.site))
         if not self._is_asked_for(task, base):
-            returned += self._session.settle(task.run, task.round, b"", task.merged, is_named=bool(task.site))
-        reach("site.settled")
+            returned += self._session.reconcile_outbox(task.run, task.round, b"", task.merged, is_named=bool(task.site))
+        failpoint("site.settled")
         if returned:
             progress(phase="settle", text=f"{returned} unmerged update(s) returned to the residual")
         held = replace(held, residual=self._session.residual(task.run, layout))  # may also have shrunk, or be lost
@@ -90,7 +92,7 @@ class RoundRunner:
             progress(phase="replay", text=f"round {task.round} was done before: answered from the outbox")
             return Reply(self._resigned(task, stored), replayed=True)
         metrics = self._train(task, held, progress)
-        reach("site.trained")
+        failpoint("site.trained")
         examples = int(metrics.pop("train_examples"))
         header = Header(
             kind=Kind.UPDATE if task.steps else Kind.REPORT,
@@ -116,7 +118,7 @@ class RoundRunner:
         if task.site and task.site != self._site.name:
             raise IdentityError("other-site", f"task.site: {task.site}: this site is {self._site.name}")
         if self._identity.coordinator is not None:
-            self._session.advance(task.run, task.round, task.version, task.life)
+            self._session.check_not_replayed(task.run, task.round, task.version, task.life)
 
     def _is_asked_for(self, task: TrainTask, base: bytes) -> bool:
         """Not so a stored reply to this round in another codec, as after a change of settings: it would be refused."""
@@ -139,7 +141,7 @@ class RoundRunner:
             path = self._site.model.path
             raise MismatchError("base-model", f"model.path: {path}: {here[:16]}: the run's base is {wanted[:16]}")
 
-    def _train(self, task: TrainTask, held: Held, progress: OnProgress) -> dict[str, float]:
+    def _train(self, task: TrainTask, held: RunSnapshot, progress: OnProgress) -> dict[str, float]:
         """Metrics of rank 0; leaves the trained tensors in the work folder."""
         shutil.rmtree(self._work / "trained", ignore_errors=True)
         config = json.loads(task.adapter_config)
@@ -157,7 +159,7 @@ class RoundRunner:
         )
         return self._persist(job, progress)
 
-    def _publish(self, config: dict[str, Any], held: Held) -> None:
+    def _publish(self, config: dict[str, Any], held: RunSnapshot) -> None:
         """What the ranks read: a PEFT folder, or the file of a stream under another name."""
         folder = self._work / "published"
         shutil.rmtree(folder, ignore_errors=True)
@@ -209,7 +211,7 @@ class RoundRunner:
                 progress(phase=note.phase, step=note.step, steps=note.steps, loss=note.loss, text=note.text)
         return metrics
 
-    def _encode(self, task: TrainTask, held: Held, header: Header, progress: OnProgress) -> bytes:
+    def _encode(self, task: TrainTask, held: RunSnapshot, header: Header, progress: OnProgress) -> bytes:
         """Delta plus residual to an envelope; commits outbox and residual."""
         started = time.monotonic()
         if held.is_stream:
@@ -223,7 +225,7 @@ class RoundRunner:
             delta, _ = clip_update(delta, self._site.max_update_norm)
         feedback, codec = task.error_feedback, CodecSpec.parse(task.codec)
         target = feedback.target(delta, held.residual, task.round)
-        last = self._session.last_sent(task.run) if codec.warm else None
+        last = self._session.last_sent(task.run) if codec.uses_previous_update else None
         payload, decoded = encode_update(target, held.layout, codec, header, last=last)
         payload = self._identity.sign(payload)
         rest = feedback.residual(target, decoded)
@@ -233,7 +235,9 @@ class RoundRunner:
         return payload
 
 
-def encode_stream(session: Session, site: SiteConfig, task: TrainTask, header: Header, held: Held, file: Path) -> bytes:
+def encode_stream(
+    session: SiteState, site: SiteConfig, task: TrainTask, header: Header, held: RunSnapshot, file: Path
+) -> bytes:
     """Delta plus residual to an envelope; commits outbox and residual.
 
     Args:
@@ -250,23 +254,23 @@ def encode_stream(session: Session, site: SiteConfig, task: TrainTask, header: H
     feedback, codec = task.error_feedback, CodecSpec.parse(task.codec)
     if feedback.store != "none":
         raise ConfigError("task.residual_store", feedback.store, "must be none where weights of the base are trained")
-    delta = opened(file, held.layout)
+    delta = open_tensor_file(file, held.layout)
     scale = np.float32(1)
     if site.max_update_norm > 0:
-        norms = [l2_norm(values.values()) for _, values in parts_of(held.layout, delta)]
+        norms = [l2_norm(values.values()) for _, values in iterate_chunks(held.layout, delta)]
         scale = clip_factor(float(np.linalg.norm(norms)), site.max_update_norm)
 
-    def read(pieces: list[Piece]) -> Tensors:
-        values = values_of(delta, pieces)
+    def read(pieces: list[TensorSlice]) -> Tensors:
+        values = read_slices(delta, pieces)
         if scale != 1:
             values = {name: value * scale for name, value in values.items()}
-        return feedback.target(values, values_of(held.residual, pieces), task.round)
+        return feedback.target(values, read_slices(held.residual, pieces), task.round)
 
     with session.stream() as residual:
         residual.write(MAGIC)
 
-        def keep(_: list[Piece], target: Tensors, decoded: Tensors) -> None:
-            for chunk in raw(feedback.residual(target, decoded)):
+        def keep(_: list[TensorSlice], target: Tensors, decoded: Tensors) -> None:
+            for chunk in iterate_bytes(feedback.residual(target, decoded)):
                 residual.write(chunk)
 
         payload = stream_update(read, held.layout, codec, header, keep)

@@ -20,8 +20,8 @@ from clients.runtime.logs import log_round
 from clients.runtime.malloc import trim
 from clients.site import SiteConfig
 from clients.state.counters import Counters
-from clients.state.site_state import Session
-from clients.worker.rank_group import RankHub
+from clients.state.site_state import SiteState
+from clients.worker.rank_group import RankGroup
 from clients.worker.round_runner import Reply, RoundRunner
 from clients.worker.status import status_reply
 from fedcompress.config.train_task import TrainTask
@@ -35,8 +35,8 @@ from fedcompress.errors import (
     TrainingError,
 )
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
-from fedcompress.storage.disk_space import room_for
-from fedcompress.storage.failpoints import reach
+from fedcompress.storage.disk_space import reserve_space
+from fedcompress.storage.failpoints import failpoint
 
 LOG = logging.getLogger("fedcompress.worker")
 CHUNK = 1 << 20  # bytes
@@ -69,7 +69,7 @@ class _Round(threading.Thread):
     def _run(self) -> None:
         self._tell_refusal()
         try:
-            with room_for(self._place):
+            with reserve_space(self._place):
                 reply = self._runner.run(self.task, self._bundle, self._progress, self._signature)
         except FedCompressError as error:
             LOG.warning("round %d failed: %s", self.task.round, error)
@@ -138,7 +138,7 @@ class _Round(threading.Thread):
                 size = len(reply.payload)
                 yield Event(reply=worker_pb2.ReplyHeader(payload_size=size, replayed=reply.replayed))
                 for at in range(0, size, CHUNK):
-                    reach("site.reply")
+                    failpoint("site.reply")
                     yield Event(chunk=reply.payload[at : at + CHUNK])
                 return
 
@@ -154,7 +154,7 @@ def _failure(error: FedCompressError) -> worker_pb2.Failure:
 class WorkerService(worker_pb2_grpc.WorkerServicer):
     """Train, Status and Stop."""
 
-    def __init__(self, site: SiteConfig, session: Session, hub: RankHub, counters: Counters) -> None:
+    def __init__(self, site: SiteConfig, session: SiteState, hub: RankGroup, counters: Counters) -> None:
         self._site = site
         self._counters = counters
         self._started = time.monotonic()

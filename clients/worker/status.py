@@ -6,11 +6,11 @@ import os
 
 from clients.runtime.hardware import gpus, host_memory, resident
 from clients.state.counters import Counters
-from clients.worker.rank_group import RankHub
+from clients.worker.rank_group import RankGroup
 from fedcompress.proto.v1 import worker_pb2
 
 
-def status_reply(site: str, hub: RankHub, counters: Counters) -> worker_pb2.StatusReply:
+def status_reply(site: str, hub: RankGroup, counters: Counters) -> worker_pb2.StatusReply:
     """The part that does not depend on a round: it is idle."""
     total, available = host_memory()
     reply = worker_pb2.StatusReply(

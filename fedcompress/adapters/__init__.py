@@ -4,7 +4,7 @@ from fedcompress.adapters.fingerprint import base_fingerprint
 from fedcompress.adapters.folder import Adapter, adapter_digest, load_adapter, save_adapter
 from fedcompress.adapters.groups import group_of
 from fedcompress.adapters.seeded_init import seeded_init
-from fedcompress.adapters.spec import adapter_named
+from fedcompress.adapters.spec import parse_adapter
 from fedcompress.adapters.table import ADAPTERS
 from fedcompress.adapters.template import Template, load_template, save_template
 
@@ -13,7 +13,7 @@ __all__ = [
     "Adapter",
     "Template",
     "adapter_digest",
-    "adapter_named",
+    "parse_adapter",
     "base_fingerprint",
     "group_of",
     "load_adapter",

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedcompress.adapters.constants import START
+from fedcompress.adapters.constants import INITIAL_FACTOR_SUFFIX
 from fedcompress.adapters.groups import group_of
 from fedcompress.adapters.masks import with_mask
 from fedcompress.adapters.table import ADAPTERS
@@ -19,7 +19,7 @@ _HERE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "revision"
 
 
 @dataclass(frozen=True)
-class Attached:
+class AdaptedModel:
     """A model with an adapter.
 
     Args:
@@ -44,10 +44,10 @@ class Attached:
     @property
     def layout(self) -> Layout:
         """Of what is trained."""
-        return layout_of(self.parameters)
+        return trainable_layout(self.parameters)
 
 
-def attach(module: Any, config: Mapping[str, Any], freeze: Iterable[str] = ()) -> Attached:
+def attach_adapter(module: Any, config: Mapping[str, Any], freeze: Iterable[str] = ()) -> AdaptedModel:
     """Put an adapter on a model.
 
     Args:
@@ -62,7 +62,7 @@ def attach(module: Any, config: Mapping[str, Any], freeze: Iterable[str] = ()) -
 
     before = list(_tensors(module).values())
     try:
-        model = get_peft_model(module, made_config(config))
+        model = get_peft_model(module, build_peft_config(config))
     except (
         TypeError,
         ValueError,
@@ -88,12 +88,12 @@ def attach(module: Any, config: Mapping[str, Any], freeze: Iterable[str] = ()) -
     memory = {t.data_ptr() for t in kept.values()}
     here = {n: t for n, t in _tensors(model).items() if ".base_layer." not in n}
     added = {n: t for n, t in here.items() if id(t) not in seen and t.data_ptr() not in memory}
-    return Attached(
+    return AdaptedModel(
         model, dict(sorted(parameters.items())), dict(sorted({**kept, **added}.items())), tuple(sorted(kept))
     )
 
 
-def made_config(config: Mapping[str, Any]) -> Any:
+def build_peft_config(config: Mapping[str, Any]) -> Any:
     """PEFT's config of its JSON, with our masks."""
     from peft import PeftConfig
 
@@ -147,7 +147,7 @@ def _by_saved_name(saved: Mapping[str, Any], trained: Mapping[str, Any]) -> dict
     return out
 
 
-def layout_of(parameters: Mapping[str, Any]) -> Layout:
+def trainable_layout(parameters: Mapping[str, Any]) -> Layout:
     """Layout of trained parameters, whole even where ZeRO has partitioned them."""
     specs = []
     for name, parameter in parameters.items():
@@ -159,7 +159,7 @@ def layout_of(parameters: Mapping[str, Any]) -> Layout:
     return Layout(tuple(specs))
 
 
-def set_constants(attached: Attached, values: Mapping[str, Any]) -> None:
+def set_constants(attached: AdaptedModel, values: Mapping[str, Any]) -> None:
     """Write constants that were sent into the model, and take the first factors out of the base.
 
     Raises:
@@ -168,7 +168,7 @@ def set_constants(attached: Attached, values: Mapping[str, Any]) -> None:
     import torch
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    own, plain = attached.constants, {n: v for n, v in values.items() if not n.endswith(START)}
+    own, plain = attached.constants, {n: v for n, v in values.items() if not n.endswith(INITIAL_FACTOR_SUFFIX)}
     for name, value in plain.items():
         if name not in own or tuple(own[name].shape) != tuple(value.shape):
             raise MismatchError("constants", f"constants: {name}: this model has no such tensor of that shape")
@@ -179,7 +179,7 @@ def set_constants(attached: Attached, values: Mapping[str, Any]) -> None:
     with torch.no_grad():
         for name in sorted(set(plain) - set(saved)):
             own[name].copy_(torch.from_numpy(plain[name]))
-    starts = {n.removesuffix(START): v for n, v in values.items() if n.endswith(START)}
+    starts = {n.removesuffix(INITIAL_FACTOR_SUFFIX): v for n, v in values.items() if n.endswith(INITIAL_FACTOR_SUFFIX)}
     for name in sorted(starts):
         if ".lora_B." in name:
             _take_out(attached.model, name.partition(".lora_B.")[0], starts)
@@ -198,16 +198,16 @@ def _take_out(model: Any, module_name: str, starts: Mapping[str, Any]) -> None:
     if not weight.is_floating_point():
         raise ConfigError("model.quantization", str(weight.dtype), "must be none with this adapter's start")
     with torch.no_grad():
-        taken = taken_out(layer, a, b)
+        taken = initial_product(layer, a, b)
         weight.copy_((weight.float() - taken.to(weight.device)).to(weight.dtype))
 
 
-def taken_out(layer: Any, a: Any, b: Any) -> Any:
+def initial_product(layer: Any, a: Any, b: Any) -> Any:
     """What first factors take out of a layer's weight, in its orientation."""
     product = layer.scaling["default"] * (b @ a)
     return product.T if getattr(layer, "fan_in_fan_out", False) else product
 
 
-def start_values(attached: Attached) -> dict[str, Any]:
+def start_values(attached: AdaptedModel) -> dict[str, Any]:
     """What is trained, as it stands: float32 arrays."""
     return to_arrays(attached.parameters)

@@ -14,7 +14,7 @@ from fedcompress.errors import StateError
 MANIFEST, CONSTANTS = "fedcompress.json", "constants.safetensors"
 
 
-START = ".start"  # ends the names of factors that were taken out of the base
+INITIAL_FACTOR_SUFFIX = ".start"  # ends the names of factors that were taken out of the base
 
 
 def load_constants(data: bytes) -> dict[str, Any]:
@@ -38,13 +38,13 @@ def constants_digest(constants: Mapping[str, Any]) -> str:
         return ""
     sha = hashlib.sha256(b"fedcompress-constants-v1")
     for name, value in sorted(constants.items()):
-        array = as_array(value) if hasattr(value, "detach") else value
+        array = constant_array(value) if hasattr(value, "detach") else value
         sha.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
 
 
-def as_array(tensor: Any) -> NDArray[Any]:
+def constant_array(tensor: Any) -> NDArray[Any]:
     """A tensor as numpy has it; bfloat16 widened."""
     value = tensor.detach().cpu().contiguous()
     array: NDArray[Any] = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()

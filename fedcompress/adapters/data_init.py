@@ -39,12 +39,12 @@ def targets_of(base: BaseModel, objective: Objective, config: Mapping[str, Any])
     Raises:
         ConfigError: it means none.
     """
-    from fedcompress.adapters.attach import attach
+    from fedcompress.adapters.attach import attach_adapter
     from fedcompress.adapters.base_model import build_base
 
     same = ("task_type", "target_modules", "exclude_modules", "modules_to_save")
     plain = {"peft_type": "LORA", "r": 1, **{k: config[k] for k in same if k in config}}
-    model = attach(build_base(base, objective, meta=True), plain).model
+    model = attach_adapter(build_base(base, objective, meta=True), plain).model
     layers = {n.removeprefix("base_model.model."): m for n, m in model.named_modules() if hasattr(m, "lora_A")}
     return {n: (m.out_features, m.in_features) for n, m in layers.items()}
 
@@ -59,9 +59,9 @@ def eva(
     """
     from peft import EvaConfig, get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
 
-    from fedcompress.adapters.attach import made_config
+    from fedcompress.adapters.attach import build_peft_config
 
-    made = made_config({**config, "init_lora_weights": "eva"})
+    made = build_peft_config({**config, "init_lora_weights": "eva"})
     try:
         made.eva_config = EvaConfig(**options)
     except (TypeError, ValueError) as error:
@@ -91,7 +91,7 @@ def corda(attached: Any, batches: Sequence[Mapping[str, Any]], method: str) -> N
     """
     import torch
 
-    from fedcompress.adapters.attach import taken_out
+    from fedcompress.adapters.attach import initial_product
 
     if method not in ("kpm", "ipm"):
         raise ConfigError("adapter.corda.corda_method", method, "must be kpm or ipm")
@@ -110,7 +110,7 @@ def corda(attached: Any, batches: Sequence[Mapping[str, Any]], method: str) -> N
             a = root[:, None] * torch.linalg.solve(total, right[part].T).T
             layer.lora_A["default"].weight.copy_(a)
             layer.lora_B["default"].weight.copy_(left[:, part] * root)
-            weight -= taken_out(layer, layer.lora_A["default"].weight, layer.lora_B["default"].weight)
+            weight -= initial_product(layer, layer.lora_A["default"].weight, layer.lora_B["default"].weight)
 
 
 def _factored(attached: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fedcompress.adapters.constants import START
+from fedcompress.adapters.constants import INITIAL_FACTOR_SUFFIX
 from fedcompress.adapters.folder import save_adapter
 from fedcompress.adapters.template import Template
 from fedcompress.errors import ConfigError
@@ -27,7 +27,9 @@ def export_adapter(folder: Path, template: Template, state: Mapping[str, Array],
     the rank: W - s B0 A0 + s B A = W + s [B, -B0] [A; A0]. Constants that PEFT saves are saved.
     """
     adapter = template.adapter
-    starts = {n.removesuffix(START): v for n, v in constants.items() if n.endswith(START)}
+    starts = {
+        n.removesuffix(INITIAL_FACTOR_SUFFIX): v for n, v in constants.items() if n.endswith(INITIAL_FACTOR_SUFFIX)
+    }
     config = {**adapter.config, "inference_mode": True}
     saved = {n: constants[n] for n in template.saved}
     tails = {n.removesuffix(".default").rpartition(".")[2]: v for n, v in constants.items()}

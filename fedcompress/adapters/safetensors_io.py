@@ -16,7 +16,7 @@ import numpy as np
 
 from fedcompress.adapters import group_of
 from fedcompress.adapters.folder import CONFIG_FILE, STORED_AS, WEIGHTS_FILE, from_float32, to_float32
-from fedcompress.chunks import Piece
+from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.types import DTYPES, Array, Layout, Tensors, TensorSpec
 
@@ -38,7 +38,7 @@ class Source:
     weights: Path
     offsets: Mapping[str, int] = field(repr=False)  # in the file, bytes
 
-    def read(self, piece: Piece) -> Array:
+    def read(self, piece: TensorSlice) -> Array:
         """Values of a piece, whose dtype here may be another one.
 
         Raises:
@@ -53,7 +53,7 @@ class Source:
             raise StateError(f"{self.weights}: {piece.spec.name}: {len(data)} bytes: must be {wanted * width}")
         return to_float32(data, dtype).reshape(piece.spec.shape)
 
-    def values(self, pieces: list[Piece]) -> Tensors:
+    def values(self, pieces: list[TensorSlice]) -> Tensors:
         """Values of a part."""
         return {p.spec.name: self.read(p) for p in pieces}
 
@@ -166,7 +166,7 @@ class Sink:
         self._file.truncate(self._size)
         return self
 
-    def write(self, piece: Piece, values: Array) -> None:
+    def write(self, piece: TensorSlice, values: Array) -> None:
         """Write a piece, rounded to its dtype."""
         offset = self._offsets[piece.spec.name] + piece.at * DTYPES[piece.spec.dtype]
         self._file.seek(8 + len(self._head) + offset)

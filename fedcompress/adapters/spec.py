@@ -98,7 +98,7 @@ def _for_objective(peft: str, objective: Objective, known: set[str]) -> dict[str
     return out
 
 
-def adapter_named(text: str, field: str = "adapter") -> AdapterSpec:
+def parse_adapter(text: str, field: str = "adapter") -> AdapterSpec:
     """Parse ``name`` or ``name(key=value,...)``.
 
     Keys are the fields of PEFT's config; ``targets`` is short for target_modules, ``save`` for modules_to_save, and

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedcompress.adapters.constants import START, as_array, constants_digest
+from fedcompress.adapters.constants import INITIAL_FACTOR_SUFFIX, constant_array, constants_digest
 from fedcompress.adapters.fingerprint import base_fingerprint
 from fedcompress.adapters.folder import Adapter
 from fedcompress.adapters.seeded_init import seeded_init
@@ -33,7 +33,7 @@ def write_template(
         ConfigError: the adapter does not fit the model, or its start cannot be rebuilt by sites; or it needs
             texts, and there are none, or the other way round.
     """
-    from fedcompress.adapters.attach import attach, start_values
+    from fedcompress.adapters.attach import attach_adapter, start_values
     from fedcompress.adapters.base_model import build_base, has_weights, tokenizer_digest
 
     config, weights = spec.config(objective), has_weights(base.path)
@@ -47,7 +47,7 @@ def write_template(
         config["r"] = _rank_of(base, objective, config, spec.density)
     constants: Mapping[str, Any] = {}
     if meta:
-        attached = attach(build_base(base, objective, meta=True), config, spec.freeze)
+        attached = attach_adapter(build_base(base, objective, meta=True), config, spec.freeze)
         layout = attached.layout
         tensors = seeded_init(layout, seed)
     else:
@@ -96,7 +96,7 @@ def _attach_for_real(
     import torch
 
     from fedcompress.adapters import data_init
-    from fedcompress.adapters.attach import attach
+    from fedcompress.adapters.attach import attach_adapter
     from fedcompress.adapters.base_model import build_base
 
     init, options = spec.init, spec.init_options
@@ -109,20 +109,20 @@ def _attach_for_real(
             config, first = data_init.eva(module, config, batches, options)
             module = build_base(base, objective)
         before = {n: p.detach().clone() for n, p in module.named_parameters() if init == "corda" or _factors(config)}
-        attached = attach(module, config, spec.freeze)
+        attached = attach_adapter(module, config, spec.freeze)
     for name, value in first.items():
         attached.parameters[name].data.copy_(value)
     if init == "corda":
         data_init.corda(attached, batches, str(options.get("corda_method", "kpm")))
     if init == "loftq":
         data_init.loftq(attached)
-    constants = {n: as_array(t) for n, t in attached.constants.items()}
+    constants = {n: constant_array(t) for n, t in attached.constants.items()}
     return attached, constants | _moved(attached, before, spec.name)
 
 
 def _moved(attached: Any, before: Mapping[str, Any], name: str) -> dict[str, Any]:
     """First factors that PEFT took out of the base."""
-    from fedcompress.adapters.attach import taken_out
+    from fedcompress.adapters.attach import initial_product
 
     out = {}
     for module_name, layer in attached.model.named_modules():
@@ -133,12 +133,12 @@ def _moved(attached: Any, before: Mapping[str, Any], name: str) -> dict[str, Any
         if not moved.any():
             continue
         a, b = (getattr(layer, f"lora_{f}")["default"].weight.detach() for f in "AB")
-        wanted = taken_out(layer, a, b)
+        wanted = initial_product(layer, a, b)
         rounding = 1e-4 * wanted.norm() + 1e-6 * before[f"{plain}.weight"].norm()
         if moved.shape != wanted.shape or (moved - wanted).norm() > rounding:
             raise ConfigError("adapter", name, f"changes {plain} in a way that sites could not rebuild")
         for factor, value in (("A", a), ("B", b)):
-            out[f"{module_name}.lora_{factor}.weight{START}"] = value.clone().numpy()
+            out[f"{module_name}.lora_{factor}.weight{INITIAL_FACTOR_SUFFIX}"] = value.clone().numpy()
     return out
 
 

@@ -88,11 +88,11 @@ def rules(as_json: Json = False) -> None:
     ``kind`` says which: elementwise and lora are merge rules (``rule``), data are functions of the library,
     outer is for ``server-optimizer``, weighting for ``weighting``.
     """
-    from fedcompress.merging import OUTER, RULES, WEIGHTINGS
+    from fedcompress.merging import RULES, SERVER_OPTIMIZERS, WEIGHTINGS
     from fedcompress.merging.data_driven import DATA_RULES
 
     rows = _rows(RULES)
-    for kind, table in (("data", DATA_RULES), ("outer", OUTER), ("weighting", WEIGHTINGS)):
+    for kind, table in (("data", DATA_RULES), ("outer", SERVER_OPTIMIZERS), ("weighting", WEIGHTINGS)):
         rows += [{**row, "kind": kind} for row in _rows(table)]
     _print(rows, as_json)
 

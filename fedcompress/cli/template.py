@@ -63,7 +63,7 @@ def _made(
 ) -> Template:
     """Check the options together, and write the folder."""
     from fedcompress.adapters.base_model import BaseModel, resolve_model
-    from fedcompress.adapters.spec import adapter_named
+    from fedcompress.adapters.spec import parse_adapter
     from fedcompress.adapters.template_builder import write_template
     from fedcompress.config.objective import OBJECTIVES, Classification, objective_from
     from fedcompress.errors import ConfigError
@@ -81,7 +81,7 @@ def _made(
         raw |= {"labels": _labels(labels), "head": head}
     elif labels:
         raise ConfigError("--labels", labels, "is for --task classification")
-    spec = adapter_named(adapter, field="--adapter")
+    spec = parse_adapter(adapter, field="--adapter")
     base = BaseModel(path=resolve_model(model, Path(), revision, field="model"))
     objective = objective_from(raw, field="--task")
     samples = _lines("--texts", texts) if texts else []

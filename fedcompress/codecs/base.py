@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.types import Array, TensorSpec
 
-Positions = NDArray[np.int64]
+Indices = NDArray[np.int64]
 Shape = tuple[int, ...]
 
 
-def saturated(values: Array, exponent: int = 0) -> Array:
+def saturate(values: Array, exponent: int = 0) -> Array:
     """Values times ``2^exponent``, rounded once; beyond the range of float32 they become its ends. NaN stays."""
     top = np.finfo(np.float32).max
     with np.errstate(over="ignore", under="ignore"):
@@ -26,7 +26,7 @@ def saturated(values: Array, exponent: int = 0) -> Array:
     return clipped
 
 
-def exponent_of(values: Sequence[Array]) -> int:
+def safe_exponent(values: Sequence[Array]) -> int:
     """0 where products of float32 are safe, else what brings the largest magnitude near 1."""
     largest = max((float(np.abs(v).max(initial=0)) for v in values), default=0.0)
     if largest == 0 or 1e-12 <= largest <= 1e12:
@@ -35,11 +35,11 @@ def exponent_of(values: Sequence[Array]) -> int:
 
 
 @dataclass(frozen=True)
-class Places:
+class Support:
     """The entries of a tensor that are sent: sorted flat positions, or None for all of them."""
 
     shape: Shape
-    positions: Positions | None = None
+    positions: Indices | None = None
 
     @property
     def numel(self) -> int:
@@ -65,15 +65,15 @@ class Selector(Protocol):
         """What the chosen entries are multiplied by."""
         ...
 
-    def select(self, values: Sequence[Array], shapes: Sequence[Shape], seed: int) -> list[Positions]:
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape], seed: int) -> list[Indices]:
         """Sorted positions for each flat tensor."""
         ...
 
-    def write(self, writer: Writer, places: Sequence[Places], seed: int) -> None:
+    def write(self, writer: Writer, places: Sequence[Support], seed: int) -> None:
         """Append what the reader needs to know the positions."""
         ...
 
-    def read(self, reader: Reader, shapes: Sequence[Shape]) -> list[Places]:
+    def read(self, reader: Reader, shapes: Sequence[Shape]) -> list[Support]:
         """Inverse of ``write``.
 
         Raises:
@@ -90,11 +90,11 @@ class Quantizer(Protocol):
 
     def __init__(self, **kwargs: Any) -> None: ...
 
-    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int) -> None:
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Support], seed: int) -> None:
         """Append the values at the given places."""
         ...
 
-    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
+    def read(self, reader: Reader, places: Sequence[Support]) -> list[Array]:
         """Decode the values at the given places, all finite.
 
         Raises:
@@ -104,7 +104,7 @@ class Quantizer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hints:
+class EncoderHints:
     """What an encoder may use beside the values; a decoder never needs it.
 
     Args:
@@ -121,17 +121,17 @@ class Hints:
     shared: int = 0
 
 
-NO_HINTS = Hints()
+NO_HINTS = EncoderHints()
 
 
-class Code(Protocol):
+class TensorCode(Protocol):
     """Codes the tensors of a clause as a whole."""
 
     name: ClassVar[str]
-    warm: ClassVar[bool]  # whether it starts from the update that was sent before
+    uses_previous_update: ClassVar[bool]  # whether it starts from the update that was sent before
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
-    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: Hints) -> bytes:
+    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: EncoderHints) -> bytes:
         """A section's body from finite float32 tensors; equal input gives equal bytes."""
         ...
 

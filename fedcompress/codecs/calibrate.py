@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.chain import Chain
+from fedcompress.codecs.chain import SelectThenQuantize
 from fedcompress.codecs.quantizers.ternary import Ternary
 from fedcompress.codecs.sections import decode_sections, encode_sections
 from fedcompress.codecs.spec import CodecSpec
@@ -149,14 +149,14 @@ def calibrated(
     Raises:
         ConfigError: no clause is ternary.
     """
-    if not any(isinstance(c.code, Chain) and isinstance(c.code.quantize, Ternary) for c in spec.clauses):
+    if not any(isinstance(c.code, SelectThenQuantize) and isinstance(c.code.quantize, Ternary) for c in spec.clauses):
         raise ConfigError("codec", str(spec), "must have a clause with ternary, to calibrate its scale")
 
     def with_gain(gain: float) -> CodecSpec:
         clauses = []
         for clause in spec.clauses:
             code = clause.code
-            if isinstance(code, Chain) and isinstance(code.quantize, Ternary):
+            if isinstance(code, SelectThenQuantize) and isinstance(code.quantize, Ternary):
                 code = replace(code, quantize=replace(code.quantize, gain=gain))
             clauses.append(replace(clause, code=code))
         return CodecSpec(tuple(clauses))

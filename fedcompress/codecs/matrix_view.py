@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import Positions, Shape
+from fedcompress.codecs.base import Indices, Shape
 
 
 class Grid(NamedTuple):
@@ -35,7 +35,7 @@ class Grid(NamedTuple):
         """Inverse of ``matrix``, contiguous."""
         return np.ascontiguousarray(matrix.T if self.turned else matrix).reshape(shape)
 
-    def locate(self, positions: Positions | None = None) -> tuple[Positions, Positions]:
+    def locate(self, positions: Indices | None = None) -> tuple[Indices, Indices]:
         """Row and column of flat positions of the tensor; None is all of them."""
         flat = np.arange(self.rows * self.columns) if positions is None else positions
         if self.turned:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fedcompress.codecs.base import Hints
-from fedcompress.codecs.chain import Chain
-from fedcompress.codecs.entropy.byte_io import VERSION, Reader
+from fedcompress.codecs.base import EncoderHints
+from fedcompress.codecs.chain import SelectThenQuantize
+from fedcompress.codecs.entropy.byte_io import SECTION_VERSION, Reader
 from fedcompress.codecs.spec import CodecSpec
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.types import Array, Layout, Tensors
@@ -32,18 +32,18 @@ def encode_sections(
         tensors: float32, finite.
         seed: of all randomness, from 0 to 2^63 - 1; equal seeds give equal bytes.
         last: the sender's update before this one, as decoded; codes that iterate start from it.
-        importance: see ``Hints``.
-        shared: see ``Hints``.
+        importance: see ``EncoderHints``.
+        shared: see ``EncoderHints``.
 
     Raises:
         LayoutError: ``tensors`` does not have the layout.
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
     layout.check(tensors, what="encode")
-    hints, sections = Hints(seed=seed, last=last, importance=importance, shared=shared), []
+    hints, sections = EncoderHints(seed=seed, last=last, importance=importance, shared=shared), []
     for clause, members in zip(spec.clauses, spec.assign(layout), strict=True):
         body = clause.code.encode(members, [tensors[m.name] for m in members], hints)
-        sections.append(bytes([VERSION]) + body)
+        sections.append(bytes([SECTION_VERSION]) + body)
     return tuple(sections)
 
 
@@ -62,9 +62,9 @@ def decode_sections(spec: CodecSpec, layout: Layout, sections: Sequence[bytes]) 
     out: Tensors = {}
     for clause, members, section in zip(spec.clauses, assigned, sections, strict=True):
         version = section[0] if section else 0
-        oldest = 1 if isinstance(clause.code, Chain) else 2
-        if not oldest <= version <= VERSION:
-            raise PayloadError(f"section.version: {version}: this library reads {oldest} to {VERSION}")
+        oldest = 1 if isinstance(clause.code, SelectThenQuantize) else 2
+        if not oldest <= version <= SECTION_VERSION:
+            raise PayloadError(f"section.version: {version}: this library reads {oldest} to {SECTION_VERSION}")
         reader = Reader(section[1:], version)
         for member, value in zip(members, clause.code.decode(members, reader), strict=True):
             out[member.name] = value

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedcompress.call_syntax import call_text, parse_call
-from fedcompress.codecs.base import Code, Quantizer, Selector
-from fedcompress.codecs.chain import Chain
+from fedcompress.call_syntax import format_call, parse_call
+from fedcompress.codecs.base import Quantizer, Selector, TensorCode
+from fedcompress.codecs.chain import SelectThenQuantize
 from fedcompress.codecs.codes.compeft import ComPEFT
 from fedcompress.codecs.table import CODECS
 from fedcompress.errors import ConfigError
@@ -20,14 +20,14 @@ class Clause:
     """A code for some tensor groups; no groups means all that no other clause names."""
 
     groups: tuple[str, ...]
-    code: Code
+    code: TensorCode
 
     def __str__(self) -> str:
         match self.code:
-            case Chain(select=select, quantize=quantize):
-                text = "|".join(call_text(s) for s in (select, quantize) if s is not None)
+            case SelectThenQuantize(select=select, quantize=quantize):
+                text = "|".join(format_call(s) for s in (select, quantize) if s is not None)
             case code:
-                text = call_text(code)
+                text = format_call(code)
         return f"{','.join(self.groups)}: {text}" if self.groups else text
 
 
@@ -62,14 +62,14 @@ class CodecSpec:
         return cls(tuple(clauses))
 
     @property
-    def warm(self) -> bool:
+    def uses_previous_update(self) -> bool:
         """Whether a code starts from the update that was sent before."""
-        return any(c.code.warm for c in self.clauses)
+        return any(c.code.uses_previous_update for c in self.clauses)
 
     @property
     def sparse(self) -> bool:
         """Whether a code leaves most entries 0."""
-        chains = any(isinstance(c.code, Chain) and c.code.select is not None for c in self.clauses)
+        chains = any(isinstance(c.code, SelectThenQuantize) and c.code.select is not None for c in self.clauses)
         return chains or any(isinstance(c.code, ComPEFT) for c in self.clauses)
 
     def assign(self, layout: Layout) -> list[list[TensorSpec]]:
@@ -103,19 +103,19 @@ def _parse_clause(part: str, field: str) -> list[Clause]:
             raise ConfigError(field, chain.strip(), "a preset of several clauses must stand alone")
         chain = row.spec
     stages = [_parse_stage(text, field) for text in chain.split("|")]
-    code: Code
+    code: TensorCode
     match [CODECS[s.name].kind for s in stages]:
         case ["code"]:
             code = stages[0]  # type: ignore[assignment]
         case ["quantize"]:
-            code = Chain(None, stages[0])  # type: ignore[arg-type]
+            code = SelectThenQuantize(None, stages[0])  # type: ignore[arg-type]
         case ["select", "quantize"]:
-            code = Chain(*stages)  # type: ignore[arg-type]
+            code = SelectThenQuantize(*stages)  # type: ignore[arg-type]
         case _:
             rule = "must be a code, or [selection |] quantization, as topk(density=0.05)|ternary"
             raise ConfigError(field, chain.strip(), rule)
     return [Clause(tuple(groups), code)]
 
 
-def _parse_stage(text: str, field: str) -> Selector | Quantizer | Code:
+def _parse_stage(text: str, field: str) -> Selector | Quantizer | TensorCode:
     return parse_call(text, {n: r.config for n, r in CODECS.items() if r.config is not None}, field)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedcompress.codecs.base import Code, Quantizer, Selector
+from fedcompress.codecs.base import Quantizer, Selector, TensorCode
 from fedcompress.codecs.codes.compeft import ComPEFT
 from fedcompress.codecs.codes.dct import DCT
 from fedcompress.codecs.codes.powersgd import PowerSGD
@@ -34,7 +34,7 @@ class CodecRow:
     kind: str  # "select", "quantize", "code" (a clause by itself) or "preset"
     law: str
     paper: str
-    config: type[Selector] | type[Quantizer] | type[Code] | None = None
+    config: type[Selector] | type[Quantizer] | type[TensorCode] | None = None
     spec: str = ""
     example: str = ""  # parameters to show and to test with, where there is no default
 

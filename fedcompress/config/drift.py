@@ -31,14 +31,14 @@ class FedProx:
             raise ConfigError("correction.fedprox.mu", self.mu, "must be above 0")
 
 
-Correction = NoCorrection | FedProx
-CORRECTIONS: dict[str, type[Correction]] = {c.name: c for c in (NoCorrection, FedProx)}
+DriftCorrection = NoCorrection | FedProx
+DRIFT_CORRECTIONS: dict[str, type[DriftCorrection]] = {c.name: c for c in (NoCorrection, FedProx)}
 
 
-def correction_named(text: str, field: str = "correction") -> Correction:
+def parse_drift_correction(text: str, field: str = "correction") -> DriftCorrection:
     """Parse ``name(key=value)``.
 
     Raises:
         ConfigError: unknown name or key, or a value out of range.
     """
-    return parse_call(text, CORRECTIONS, field)
+    return parse_call(text, DRIFT_CORRECTIONS, field)

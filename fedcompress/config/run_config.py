@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.codecs import CodecSpec, Feedback
-from fedcompress.config.drift import correction_named
-from fedcompress.config.schedules import schedule_named
+from fedcompress.config.drift import parse_drift_correction
+from fedcompress.config.schedules import parse_schedule
 from fedcompress.config.training_options import check_optimizer, check_positive
 from fedcompress.errors import ConfigError
-from fedcompress.merging import RULES, check_space, outer_named, rule_named, weighting_named
+from fedcompress.merging import RULES, check_space, parse_rule, parse_server_optimizer, parse_weighting
 from fedcompress.merging.rules.krum import Krum
 from fedcompress.merging.rules.multi_krum import MultiKrum
-from fedcompress.merging.server_optim import Outer, Sgd
+from fedcompress.merging.server_optim import ServerOptimizer, Sgd
 from fedcompress.merging.weighting import Weighting
 from fedcompress.types import NAME
 
@@ -97,13 +97,13 @@ class RunConfig:
             raise ConfigError("seed", self.seed, "must be below 2^64")
         for name in ("codec", "downlink_codec"):
             CodecSpec.parse(getattr(self, name), field=name.replace("_", "-"))
-        check_space(rule_named(self.rule), self.space)
+        check_space(parse_rule(self.rule), self.space)
         self._check_rounds()
         self._check_quorum()
         _ = self.weigh_by, self.outer, self.error_feedback  # they check their ranges
         check_optimizer("optimizer", self.optimizer, self.optimizer_state)
-        schedule_named(self.schedule, field="schedule")
-        correction_named(self.correction, field="correction")
+        parse_schedule(self.schedule, field="schedule")
+        parse_drift_correction(self.correction, field="correction")
 
     def _check_rounds(self) -> None:
         for name, choices in (("sampling", SAMPLINGS), ("late", LATE)):
@@ -124,7 +124,7 @@ class RunConfig:
 
     def _check_quorum(self) -> None:
         """A round with too few updates for Krum is to wait for more, not to fail when it merges."""
-        rule = rule_named(self.rule)
+        rule = parse_rule(self.rule)
         needed = 2 * rule.malicious + 3 if isinstance(rule, Krum | MultiKrum) and rule.malicious else 1
         if self.quorum < needed:
             raise ConfigError("quorum", self.quorum, f"must be at least {needed} with rule {self.rule}")
@@ -138,19 +138,19 @@ class RunConfig:
     @property
     def warnings(self) -> list[str]:
         """What is allowed, and known to go badly together."""
-        rule = rule_named(self.rule)
+        rule = parse_rule(self.rule)
         told = RULES[rule.name].after_sparse if CodecSpec.parse(self.codec).sparse else ""
         return [f"rule {rule.name} with codec {self.codec}: {told}"] if told else []
 
     @property
     def weigh_by(self) -> Weighting:
         """How much a site counts."""
-        return weighting_named(self.weighting)
+        return parse_weighting(self.weighting)
 
     @property
-    def outer(self) -> Outer:
+    def outer(self) -> ServerOptimizer:
         """The server optimizer."""
-        optimizer = outer_named(self.server_optimizer)
+        optimizer = parse_server_optimizer(self.server_optimizer)
         if self.server_lr == 1:
             return optimizer
         if optimizer != Sgd():

@@ -68,7 +68,7 @@ Schedule = Constant | Linear | Cosine
 SCHEDULES: dict[str, type[Schedule]] = {s.name: s for s in (Constant, Linear, Cosine)}
 
 
-def schedule_named(text: str, field: str = "schedule") -> Schedule:
+def parse_schedule(text: str, field: str = "schedule") -> Schedule:
     """Parse ``name(warmup=...)``.
 
     Raises:

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fedcompress.codecs import CodecSpec, Feedback
-from fedcompress.config.drift import correction_named
+from fedcompress.config.drift import parse_drift_correction
 from fedcompress.config.objective import Objective, objective_from
-from fedcompress.config.schedules import schedule_named
+from fedcompress.config.schedules import parse_schedule
 from fedcompress.config.training_options import check_optimizer, check_positive
 from fedcompress.errors import ConfigError
 from fedcompress.types import NAME
@@ -83,8 +83,8 @@ class TrainTask:
             check_positive(f"task.{name}", getattr(self, name), zero=True)
         check_optimizer("task.optimizer", self.optimizer, self.optimizer_state)
         objective_from(self.objective, field="task.objective")
-        schedule_named(self.schedule, field="task.schedule")
-        correction_named(self.correction, field="task.correction")
+        parse_schedule(self.schedule, field="task.schedule")
+        parse_drift_correction(self.correction, field="task.correction")
         CodecSpec.parse(self.codec, field="task.codec")
         _ = self.error_feedback  # checks its ranges
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim import optimizer_named
+from fedcompress.optim import parse_optimizer
 from fedcompress.optim.base import survives_rounds
 
 OPTIMIZER_STATES = ("reset", "keep")
@@ -13,7 +13,7 @@ OPTIMIZER_STATES = ("reset", "keep")
 
 def check_optimizer(field: str, text: str, state: str) -> None:
     """Raise ``ConfigError`` unless ``text`` names an optimizer for rounds, and ``state`` is one of OPTIMIZER_STATES."""
-    if not survives_rounds(optimizer_named(text, field=field)):
+    if not survives_rounds(parse_optimizer(text, field=field)):
         raise ConfigError(field, text, "is for training in one place: its average does not outlive a round")
     if state not in OPTIMIZER_STATES:
         raise ConfigError(f"{field}-state", state, f"must be one of {list(OPTIMIZER_STATES)}")

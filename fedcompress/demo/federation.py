@@ -16,7 +16,7 @@ from typing import Any
 from fedcompress.errors import ProcessError
 from fedcompress.runtime.flower_app import app_folder, environment
 from fedcompress.runtime.process_group import ProcessGroup, free_port, listening, script, wait_until
-from fedcompress.traffic.relay import Counter, Relay, wire_path
+from fedcompress.traffic.relay import Counter, MeteringRelay, wire_path
 
 START_TIMEOUT = 120.0  # seconds
 Command = list[str | Path]
@@ -95,7 +95,7 @@ class Federation:
         state = file.parent / tomllib.loads(file.read_text(encoding="utf-8"))["site"]["state_dir"]
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         counter = self._counts.enter_context(Counter(wire_path(state)))
-        return self._counts.enter_context(Relay((host, int(port)), counter)).address
+        return self._counts.enter_context(MeteringRelay((host, int(port)), counter)).address
 
     def _certificates(self) -> Command:
         assert self.certs is not None

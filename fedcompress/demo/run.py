@@ -25,7 +25,7 @@ from fedcompress.demo.federation import Federation
 from fedcompress.demo.tasks import DEMOS, DEPARTMENT, DemoTask
 from fedcompress.errors import ConfigError, MissingPackageError, ProcessError
 from fedcompress.identity.certs import CertOptions, make_certs
-from fedcompress.merging import check_space, rule_named
+from fedcompress.merging import check_space, parse_rule
 from fedcompress.runtime.flower_app import app_folder
 from fedcompress.runtime.process_group import check_port, wait_until
 from fedcompress.traffic.accounting import BASELINES, Traffic
@@ -80,7 +80,7 @@ class DemoOptions:
         CodecSpec.parse(self.codec, field="--codec")
         if self.downlink_codec:
             CodecSpec.parse(self.downlink_codec, field="--downlink-codec")
-        check_space(rule_named(self.rule, field="--rule"), self.space)
+        check_space(parse_rule(self.rule, field="--rule"), self.space)
 
     @property
     def demo(self) -> DemoTask:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from fedcompress.adapters import adapter_digest
 from fedcompress.adapters.safetensors_io import PEFT
-from fedcompress.chunks import Piece
+from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, HeaderError, LimitError, PayloadError
 from fedcompress.files.manifest import MAX_PARTS, Manifest, manifest_from
 from fedcompress.types import Layout, TensorSpec
@@ -21,7 +21,7 @@ LIMITS = Limits(max_body=1 << 62)  # no more is read than the file has
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class EnvelopeEntry:
     """Where an envelope is in its file, and what it says about itself."""
 
     offset: int
@@ -38,9 +38,9 @@ class Container:
     """The checked outline of a .fcu file; sections are read again, part by part."""
 
     path: Path
-    parts: list[Part]
+    parts: list[EnvelopeEntry]
 
-    def read(self, part: Part) -> Envelope:
+    def read(self, part: EnvelopeEntry) -> Envelope:
         """One envelope, checked again."""
         with self.path.open("rb") as file:
             return _envelope_at(file, part.offset, part.offset + part.size)
@@ -87,7 +87,7 @@ def open_container(path: Path, field: str = "PATH") -> Container:
     """
     if not path.is_file():
         raise ConfigError(field, path, "must be an .fcu file or an adapter folder")
-    parts: list[Part] = []
+    parts: list[EnvelopeEntry] = []
     end, at = path.stat().st_size, 0
     with path.open("rb") as file:
         while at < end or not parts:
@@ -116,7 +116,7 @@ def _envelope_at(file: BinaryIO, at: int, end: int, alone: bool = False) -> Enve
     return envelope
 
 
-def _part_of(envelope: Envelope, offset: int, size: int) -> Part:
+def _part_of(envelope: Envelope, offset: int, size: int) -> EnvelopeEntry:
     manifest = None
     if envelope.header.kind is Kind.FILE:
         if not envelope.sections:
@@ -124,7 +124,7 @@ def _part_of(envelope: Envelope, offset: int, size: int) -> Part:
         manifest = manifest_from(envelope.sections[0])
         if manifest.layout.digest != envelope.header.layout_digest:
             raise HeaderError("header.layout_digest: not that of the manifest's layout")
-    return Part(
+    return EnvelopeEntry(
         offset=offset,
         size=size,
         header=envelope.header,
@@ -135,7 +135,7 @@ def _part_of(envelope: Envelope, offset: int, size: int) -> Part:
     )
 
 
-def _check_together(parts: list[Part]) -> None:
+def _check_together(parts: list[EnvelopeEntry]) -> None:
     """Raise unless these are all parts of one file, in order."""
     manifests = [p.manifest for p in parts if p.manifest is not None]
     if len(manifests) != len(parts):
@@ -157,7 +157,7 @@ def _check_together(parts: list[Part]) -> None:
     _check_rows([p for m in manifests for p in m.pieces])
 
 
-def _check_rows(pieces: list[Piece]) -> None:
+def _check_rows(pieces: list[TensorSlice]) -> None:
     """Raise unless every tensor is there once, with all its rows in order."""
     done: dict[str, int] = {}
     wholes: dict[str, TensorSpec] = {}

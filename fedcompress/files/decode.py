@@ -10,10 +10,10 @@ from typing import Any
 
 from fedcompress.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedcompress.adapters.safetensors_io import PEFT, SUFFIX, Sink, Source, open_source
-from fedcompress.chunks import Piece, layout_of
+from fedcompress.chunks import TensorSlice, layout_of_slices
 from fedcompress.codecs import decode_sections
 from fedcompress.errors import ConfigError, MismatchError
-from fedcompress.files.container import Container, Part, open_container
+from fedcompress.files.container import Container, EnvelopeEntry, open_container
 from fedcompress.files.encode import Progress, silent
 from fedcompress.pipeline.coding import codec_of
 from fedcompress.pipeline.states import check_result
@@ -41,17 +41,17 @@ def decode_file(path: Path, out: Path, *, base: Path | None = None, progress: Pr
     if not container.manifests:
         rule = "must be a file that `fedcompress encode` wrote; an envelope of a run has no layout inside"
         raise ConfigError("PATH", path, rule)
-    held = base_for(container, base)
+    held = find_base(container, base)
     layout, config = container.layout, container.config
     target = _target(out, container.manifests[0].format)
     done = 0
     progress(0, layout.numel)
     with Sink(target, layout, container.manifests[0].metadata) as sink:
         for part in container.parts:
-            values = values_of(container, part, held)
-            for piece in pieces_of(part):
+            values = decode_entry(container, part, held)
+            for piece in entry_slices(part):
                 sink.write(piece, values[piece.spec.name])
-            done += sum(p.spec.numel for p in pieces_of(part))
+            done += sum(p.spec.numel for p in entry_slices(part))
             progress(done, layout.numel)
         if config is not None:
             _write_config(out / CONFIG_FILE, config)
@@ -75,7 +75,7 @@ def _target(out: Path, stored: str) -> Path:
     return out
 
 
-def base_for(container: Container, base: Path | None) -> Source | None:
+def find_base(container: Container, base: Path | None) -> Source | None:
     """The base of a file, if it has one; its values are checked part by part.
 
     Raises:
@@ -92,21 +92,21 @@ def base_for(container: Container, base: Path | None) -> Source | None:
     return held
 
 
-def pieces_of(part: Part) -> list[Piece]:
+def entry_slices(part: EnvelopeEntry) -> list[TensorSlice]:
     """What a part of a file holds."""
     assert part.manifest is not None
     return part.manifest.pieces
 
 
-def values_of(container: Container, part: Part, base: Source | None) -> Tensors:
+def decode_entry(container: Container, part: EnvelopeEntry, base: Source | None) -> Tensors:
     """Float32 values that a part leads to.
 
     Raises:
         MismatchError: ``base-digest`` or ``result-digest``.
         PayloadError: a section does not decode.
     """
-    pieces = pieces_of(part)
-    layout, header = layout_of(pieces), part.header
+    pieces = entry_slices(part)
+    layout, header = layout_of_slices(pieces), part.header
     values = decode_sections(codec_of(header), layout, container.read(part).sections[1:])
     if base is not None:
         held = base.values(pieces)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedcompress.chunks import Piece
+from fedcompress.chunks import TensorSlice
 from fedcompress.types import Array
 
 CHUNK = 1 << 20  # entries that are widened to float64 together
@@ -28,7 +28,7 @@ class Distortion:
         self._lost: dict[str, float] = defaultdict(float)
         self._group: dict[str, str] = {}
 
-    def add(self, pieces: list[Piece], values: Mapping[str, Array], decoded: Mapping[str, Array]) -> None:
+    def add(self, pieces: list[TensorSlice], values: Mapping[str, Array], decoded: Mapping[str, Array]) -> None:
         """Take in a part."""
         for spec in (p.spec for p in pieces):
             self._group[spec.name] = spec.group

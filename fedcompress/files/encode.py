@@ -10,7 +10,7 @@ from typing import Any
 
 from fedcompress.adapters import adapter_digest
 from fedcompress.adapters.safetensors_io import Source, open_source
-from fedcompress.chunks import PART, Piece, cut, layout_of
+from fedcompress.chunks import FILE_CHUNK_ENTRIES, TensorSlice, layout_of_slices, split_layout
 from fedcompress.codecs import Clause, CodecSpec, decode_sections, encode_sections
 from fedcompress.codecs.transform.code import Transform
 from fedcompress.errors import ConfigError
@@ -36,13 +36,13 @@ class _Job:
     source: Source
     base: Source | None
     spec: CodecSpec
-    parts: list[list[Piece]]
+    parts: list[list[TensorSlice]]
     seed: int
 
     def part(self, number: int, after: str) -> tuple[bytes, Tensors, Tensors]:
         """An envelope, the values in it, and what they decode to."""
         pieces = self.parts[number]
-        layout, values = layout_of(pieces), self.source.values(pieces)
+        layout, values = layout_of_slices(pieces), self.source.values(pieces)
         base = self.base.values(pieces) if self.base else None
         if base is not None:
             layout.check(base, what="--base")
@@ -104,7 +104,7 @@ def encode_file(
     codec: str = "",
     budget: str = "",
     seed: int = 0,
-    part_entries: int = PART,
+    part_entries: int = FILE_CHUNK_ENTRIES,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Encode a PEFT folder or a safetensors file into a .fcu file, written whole or not at all.
@@ -157,7 +157,7 @@ def _job(path: Path, base: Path | None, spec: CodecSpec, seed: int, part_entries
     if held is not None:
         held.check_fits(source.layout, "--base")
     spec.assign(source.layout)
-    parts = cut(source.layout, part_entries)
+    parts = split_layout(source.layout, part_entries)
     if len(parts) > MAX_PARTS:
         raise ConfigError("PATH", path, f"at most {MAX_PARTS} parts of {part_entries} entries")
     return _Job(source=source, base=held, spec=spec, parts=parts, seed=seed)

@@ -8,11 +8,11 @@ from typing import Any
 
 from fedcompress.adapters import adapter_digest
 from fedcompress.adapters.safetensors_io import SUFFIX, Source, open_source
-from fedcompress.chunks import Piece, layout_of
+from fedcompress.chunks import TensorSlice, layout_of_slices
 from fedcompress.codecs import CodecSpec, decode_sections
 from fedcompress.errors import ConfigError
 from fedcompress.files.container import Container, open_container
-from fedcompress.files.decode import base_for, check_base, pieces_of
+from fedcompress.files.decode import check_base, entry_slices, find_base
 from fedcompress.files.distortion import Distortion
 from fedcompress.files.encode import Progress, ratios, silent
 from fedcompress.files.statistics import Survey
@@ -114,7 +114,7 @@ def _sections(container: Container) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for part in container.parts:
         codec = codec_of(part.header)
-        assigned = codec.assign(layout_of(pieces_of(part)))
+        assigned = codec.assign(layout_of_slices(entry_slices(part)))
         for number, (clause, members) in enumerate(zip(codec.clauses, assigned, strict=True)):
             if number == len(rows):
                 name = names[number] if number < len(names) else str(clause)
@@ -130,10 +130,10 @@ def _sections(container: Container) -> list[dict[str, Any]]:
 def _distortion(container: Container, source: Source, base: Path | None, progress: Progress) -> Distortion:
     """Of a file with its layout inside."""
     source.check_fits(container.layout, "--reference")
-    held, distortion, done = base_for(container, base), Distortion(), 0
+    held, distortion, done = find_base(container, base), Distortion(), 0
     for part in container.parts:
-        pieces = pieces_of(part)
-        layout, values = layout_of(pieces), source.values(pieces)
+        pieces = entry_slices(part)
+        layout, values = layout_of_slices(pieces), source.values(pieces)
         layout.check(values, what="--reference")
         if held is not None:
             before = held.values(pieces)
@@ -152,7 +152,7 @@ def _distortion_of_update(container: Container, source: Source, base: Path | Non
     if part.header.kind not in (Kind.UPDATE, Kind.DELTA):
         raise ConfigError("--reference", source.path, f"is for an UPDATE, DELTA or FILE, not a {part.header.kind.name}")
     check_layout(part.header, layout)
-    pieces = [Piece(spec=t) for t in layout.tensors]
+    pieces = [TensorSlice(spec=t) for t in layout.tensors]
     values: Tensors = source.values(pieces)
     layout.check(values, what="--reference")
     if base is not None:

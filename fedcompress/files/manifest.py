@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fedcompress.adapters.safetensors_io import METADATA, PEFT, SAFETENSORS
-from fedcompress.chunks import MAX_PART, Piece, layout_of
+from fedcompress.chunks import MAX_CHUNK_ENTRIES, TensorSlice, layout_of_slices
 from fedcompress.errors import FedCompressError, LimitError, PayloadError
 from fedcompress.types import Layout
 
@@ -25,7 +25,7 @@ class Manifest:
     """What a part holds, and where it stands in its file; the fields are those of the JSON."""
 
     format: str
-    pieces: list[Piece]
+    pieces: list[TensorSlice]
     part: int
     parts: int
     after: str
@@ -36,7 +36,7 @@ class Manifest:
     @property
     def layout(self) -> Layout:
         """Layout of the part."""
-        return layout_of(self.pieces)
+        return layout_of_slices(self.pieces)
 
     def to_section(self) -> bytes:
         """Version and deflated JSON.
@@ -93,8 +93,8 @@ def manifest_from(section: bytes) -> Manifest:
 
 def _manifest_of(entries: dict[str, Any]) -> Manifest:
     layout = Layout.from_json(json.dumps(entries["layout"]))
-    if layout.numel > MAX_PART:
-        raise LimitError(f"manifest.layout: {layout.numel} entries: at most {MAX_PART} in a part")
+    if layout.numel > MAX_CHUNK_ENTRIES:
+        raise LimitError(f"manifest.layout: {layout.numel} entries: at most {MAX_CHUNK_ENTRIES} in a part")
     rows = entries.get("rows", {})
     pieces = []
     for spec in layout.tensors:
@@ -103,7 +103,7 @@ def _manifest_of(entries: dict[str, Any]) -> Manifest:
             raise TypeError(f"rows.{spec.name}: must be integers")
         if total and (not spec.shape or not 0 <= start <= start + spec.shape[0] <= total):
             raise ValueError(f"rows.{spec.name}: {start} of {total}: must hold {list(spec.shape)}")
-        pieces.append(Piece(spec=spec, start=start, total=total))
+        pieces.append(TensorSlice(spec=spec, start=start, total=total))
         _ = pieces[-1].whole  # checked as a spec
     manifest = Manifest(
         format=entries["format"],

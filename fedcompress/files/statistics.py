@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.adapters.safetensors_io import Source
-from fedcompress.chunks import Piece
+from fedcompress.chunks import TensorSlice
 from fedcompress.types import DTYPES, Array, TensorSpec
 
 CHUNK = 1 << 20
@@ -78,7 +78,7 @@ class Survey(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         spec = self._source.layout.by_name[name]
-        values = self._source.read(Piece(spec=spec))
+        values = self._source.read(TensorSlice(spec=spec))
         self._look(spec, values)
         self._done += spec.numel
         self._progress(self._done, self._source.layout.numel)

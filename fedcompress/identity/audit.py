@@ -20,7 +20,7 @@ from typing import Any
 
 from fedcompress.errors import StateError
 from fedcompress.identity.keys import PrivateKey, PublicKey
-from fedcompress.storage.disk_space import room_for
+from fedcompress.storage.disk_space import reserve_space
 
 FILE, HEAD, LOCK = "audit.jsonl", "audit.head", "audit.lock"
 FIRST = "0" * 64  # what stands before the first line
@@ -79,7 +79,7 @@ class AuditLog:
         """
         if clash := [name for name in facts if name in RESERVED]:
             raise ValueError(f"facts: {clash}: are the log's own")
-        with _locked(self._folder / LOCK), room_for(self._folder / FILE):
+        with _locked(self._folder / LOCK), reserve_space(self._folder / FILE):
             last = self._last()
             at = datetime.now(UTC).isoformat(timespec="milliseconds")
             body = {"seq": last.seq + 1, "at": at, "event": event, "previous": last.digest}

@@ -1,33 +1,33 @@
 """Merge rules: how the decoded updates of several sites become one.
 
 An elementwise rule sees the same entries of all sites, a LoRA rule the factors of one module.
-``RULES`` is the one table; ``Merger`` is the streaming engine. ``WEIGHTINGS`` says how much a site counts, ``OUTER``
-how the merged update becomes a step of the published state.
+``RULES`` is the one table; ``Merger`` is the streaming engine. ``WEIGHTINGS`` says how much a site counts,
+``SERVER_OPTIMIZERS`` how the merged update becomes a step of the published state.
 """
 
 from fedcompress.merging.base import Block, Module, Pair, pairs_of
-from fedcompress.merging.engine import Merger, check_space, rule_named
-from fedcompress.merging.server_optim import OUTER, outer_named
+from fedcompress.merging.engine import Merger, check_space, parse_rule
+from fedcompress.merging.server_optim import SERVER_OPTIMIZERS, parse_server_optimizer
 from fedcompress.merging.table import RULES, RuleRow
-from fedcompress.merging.updates import Held, Spool, Updates
-from fedcompress.merging.weighting import WEIGHTINGS, site_weights, weighting_named
+from fedcompress.merging.updates import InMemoryUpdates, UpdateFiles, Updates
+from fedcompress.merging.weighting import WEIGHTINGS, parse_weighting, site_weights
 
 __all__ = [
-    "OUTER",
+    "SERVER_OPTIMIZERS",
     "RULES",
     "WEIGHTINGS",
     "Block",
-    "Held",
+    "InMemoryUpdates",
     "Merger",
     "Module",
     "Pair",
     "RuleRow",
-    "Spool",
+    "UpdateFiles",
     "Updates",
-    "outer_named",
+    "parse_server_optimizer",
     "pairs_of",
     "check_space",
-    "rule_named",
+    "parse_rule",
     "site_weights",
-    "weighting_named",
+    "parse_weighting",
 ]

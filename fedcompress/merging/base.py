@@ -45,11 +45,11 @@ class Rule(Protocol):
 class Elementwise(Rule, Protocol):
     """Merges entry by entry."""
 
-    def survey(self, updates: Updates, weights: Floats) -> Any:
-        """What ``combine`` must know of whole updates, from a streaming pass; None is nothing."""
+    def collect_statistics(self, updates: Updates, weights: Floats) -> Any:
+        """What ``merge_block`` must know of whole updates, from a streaming pass; None is nothing."""
         ...
 
-    def combine(self, block: Block, facts: Any) -> NDArray[Any]:
+    def merge_block(self, block: Block, state: Any) -> NDArray[Any]:
         """Merged update of the block, shape (n,). Pure; blocks may come in any order and at the same time."""
         ...
 

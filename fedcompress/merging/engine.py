@@ -16,14 +16,14 @@ from fedcompress.merging.base import Block, Elementwise, Floats, Modular, Module
 from fedcompress.merging.product import DenseProducts, changes, refactored
 from fedcompress.merging.rules.mean import Mean
 from fedcompress.merging.table import FOLDERS_ONLY, RULES
-from fedcompress.merging.updates import THREADS, Part, Updates, blocks, entries
+from fedcompress.merging.updates import THREADS, Updates, UpdateSubset, list_blocks, read_entries
 from fedcompress.types import Array, Layout, Tensors
 
 SPACES = ("factors", "product")
 Progress = Callable[[int, int], None]
 
 
-def rule_named(text: str, *, field: str = "rule") -> Elementwise | Modular:
+def parse_rule(text: str, *, field: str = "rule") -> Elementwise | Modular:
     """A rule from ``name`` or ``name(key=value,...)``.
 
     Raises:
@@ -117,7 +117,7 @@ class Merger:
         progress: Progress,
     ) -> Tensors:
         pairs, lone = pairs_of(self.layout)
-        out, done = elementwise(Mean(), base, weights, Part(Layout(tuple(lone)), updates)), 0
+        out, done = elementwise(Mean(), base, weights, UpdateSubset(Layout(tuple(lone)), updates)), 0
         for pair in pairs:
             module = module_of(pair, base, weights, updates)
             out |= changes(pair, module, *rule.pair(module, round_))
@@ -135,13 +135,13 @@ class Merger:
         progress: Progress,
     ) -> Tensors:
         pairs, lone = pairs_of(self.layout)
-        out, done = elementwise(rule, base, weights, Part(Layout(tuple(lone)), updates), round_=round_), 0
+        out, done = elementwise(rule, base, weights, UpdateSubset(Layout(tuple(lone)), updates), round_=round_), 0
         products = DenseProducts(pairs, base, updates)
-        facts = rule.survey(products, weights)
+        state = rule.collect_statistics(products, weights)
         for pair, spec in zip(pairs, products.layout.tensors, strict=True):
             published = {pair.name: base[pair.b.name] @ base[pair.a.name]}
-            part = Part(Layout((spec,)), products)
-            dense = elementwise(rule, published, weights, part, facts=facts, round_=round_)
+            part = UpdateSubset(Layout((spec,)), products)
+            dense = elementwise(rule, published, weights, part, state=state, round_=round_)
             out |= refactored(pair, module_of(pair, base, weights, updates), dense[pair.name])
             done += pair.a.numel + pair.b.numel
             progress(done, self.layout.numel)
@@ -161,7 +161,7 @@ def module_of(pair: Pair, base: Mapping[str, Array], weights: Floats, updates: U
     return Module(pair.name, a0, b0, factors, weights)
 
 
-_SURVEY = object()
+_NOT_COLLECTED = object()
 
 
 def elementwise(
@@ -170,28 +170,30 @@ def elementwise(
     weights: Floats,
     updates: Updates,
     progress: Progress = lambda done, whole: None,
-    facts: Any = _SURVEY,
+    state: Any = _NOT_COLLECTED,
     round_: int = 1,
 ) -> Tensors:
     """Run an elementwise rule, a block at a time on each thread.
 
     Memory beside the result: a few times ``BLOCK`` entries for each thread.
     """
-    if facts is _SURVEY:
-        facts = rule.survey(updates, weights)
+    if state is _NOT_COLLECTED:
+        state = rule.collect_statistics(updates, weights)
     out = {t.name: np.zeros(t.numel, np.float32) for t in updates.layout.tensors}
 
     def one(place: tuple[str, int, int]) -> int:
         name, start, stop = place
         values = np.stack([updates.read(i, name, start, stop) for i in range(updates.count)])
-        merged = rule.combine(Block(name, start, values, weights, entries(base, name, start, stop), round_), facts)
+        merged = rule.merge_block(
+            Block(name, start, values, weights, read_entries(base, name, start, stop), round_), state
+        )
         with np.errstate(over="ignore"):  # infinity is refused when the step is encoded
             out[name][start:stop] = merged
         return stop - start
 
     done = 0
     with ThreadPoolExecutor(THREADS) as pool:
-        for size in pool.map(one, blocks(updates.layout, updates.count)):
+        for size in pool.map(one, list_blocks(updates.layout, updates.count)):
             done += size
             progress(done, updates.layout.numel)
     return {t.name: out[t.name].reshape(t.shape) for t in updates.layout.tensors}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fedcompress.merging.base import Floats
 from fedcompress.merging.statistics import kept_of
-from fedcompress.merging.updates import THREADS, Updates, blocks
+from fedcompress.merging.updates import THREADS, Updates, list_blocks
 from fedcompress.types import Array
 
 Place = tuple[str, int, int]
@@ -33,7 +33,7 @@ class Group:
 
 def groups(updates: Updates, scope: str) -> list[Group]:
     """One for each tensor with the scope ``tensor``, one in all with ``global``."""
-    places = blocks(updates.layout, updates.count)
+    places = list_blocks(updates.layout, updates.count)
     specs = updates.layout.tensors
     if scope == "global":
         return [Group(tuple(t.name for t in specs), updates.layout.numel, tuple(places))]

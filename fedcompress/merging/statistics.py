@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fedcompress.errors import ConfigError
 from fedcompress.merging.base import Floats
-from fedcompress.merging.updates import THREADS, Updates, blocks
+from fedcompress.merging.updates import THREADS, Updates, list_blocks
 
 SCOPES = ("tensor", "global")
 _BINS = 1 << 16
@@ -74,12 +74,12 @@ def _global_level(updates: Updates, site: int, count: int) -> float:
     if not count:
         return float("inf")
     high = np.zeros(_BINS, np.int64)
-    for name, start, stop in blocks(updates.layout, 1):
+    for name, start, stop in list_blocks(updates.layout, 1):
         high += np.bincount(_bits(updates, site, name, start, stop) >> 16, minlength=_BINS)
     above = np.cumsum(high[::-1])[::-1]  # entries whose high bits are at least these
     top = int(np.flatnonzero(above >= count)[-1])
     low = np.zeros(_BINS, np.int64)
-    for name, start, stop in blocks(updates.layout, 1):
+    for name, start, stop in list_blocks(updates.layout, 1):
         bits = _bits(updates, site, name, start, stop)
         low += np.bincount(bits[bits >> 16 == top] & 0xFFFF, minlength=_BINS)
     inside = np.cumsum(low[::-1])[::-1] + (above[top] - high[top])
@@ -94,7 +94,7 @@ def _bits(updates: Updates, site: int, name: str, start: int, stop: int) -> NDAr
 def gram(updates: Updates) -> Floats:
     """Inner products of whole updates, shape (sites, sites), float64."""
     total = np.zeros((updates.count, updates.count))
-    for name, start, stop in blocks(updates.layout, updates.count):
+    for name, start, stop in list_blocks(updates.layout, updates.count):
         values = np.stack([updates.read(i, name, start, stop) for i in range(updates.count)]).astype(np.float64)
         total += values @ values.T
     return total
@@ -111,7 +111,7 @@ def squared_distances(products: Floats) -> Floats:
 def norms(updates: Updates) -> Floats:
     """Euclidean norms of whole updates, shape (sites,), float64."""
     total = np.zeros(updates.count)
-    for name, start, stop in blocks(updates.layout, 1):
+    for name, start, stop in list_blocks(updates.layout, 1):
         for site in range(updates.count):
             values = updates.read(site, name, start, stop).astype(np.float64)
             total[site] += values @ values

@@ -35,7 +35,7 @@ class Updates(Protocol):
         ...
 
 
-def entries(tensors: Mapping[str, Array], name: str, start: int, stop: int | None = None) -> Array:
+def read_entries(tensors: Mapping[str, Array], name: str, start: int, stop: int | None = None) -> Array:
     """Flat entries of a tensor; of tensors that read themselves from a file, no more than those."""
     flat = getattr(tensors, "flat", None)
     if flat is not None and stop is not None:
@@ -43,7 +43,7 @@ def entries(tensors: Mapping[str, Array], name: str, start: int, stop: int | Non
     return tensors[name].reshape(-1)[start:stop]
 
 
-class Held:
+class InMemoryUpdates:
     """Updates as tensors, in memory or read from a file when they are used."""
 
     def __init__(self, layout: Layout, tensors: Sequence[Mapping[str, Array]]) -> None:
@@ -59,11 +59,11 @@ class Held:
 
     def read(self, site: int, name: str, start: int = 0, stop: int | None = None) -> Array:
         """A view, or what was read."""
-        return entries(self._tensors[site], name, start, stop)
+        return read_entries(self._tensors[site], name, start, stop)
 
 
 @dataclass(frozen=True)
-class Part:
+class UpdateSubset:
     """Some tensors of other updates."""
 
     layout: Layout
@@ -79,7 +79,7 @@ class Part:
         return self.updates.read(site, name, start, stop)
 
 
-class Spool:
+class UpdateFiles:
     """Updates as raw float32 files in a folder: one update at a time is in memory.
 
     A file is complete once it has its name, so that a folder that was left behind can be used again.
@@ -137,12 +137,12 @@ def block_size(sites: int) -> int:
     return max(BLOCK // max(sites, 1), 4096)
 
 
-def whole(updates: Updates, site: int) -> dict[str, Array]:
+def read_update(updates: Updates, site: int) -> dict[str, Array]:
     """One update in memory."""
     return {t.name: updates.read(site, t.name).reshape(t.shape) for t in updates.layout.tensors}
 
 
-def blocks(layout: Layout, sites: int) -> list[tuple[str, int, int]]:
+def list_blocks(layout: Layout, sites: int) -> list[tuple[str, int, int]]:
     """Name, start and stop of all blocks."""
     out, size = [], block_size(sites)
     for spec in layout.tensors:

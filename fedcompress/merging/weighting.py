@@ -110,7 +110,7 @@ WEIGHTINGS: dict[str, WeightingRow] = {
 }
 
 
-def weighting_named(text: str, *, field: str = "weighting") -> Weighting:
+def parse_weighting(text: str, *, field: str = "weighting") -> Weighting:
     """A policy from ``name`` or ``name(key=value,...)``.
 
     Raises:

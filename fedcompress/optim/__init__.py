@@ -1,8 +1,16 @@
-"""Optimizers of local training. ``OPTIMIZERS`` is the one table; ``build`` makes one for a model."""
+"""Optimizers of local training. ``OPTIMIZERS`` is the one table; ``build_optimizer`` makes one for a model."""
 
-from fedcompress.optim.base import Part, Rule
-from fedcompress.optim.engine.build import build
-from fedcompress.optim.engine.checkpoint import combine
-from fedcompress.optim.table import OPTIMIZERS, OptimizerRow, optimizer_named
+from fedcompress.optim.base import Rule, ShardInfo
+from fedcompress.optim.engine.build import build_optimizer
+from fedcompress.optim.engine.checkpoint import combine_rank_states
+from fedcompress.optim.table import OPTIMIZERS, OptimizerRow, parse_optimizer
 
-__all__ = ["OPTIMIZERS", "OptimizerRow", "Part", "Rule", "build", "combine", "optimizer_named"]
+__all__ = [
+    "OPTIMIZERS",
+    "OptimizerRow",
+    "ShardInfo",
+    "Rule",
+    "build_optimizer",
+    "combine_rank_states",
+    "parse_optimizer",
+]

@@ -24,14 +24,14 @@ STORES: tuple[str, ...] = ("fp32", "bf16", "8bit", "4bit")
 EPOCH = 1 << 40
 
 
-def hashed(*items: object) -> int:
+def derive_seed(*items: object) -> int:
     """63 bits that depend on all items."""
     text = "/".join(map(str, items)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class ShardInfo:
     """A run of entries of one parameter, in row-major order.
 
     Args:
@@ -83,14 +83,14 @@ class Part:
 
         Staggered, parameters change at different steps, by a hash of their names, so that no step pays for all.
         """
-        phase = hashed(self.name) % gap if staggered else 0
+        phase = derive_seed(self.name) % gap if staggered else 0
         return self.epoch * EPOCH + (step - 1 + phase) // gap
 
     def generator(self, refresh: int) -> Any:
         """A ``torch.Generator`` on the CPU for one refresh."""
         import torch
 
-        return torch.Generator().manual_seed(hashed(self.seed, self.name, refresh))
+        return torch.Generator().manual_seed(derive_seed(self.seed, self.name, refresh))
 
 
 @runtime_checkable
@@ -130,7 +130,7 @@ class Rule(Protocol):
         """Bytes of state that is kept as it is: bases, indices, masks."""
         ...
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """Direction and new state.
 
         Args:
@@ -144,10 +144,10 @@ class Rule(Protocol):
 
 
 @runtime_checkable
-class Resharded(Protocol):
+class Reshardable(Protocol):
     """A rule whose state is not one number for each entry, and knows how to cut it."""
 
-    def cut(self, state: State, whole: Part, part: Part) -> State:
+    def slice_state(self, state: State, whole: ShardInfo, part: ShardInfo) -> State:
         """The state of a part, of that of the whole."""
         ...
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedcompress.errors import ConfigError, NonFiniteError
-from fedcompress.optim.base import check_positive, check_share, hashed
+from fedcompress.optim.base import check_positive, check_share, derive_seed
 from fedcompress.optim.engine.parameter_roles import layer_of
 
 
@@ -54,7 +54,7 @@ class Importance:
 def draw(state: Importance, step: int, seed: int) -> set[int]:
     """Layers to train in a step, important ones more often: by ``sigmoid(-score)``, without replacement."""
     chances = [1 - _sigmoid(score) for score in state.scores]
-    return _drawn(chances, state.trained, hashed(seed, "ist", step))
+    return _drawn(chances, state.trained, derive_seed(seed, "ist", step))
 
 
 def candidates(state: Importance, step: int, seed: int) -> list[set[int]]:
@@ -62,7 +62,7 @@ def candidates(state: Importance, step: int, seed: int) -> list[set[int]]:
     if step % state.update_gap or not step:
         return []
     chances = [_sigmoid(score) for score in state.scores]
-    return [_drawn(chances, state.suppressed, hashed(seed, "ist", step, i)) for i in range(state.candidates)]
+    return [_drawn(chances, state.suppressed, derive_seed(seed, "ist", step, i)) for i in range(state.candidates)]
 
 
 def reward(state: Importance, sets: Sequence[Iterable[int]], losses: Sequence[float]) -> Importance:

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim import build
+from fedcompress.optim import build_optimizer
 from fedcompress.optim.base import MATRIX
 from fedcompress.optim.engine.owners import owners_of
-from fedcompress.optim.table import optimizer_named, state_by_name
+from fedcompress.optim.table import parse_optimizer, state_by_name
 
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)  # GiB
@@ -29,7 +29,7 @@ class Setup:
     """What is asked.
 
     Args:
-        optimizer: as for ``build``.
+        optimizer: as for ``build_optimizer``.
         zero: stage, 0 to 3.
         ranks: GPUs.
         dtype: of the weights.
@@ -49,7 +49,7 @@ class Setup:
     bucket: int = 500_000_000
 
     def __post_init__(self) -> None:
-        optimizer_named(self.optimizer)
+        parse_optimizer(self.optimizer)
         if self.zero not in (0, 1, 2, 3):
             raise ConfigError("zero", self.zero, "must be 0, 1, 2 or 3")
         if self.dtype not in DTYPES:
@@ -96,7 +96,7 @@ def plan(model: Any, setup: Setup) -> Plan:
     """
     size, ranks = DTYPES[setup.dtype], setup.ranks
     every = sum(math.prod(p.shape) for p in model.parameters())
-    groups = build(model, setup.optimizer, lr=1e-3).param_groups
+    groups = build_optimizer(model, setup.optimizer, lr=1e-3).param_groups
     shapes = {n: tuple(s) for g in groups for n, s in zip(g["names"], g["shapes"], strict=True)}
     trainable = sum(map(math.prod, shapes.values()))
     each = -(-trainable // ranks)
@@ -121,7 +121,7 @@ def plan(model: Any, setup: Setup) -> Plan:
 def _state(groups: Sequence[dict[str, Any]], shapes: dict[str, tuple[int, ...]], setup: Setup) -> int:
     """Of the rank that has most: shards of elementwise rules, whole matrices of their owner."""
     every = state_by_name(groups)
-    matrices = {n: every[n] for g in groups if optimizer_named(g["rule"]).placement == MATRIX for n in g["names"]}
+    matrices = {n: every[n] for g in groups if parse_optimizer(g["rule"]).placement == MATRIX for n in g["names"]}
     spread = sum(every.values()) - sum(matrices.values())
     held = [0] * setup.ranks
     for name, owner in owners_of({n: shapes[n] for n in matrices}, setup.ranks).items():
@@ -138,7 +138,7 @@ def _buffers(
         found += size * min(setup.bucket, trainable)
         if setup.bucket < trainable or setup.bucket == 500_000_000:
             notes.append("reduce_bucket_size sets the buffers; 5e7 instead of DeepSpeed's 5e8 costs little speed")
-    matrices = [shapes[n] for g in groups if optimizer_named(g["rule"]).placement == MATRIX for n in g["names"]]
+    matrices = [shapes[n] for g in groups if parse_optimizer(g["rule"]).placement == MATRIX for n in g["names"]]
     found += 3 * 4 * max(map(math.prod, matrices), default=0)  # gradient, direction, one temporary
     if not matrices:
         largest = max(map(math.prod, shapes.values()), default=0)

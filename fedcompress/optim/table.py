@@ -148,7 +148,7 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
 }
 
 
-def optimizer_named(text: str, *, field: str = "optimizer") -> Rule:
+def parse_optimizer(text: str, *, field: str = "optimizer") -> Rule:
     """A rule from ``name`` or ``name(key=value,...)``.
 
     Raises:
@@ -171,7 +171,7 @@ def state_by_name(groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     layers = 1 + max((layer for g in groups for layer in g["layers"]), default=-1)
     found = {}
     for group in groups:
-        rule = optimizer_named(group["rule"])
+        rule = parse_optimizer(group["rule"])
         for name, shape, layer in zip(group["names"], group["shapes"], group["layers"], strict=True):
             share = rule.active_share(layer, layers) if isinstance(rule, Layerwise) else 1.0
             found[name] = round(share * state_bytes(rule, tuple(shape)))

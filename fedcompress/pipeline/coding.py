@@ -1,7 +1,7 @@
 """Codecs applied part by part: what is in memory is bounded by a part, not by the update.
 
-An envelope of a layout with more than ``ROUND_PART`` entries has the sections of all clauses for the first part, then
-for the second, and so on. The parts follow from the receiver's own layout.
+An envelope of a layout with more than ``ROUND_CHUNK_ENTRIES`` entries has the sections of all clauses for the first
+part, then for the second, and so on. The parts follow from the receiver's own layout.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fedcompress.chunks import ROUND_PART, Piece, cut, layout_of, rows_of, values_of
+from fedcompress.chunks import ROUND_CHUNK_ENTRIES, TensorSlice, layout_of_slices, read_slices, slice_rows, split_layout
 from fedcompress.codecs import Clause, CodecSpec, decode_sections, encode_sections
 from fedcompress.codecs.transform.code import Transform
 from fedcompress.errors import ConfigError, HeaderError, MismatchError, PayloadError
@@ -20,8 +20,8 @@ from fedcompress.numerics.seeded_bases import shared_seed
 from fedcompress.types import Array, Layout, Tensors
 from fedcompress.wire import Header
 
-Read = Callable[[list[Piece]], Tensors]
-Keep = Callable[[list[Piece], Tensors, Tensors], None]
+Read = Callable[[list[TensorSlice]], Tensors]
+Keep = Callable[[list[TensorSlice], Tensors, Tensors], None]
 
 
 def encode_parts(
@@ -49,10 +49,10 @@ def encode_parts(
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
     sections: list[bytes] = []
-    for number, pieces in enumerate(cut(layout, ROUND_PART)):
-        part, values = layout_of(pieces), read(pieces)
+    for number, pieces in enumerate(split_layout(layout, ROUND_CHUNK_ENTRIES)):
+        part, values = layout_of_slices(pieces), read(pieces)
         spec = share_of(codec, layout, part)
-        before = values_of(last, pieces) if last is not None else None
+        before = read_slices(last, pieces) if last is not None else None
         made = encode_sections(spec, part, values, seed=_seed(seed, number), shared=shared, last=before)
         sections += made
         if keep is not None:
@@ -60,18 +60,20 @@ def encode_parts(
     return tuple(sections)
 
 
-def decode_parts(codec: CodecSpec, layout: Layout, sections: Sequence[bytes]) -> Iterator[tuple[list[Piece], Tensors]]:
+def decode_parts(
+    codec: CodecSpec, layout: Layout, sections: Sequence[bytes]
+) -> Iterator[tuple[list[TensorSlice], Tensors]]:
     """Values of all parts, in order.
 
     Raises:
         PayloadError: a section does not decode, or there are too few or too many.
     """
-    parts, clauses = cut(layout, ROUND_PART), len(codec.clauses)
+    parts, clauses = split_layout(layout, ROUND_CHUNK_ENTRIES), len(codec.clauses)
     if len(sections) != clauses * len(parts):
         needed = f"the codec {codec} has {clauses} for each of {len(parts)} parts"
         raise PayloadError(f"sections: {len(sections)}: must be {clauses * len(parts)}: {needed}")
     for number, pieces in enumerate(parts):
-        part = layout_of(pieces)
+        part = layout_of_slices(pieces)
         try:
             spec = share_of(codec, layout, part)
         except ConfigError as error:
@@ -87,7 +89,7 @@ def decode_whole(codec: CodecSpec, layout: Layout, sections: Sequence[bytes]) ->
             name, value = piece.spec.name, values[piece.spec.name]
             if piece.total:
                 whole = out.setdefault(name, np.empty(layout.by_name[name].shape, np.float32))
-                whole[rows_of(piece)] = value
+                whole[slice_rows(piece)] = value
             else:
                 out[name] = value
     return out
@@ -120,7 +122,7 @@ def share_of(spec: CodecSpec, whole: Layout, part: Layout) -> CodecSpec:
     return CodecSpec(tuple(clauses))
 
 
-def seed_of(header: Header) -> int:
+def derive_seed(header: Header) -> int:
     """63 bits from run, site and round: a sender never draws the same randomness twice."""
     text = f"{header.run}/{header.site}/{header.round}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
@@ -135,8 +137,8 @@ def encode_whole(
 ) -> tuple[bytes, ...]:
     """Of values in memory."""
     layout.check_shapes(values, what="encode")  # parts are cut from them; their values are looked at there
-    seed, shared = seed_of(header), shared_seed(header.run, header.round)
-    return encode_parts(codec, layout, lambda pieces: values_of(values, pieces), seed=seed, shared=shared, last=last)
+    seed, shared = derive_seed(header), shared_seed(header.run, header.round)
+    return encode_parts(codec, layout, lambda pieces: read_slices(values, pieces), seed=seed, shared=shared, last=last)
 
 
 def check_layout(header: Header, layout: Layout) -> None:

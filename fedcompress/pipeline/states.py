@@ -9,7 +9,7 @@ import numpy as np
 
 from fedcompress.adapters.constants import constants_digest, load_constants
 from fedcompress.adapters.seeded_init import seeded_init
-from fedcompress.chunks import ROUND_PART, Piece, cut, layout_of, values_of
+from fedcompress.chunks import ROUND_CHUNK_ENTRIES, TensorSlice, layout_of_slices, read_slices, split_layout
 from fedcompress.codecs import CodecSpec
 from fedcompress.errors import HeaderError, MismatchError, PayloadError, StateError
 from fedcompress.numerics.seeded_bases import shared_seed
@@ -19,15 +19,15 @@ from fedcompress.pipeline.coding import (
     codec_of,
     decode_parts,
     decode_whole,
+    derive_seed,
     encode_parts,
     encode_whole,
-    seed_of,
 )
-from fedcompress.storage.tensor_file import Digest, digest_of
+from fedcompress.storage.tensor_file import StateHasher, streamed_state_digest
 from fedcompress.types import Array, Layout, Tensors, add, state_digest
 from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack
 
-KeepReached = Callable[[Piece, Array, Array, Array], None]
+KeepReached = Callable[[TensorSlice, Array, Array, Array], None]
 
 
 def stream_delta(
@@ -46,20 +46,20 @@ def stream_delta(
     Raises:
         NonFiniteError: a value of the change, or of the state reached, is NaN or infinite.
     """
-    before, after = Digest(layout), Digest(layout)
+    before, after = StateHasher(layout), StateHasher(layout)
 
-    def reach(pieces: list[Piece], wanted: Tensors, decoded: Tensors) -> None:
+    def reach(pieces: list[TensorSlice], wanted: Tensors, decoded: Tensors) -> None:
         for piece in pieces:
             name = piece.spec.name
-            (start,) = values_of(base, [piece]).values()
+            (start,) = read_slices(base, [piece]).values()
             reached = add({name: start}, decoded)
-            layout_of([piece]).check(reached, what="encode_delta: state reached")
+            layout_of_slices([piece]).check(reached, what="encode_delta: state reached")
             before.update({name: start})
             after.update(reached)
             keep(piece, wanted[name], decoded[name], reached[name])
 
     shared = shared_seed(header.run, header.round)
-    sections = encode_parts(codec, layout, read, seed=seed_of(header), shared=shared, keep=reach)
+    sections = encode_parts(codec, layout, read, seed=derive_seed(header), shared=shared, keep=reach)
     full = replace(
         header,
         kind=Kind.DELTA,
@@ -77,7 +77,7 @@ def stream_state(data: bytes, layout: Layout, base: Mapping[str, Array] | None, 
     That the state is the sender's is known, and raised, after the last part.
     """
     envelope = unpack(data, limits)
-    header, digest = envelope.header, Digest(layout)
+    header, digest = envelope.header, StateHasher(layout)
     check_layout(header, layout)
     for values in _parts(envelope, layout, base):
         digest.update(values)
@@ -96,8 +96,8 @@ def _parts(envelope: Envelope, layout: Layout, base: Mapping[str, Array] | None)
                 raise PayloadError("snapshot: has both a seed and sections: must have one of them")
             if any(t.group == "lora_a" for t in layout.tensors):
                 raise PayloadError("snapshot: a seed: full weights start from zero")
-            for pieces in cut(layout, ROUND_PART):
-                yield seeded_init(layout_of(pieces), header.init_seed)
+            for pieces in split_layout(layout, ROUND_CHUNK_ENTRIES):
+                yield seeded_init(layout_of_slices(pieces), header.init_seed)
         case Kind.SNAPSHOT:
             for _, values in decode_parts(codec_of(header), layout, envelope.sections):
                 yield values
@@ -105,7 +105,7 @@ def _parts(envelope: Envelope, layout: Layout, base: Mapping[str, Array] | None)
             _check_start(header, layout, base)
             assert base is not None
             for pieces, change in decode_parts(codec_of(header), layout, envelope.sections):
-                reached = add(values_of(base, pieces), change)
+                reached = add(read_slices(base, pieces), change)
                 for name, value in reached.items():
                     if not np.isfinite(value).all():
                         raise PayloadError(f"delta: {name}: overflows the state: all values must be finite")
@@ -115,7 +115,7 @@ def _parts(envelope: Envelope, layout: Layout, base: Mapping[str, Array] | None)
 
 
 def _check_start(header: Header, layout: Layout, base: Mapping[str, Array] | None) -> None:
-    held = digest_of(layout, base).hex() if base is not None else "nothing"
+    held = streamed_state_digest(layout, base).hex() if base is not None else "nothing"
     if held != header.base_digest.hex():
         rule = f"must be {header.base_digest.hex()[:16]}, the state before version {header.version}"
         raise MismatchError("base-digest", f"base_digest: {held[:16]}: {rule}")

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fedcompress.chunks import Piece
+from fedcompress.chunks import TensorSlice
 from fedcompress.codecs import CodecSpec
 from fedcompress.errors import HeaderError
 from fedcompress.numerics.seeded_bases import shared_seed
@@ -31,9 +31,9 @@ from fedcompress.pipeline.coding import (
     codec_of,
     decode_parts,
     decode_whole,
+    derive_seed,
     encode_parts,
     encode_whole,
-    seed_of,
 )
 from fedcompress.types import Array, Layout, Tensors, to_arrays
 from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack
@@ -57,7 +57,7 @@ def encode_update(
         layout: its layout.
         codec: how to encode it.
         header: what else to say.
-        last: the update sent before, as decoded, for codecs that start from it (``codec.warm``).
+        last: the update sent before, as decoded, for codecs that start from it (``codec.uses_previous_update``).
 
     Raises:
         LayoutError: ``tensors`` does not have the layout.
@@ -96,11 +96,11 @@ def stream_update(read: Read, layout: Layout, codec: CodecSpec, header: Header, 
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
     shared = shared_seed(header.run, header.round)
-    sections = encode_parts(codec, layout, read, seed=seed_of(header), shared=shared, keep=keep)
+    sections = encode_parts(codec, layout, read, seed=derive_seed(header), shared=shared, keep=keep)
     return pack(replace(header, codec=str(codec), layout_digest=layout.digest), sections)
 
 
-def stream_changes(data: bytes, layout: Layout) -> Iterator[tuple[list[Piece], Tensors]]:
+def stream_changes(data: bytes, layout: Layout) -> Iterator[tuple[list[TensorSlice], Tensors]]:
     """What an UPDATE or DELTA envelope adds, part by part; raises as ``decode_update``."""
     envelope = unpack(data, Limits.for_numel(layout.numel))
     check_layout(envelope.header, layout)

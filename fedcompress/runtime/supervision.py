@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedcompress.storage.disk_space import room_for
+from fedcompress.storage.disk_space import reserve_space
 
 if TYPE_CHECKING:
     import psutil
@@ -65,7 +65,7 @@ def remember(path: Path, name: str, pid: int) -> None:
     """
     facts = read_facts(path) | {"by": os.getpid(), name: {"pid": pid, "created": _created(pid)}}
     part = path.with_name(f"{path.name}.part")
-    with room_for(path):
+    with reserve_space(path):
         part.write_text(json.dumps(facts))
         part.replace(path)
 

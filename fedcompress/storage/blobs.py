@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedcompress.errors import AccessError, StateError
-from fedcompress.storage.disk_space import room_for
-from fedcompress.storage.failpoints import reach
+from fedcompress.storage.disk_space import reserve_space
+from fedcompress.storage.failpoints import failpoint
 from fedcompress.storage.file_access import is_passing
 
 
@@ -31,7 +31,7 @@ class BlobWriter:
         self._sha.update(chunk)
         self._stream.write(chunk)
         if self._failpoint:
-            reach(self._failpoint)
+            failpoint(self._failpoint)
             self._failpoint = ""
 
     @property
@@ -64,7 +64,7 @@ class BlobStore:
         if not self._is_whole(path):
             with self._part(name) as part, part.open("wb") as stream:
                 stream.write(data[: len(data) // 2])
-                reach(self._failpoint)
+                failpoint(self._failpoint)
                 stream.write(data[len(data) // 2 :])
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -88,7 +88,7 @@ class BlobStore:
         """A file to write to, which goes if the block fails: on a full disk it would take the room that is freed."""
         part = self.folder / f"{name}.{os.getpid()}.part"
         try:
-            with room_for(self.folder / name):
+            with reserve_space(self.folder / name):
                 yield part
         except BaseException:
             part.unlink(missing_ok=True)

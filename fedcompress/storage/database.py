@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fedcompress.storage.disk_space import room_for
+from fedcompress.storage.disk_space import reserve_space
 
 
 class Database(sqlite3.Connection):
@@ -22,7 +22,7 @@ class Database(sqlite3.Connection):
         Raises:
             NoSpaceError: the disk is full.
         """
-        with room_for(self.path):
+        with reserve_space(self.path):
             return super().execute(*args)
 
     def executemany(self, *args: Any) -> sqlite3.Cursor:
@@ -31,7 +31,7 @@ class Database(sqlite3.Connection):
         Raises:
             NoSpaceError: the disk is full.
         """
-        with room_for(self.path):
+        with reserve_space(self.path):
             return super().executemany(*args)
 
 
@@ -46,7 +46,7 @@ def open_database(path: Path, schema: str, *, any_thread: bool = False) -> sqlit
     Raises:
         NoSpaceError: the disk is full.
     """
-    with room_for(path):
+    with reserve_space(path):
         database = sqlite3.connect(path, isolation_level=None, check_same_thread=not any_thread, factory=Database)
         database.path = path
         database.execute("PRAGMA journal_mode=WAL")

@@ -30,7 +30,7 @@ def is_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def room_for(path: Path) -> Iterator[None]:
+def reserve_space(path: Path) -> Iterator[None]:
     """What is raised in the block for lack of room names this file.
 
     Raises:

@@ -32,7 +32,7 @@ FAILPOINTS: dict[str, str] = {
 _reached: dict[str, int] = {}
 
 
-def reach(name: str) -> None:
+def failpoint(name: str) -> None:
     """Die here if this place is armed and reached for the given time."""
     armed = os.environ.get(VARIABLE)
     if armed is None:

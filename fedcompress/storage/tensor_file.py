@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedcompress.chunks import ROUND_PART, Piece, cut, values_of
+from fedcompress.chunks import ROUND_CHUNK_ENTRIES, TensorSlice, read_slices, split_layout
 from fedcompress.errors import AccessError, StateError
 from fedcompress.storage.file_access import is_passing
 from fedcompress.types import Array, Layout, Tensors
@@ -17,7 +17,7 @@ MAGIC = b"FCS1"
 _ZEROS = 1 << 20
 
 
-class Stored(Mapping[str, Array]):
+class TensorFile(Mapping[str, Array]):
     """Tensors of a file, of which each access reads no more than it returns.
 
     Args:
@@ -47,7 +47,7 @@ class Stored(Mapping[str, Array]):
             raise StateError(f"state: {path}: {size} bytes: the layout needs {4 * at}")
 
     def __getitem__(self, name: str) -> Array:
-        return self.read(Piece(spec=self.layout.by_name[name]))
+        return self.read(TensorSlice(spec=self.layout.by_name[name]))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._starts)
@@ -55,11 +55,11 @@ class Stored(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._starts)
 
-    def offset_of(self, piece: Piece) -> int:
+    def offset_of(self, piece: TensorSlice) -> int:
         """Where a piece begins in the file, bytes."""
         return self._offset + 4 * (self._starts[piece.spec.name] + piece.at)
 
-    def read(self, piece: Piece) -> Array:
+    def read(self, piece: TensorSlice) -> Array:
         """Values of a piece; raises as ``flat``."""
         return self.flat(piece.spec.name, piece.at, piece.at + piece.spec.numel).reshape(piece.spec.shape)
 
@@ -81,7 +81,7 @@ class Stored(Mapping[str, Array]):
         return found.astype(np.float32, copy=False)
 
 
-class Zeros(Mapping[str, Array]):
+class ZeroTensors(Mapping[str, Array]):
     """A layout's zeros, of which each access makes no more than it returns."""
 
     def __init__(self, layout: Layout) -> None:
@@ -96,12 +96,12 @@ class Zeros(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self.layout.tensors)
 
-    def read(self, piece: Piece) -> Array:
+    def read(self, piece: TensorSlice) -> Array:
         """Values of a piece."""
         return np.zeros(piece.spec.shape, np.float32)
 
 
-def opened(path: Path, layout: Layout) -> Stored | Zeros:
+def open_tensor_file(path: Path, layout: Layout) -> TensorFile | ZeroTensors:
     """Tensors of a file that begins with ``MAGIC``; if that is all it has, they are zeros.
 
     Raises:
@@ -116,10 +116,10 @@ def opened(path: Path, layout: Layout) -> Stored | Zeros:
         raise StateError(f"state: {path}: cannot be read: {error.strerror}") from error
     if not start.startswith(MAGIC):
         raise StateError(f"state: {path}: is not a stream")
-    return Zeros(layout) if start == MAGIC else Stored(path, layout, len(MAGIC))
+    return ZeroTensors(layout) if start == MAGIC else TensorFile(path, layout, len(MAGIC))
 
 
-class Digest:
+class StateHasher:
     """``state_digest``, of values that come part by part."""
 
     def __init__(self, layout: Layout) -> None:
@@ -135,42 +135,42 @@ class Digest:
         return self._sha.digest()
 
 
-def parts_of(layout: Layout, tensors: Mapping[str, Array]) -> Iterator[tuple[list[Piece], Tensors]]:
+def iterate_chunks(layout: Layout, tensors: Mapping[str, Array]) -> Iterator[tuple[list[TensorSlice], Tensors]]:
     """Values part by part."""
-    for pieces in cut(layout, ROUND_PART):
-        yield pieces, values_of(tensors, pieces)
+    for pieces in split_layout(layout, ROUND_CHUNK_ENTRIES):
+        yield pieces, read_slices(tensors, pieces)
 
 
-def digest_of(layout: Layout, tensors: Mapping[str, Array]) -> bytes:
+def streamed_state_digest(layout: Layout, tensors: Mapping[str, Array]) -> bytes:
     """As ``state_digest``, without a whole tensor in memory."""
-    digest = Digest(layout)
-    for _, values in parts_of(layout, tensors):
+    digest = StateHasher(layout)
+    for _, values in iterate_chunks(layout, tensors):
         digest.update(values)
     return digest.digest()
 
 
-def raw_of(value: Array) -> memoryview:
+def as_bytes(value: Array) -> memoryview:
     """Bytes of a tensor."""
     return np.ascontiguousarray(value, "<f4").reshape(-1).data.cast("B")
 
 
-def raw(values: Mapping[str, Array]) -> Iterator[memoryview]:
+def iterate_bytes(values: Mapping[str, Array]) -> Iterator[memoryview]:
     """Bytes of values, in order."""
-    return map(raw_of, values.values())
+    return map(as_bytes, values.values())
 
 
-def store(path: Path, parts: Iterable[Tensors]) -> None:
-    """Write a file that ``Stored`` reads; it has its name only once it is whole."""
+def write_tensor_file(path: Path, parts: Iterable[Tensors]) -> None:
+    """Write a file that ``TensorFile`` reads; it has its name only once it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     with part.open("wb") as file:
         for values in parts:
-            file.writelines(raw(values))
+            file.writelines(iterate_bytes(values))
     part.replace(path)
 
 
-def chunks(parts: Iterable[Tensors]) -> Iterator[bytes | memoryview]:
-    """Bytes of a file that ``opened`` reads; of nothing but zeros only the beginning, once they have begun."""
+def serialize_chunks(parts: Iterable[Tensors]) -> Iterator[bytes | memoryview]:
+    """Bytes of a file that ``open_tensor_file`` reads; of nothing but zeros only the beginning."""
     yield MAGIC
     zeros = 0  # bytes that wait; below 0: some value was not zero
     for values in parts:
@@ -181,4 +181,4 @@ def chunks(parts: Iterable[Tensors]) -> Iterator[bytes | memoryview]:
             for at in range(0, max(zeros, 0), _ZEROS):
                 yield bytes(min(_ZEROS, zeros - at))
             zeros = -1
-            yield raw_of(value)
+            yield as_bytes(value)

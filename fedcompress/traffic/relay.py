@@ -85,7 +85,7 @@ class Counter:
         return Wire(self._life, self._up, self._down)
 
 
-class Relay(socketserver.ThreadingTCPServer):
+class MeteringRelay(socketserver.ThreadingTCPServer):
     """Forwards connections to one address, and counts. Use it as a context manager.
 
     Args:
@@ -125,7 +125,7 @@ class Relay(socketserver.ThreadingTCPServer):
 
 
 class _Connection(socketserver.BaseRequestHandler):
-    server: Relay
+    server: MeteringRelay
 
     def handle(self) -> None:
         near: socket.socket = self.request

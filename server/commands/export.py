@@ -15,13 +15,13 @@ from fedcompress.adapters import load_template
 from fedcompress.adapters.constants import CONSTANTS, MANIFEST, load_constants
 from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.full.export import export_run
-from fedcompress.adapters.full.modes import is_weights
+from fedcompress.adapters.full.modes import trains_base_weights
 from fedcompress.adapters.template import Template
 from fedcompress.errors import ConfigError, MismatchError, MissingPackageError
 from fedcompress.types import Tensors, state_digest
-from server.ledger.reader import History
-from server.ledger.state_replay import state_of
-from server.runs import kept_settings, run_named, run_settings, state_folder, template_copy
+from server.ledger.reader import LedgerReader
+from server.ledger.state_replay import replay_version
+from server.runs import load_saved_settings, resolve_run_name, run_settings, state_folder, template_copy_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,15 +58,15 @@ def run(options: Options) -> int:
         StateError: the ledger is damaged.
     """
     folder = state_folder(options.state)
-    name = run_named(folder, options.run_name)
+    name = resolve_run_name(folder, options.run_name)
     template, source = _template(options, folder, name)
-    with History(folder) as history:
-        version, state = state_of(history, name, None if options.version < 0 else options.version)
+    with LedgerReader(folder) as history:
+        version, state = replay_version(history, name, None if options.version < 0 else options.version)
         layout, adapter_config, fingerprint = history.run_row(name)
     same_config = json.dumps(dict(template.adapter.config), sort_keys=True) == adapter_config
     if template.adapter.layout.to_json() != layout or not same_config:
         raise MismatchError("template", f"--template: {source}: run {name} was begun with another initial adapter")
-    if options.merged and is_weights(template.adapter.config):
+    if options.merged and trains_base_weights(template.adapter.config):
         raise ConfigError("--merged", name, "must be a run of an adapter: this one trains weights: export it without")
     constants = load_constants((source / CONSTANTS).read_bytes()) if template.constants else {}
     out = Path(options.out)
@@ -88,10 +88,10 @@ def run(options: Options) -> int:
 
 def _template(options: Options, folder: Path, run: str) -> tuple[Template, Path]:
     """The run's initial adapter: the one given, the copy that is kept, or the one that the run was started with."""
-    places = [template_copy(folder, run)]
+    places = [template_copy_path(folder, run)]
     if options.template:
         places = [Path(options.template)]
-    elif given := run_settings(kept_settings(folder), run).get("initial-adapter"):
+    elif given := run_settings(load_saved_settings(folder), run).get("initial-adapter"):
         places.append(Path(given))
     found = next((place for place in places if (place / MANIFEST).is_file()), None)
     if found is None:

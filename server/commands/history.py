@@ -11,8 +11,8 @@ from typing import Any
 from fedcompress.errors import ConfigError
 from fedcompress.formatting import ago, escaped
 from fedcompress.traffic.accounting import BASELINES
-from server.ledger.reader import History
-from server.runs import run_named, state_folder
+from server.ledger.reader import LedgerReader
+from server.runs import resolve_run_name, state_folder
 
 WIDTH = 200  # columns of a table that is not for a terminal
 SIZES = ("bytes up", "bytes down", "protocol up", "protocol down", "transport up", "transport down")
@@ -44,8 +44,8 @@ def run(options: Options) -> int:
         ConfigError: there is no such state directory or run.
     """
     folder = state_folder(options.state)
-    name = run_named(folder, options.run_name)
-    with History(folder) as history:
+    name = resolve_run_name(folder, options.run_name)
+    with LedgerReader(folder) as history:
         if options.sites:
             kind, found = "sites", [asdict(row) for row in history.sites(name)]
         elif options.site_rounds:

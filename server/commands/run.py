@@ -26,9 +26,9 @@ from server.commands.processes import write_flower_home
 from server.commands.supervisor import Outcome, Supervisor, result_of
 from server.commands.view import LiveView, PlainView
 from server.commands.watch import TOKEN
-from server.ledger.reader import History, read_events
+from server.ledger.reader import LedgerReader, read_events
 from server.ledger.recovery import LEDGER, recover_file
-from server.runs import keep_settings, template_copy
+from server.runs import save_settings, template_copy_path
 from server.settings import CoordinatorConfig, Settings, host_and_port, load_settings
 from server.state_dir import COORDINATOR_LOCK, LOGS, PROCESSES, RUN_LOCK, WATCH_TOKEN, clear_stop
 
@@ -66,7 +66,7 @@ def run(options: Options) -> int:
         template = _keep_template(settings)
         left += [f"ended what was left over: {what}" for what in end_noted(state / PROCESSES)]
         _check_listen(settings.coordinator)
-        keep_settings(state, settings.facts(file.resolve()))
+        save_settings(state, settings.facts(file.resolve()))
         clear_stop(state)
         flat = {**settings.flat, "initial-adapter": str(template)}
         return _supervise(settings, flat, left, options)
@@ -83,7 +83,7 @@ def _done(settings: Settings) -> int | None:
     state, name = settings.coordinator.state_path, settings.run.run
     if not (state / LEDGER).is_file():
         return None
-    with History(state) as history:
+    with LedgerReader(state) as history:
         return history.rounds_done(name) if history.versions(name) else None
 
 
@@ -117,7 +117,7 @@ def _keep_template(settings: Settings) -> Path:
         ConfigError: there is none, or it is not the one that the run was begun with.
     """
     given = Path(settings.run.initial_adapter)
-    kept = template_copy(settings.coordinator.state_path, settings.run.run)
+    kept = template_copy_path(settings.coordinator.state_path, settings.run.run)
     begun = _done(settings) is not None
     if begun and kept.is_dir():
         if given.is_dir() and given != kept and not _equal(given, kept):

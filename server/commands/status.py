@@ -13,9 +13,16 @@ from typing import Any
 from fedcompress.config.run_config import RunConfig
 from fedcompress.errors import ConfigError
 from fedcompress.formatting import ago, duration, escaped, size
-from server.ledger.reader import History, read_events, since_start
+from server.ledger.reader import LedgerReader, read_events, since_start
 from server.ledger.recovery import LEDGER
-from server.runs import kept_settings, run_named, run_settings, state_folder, state_of, workers
+from server.runs import (
+    describe_run_state,
+    find_run_processes,
+    load_saved_settings,
+    resolve_run_name,
+    run_settings,
+    state_folder,
+)
 from server.state_dir import stop_requested
 
 ENDED = ("finished", "stopped", "failed")
@@ -43,7 +50,7 @@ def run(options: Options, sleep: Callable[[float], None] = time.sleep) -> int:
         ConfigError: there is no such state directory or run.
     """
     folder = state_folder(options.state)
-    name = run_named(folder, options.run_name)
+    name = resolve_run_name(folder, options.run_name)
     if options.watch and sys.stdout.isatty() and not options.as_json:
         return _watch(folder, name, options.interval)
     while True:
@@ -71,13 +78,13 @@ def facts(folder: Path, name: str) -> dict[str, Any]:
     ``state`` is ``starting``, ``waiting`` (for sites), ``running``, ``finished``, ``stopped``, ``failed``, or
     ``interrupted``: it has not ended, and nobody works on it.
     """
-    working = workers(folder, name)
+    working = find_run_processes(folder, name)
     events = read_events(folder, name)
     last = since_start(events)
-    settings = run_settings(kept_settings(folder), name)
+    settings = run_settings(load_saved_settings(folder), name)
     found = _from_ledger(folder, name)
     rounds = settings.get("rounds") or next((e["rounds"] for e in last if e["event"] == "start"), RunConfig.rounds)
-    state = state_of(last, working)
+    state = describe_run_state(last, working)
     if state not in ("waiting", "running"):
         found |= {"round": 0, "awaited": []}
     return {
@@ -108,7 +115,7 @@ def _from_ledger(folder: Path, name: str) -> dict[str, Any]:
     }
     if not (folder / LEDGER).is_file():
         return {**empty, "quality": None}
-    with History(folder) as history:
+    with LedgerReader(folder) as history:
         versions, quality = history.versions(name), history.quality(name)
         awaited = history.awaited(name)
         return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fedcompress.errors import ConfigError
 from fedcompress.runtime.supervision import end_process
 from server.commands.status import facts
-from server.runs import run_named, state_folder
+from server.runs import resolve_run_name, state_folder
 from server.state_dir import clear_stop, request_stop
 
 
@@ -35,7 +35,7 @@ def run(options: Options) -> int:
         ConfigError: there is no such state directory.
     """
     folder = state_folder(options.state)
-    name = run_named(folder, "")
+    name = resolve_run_name(folder, "")
     found = facts(folder, name)
     pid = found["supervisor_pid"] or found["coordinator_pid"]
     done = {"run": name, "state": found["state"], "pid": pid, "now": False, "killed": False}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedcompress.errors import ConfigError
-from server.runs import run_named, state_folder
+from server.runs import resolve_run_name, state_folder
 from server.watch.view import snapshot
 
 TOKEN = "FEDCOMPRESS_WATCH_TOKEN"  # where other users of the machine cannot read it, unlike a command line
@@ -47,7 +47,7 @@ def run(options: Options) -> int:
         ConfigError: there is no such state directory or run, or an option is wrong.
     """
     folder = state_folder(options.state)
-    name = run_named(folder, options.run_name)
+    name = resolve_run_name(folder, options.run_name)
     if options.web:
         return _web(folder, options)
     if options.tensorboard:

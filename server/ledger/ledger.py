@@ -15,29 +15,33 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.errors import MismatchError, StateError
-from fedcompress.merging.server_optim import OuterState
+from fedcompress.merging.server_optim import ServerOptimizerState
 from fedcompress.storage.blobs import BlobStore
 from fedcompress.storage.database import open_database, transaction
-from fedcompress.storage.failpoints import reach
-from fedcompress.storage.tensor_file import Stored, digest_of, raw
+from fedcompress.storage.failpoints import failpoint
+from fedcompress.storage.tensor_file import TensorFile, iterate_bytes, streamed_state_digest
 from fedcompress.types import Array, Layout, Tensors, to_bytes
 from server.ledger.link_traffic import record_report, report_of
 from server.ledger.recovery import LEDGER, copy_ledger, note_restored, recover_file
 from server.ledger.schema import SCHEMA, upgrade
-from server.ledger.state_replay import replay
+from server.ledger.state_replay import replay_envelopes
 
-OWN = ("deadline", "stale", "norm")  # reasons of refusals whose site the coordinator knows; others' sites are claims
+OWN_CODES = (
+    "deadline",
+    "stale",
+    "norm",
+)  # reasons of refusals whose site the coordinator knows; others' sites are claims
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedState:
     """The last committed version: state, digest, what the downlink code left out, what the optimizer remembers."""
 
     version: int
     digest: bytes
     state: Mapping[str, Array]
     residual: Mapping[str, Array]
-    outer: OuterState | None = None
+    outer: ServerOptimizerState | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class Ledger:
         envelope: bytes,
         state: Mapping[str, Array],
         residual: Mapping[str, Array],
-        outer: OuterState | None = None,
+        outer: ServerOptimizerState | None = None,
     ) -> None:
         """Add a version; only the newest few keep their whole state. Call it in a transaction.
 
@@ -155,11 +159,11 @@ class Ledger:
 
     def _kept(self, tensors: Mapping[str, Array]) -> str:
         """Name of the blob that they are; written if they are none yet."""
-        if isinstance(tensors, Stored) and tensors.path.parent == self.blobs.folder:
+        if isinstance(tensors, TensorFile) and tensors.path.parent == self.blobs.folder:
             return tensors.path.name
-        return self.blobs.put_all(raw(tensors))
+        return self.blobs.put_all(iterate_bytes(tensors))
 
-    def published(self, layout: Layout) -> Published | None:
+    def published(self, layout: Layout) -> PublishedState | None:
         """The last committed version that can be read, or None; says in ``notes`` if it is not the last.
 
         A state that is damaged is rebuilt from the envelopes that lead to it. Where what the downlink left out, or
@@ -189,26 +193,26 @@ class Ledger:
 
     def _read(
         self, layout: Layout, version: int, digest: str, state: str, residual: str, outer: str | None
-    ) -> Published:
-        rest = Stored(self.blobs.path(residual), layout)
-        memory = OuterState.from_bytes(self.blobs.get(outer), layout) if outer else None
+    ) -> PublishedState:
+        rest = TensorFile(self.blobs.path(residual), layout)
+        memory = ServerOptimizerState.from_bytes(self.blobs.get(outer), layout) if outer else None
         try:
-            values = Stored(self.blobs.path(state), layout)
+            values = TensorFile(self.blobs.path(state), layout)
         except StateError as error:
             self.blobs.replace(state, to_bytes(self.state_at(version, layout)))
-            values = Stored(self.blobs.path(state), layout)
+            values = TensorFile(self.blobs.path(state), layout)
             self.notes.append(f"version {version}: {error}: its state was rebuilt from the envelopes that lead to it")
-        if digest_of(layout, values).hex() != digest:
+        if streamed_state_digest(layout, values).hex() != digest:
             raise StateError(f"version {version}: its state does not have the digest {digest[:16]}")
-        return Published(version, bytes.fromhex(digest), values, rest, memory)
+        return PublishedState(version, bytes.fromhex(digest), values, rest, memory)
 
-    def check(self, published: Published) -> None:
+    def check(self, published: PublishedState) -> None:
         """What the downlink left out is read from its file in each round; the state's digest is compared anyway.
 
         Raises:
             StateError: the file was changed since it was written.
         """
-        if isinstance(published.residual, Stored):
+        if isinstance(published.residual, TensorFile):
             self.blobs.path(published.residual.path.name)
 
     def state_at(self, version: int, layout: Layout) -> Tensors:
@@ -222,7 +226,7 @@ class Ledger:
         ).fetchall()
         if len(rows) != version + 1:
             raise StateError(f"version: {version}: run {self.run} has versions 0 to {len(rows) - 1}")
-        return replay(self.blobs, layout, [name for (name,) in rows])
+        return replay_envelopes(self.blobs, layout, [name for (name,) in rows])
 
     def _undo(self, version: int) -> None:
         """Drop all that came after a version."""
@@ -262,7 +266,7 @@ class Ledger:
             values = (self.run, round_, row.site, row.digest, row.trained_version, row.norm)
             self._db.execute("INSERT INTO merged VALUES (?, ?, ?, ?, ?, ?)", values)
             self._db.execute("UPDATE site SET merged=? WHERE run=? AND site=?", (row.digest, self.run, row.site))
-        reach("server.before-commit")
+        failpoint("server.before-commit")
 
     def merged_since(self, round_: int) -> set[str]:
         """Sites of which this round or a later one merged an update."""
@@ -358,7 +362,7 @@ class Ledger:
 
         At most three, the newest first.
         """
-        keys = [("node", str(node), ""), ("site", site, f" AND code IN ({', '.join(map(repr, OWN))})")][
+        keys = [("node", str(node), ""), ("site", site, f" AND code IN ({', '.join(map(repr, OWN_CODES))})")][
             : 1 + bool(site)
         ]
         tasks = "SELECT COALESCE(MAX(round), 0) FROM task WHERE run=? AND"

@@ -24,7 +24,7 @@ class Quality:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def pool(metrics: Iterable[Mapping[str, float]]) -> Quality | None:
+def pool_quality(metrics: Iterable[Mapping[str, float]]) -> Quality | None:
     """Pooled quality: sums of sites over the sum of their rows; None if nobody reported.
 
     A site that does not report all three numbers, or more that is right than there is, is left out.

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.types import Layout
-from server.ledger.quality import Quality, pool
+from server.ledger.quality import Quality, pool_quality
 from server.ledger.recovery import LEDGER
 from server.ledger.traffic import TENSORS, WAYS, Baselines, Crossed, SiteRound, Sums, baselines, crossed
 from server.state_dir import EVENTS
@@ -73,7 +73,7 @@ class Awaited:
     until: float
 
 
-class History:
+class LedgerReader:
     """Reading queries over the ledger of a state directory. Use it as a context manager.
 
     Raises:
@@ -223,7 +223,8 @@ class History:
         """Versions that were evaluated: sites measure, in a round, the version that it starts from."""
         made = dict(self._rows("SELECT round, version FROM round WHERE run=?", run))
         pooled = [
-            (made.get(r - 1, 0 if r == 1 else -1), pool(sites.values())) for r, sites in self.evaluated(run).items()
+            (made.get(r - 1, 0 if r == 1 else -1), pool_quality(sites.values()))
+            for r, sites in self.evaluated(run).items()
         ]
         return [(version, quality) for version, quality in pooled if quality is not None and version >= 0]
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedcompress.errors import AccessError, ConfigError, NoSpaceError, StateError
-from fedcompress.storage.disk_space import is_full, room_for
+from fedcompress.storage.disk_space import is_full, reserve_space
 from fedcompress.storage.file_access import is_passing
 from server.ledger.schema import SCHEMA, upgrade
 from server.state_dir import RESTORED
@@ -38,7 +38,7 @@ def restored_at(folder: Path) -> int:
 def note_restored(folder: Path) -> None:
     """Note that what is committed may be older than what sites were asked for."""
     part = folder / f"{RESTORED}.part"
-    with room_for(folder / RESTORED):
+    with reserve_space(folder / RESTORED):
         part.write_text(f"{max(int(time.time()), restored_at(folder) + 1)}\n")
         part.replace(folder / RESTORED)
 
@@ -158,7 +158,7 @@ def _part_of(target: Path) -> Iterator[Path]:
     part = target.with_name(f"{target.name}.part")
     part.unlink(missing_ok=True)
     try:
-        with room_for(target):
+        with reserve_space(target):
             yield part
             handle = os.open(part, os.O_RDONLY)
             try:

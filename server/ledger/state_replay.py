@@ -8,11 +8,11 @@ from fedcompress.errors import AccessError, ConfigError, MismatchError, StateErr
 from fedcompress.pipeline.states import decode_state
 from fedcompress.storage.blobs import BlobStore
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest
-from server.ledger.reader import History
+from server.ledger.reader import LedgerReader
 from server.state_dir import BLOBS
 
 
-def state_of(history: History, run: str, version: int | None = None) -> tuple[int, Tensors]:
+def replay_version(history: LedgerReader, run: str, version: int | None = None) -> tuple[int, Tensors]:
     """The state of a version (None: the newest), bit for bit as it was published.
 
     Raises:
@@ -49,10 +49,12 @@ def _replayed(blobs: BlobStore, layout: Layout, path: list[tuple[int, str, str, 
     names = [envelope for _, _, envelope, _ in path]
     first, _, _, kept = path[0]
     state = _stored(blobs, layout, kept) if first else None
-    return replay(blobs, layout, names[1:] if state is not None else names, state)
+    return replay_envelopes(blobs, layout, names[1:] if state is not None else names, state)
 
 
-def replay(blobs: BlobStore, layout: Layout, envelopes: Sequence[str], state: Tensors | None = None) -> Tensors:
+def replay_envelopes(
+    blobs: BlobStore, layout: Layout, envelopes: Sequence[str], state: Tensors | None = None
+) -> Tensors:
     """The state that a chain of envelopes, named by their blobs, leads to.
 
     Raises:

@@ -17,10 +17,10 @@ from fedcompress.pipeline.coding import codec_of, decode_parts
 from fedcompress.types import Layout, Tensors
 from fedcompress.wire import Envelope, Header, Kind, Limits, unpack
 from server.round import signatures
-from server.round.signatures import Trust
-from server.round.weighting import weights_of
+from server.round.signatures import SignaturePolicy
+from server.round.weighting import compute_site_weights
 
-LARGEST = 1 << 53  # of what sites count and measure: sums of it stay exact, and fit into the ledger
+MAX_CLAIM = 1 << 53  # of what sites count and measure: sums of it stay exact, and fit into the ledger
 Keep = Callable[[str, Iterable[Tensors]], Any]
 
 REASONS: dict[str, str] = {
@@ -54,7 +54,7 @@ class Expected:
     base_fingerprint: bytes  # empty: not known yet, any is taken
     codec: str
     weighting: Weighting = field(default_factory=Examples)
-    trust: Trust | None = None  # None: signatures are not looked at
+    trust: SignaturePolicy | None = None  # None: signatures are not looked at
 
 
 def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str]) -> None:
@@ -78,19 +78,19 @@ def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str])
         raise AdmissionError("no-site", f"site: '': {REASONS['no-site']}")
     if header.site in seen:
         raise AdmissionError("duplicate-site", f"site: {header.site}: {REASONS['duplicate-site']}")
-    if (kind is Kind.UPDATE and not header.examples) or header.examples > LARGEST:
+    if (kind is Kind.UPDATE and not header.examples) or header.examples > MAX_CLAIM:
         raise AdmissionError("examples", f"examples: {header.examples}: {REASONS['examples']}")
     for name, value in header.metrics.items():
-        if abs(value) > LARGEST:
+        if abs(value) > MAX_CLAIM:
             raise AdmissionError("metrics", f"metrics.{name}: {value}: {REASONS['metrics']}")
     if kind is Kind.UPDATE:
         try:
-            weights_of(expected.weighting, [header])
+            compute_site_weights(expected.weighting, [header])
         except ConfigError as error:
             raise AdmissionError("weight", f"weight: {header.site}: {REASONS['weight']}: {error}") from error
 
 
-def admit(
+def admit_reply(
     data: bytes,
     expected: Expected,
     kind: Kind,

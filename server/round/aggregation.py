@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fedcompress.chunks import Piece, rows_of, values_of
+from fedcompress.chunks import TensorSlice, read_slices, slice_rows
 from fedcompress.codecs import CodecSpec
 from fedcompress.config.run_config import RunConfig
 from fedcompress.errors import ConfigError, StateError
-from fedcompress.merging import Held, Merger, rule_named
-from fedcompress.merging.server_optim import OuterState
+from fedcompress.merging import InMemoryUpdates, Merger, parse_rule
+from fedcompress.merging.server_optim import ServerOptimizerState
 from fedcompress.pipeline.states import stream_delta
 from fedcompress.storage.blobs import BlobStore
-from fedcompress.storage.tensor_file import Stored, raw_of
+from fedcompress.storage.tensor_file import TensorFile, as_bytes
 from fedcompress.types import Array, Layout, Tensors
 from fedcompress.wire import Envelope, Header, Kind
-from server.ledger.ledger import Published
-from server.round.weighting import weights_of
+from server.ledger.ledger import PublishedState
+from server.round.weighting import compute_site_weights
 
 
 @dataclass(frozen=True)
-class Admitted:
+class AcceptedUpdate:
     """One update that passed admission, decoded; its tensors may be read from a file, its envelope has no sections.
 
     ``version`` is the one that it was trained from, ``norm`` the Euclidean one of its tensors.
@@ -38,15 +38,15 @@ class Admitted:
     norm: float = 0.0
 
 
-def next_version(
+def aggregate_round(
     config: RunConfig,
     layout: Layout,
-    published: Published,
-    admitted: Sequence[Admitted],
+    published: PublishedState,
+    admitted: Sequence[AcceptedUpdate],
     round_: int,
     *,
     blobs: BlobStore,
-) -> tuple[Published, bytes]:
+) -> tuple[PublishedState, bytes]:
     """Merge, step, and compress the step with the server's own error feedback.
 
     Updates are folded in the order of site names, so the result does not depend on the
@@ -64,29 +64,29 @@ def next_version(
     step, outer = _step(config, layout, published, admitted, round_)
     feedback = config.error_feedback
 
-    def target(pieces: list[Piece]) -> Tensors:
+    def target(pieces: list[TensorSlice]) -> Tensors:
         """Of a part, which the step then no longer holds."""
-        change = {p.spec.name: step[p.spec.name][rows_of(p)] if p.total else step.pop(p.spec.name) for p in pieces}
-        return feedback.target(change, values_of(published.residual, pieces), round_)
+        change = {p.spec.name: step[p.spec.name][slice_rows(p)] if p.total else step.pop(p.spec.name) for p in pieces}
+        return feedback.target(change, read_slices(published.residual, pieces), round_)
 
     header = _header(config, layout, published, round_)
     codec = CodecSpec.parse(config.downlink_codec)
     with blobs.writer() as state, blobs.writer() as residual:
 
-        def keep(piece: Piece, wanted: Array, decoded: Array, reached: Array) -> None:
+        def keep(piece: TensorSlice, wanted: Array, decoded: Array, reached: Array) -> None:
             name = piece.spec.name
-            state.write(raw_of(reached))
-            residual.write(raw_of(feedback.residual({name: wanted}, {name: decoded})[name]))
+            state.write(as_bytes(reached))
+            residual.write(as_bytes(feedback.residual({name: wanted}, {name: decoded})[name]))
 
         full, envelope = stream_delta(target, published.state, layout, codec, header, keep)
     if full.base_digest != published.digest:
         found = full.base_digest.hex()[:16]
         raise StateError(f"version {published.version}: its state is {found}: must be {published.digest.hex()[:16]}")
-    reached, left = (Stored(blobs.folder / file.name, layout) for file in (state, residual))
-    return Published(published.version + 1, full.result_digest, reached, left, outer), envelope
+    reached, left = (TensorFile(blobs.folder / file.name, layout) for file in (state, residual))
+    return PublishedState(published.version + 1, full.result_digest, reached, left, outer), envelope
 
 
-def _header(config: RunConfig, layout: Layout, published: Published, round_: int) -> Header:
+def _header(config: RunConfig, layout: Layout, published: PublishedState, round_: int) -> Header:
     return Header(
         kind=Kind.DELTA,
         run=config.run,
@@ -100,19 +100,19 @@ def _header(config: RunConfig, layout: Layout, published: Published, round_: int
 
 
 def _step(
-    config: RunConfig, layout: Layout, published: Published, admitted: Sequence[Admitted], round_: int
-) -> tuple[Tensors, OuterState]:
+    config: RunConfig, layout: Layout, published: PublishedState, admitted: Sequence[AcceptedUpdate], round_: int
+) -> tuple[Tensors, ServerOptimizerState]:
     """What the server optimizer makes of what is merged, and what it remembers."""
     ordered = sorted(admitted, key=lambda a: a.site)
-    merger = Merger(rule=rule_named(config.rule), layout=layout, space=config.space)
-    updates = Held(layout, [a.tensors for a in ordered])
+    merger = Merger(rule=parse_rule(config.rule), layout=layout, space=config.space)
+    updates = InMemoryUpdates(layout, [a.tensors for a in ordered])
     ages = [published.version - a.version for a in ordered]
-    weights = weights_of(config.weigh_by, [a.envelope.header for a in ordered], ages)
+    weights = compute_site_weights(config.weigh_by, [a.envelope.header for a in ordered], ages)
     merged = merger.merge(published.state, weights, updates, round_=round_)
-    return config.outer.update(merged, outer_state(config, layout, published))
+    return config.outer.update(merged, load_optimizer_state(config, layout, published))
 
 
-def outer_state(config: RunConfig, layout: Layout, published: Published) -> OuterState:
+def load_optimizer_state(config: RunConfig, layout: Layout, published: PublishedState) -> ServerOptimizerState:
     """What the server optimizer remembers; new if nothing is remembered.
 
     Raises:

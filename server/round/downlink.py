@@ -9,12 +9,12 @@ from fedcompress.identity import PrivateKey
 from fedcompress.pipeline.states import encode_snapshot
 from fedcompress.types import Layout, state_digest
 from fedcompress.wire import sign_envelope
-from server.ledger.ledger import Ledger, Published
+from server.ledger.ledger import Ledger, PublishedState
 
-CACHED = 2  # bundles, each at most as large as the adapter
+MAX_CACHED = 2  # bundles, each at most as large as the adapter
 
 
-class Downlinks:
+class DownlinkBuilder:
     """Bundles for one published version; those that were sent last are shared by the sites.
 
     Envelopes are signed here and not where they are kept: whoever changes the coordinator's key
@@ -25,7 +25,7 @@ class Downlinks:
         self,
         ledger: Ledger,
         layout: Layout,
-        published: Published,
+        published: PublishedState,
         key: PrivateKey | None = None,
         say: Callable[[str], None] = lambda message: None,
     ) -> None:
@@ -36,7 +36,7 @@ class Downlinks:
         self._published = published
         self._cache: dict[int | None, bytes] = {}
 
-    def bundle(self, acked: int | None) -> bytes:
+    def build(self, acked: int | None) -> bytes:
         """The shorter of the compressed deltas since ``acked`` and an exact snapshot.
 
         A site that already holds the newest version gets the last delta again: it is small,
@@ -51,7 +51,7 @@ class Downlinks:
             start = newest
         if start not in self._cache:
             bundle = self._whole() if start == newest else self._chain(start)
-            while len(self._cache) >= CACHED:  # sites that come back from far apart must not take a bundle each
+            while len(self._cache) >= MAX_CACHED:  # sites that come back from far apart must not take a bundle each
                 del self._cache[next(iter(self._cache))]
             self._cache[start] = bundle
         return self._cache[start]

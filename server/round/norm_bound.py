@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median_low
 
-HISTORY = 3  # rounds whose norms count with those of this one
+NORM_HISTORY = 3  # rounds whose norms count with those of this one
 
 
-def bound_of(factor: float, norms: Sequence[float], before: Sequence[float]) -> float:
+def compute_norm_bound(factor: float, norms: Sequence[float], before: Sequence[float]) -> float:
     """The longest update that is admitted; infinite with a factor of 0, or where nothing is known.
 
     ``factor`` times the lower median of the norms of this round and of the last ones: of two sites the longer

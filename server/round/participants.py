@@ -8,10 +8,10 @@ from typing import Any
 
 from fedcompress.config.run_config import RunConfig
 from server.ledger.ledger import SiteRow
-from server.round.sampling import choose, weights_for
+from server.round.sampling import choose_nodes, sampling_weights
 
 
-class Roster:
+class Participants:
     """Refusals of nodes in a row, and who still works on what was given up; in memory, so that a coordinator that is
     started again gives everybody another chance.
     """
@@ -38,7 +38,7 @@ class Roster:
         missing = max(count - answered, 1) if count else len(free)
         ready = [n for n in free if self._until(n) <= round_ and not self.failures(n, round_)]
         if len(ready) >= max(config.quorum - answered, 1):
-            return choose(ready, missing, config.seed, round_, weights_for(config.sampling, sites))
+            return choose_nodes(ready, missing, config.seed, round_, sampling_weights(config.sampling, sites))
         others = sorted(set(free) - set(ready), key=lambda n: (self.failures(n, round_), self._until(n), n))
         return sorted((ready + others)[:missing])
 
@@ -46,9 +46,9 @@ class Roster:
         """The round from which it is asked again."""
         return max(self._held.get(node, 0), self._busy.get(node, 0))
 
-    def strike(self, node: int, round_: int) -> None:
+    def record_refusal(self, node: int, round_: int) -> None:
         """Refused, or failed, in one more round in a row; a node with too many is left out for 1, 2, 4, ... rounds."""
-        self.fail(node, round_)
+        self.record_failure(node, round_)
         if self._struck.get(node) == round_:
             return
         self._struck[node] = round_
@@ -58,7 +58,7 @@ class Roster:
             self._held[node] = round_ + 1 + 2 ** min(over, 16)
             self._emit({"event": "held", "node": str(node), "until_round": self._held[node]})
 
-    def fail(self, node: int, round_: int) -> None:
+    def record_failure(self, node: int, round_: int) -> None:
         """Once more in a round."""
         self._failed[node] = (round_, self.failures(node, round_) + 1)
 
@@ -67,27 +67,27 @@ class Roster:
         last, times = self._failed.get(node, (0, 0))
         return times if last == round_ else 0
 
-    def answers_twice(self, node: int, round_: int) -> None:
+    def record_other_node(self, node: int, round_: int) -> None:
         """Its site has answered behind another node: SuperNodes come back under other ids."""
         self._twice[node] = round_
 
-    def twice(self, round_: int) -> set[int]:
+    def answered_elsewhere(self, round_: int) -> set[int]:
         """Nodes of whose sites there is an answer in a round already."""
         return {node for node, last in self._twice.items() if last == round_}
 
-    def clear(self, node: int) -> None:
+    def record_admitted(self, node: int) -> None:
         """An update of it was admitted."""
         self._strikes.pop(node, None)
         self._held.pop(node, None)
 
-    def miss(self, node: int, round_: int) -> None:
+    def record_no_reply(self, node: int, round_: int) -> None:
         """It was not waited for. A SuperNode does one task after another, so that a new one would wait for the old:
         it is asked again when it has answered, or is left out for 1, 2, 4, ... rounds after this one.
         """
         self._owed[node] = self._owed.get(node, 0) + 1
         self._busy[node] = round_ + 1 + 2 ** min(self._owed[node] - 1, 16)
 
-    def answered(self, node: int, *, late: bool = False) -> None:
+    def record_reply(self, node: int, *, late: bool = False) -> None:
         """It has, and with that whatever it owed from before; or ``late``, one of what it owes."""
         self._owed[node] = self._owed.get(node, 0) - 1 if late else 0
         if self._owed[node] <= 0:

@@ -9,7 +9,7 @@ import numpy as np
 from server.ledger.ledger import SiteRow
 
 
-def choose(
+def choose_nodes(
     nodes: Sequence[int], count: int, seed: int, round_: int, weights: Mapping[int, float] | None = None
 ) -> list[int]:
     """``count`` nodes without replacement (0 or too many: all), in ascending order.
@@ -37,7 +37,7 @@ def choose(
     return sorted(ordered[i] for i in generator.choice(len(ordered), size=count, replace=False, p=shares))
 
 
-def weights_for(policy: str, sites: Sequence[SiteRow]) -> dict[int, float] | None:
+def sampling_weights(policy: str, sites: Sequence[SiteRow]) -> dict[int, float] | None:
     """Weights of nodes: by training examples, or by bytes a second of the last exchange; None for uniform."""
     match policy:
         case "data":

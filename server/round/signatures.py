@@ -25,7 +25,7 @@ def _refusal(code: str, site: str) -> AdmissionError:
 
 
 @dataclass(frozen=True)
-class Trust:
+class SignaturePolicy:
     """Which signatures count.
 
     Args:
@@ -79,7 +79,7 @@ class Trust:
                     raise _refusal("signature", site)
 
 
-def own_key(folder: Path, *, required: bool) -> PrivateKey | None:
+def load_coordinator_key(folder: Path, *, required: bool) -> PrivateKey | None:
     """The key that the coordinator signs with.
 
     Raises:
@@ -92,6 +92,6 @@ def own_key(folder: Path, *, required: bool) -> PrivateKey | None:
     return key
 
 
-def signature_of(key: PrivateKey | None, task: TrainTask, payload: bytes) -> str:
+def sign_task_message(key: PrivateKey | None, task: TrainTask, payload: bytes) -> str:
     """The coordinator's signature of a task and its downlink, hex; empty if it has no key."""
     return sign_task(key, task.to_json(), payload) if key is not None else ""

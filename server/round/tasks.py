@@ -14,7 +14,7 @@ from server.ledger.recovery import restored_at
 
 
 @dataclass
-class Asked:
+class PendingReply:
     """A node that is awaited.
 
     Attributes:
@@ -46,7 +46,7 @@ class Asked:
         return (self.sent + received) / seconds if seconds > 0 else 0.0
 
 
-def task_of(
+def build_task(
     config: RunConfig,
     template: Template,
     round_: int,

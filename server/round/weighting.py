@@ -11,7 +11,9 @@ from fedcompress.wire import Header
 LOSS = "train_loss"  # metric of an update
 
 
-def weights_of(policy: Weighting, headers: Sequence[Header], ages: Sequence[int] | None = None) -> list[float]:
+def compute_site_weights(
+    policy: Weighting, headers: Sequence[Header], ages: Sequence[int] | None = None
+) -> list[float]:
     """Weights of updates; ``ages`` are the versions published since those they were trained from, 0 if left out.
 
     Raises:

@@ -13,7 +13,7 @@ from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import FedCompressError
 from fedcompress.flower import carried_bytes, from_records, to_records
 from server.transport.base import Incoming
-from server.transport.pulling import Lost, Puller
+from server.transport.pulling import Puller, UnreadableReplies
 
 LOG = logging.getLogger("flwr")
 
@@ -56,7 +56,7 @@ class GridTransport:
             return unsent
         found: list[Incoming] = []
         for what in self._puller.receive(self._open.keys(), timeout, self._late.keys()):
-            found += self._unread(what) if isinstance(what, Lost) else [self._incoming(what)]
+            found += self._unread(what) if isinstance(what, UnreadableReplies) else [self._incoming(what)]
         return found
 
     def _closed(self, message_id: str) -> tuple[int, bool]:
@@ -79,7 +79,7 @@ class GridTransport:
         self._puller.largest = max(self._puller.largest, len(payload))
         return Incoming(node, status, payload, protocol=carried - len(payload), late=late)
 
-    def _unread(self, lost: Lost) -> list[Incoming]:
+    def _unread(self, lost: UnreadableReplies) -> list[Incoming]:
         """A reply that cannot be read takes with it what was pulled together with it: all are asked again, apart.
 
         Raises:

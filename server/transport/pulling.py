@@ -28,7 +28,7 @@ Pull = Callable[[list[str]], Iterable[Message]]
 
 
 @dataclass(frozen=True)
-class Lost:
+class UnreadableReplies:
     """A pull that has failed: Flower may not have the replies to these messages any more."""
 
     ids: tuple[str, ...]
@@ -65,7 +65,9 @@ class Puller:
     _number: int = 0
     _began: dict[bool, float] = field(default_factory=dict)  # the last pull of what is awaited, and of what is not
 
-    def receive(self, wanted: Set[str], timeout: float, aside: Set[str] = frozenset()) -> list[Message | Lost]:
+    def receive(
+        self, wanted: Set[str], timeout: float, aside: Set[str] = frozenset()
+    ) -> list[Message | UnreadableReplies]:
         """What one pull has brought or lost of what is wanted or aside, or nothing if none did in time.
 
         What is ``aside`` is looked for now and then, one by one, and holds nothing up that is wanted.
@@ -114,14 +116,14 @@ class Puller:
             found = error
         self._landed.put((number, found))
 
-    def _next(self, timeout: float) -> list[Message | Lost]:
+    def _next(self, timeout: float) -> list[Message | UnreadableReplies]:
         try:
             number, found = self._landed.get(timeout=timeout)
         except Empty:
             return []
         flight = self._flights.pop(number)
-        return [Lost(flight.ids, found)] if isinstance(found, Exception) else [*found]
+        return [UnreadableReplies(flight.ids, found)] if isinstance(found, Exception) else [*found]
 
 
-def _ids(what: Message | Lost) -> tuple[str, ...]:
-    return what.ids if isinstance(what, Lost) else (what.metadata.reply_to_message_id,)
+def _ids(what: Message | UnreadableReplies) -> tuple[str, ...]:
+    return what.ids if isinstance(what, UnreadableReplies) else (what.metadata.reply_to_message_id,)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.ledger.reader import History
+from server.ledger.reader import LedgerReader
 from server.ledger.recovery import LEDGER
 from server.ledger.schema import SCHEMA, upgrade
 from server.state_dir import SETTINGS
@@ -50,8 +50,8 @@ class Refusal:
     at: float
 
 
-class Reader(History):
-    """A ``History`` with a watcher's queries.
+class Reader(LedgerReader):
+    """A ``LedgerReader`` with a watcher's queries.
 
     A state directory whose ledger is yet to come reads as empty; one of an older version is read from a copy in memory.
 

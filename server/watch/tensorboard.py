@@ -11,8 +11,8 @@ from pathlib import Path
 
 from fedcompress.errors import ConfigError, MissingPackageError
 from fedcompress.types import NAME
-from server.ledger.quality import pool
-from server.runs import run_named
+from server.ledger.quality import pool_quality
+from server.runs import resolve_run_name
 from server.watch.reading import Reader
 from server.watch.terminal import ENDED
 from server.watch.view import snapshot
@@ -69,7 +69,7 @@ def scalars(state_dir: Path, run: str) -> Iterator[Scalar]:
     with Reader(state_dir) as reader:
         for round_, sites in reader.evaluated(run).items():
             for site, metrics in sites.items():
-                quality = pool([metrics])
+                quality = pool_quality([metrics])
                 if quality is None or round_ - 1 not in ended:
                     continue
                 for name, number in (("accuracy", quality.accuracy), ("loss", quality.loss)):
@@ -93,7 +93,7 @@ def write_events(
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise MissingPackageError("tensorboard: tensorboardX is absent: pip install 'fedcompress[watch]'") from error
-    name = run_named(state_dir, run)
+    name = resolve_run_name(state_dir, run)
     target = folder / tag_of(name)
     try:
         target.mkdir(parents=True, exist_ok=True)

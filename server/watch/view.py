@@ -11,10 +11,10 @@ from typing import Any
 
 from fedcompress.traffic.accounting import BASELINES, Traffic
 from fedcompress.types import Layout
-from server.ledger.quality import Quality, pool
+from server.ledger.quality import Quality, pool_quality
 from server.ledger.reader import Awaited, Evaluated, RoundRow, read_events, since_start
 from server.ledger.traffic import TENSORS
-from server.runs import kept_settings, run_named, run_settings, state_of, workers
+from server.runs import describe_run_state, find_run_processes, load_saved_settings, resolve_run_name, run_settings
 from server.watch.reading import Carried, Reader, Refusal
 
 LAST_REFUSALS = 50
@@ -145,7 +145,7 @@ def snapshot(state_dir: Path, run: str = "") -> Snapshot:
         ConfigError: there is no such state directory or run.
         StateError: its ledger cannot be read.
     """
-    name = run_named(state_dir, run)
+    name = resolve_run_name(state_dir, run)
     with Reader(state_dir) as reader, reader.one_look():
         evaluated, carried, counts = reader.evaluated(name), reader.carried(name), reader.refusals_by_code(name)
         qualities, history, layout = dict(reader.quality(name)), tuple(reader.rounds(name)), reader.layout(name)
@@ -178,9 +178,9 @@ def snapshot(state_dir: Path, run: str = "") -> Snapshot:
 def _progress(reader: Reader, folder: Path, name: str) -> dict[str, Any]:
     """State, round, who is awaited, and the error, from events, locks and tasks."""
     last = since_start(read_events(folder, name))
-    settings = run_settings(kept_settings(folder), name)
+    settings = run_settings(load_saved_settings(folder), name)
     rounds = settings.get("rounds") or next((e.get("rounds") for e in last if e["event"] == "start"), None)
-    state = state_of(last, workers(folder, name))
+    state = describe_run_state(last, find_run_processes(folder, name))
     current = reader.rounds_done(name) + 1
     tasks, awaited = reader.tasks_of(name, current), reader.awaited(name)
     if state == "running":
@@ -214,7 +214,7 @@ def _sites(reader: Reader, run: str, carried: Sequence[Carried], evaluated: Eval
     merged, refused = reader.last_merged(run), reader.refusals_by_site(run)
     measured: dict[str, Quality | None] = {}
     for sites in evaluated.values():
-        measured |= {site: pool([metrics]) for site, metrics in sites.items()}
+        measured |= {site: pool_quality([metrics]) for site, metrics in sites.items()}
     transport, out = reader.transport(run, "site"), []
     for row in reader.known_sites(run):
         own = [c for c in carried if c.site == row.site]

@@ -18,8 +18,8 @@ from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import NoSpaceError
 from fedcompress.identity.audit import AuditLog, verify
 from fedcompress.storage import failpoints
-from fedcompress.storage.disk_space import room_for
-from server.audit_events import Audited
+from fedcompress.storage.disk_space import reserve_space
+from server.audit_events import AuditedEvents
 from server.coordinator import Coordinator
 from server.events import EventLog
 from server.transport.base import Incoming
@@ -59,7 +59,7 @@ class Sites(MemoryTransport):
 
     def _answer(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> None:
         try:
-            with room_for(self._disk.folder):
+            with reserve_space(self._disk.folder):
                 super()._answer(node, task, payload, signature)
         except NoSpaceError as error:
             self.said.append(str(error))
@@ -81,8 +81,8 @@ def attempt(world: World, transport: Sites, rounds: int = 4) -> str:
     state = world.folder / "coordinator"
     ledger = None
     try:
-        with room_for(state):
-            emit = Audited(AuditLog(state), "run", EventLog(state, "run"))
+        with reserve_space(state):
+            emit = AuditedEvents(AuditLog(state), "run", EventLog(state, "run"))
             coordinator = Coordinator(
                 world.config(patience=3, quorum=3, rounds=rounds), transport, emit, transport.clock
             )

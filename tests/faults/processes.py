@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import MismatchError
-from fedcompress.storage.failpoints import reach
+from fedcompress.storage.failpoints import failpoint
 from server.coordinator import Coordinator
 from tests.faults.sockets import SocketTransport, frame, take_frame
 from tests.unit.clients.site_support import FakeSite
@@ -60,7 +60,7 @@ def _answer(connection: socket.socket, site: FakeSite, node: int) -> bool:
                 status = {"status": "failed", "site": site.name, "code": error.code, "message": str(error)}
             message = frame({"node": node, "status": status}, reply)
             connection.sendall(message[: len(message) // 2])
-            reach("site.reply")
+            failpoint("site.reply")
             connection.sendall(message[len(message) // 2 :])
     return False
 

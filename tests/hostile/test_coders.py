@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
-from fedcompress.codecs.base import Places
+from fedcompress.codecs.base import Support
 from fedcompress.codecs.entropy import positions as mask_module
 from fedcompress.codecs.entropy import signs as sign_module
 from fedcompress.codecs.entropy.byte_io import Writer
@@ -33,7 +33,7 @@ LAYOUT = Layout(
     )
 )
 TERNARY, WHOLE = CodecSpec.parse("topk(density=0.2)|ternary"), CodecSpec.parse("transform(lambda=0.001)")
-MASKS: dict[int, Callable[[list[Places]], bytes]] = {
+MASKS: dict[int, Callable[[list[Support]], bytes]] = {
     mask_module.PACKED: mask_module._write_packed,
     mask_module.GAPS: mask_module._write_gaps,
     mask_module.COLUMNS: mask_module._write_columns,
@@ -52,7 +52,7 @@ def sparse(mask: int, sign: int) -> bytes:
     for number in (0, 1):
         values[number] = np.outer(*(generator.standard_normal(n) for n in LAYOUT.tensors[number].shape))
     kept = [np.flatnonzero(np.abs(v.ravel()) > 0.7) for v in map(np.asarray, values)]
-    places = [Places(t.shape, p) for t, p in zip(LAYOUT.tensors, kept, strict=True)]
+    places = [Support(t.shape, p) for t, p in zip(LAYOUT.tensors, kept, strict=True)]
     negative = [np.asarray(v).ravel()[p] < 0 for v, p in zip(values, kept, strict=True)]
     writer = Writer()
     writer.raw(bytes([2, mask]) + MASKS[mask](places))

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from fedcompress.demo.run import DemoOptions, run_demo
-from server.ledger.reader import History
+from server.ledger.reader import LedgerReader
 from tests.deployment import words_of
 from tests.integration.test_federation import leftovers
 
@@ -29,7 +29,7 @@ def test_the_demo_is_encrypted_and_counted(tmp_path: Path) -> None:
     assert sum("--enable-supernode-auth" in line for line in found) == 1
     assert sum("--auth-supernode-private-key" in line for line in found) == 1
     assert result["payload_bytes"]["up"] > 0
-    with History(tmp_path / "out" / "work" / "coordinator") as history:
+    with LedgerReader(tmp_path / "out" / "work" / "coordinator") as history:
         carried = history.transport_bytes("demo")
     assert min(carried["up"] or 0, carried["down"] or 0) > 10_000
     assert leftovers(tmp_path) == []

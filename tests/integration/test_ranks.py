@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 from fedcompress.errors import NonFiniteError
-from fedcompress.optim import build
+from fedcompress.optim import build_optimizer
 from fedcompress.optim.engine.optimizer import LowMemoryOptimizer
 
 CALLS = ["galore(rank=1,update_gap=2)", "adamp", "frugal(update_gap=2)"]
@@ -67,7 +67,7 @@ def replicated(rank: int) -> list[dict[str, torch.Tensor]]:
     found = []
     for call in CALLS:
         model = Model()
-        train(model, build(model, call, lr=1e-2, weight_decay=0.1))
+        train(model, build_optimizer(model, call, lr=1e-2, weight_decay=0.1))
         found.append(weights_of(model))
     return found
 
@@ -77,7 +77,7 @@ def by_rows(rank: int) -> list[dict[str, torch.Tensor]]:
     for call in CALLS:
         model = Model()
         fully_shard(model)
-        train(model, build(model, call, lr=1e-2, weight_decay=0.1))
+        train(model, build_optimizer(model, call, lr=1e-2, weight_decay=0.1))
         found.append(weights_of(model))
     return found
 
@@ -88,7 +88,7 @@ def partly_by_rows(rank: int) -> list[dict[str, torch.Tensor]]:
     for call in CALLS:
         model = Model()
         fully_shard(model, ignored_params={model.layers[0].weight})
-        train(model, build(model, call, lr=1e-2, weight_decay=0.1))
+        train(model, build_optimizer(model, call, lr=1e-2, weight_decay=0.1))
         found.append(weights_of(model))
     return found
 
@@ -99,7 +99,7 @@ def on_one_rank(rank: int) -> list[dict[str, torch.Tensor]]:
     with torch.no_grad():
         model[0].weight.fill_(1.0)
     fully_shard(model)
-    optimizer = build(model, "signsgd", lr=0.5)
+    optimizer = build_optimizer(model, "signsgd", lr=0.5)
     for _ in range(2):
         model(torch.ones(4, 6)).sum().backward()
         optimizer.step()
@@ -110,7 +110,7 @@ def loaded(rank: int) -> list[bool]:
     """State of a parameter that had no gradient since is still there, of one that had is new, on both ranks."""
     model = Model()
     fully_shard(model)
-    optimizer = build(model, "adamw", lr=1e-2)
+    optimizer = build_optimizer(model, "adamw", lr=1e-2)
     train(model, optimizer)
     state = optimizer.whole_state_dict()
     optimizer.load_state_dict(state)
@@ -125,7 +125,7 @@ def not_finite(rank: int) -> list[bool]:
     found = []
     for bad in (0, 1):
         model = Model()
-        optimizer = build(model, CALLS[0], lr=1e-2)
+        optimizer = build_optimizer(model, CALLS[0], lr=1e-2)
         before = weights_of(model)
         model(torch.full((4, 6), float("nan") if rank == bad else 1.0), {0, 1}).backward()
         try:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from fedcompress.optim import build
+from fedcompress.optim import build_optimizer
 
 LLAMA = LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
 
@@ -31,7 +31,9 @@ def trainer(folder: Path, call: str, steps: int) -> Trainer:
         disable_tqdm=True,
         dataloader_pin_memory=False,
     )
-    return Trainer(model=model, args=arguments, train_dataset=rows(), optimizers=(build(model, call, lr=1e-2), None))
+    return Trainer(
+        model=model, args=arguments, train_dataset=rows(), optimizers=(build_optimizer(model, call, lr=1e-2), None)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -18,8 +18,8 @@ from clients.site import Data
 from clients.training.data.examples import load_examples, picks_for_steps
 from clients.training.job import Job
 from clients.training.tasks.language import CausalTask
-from clients.training.trainer import seed_of
-from fedcompress.adapters import adapter_named, load_adapter, load_template
+from clients.training.trainer import derive_seed
+from fedcompress.adapters import load_adapter, load_template, parse_adapter
 from fedcompress.adapters.base_model import BaseModel, load_tokenizer
 from fedcompress.adapters.template_builder import write_template
 from fedcompress.config.objective import CausalLM, objective_json
@@ -66,7 +66,7 @@ class Place:
         out = self.folder / f"template-{adapter.partition('(')[0]}"
         if not out.exists():
             base = BaseModel(path=self.folder / "model")
-            write_template(out, base, CausalLM(), adapter_named(adapter), seed=0)
+            write_template(out, base, CausalLM(), parse_adapter(adapter), seed=0)
         return out
 
     def run(
@@ -161,7 +161,7 @@ def test_one_site_and_codec_none_is_plain_peft_with_the_trainer(place: Place, al
     data = Data(train=str(place.folder / "train.jsonl"), heldout=str(place.folder / "heldout.jsonl"))
     causal = CausalTask(data, tokenizer, task.max_length)
     examples = load_examples(data, "train", causal)
-    order = picks_for_steps(len(examples), task.batch_size, STEPS, seed_of(task, "north", "order"))
+    order = picks_for_steps(len(examples), task.batch_size, STEPS, derive_seed(task, "north", "order"))
     ordered = [examples[i] for batch in order for i in batch]
 
     class InOrder(Trainer):

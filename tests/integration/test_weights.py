@@ -12,14 +12,14 @@ import pytest
 from clients import worker_client
 from clients.site import SiteConfig
 from clients.training.job import UPDATE
-from fedcompress.adapters import adapter_named, load_template
+from fedcompress.adapters import load_template, parse_adapter
 from fedcompress.adapters.base_model import BaseModel
 from fedcompress.adapters.full.template import write_weights_template
 from fedcompress.config.objective import CausalLM
 from fedcompress.config.run_config import parse_run_config
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError
-from fedcompress.storage.tensor_file import opened
+from fedcompress.storage.tensor_file import open_tensor_file
 from server.commands import export
 from server.coordinator import Coordinator
 from server.transport.base import Incoming
@@ -34,7 +34,7 @@ def template_of(folder: Path, adapter: str) -> Path:
     out = folder / f"template-{adapter.replace('(', '-').rstrip(')')}"
     if not out.exists():
         base = BaseModel(path=folder / "model")
-        write_weights_template(out, base, CausalLM(), adapter_named(adapter))
+        write_weights_template(out, base, CausalLM(), parse_adapter(adapter))
     return out
 
 
@@ -52,7 +52,7 @@ def trained(place: Place, adapter: str, engine: str, **more: Any) -> dict[str, A
     template = template_of(place.folder, adapter)
     found = place.run_all(engine, [{}], template=template, **more)[0]
     assert "error" not in found["metrics"], found
-    update = opened(place.folder / "out" / UPDATE, load_template(template).adapter.layout)
+    update = open_tensor_file(place.folder / "out" / UPDATE, load_template(template).adapter.layout)
     return {**found, "trained": dict(update)}
 
 
@@ -121,7 +121,7 @@ class Local:
             return []
         node, task, payload = self._open.pop(0)
         site = SiteConfig.load(self._files[node])
-        reply, replayed = worker_client.train(self._files[node], site, task, payload, print)
+        reply, replayed = worker_client.run_round(self._files[node], site, task, payload, print)
         return [Incoming(node, {"status": "ok", "site": site.name, "replayed": replayed}, reply)]
 
     def forget(self, nodes: Iterable[int]) -> None:

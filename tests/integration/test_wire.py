@@ -11,7 +11,7 @@ import pytest
 from fedcompress.identity.certs import CertOptions, make_certs
 from fedcompress.runtime.process_group import wait_until
 from fedcompress.traffic.relay import read_wire
-from server.ledger.reader import History
+from server.ledger.reader import LedgerReader
 from tests.deployment import SITES, Deployment, write_base
 from tests.faults.links import Link, ShapedProxy
 from tests.faults.record import record
@@ -75,7 +75,7 @@ def test_the_ledger_has_what_packets_carried(tmp_path: Path, base: Path, is_secu
         counts = {name: read_wire(it.folder / name) for name in SITES}
         headers = sum(capture.seen.headers for capture in it.captures.values())
     assert all(capture.seen.lost == 0 for capture in it.captures.values())
-    with History(it.state) as found:
+    with LedgerReader(it.state) as found:
         (run_name,) = found.runs()
         sites, rounds = found.sites(run_name), found.rounds(run_name)
         transport = found.transport_bytes(run_name)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from fedcompress.optim import OPTIMIZERS, optimizer_named
+from fedcompress.optim import OPTIMIZERS, parse_optimizer
 from fedcompress.optim.base import MATRIX
 from tests.unit.optim.models import ALL_CALLS, CALLS
 
@@ -56,12 +56,12 @@ def check(result: dict, steps: int, world: int, *, few_bits: bool = False) -> No
             assert error["relative"] < 1e-2, text
         elif noise := [value for key, value in error.items() if key.startswith("noise")]:
             assert error["relative"] < max(1e-5, 20 * max(noise)), text
-        elif optimizer_named(call).name in SIGNS:
+        elif parse_optimizer(call).name in SIGNS:
             assert error["share_off"] < 2e-3, text
         else:
             assert error["relative"] < 1e-5, text
         own = {n: c for n, c in result["totals"].items() if n.startswith(f"models.{number}.")}
-        if optimizer_named(call).placement == MATRIX:
+        if parse_optimizer(call).placement == MATRIX:
             matrices = {n: c for n, c in own.items() if "proj" in n}
             assert set(matrices.values()) == {steps}, f"{call}: not once a step by one owner: {matrices}"
         assert min(own.values()) >= steps

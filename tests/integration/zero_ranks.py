@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fedcompress.optim import build
+from fedcompress.optim import build_optimizer
 from fedcompress.optim.engine.optimizer import LowMemoryOptimizer
 
 BATCH, LENGTH, LR, DECAY, CLIP = 4, 12, 1e-3, 0.01, 1.0
@@ -49,7 +49,7 @@ def optimizer_of(models: Models, calls: list[str]) -> LowMemoryOptimizer:
     """The groups of all models in one optimizer, with names of their own."""
     groups = []
     for number, (model, call) in enumerate(zip(models.models, calls, strict=True)):
-        for group in build(model, call, lr=LR, weight_decay=DECAY).param_groups:
+        for group in build_optimizer(model, call, lr=LR, weight_decay=DECAY).param_groups:
             groups.append({**group, "names": [f"models.{number}.{n}" for n in group["names"]]})
     return LowMemoryOptimizer(groups, lr=LR, weight_decay=DECAY)
 

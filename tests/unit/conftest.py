@@ -13,4 +13,4 @@ from fedcompress.storage import tensor_file
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut layouts into slices of 100 entries."""
     for module in (coding, chunks, tensor_file, states):
-        monkeypatch.setattr(module, "ROUND_PART", 100)
+        monkeypatch.setattr(module, "ROUND_CHUNK_ENTRIES", 100)

@@ -152,9 +152,9 @@ def _model(subject: Subject) -> Any:
         from fedcompress.cli.plan import on_meta
 
         return on_meta(str(subject.site.model.path), LORA_RANK)
-    from fedcompress.adapters.attach import attach
+    from fedcompress.adapters.attach import attach_adapter
     from fedcompress.adapters.base_model import build_base
 
     template = subject.template
     module = build_base(subject.site.model, template.objective, meta=True)
-    return attach(module, template.adapter.config, template.freeze).model
+    return attach_adapter(module, template.adapter.config, template.freeze).model

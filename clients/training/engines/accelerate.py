@@ -10,16 +10,16 @@ from contextlib import nullcontext
 from typing import Any
 
 from clients.site import Engine
-from fedcompress.adapters.attach import Attached
+from fedcompress.adapters.attach import AdaptedModel
 from fedcompress.config.train_task import TrainTask
-from fedcompress.optim import build
+from fedcompress.optim import build_optimizer
 from fedcompress.types import Array, Tensors
 
 
 class AccelerateEngine:
     """Single, DDP or FSDP2; the optimizer is ours in each."""
 
-    def __init__(self, attached: Attached, site: Engine, task: TrainTask, *, micro: int) -> None:
+    def __init__(self, attached: AdaptedModel, site: Engine, task: TrainTask, *, micro: int) -> None:
         import torch
         from accelerate import Accelerator
 
@@ -42,7 +42,7 @@ class AccelerateEngine:
         here = dict(self._model.named_parameters())
         self.parameters: Mapping[str, Any] = {saved: here[name] for saved, name in where.items()}
         self._frozen = {name: here[place] for name, place in placed.items()}
-        self._optimizer = build(self._model, task.optimizer, lr=task.lr, seed=task.seed)
+        self._optimizer = build_optimizer(self._model, task.optimizer, lr=task.lr, seed=task.seed)
 
     @property
     def device(self) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from clients.site import Engine
 from clients.training.engines.base import WarmEngine
-from fedcompress.adapters.attach import Attached
+from fedcompress.adapters.attach import AdaptedModel
 from fedcompress.config.train_task import TrainTask
 
 
-def engine_for(attached: Attached, site: Engine, task: TrainTask, *, micro: int, accumulation: int) -> WarmEngine:
+def engine_for(attached: AdaptedModel, site: Engine, task: TrainTask, *, micro: int, accumulation: int) -> WarmEngine:
     """The engine that site.toml names."""
     match site.kind:
         case "deepspeed":

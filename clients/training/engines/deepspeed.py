@@ -11,10 +11,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from clients.site import Engine
-from fedcompress.adapters.attach import Attached
+from fedcompress.adapters.attach import AdaptedModel
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError
-from fedcompress.optim import build
+from fedcompress.optim import build_optimizer
 from fedcompress.types import Array, Tensors
 
 
@@ -25,7 +25,7 @@ class DeepSpeedEngine:
     compiler and half a minute; gloo does the same for the small messages of adapters.
     """
 
-    def __init__(self, attached: Attached, site: Engine, task: TrainTask, *, micro: int, accumulation: int) -> None:
+    def __init__(self, attached: AdaptedModel, site: Engine, task: TrainTask, *, micro: int, accumulation: int) -> None:
         import deepspeed
         import torch
 
@@ -33,7 +33,7 @@ class DeepSpeedEngine:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         self.micro, self._accumulation = micro, accumulation
-        optimizer = build(attached.model, task.optimizer, lr=task.lr, seed=task.seed)
+        optimizer = build_optimizer(attached.model, task.optimizer, lr=task.lr, seed=task.seed)
         self.stage = site.zero_stage
         try:
             self.engine, self._outer, _, _ = deepspeed.initialize(

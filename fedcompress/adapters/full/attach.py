@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fedcompress.adapters.attach import Attached, attach
+from fedcompress.adapters.attach import AdaptedModel, attach_adapter
 from fedcompress.adapters.full.base_files import BaseWeights
-from fedcompress.adapters.full.modes import Full, Kind, Layers, Subspace, chosen_layers, kind_from
-from fedcompress.chunks import Piece
+from fedcompress.adapters.full.modes import Full, Layers, Subspace, TrainableSet, draw_layers, load_trainable_set
+from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError
 from fedcompress.numerics.seeded_bases import basis_of, shared_seed
 from fedcompress.types import Array, Layout, TensorSpec
@@ -21,7 +21,7 @@ BASIS, COEFFICIENTS = "/basis", "/coefficients"  # end names of what is not a we
 
 
 @dataclass(frozen=True)
-class Weights(Attached):
+class FullWeightsModel(AdaptedModel):
     """What is trained, and what else is set at the start of a round (``frozen``).
 
     Args:
@@ -30,7 +30,7 @@ class Weights(Attached):
         base: where the base's values are.
     """
 
-    kind: Kind = Full()  # noqa: RUF009  frozen
+    kind: TrainableSet = Full()  # noqa: RUF009  frozen
     whole: Mapping[str, Any] | None = None
     base: BaseWeights | None = None
 
@@ -44,15 +44,15 @@ class Weights(Attached):
         """Parameters are gathered and set one at a time."""
         return True
 
-    def values(self, state: Mapping[str, Array], run: str, round_: int) -> Values:
+    def values(self, state: Mapping[str, Array], run: str, round_: int) -> RoundStart:
         """What parameters are set to at the start of a round."""
-        return Values(self, state, run, round_)
+        return RoundStart(self, state, run, round_)
 
 
-class Values(Mapping[str, Array]):
+class RoundStart(Mapping[str, Array]):
     """Base plus state, coefficients of zero, and the bases of a round; each made when it is asked for."""
 
-    def __init__(self, weights: Weights, state: Mapping[str, Array], run: str, round_: int) -> None:
+    def __init__(self, weights: FullWeightsModel, state: Mapping[str, Array], run: str, round_: int) -> None:
         self._weights, self._state = weights, state
         self._of = {t.name: t for t in weights.layout.tensors}
         self._seed = shared_seed(run, round_)
@@ -65,9 +65,9 @@ class Values(Mapping[str, Array]):
             assert isinstance(kind, Subspace)
             spec = self._of[name.removesuffix(BASIS)]
             return basis_of(kind.basis, spec.shape[1], kind.rank, self._seed, spec.name)
-        return self.piece(Piece(spec=self._of[name]))
+        return self.piece(TensorSlice(spec=self._of[name]))
 
-    def piece(self, piece: Piece) -> Array:
+    def piece(self, piece: TensorSlice) -> Array:
         """Some of a parameter: the base's values and the state, added in float32."""
         assert self._weights.base is not None
         read = getattr(self._state, "read", None)
@@ -81,7 +81,7 @@ class Values(Mapping[str, Array]):
         return len({**self._weights.frozen, **self._weights.parameters})
 
 
-def _cut(value: Array, piece: Piece) -> Array:
+def _cut(value: Array, piece: TensorSlice) -> Array:
     return value[piece.start : piece.start + piece.spec.shape[0]] if piece.total else value
 
 
@@ -108,12 +108,12 @@ def attach_weights(
     *,
     seed: int = 0,
     round_: int = 1,
-) -> Weights:
+) -> FullWeightsModel:
     """Make a model ready; all its trained weights must be float32.
 
     Args:
         module: the base.
-        config: with a kind, see ``kind_from``.
+        config: with a kind, see ``load_trainable_set``.
         base: its files.
         freeze: parts of names; what has one is not trained.
         seed: of the run.
@@ -122,7 +122,7 @@ def attach_weights(
     Raises:
         ConfigError: nothing is trained, or the model has too few layers, or too small matrices.
     """
-    kind = kind_from(config)
+    kind = load_trainable_set(config)
     if isinstance(kind, Subspace):
         return _subspace(module, kind, base, freeze)
     named = {n: p for n, p in module.named_parameters() if not any(part in n for part in freeze)}
@@ -142,7 +142,7 @@ def attach_weights(
         parameter.requires_grad_(True)
     rest = {n: p for n, p in sorted(whole.items()) if n not in trained}
     ordered = dict(sorted(trained.items()))
-    return Weights(module, ordered, {}, (), rest, kind, dict(sorted(whole.items())), base)
+    return FullWeightsModel(module, ordered, {}, (), rest, kind, dict(sorted(whole.items())), base)
 
 
 def layers_of(module: Any) -> list[str]:
@@ -160,7 +160,7 @@ def _layers(
     """Parameters of all layers, and of those of a round."""
     layers = layers_of(module)
     always = {n: p for n, p in named.items() if any(part in n for part in kind.always)}
-    chosen = [layers[i] for i in chosen_layers(kind, len(layers), seed, round_)]
+    chosen = [layers[i] for i in draw_layers(kind, len(layers), seed, round_)]
 
     def within(names: list[str]) -> dict[str, Any]:
         return {n: p for n, p in named.items() if any(n.startswith(f"{layer}.") for layer in names)} | always
@@ -168,7 +168,7 @@ def _layers(
     return within(layers), within(chosen)
 
 
-def _subspace(module: Any, kind: Subspace, base: BaseWeights, freeze: tuple[str, ...]) -> Weights:
+def _subspace(module: Any, kind: Subspace, base: BaseWeights, freeze: tuple[str, ...]) -> FullWeightsModel:
     """Coefficients and basis are the factors of a LoRA whose second one is set and not trained."""
     targets = list(kind.target_modules) or "all-linear"
     lora = {"peft_type": "LORA", "r": kind.rank, "lora_alpha": kind.rank, "target_modules": targets}
@@ -179,7 +179,7 @@ def _subspace(module: Any, kind: Subspace, base: BaseWeights, freeze: tuple[str,
     ]
     if small:
         raise ConfigError("adapter.subspace.rank", kind.rank, f"must be at most the smaller side of {small[0]}")
-    made = attach(module, lora, (*freeze, "lora_A"))
+    made = attach_adapter(module, lora, (*freeze, "lora_A"))
     layers = {n: m for n, m in made.model.named_modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer")}
     whole, frozen, parameters = {}, {}, {}
     for full_name, layer in sorted(layers.items()):
@@ -189,7 +189,7 @@ def _subspace(module: Any, kind: Subspace, base: BaseWeights, freeze: tuple[str,
         whole[name] = frozen[name] = layer.get_base_layer().weight
         frozen[name + BASIS] = layer.lora_A["default"].weight
         parameters[name + COEFFICIENTS] = layer.lora_B["default"].weight
-    return Weights(made.model, parameters, {}, (), frozen, kind, whole, base)
+    return FullWeightsModel(made.model, parameters, {}, (), frozen, kind, whole, base)
 
 
 def _is_target(name: str, module: Any, kind: Subspace) -> bool:

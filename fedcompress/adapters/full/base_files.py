@@ -11,7 +11,7 @@ import numpy as np
 
 from fedcompress.adapters.folder import STORED_AS, to_float32
 from fedcompress.adapters.safetensors_io import METADATA, header_of
-from fedcompress.chunks import Piece
+from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.types import DTYPES, Array
 
@@ -82,7 +82,7 @@ class BaseWeights:
             self._keys[name, shape] = found[0] if found else ""
         return self._keys[name, shape]
 
-    def read(self, piece: Piece) -> Array:
+    def read(self, piece: TensorSlice) -> Array:
         """Values of a piece of a parameter, float32; zeros if the files do not have it.
 
         Raises:

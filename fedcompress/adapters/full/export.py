@@ -12,10 +12,10 @@ from fedcompress.adapters.base_model import TOKENIZER_FILES
 from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.folder import STORED_AS
 from fedcompress.adapters.full.base_files import BaseWeights
-from fedcompress.adapters.full.modes import Subspace, is_weights, kind_from
+from fedcompress.adapters.full.modes import Subspace, load_trainable_set, trains_base_weights
 from fedcompress.adapters.safetensors_io import Sink
 from fedcompress.adapters.template import Template
-from fedcompress.chunks import ROUND_PART, Piece, cut, values_of
+from fedcompress.chunks import ROUND_CHUNK_ENTRIES, TensorSlice, read_slices, split_layout
 from fedcompress.codecs import CodecSpec
 from fedcompress.config.objective import Classification
 from fedcompress.errors import ConfigError
@@ -42,10 +42,10 @@ def check_run(template: Template, codec: str, downlink_codec: str) -> None:
     Raises:
         ConfigError: they do not.
     """
-    if not is_weights(template.adapter.config):
+    if not trains_base_weights(template.adapter.config):
         return
     _ = base_of(template).entries
-    kind = kind_from(template.adapter.config)
+    kind = load_trainable_set(template.adapter.config)
     if not isinstance(kind, Subspace):
         return
     for field, text in (("codec", codec), ("downlink-codec", downlink_codec)):
@@ -61,7 +61,7 @@ def export_run(folder: Path, template: Template, state: Mapping[str, Array], con
     Raises:
         ConfigError: the base of a model is not where the template was made from it.
     """
-    if is_weights(template.adapter.config):
+    if trains_base_weights(template.adapter.config):
         export_model(folder, template, state)
     else:
         export_adapter(folder, template, state, constants)
@@ -93,25 +93,25 @@ def export_model(folder: Path, template: Template, state: Mapping[str, Array]) -
     specs += [TensorSpec(name=name, shape=entry.shape) for name, entry in rest.items()]
     folder.mkdir(parents=True, exist_ok=True)
     with Sink(folder / MODEL, Layout(tuple(specs)), {"format": "pt"}) as sink:
-        for pieces in cut(Layout(tuple(t for t in layout.tensors if t.name in renamed)), ROUND_PART):
-            change = values_of(state, pieces)
+        for pieces in split_layout(Layout(tuple(t for t in layout.tensors if t.name in renamed)), ROUND_CHUNK_ENTRIES):
+            change = read_slices(state, pieces)
             for piece in pieces:
                 name = piece.spec.name
                 sink.write(_named(piece, renamed[name]), files.read(piece) + change[name])
         for name, entry in rest.items():
             spec = TensorSpec(name=name.removeprefix(prefix), shape=entry.shape)
-            for (piece,) in ([p] for part in cut(Layout((spec,)), ROUND_PART) for p in part):
+            for (piece,) in ([p] for part in split_layout(Layout((spec,)), ROUND_CHUNK_ENTRIES) for p in part):
                 sink.write(_named(piece, name), files.read(piece))
     if is_pooled and new:
         with Sink(folder / HEAD, Layout(tuple(new)), {"format": "pt"}) as sink:
             for spec in new:
-                sink.write(Piece(spec=spec), state[spec.name])
+                sink.write(TensorSlice(spec=spec), state[spec.name])
     _describe(folder, files.folder, template)
 
 
-def _named(piece: Piece, name: str) -> Piece:
+def _named(piece: TensorSlice, name: str) -> TensorSlice:
     spec = TensorSpec(name=name, shape=piece.spec.shape)
-    return Piece(spec=spec, start=piece.start, total=piece.total)
+    return TensorSlice(spec=spec, start=piece.start, total=piece.total)
 
 
 def _prefix(keys: Mapping[str, str]) -> str:

@@ -68,24 +68,28 @@ class Subspace:
                 raise ConfigError(f"adapter.subspace.{key}", getattr(self, key), f"must be one of {list(choices)}")
 
 
-Kind = Full | Layers | Subspace
-KINDS: dict[str, type[Full] | type[Layers] | type[Subspace]] = {"full": Full, "layers": Layers, "subspace": Subspace}
+TrainableSet = Full | Layers | Subspace
+TRAINABLE_SETS: dict[str, type[Full] | type[Layers] | type[Subspace]] = {
+    "full": Full,
+    "layers": Layers,
+    "subspace": Subspace,
+}
 
 
-def is_weights(config: Mapping[str, Any]) -> bool:
+def trains_base_weights(config: Mapping[str, Any]) -> bool:
     """Whether a config is of weights, and not of a PEFT adapter."""
     return KEY in config
 
 
-def kind_of(spec: AdapterSpec) -> Kind:
+def parse_trainable_set(spec: AdapterSpec) -> TrainableSet:
     """The kind that a user named.
 
     Raises:
         ConfigError: unknown key, or a value out of range.
     """
-    kind: Callable[..., Kind] = KINDS[spec.name]
+    kind: Callable[..., TrainableSet] = TRAINABLE_SETS[spec.name]
     settings = {}
-    known = [f.name for f in fields(KINDS[spec.name])]
+    known = [f.name for f in fields(TRAINABLE_SETS[spec.name])]
     for key, value in spec.settings.items():
         if key not in known:
             raise ConfigError(f"adapter.{spec.name}", key, f"unknown key: must be one of {known}")
@@ -96,7 +100,7 @@ def kind_of(spec: AdapterSpec) -> Kind:
     return kind(**settings)
 
 
-def kind_from(config: Mapping[str, Any]) -> Kind:
+def load_trainable_set(config: Mapping[str, Any]) -> TrainableSet:
     """The kind of a config.
 
     Raises:
@@ -104,22 +108,22 @@ def kind_from(config: Mapping[str, Any]) -> Kind:
     """
     raw = dict(config[KEY])
     name = raw.pop("name", "")
-    if name not in KINDS:
-        raise ConfigError("adapter.weights", name, f"must be one of {list(KINDS)}")
-    make: Callable[..., Kind] = KINDS[name]
+    if name not in TRAINABLE_SETS:
+        raise ConfigError("adapter.weights", name, f"must be one of {list(TRAINABLE_SETS)}")
+    make: Callable[..., TrainableSet] = TRAINABLE_SETS[name]
     try:
         return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
     except TypeError as error:
         raise ConfigError(f"adapter.{name}", raw, "has a key that this version does not know") from error
 
 
-def config_of(kind: Kind) -> dict[str, Any]:
+def trainable_set_config(kind: TrainableSet) -> dict[str, Any]:
     """Its part of a config."""
     made = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(kind).items()}
     return {KEY: {"name": kind.name, **made}}
 
 
-def chosen_layers(kind: Layers, count: int, seed: int, round_: int) -> list[int]:
+def draw_layers(kind: Layers, count: int, seed: int, round_: int) -> list[int]:
     """Layers of a round, ascending; equal wherever seed and round are.
 
     Raises:

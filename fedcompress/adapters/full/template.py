@@ -9,12 +9,12 @@ from typing import Any
 from fedcompress.adapters.base_model import BaseModel, build_base, tokenizer_digest
 from fedcompress.adapters.fingerprint import base_fingerprint
 from fedcompress.adapters.folder import Adapter
-from fedcompress.adapters.full.attach import Weights, attach_weights
+from fedcompress.adapters.full.attach import FullWeightsModel, attach_weights
 from fedcompress.adapters.full.base_files import BaseWeights
-from fedcompress.adapters.full.modes import config_of, kind_of
+from fedcompress.adapters.full.modes import parse_trainable_set, trainable_set_config
 from fedcompress.adapters.spec import AdapterSpec
 from fedcompress.adapters.template import Template, save_template
-from fedcompress.chunks import Piece
+from fedcompress.chunks import TensorSlice
 from fedcompress.config.objective import Objective
 from fedcompress.errors import ConfigError
 from fedcompress.types import zeros
@@ -26,11 +26,11 @@ def write_weights_template(folder: Path, base: BaseModel, objective: Objective, 
     Raises:
         ConfigError: the kind does not fit the model, or the model's weights are not those of its files.
     """
-    kind, files = kind_of(spec), BaseWeights(base.path)
+    kind, files = parse_trainable_set(spec), BaseWeights(base.path)
     module = build_base(base, objective)
     tied = _tied(module)
     loaded = {n: p.detach() for n, p in module.named_parameters()}
-    config = {**config_of(kind), "tied": tied, "base_model_name_or_path": str(base.path.resolve())}
+    config = {**trainable_set_config(kind), "tied": tied, "base_model_name_or_path": str(base.path.resolve())}
     weights = attach_weights(module, config, files, spec.freeze)
     _check(weights, loaded, files, spec.name)
     layout = weights.layout
@@ -52,7 +52,7 @@ def _tied(module: Any) -> list[str]:
     return sorted(n for n, _ in module.named_parameters(remove_duplicate=False) if n not in once)
 
 
-def _check(weights: Weights, loaded: Mapping[str, Any], files: BaseWeights, name: str) -> None:
+def _check(weights: FullWeightsModel, loaded: Mapping[str, Any], files: BaseWeights, name: str) -> None:
     """Raise unless each trained parameter is in the files as it is in the model; new heads begin at zero."""
     import torch
 
@@ -60,7 +60,7 @@ def _check(weights: Weights, loaded: Mapping[str, Any], files: BaseWeights, name
     for spec in weights.layout.tensors:
         if not files.key_of(spec.name, spec.shape):
             new += [spec.name] if len(spec.shape) > 1 else []
-        elif not torch.equal(torch.from_numpy(files.read(Piece(spec=spec))), loaded[spec.name].float()):
+        elif not torch.equal(torch.from_numpy(files.read(TensorSlice(spec=spec))), loaded[spec.name].float()):
             rule = f"cannot train {spec.name}: the model changes it when it is loaded; leave it out with freeze"
             raise ConfigError("adapter", name, rule)
     if len(new) > 1:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import NO_HINTS, Hints, Places
+from fedcompress.codecs.base import NO_HINTS, EncoderHints, Support
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.positions import read_places, write_places
 from fedcompress.codecs.entropy.signs import read_signs, write_signs
@@ -29,7 +29,7 @@ class ComPEFT:
     """
 
     name: ClassVar[str] = "compeft"
-    warm: ClassVar[bool] = False
+    uses_previous_update: ClassVar[bool] = False
     density: float = 0.2
     alpha: float = 1.0
 
@@ -39,11 +39,11 @@ class ComPEFT:
         if not 0 <= self.alpha <= 1000:
             raise ConfigError("codec.compeft.alpha", self.alpha, "must be from 0 (least squares) to 1000")
 
-    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: Hints = NO_HINTS) -> bytes:
+    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: EncoderHints = NO_HINTS) -> bytes:
         """Scale, places, signs."""
         flat = [v.reshape(-1) for v in values]
         chosen = largest(flat, kept_of(self.density, sum(v.size for v in flat)))
-        places = [Places(m.shape, p) for m, p in zip(members, chosen, strict=True)]
+        places = [Support(m.shape, p) for m, p in zip(members, chosen, strict=True)]
         kept = [v[p] for v, p in zip(flat, chosen, strict=True)]
         writer = Writer()
         writer.raw(bfloat16.to_bfloat16(np.array([self._scale(flat, kept)], np.float32)).astype("<u2").tobytes())

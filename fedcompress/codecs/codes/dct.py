@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import NO_HINTS, Hints, Places, exponent_of, saturated
+from fedcompress.codecs.base import NO_HINTS, EncoderHints, Support, safe_exponent, saturate
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.positions import read_places, write_places
 from fedcompress.codecs.matrix_view import Grid
@@ -31,23 +31,23 @@ class DCT:
     """
 
     name: ClassVar[str] = "dct"
-    warm: ClassVar[bool] = False
+    uses_previous_update: ClassVar[bool] = False
     columns: int = 16
 
     def __post_init__(self) -> None:
         if not 1 <= self.columns <= 1 << 20:
             raise ConfigError("codec.dct.columns", self.columns, "must be from 1 to 2^20")
 
-    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: Hints = NO_HINTS) -> bytes:
+    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: EncoderHints = NO_HINTS) -> bytes:
         """Chosen columns of all tensors, then their coefficients."""
         places, chosen, exponents = [], [], []
         for value in values:
-            exponents.append(exponent_of([value]))
+            exponents.append(safe_exponent([value]))
             matrix = np.ldexp(Grid.of(value.shape).matrix(value).astype(np.float64), -exponents[-1])
             coefficients = _forward(matrix)
             energy = np.square(coefficients / max(np.abs(coefficients).max(initial=0), 1e-300)).sum(0)
             columns = np.sort(np.argsort(-energy, kind="stable")[: self.columns])
-            places.append(Places((matrix.shape[1],), columns))
+            places.append(Support((matrix.shape[1],), columns))
             chosen.append(coefficients[:, columns].astype(np.float32))
         writer = Writer()
         write_places(writer, places)
@@ -72,7 +72,7 @@ class DCT:
             with np.errstate(over="ignore", invalid="ignore"):
                 for k, frequency in enumerate(place.positions.tolist()):
                     total += np.multiply.outer(coefficients[:, k], basis_row(grid.columns, frequency))
-            out.append(grid.tensor(saturated(total, exponent), member.shape))
+            out.append(grid.tensor(saturate(total, exponent), member.shape))
         return out
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import exponent_of, saturated
+from fedcompress.codecs.base import safe_exponent, saturate
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.matrix_view import flat_grid
 from fedcompress.errors import PayloadError
@@ -32,7 +32,7 @@ def write_factors(
     for member, value in zip(members, values, strict=True):
         used = rank_of(member, rank)
         if used:
-            exponent = exponent_of([value])
+            exponent = safe_exponent([value])
             writer.i8(exponent)
             matrix = np.ldexp(value.reshape(flat_grid(member.shape)).astype(np.float64), -exponent)
             pieces = [factor.astype(np.float32) for factor in factorize(member, matrix, used)]
@@ -62,7 +62,7 @@ def read_factors(reader: Reader, members: Sequence[TensorSpec], rank: int) -> li
         with np.errstate(over="ignore", invalid="ignore"):
             for k in range(used):
                 total += np.multiply.outer(left[:, k], right[k])
-        out.append(saturated(total, exponent).reshape(member.shape))
+        out.append(saturate(total, exponent).reshape(member.shape))
     return out
 
 

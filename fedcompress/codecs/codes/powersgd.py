@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import NO_HINTS, Hints
+from fedcompress.codecs.base import NO_HINTS, EncoderHints
 from fedcompress.codecs.codes.factors import Floats, read_factors, write_factors
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.errors import ConfigError
@@ -22,12 +22,12 @@ class PowerSGD:
 
     Vogels et al. 2019 (arXiv:1905.13727, algorithm 1), whose Q starts as it ended the round
     before. What was sent then has the same row space, so that the start is rebuilt from
-    ``Hints.last`` and needs no state of its own; without it, Q starts as seeded signs.
+    ``EncoderHints.last`` and needs no state of its own; without it, Q starts as seeded signs.
     Meant for error feedback.
     """
 
     name: ClassVar[str] = "powersgd"
-    warm: ClassVar[bool] = True
+    uses_previous_update: ClassVar[bool] = True
     rank: int = 4
     sweeps: int = 1
 
@@ -37,7 +37,7 @@ class PowerSGD:
         if not 1 <= self.sweeps <= 100:
             raise ConfigError("codec.powersgd.sweeps", self.sweeps, "must be from 1 to 100")
 
-    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: Hints = NO_HINTS) -> bytes:
+    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: EncoderHints = NO_HINTS) -> bytes:
         """Factors of all tensors."""
 
         def factorize(member: TensorSpec, matrix: Floats, rank: int) -> tuple[Floats, Floats]:

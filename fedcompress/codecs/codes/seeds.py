@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import NO_HINTS, Hints, read_seed, saturated, write_seed
+from fedcompress.codecs.base import NO_HINTS, EncoderHints, read_seed, saturate, write_seed
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.numerics.philox import signs
@@ -29,14 +29,14 @@ class Seeds:
     """
 
     name: ClassVar[str] = "seeds"
-    warm: ClassVar[bool] = False
+    uses_previous_update: ClassVar[bool] = False
     count: int = 256
 
     def __post_init__(self) -> None:
         if not 1 <= self.count <= 65536:
             raise ConfigError("codec.seeds.count", self.count, "must be from 1 to 65536")
 
-    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: Hints = NO_HINTS) -> bytes:
+    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: EncoderHints = NO_HINTS) -> bytes:
         """The first seed and the scalars."""
         rest = [v.reshape(-1).astype(np.float64) for v in values]
         numel = sum(v.size for v in rest)
@@ -71,7 +71,7 @@ class Seeds:
             for seed, scalar in zip(listed, scalars, strict=True):
                 for total, member in zip(out, members, strict=True):
                     total += scalar * direction(seed, member)
-        return [saturated(v).reshape(m.shape) for v, m in zip(out, members, strict=True)]
+        return [saturate(v).reshape(m.shape) for v, m in zip(out, members, strict=True)]
 
 
 def direction(seed: int, member: TensorSpec) -> Array:

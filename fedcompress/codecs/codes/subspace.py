@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fedcompress.codecs.base import NO_HINTS, Hints, read_seed, saturated, write_seed
-from fedcompress.codecs.chain import Chain
+from fedcompress.codecs.base import NO_HINTS, EncoderHints, read_seed, saturate, write_seed
+from fedcompress.codecs.chain import SelectThenQuantize
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.quantizers.exact import BFloat16, Exact
 from fedcompress.codecs.quantizers.integer import Integer
@@ -29,7 +29,7 @@ class Subspace:
     """
 
     name: ClassVar[str] = "subspace"
-    warm: ClassVar[bool] = False
+    uses_previous_update: ClassVar[bool] = False
     rank: int = 16
     basis: str = "random"
     bits: int = 32
@@ -42,13 +42,13 @@ class Subspace:
         if self.bits not in (2, 3, 4, 5, 6, 7, 8, 16, 32):
             raise ConfigError("codec.subspace.bits", self.bits, "must be from 2 to 8, 16 or 32")
 
-    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: Hints = NO_HINTS) -> bytes:
+    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: EncoderHints = NO_HINTS) -> bytes:
         """The seed, then coefficients of all tensors."""
         writer, sent = Writer(), []
         write_seed(writer, hints.shared)
         for member, value in zip(members, values, strict=True):
             is_cut = self._is_cut(member)
-            sent.append(saturated(project(value, self._basis(member, hints.shared))) if is_cut else value)
+            sent.append(saturate(project(value, self._basis(member, hints.shared))) if is_cut else value)
         writer.raw(self._inner.encode([self._sent(m) for m in members], sent, hints))
         return writer.getvalue()
 
@@ -72,7 +72,7 @@ class Subspace:
         return replace(member, shape=(member.shape[0], self.rank)) if self._is_cut(member) else member
 
     @property
-    def _inner(self) -> Chain:
+    def _inner(self) -> SelectThenQuantize:
         if self.bits == 32:
-            return Chain(None, Exact())
-        return Chain(None, BFloat16() if self.bits == 16 else Integer(bits=self.bits))
+            return SelectThenQuantize(None, Exact())
+        return SelectThenQuantize(None, BFloat16() if self.bits == 16 else Integer(bits=self.bits))

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import NO_HINTS, Hints
+from fedcompress.codecs.base import NO_HINTS, EncoderHints
 from fedcompress.codecs.codes.factors import Floats, read_factors, write_factors
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.errors import ConfigError
@@ -25,14 +25,14 @@ class SVD:
     """
 
     name: ClassVar[str] = "svd"
-    warm: ClassVar[bool] = False
+    uses_previous_update: ClassVar[bool] = False
     rank: int = 4
 
     def __post_init__(self) -> None:
         if not 1 <= self.rank <= 4096:
             raise ConfigError("codec.svd.rank", self.rank, "must be from 1 to 4096")
 
-    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: Hints = NO_HINTS) -> bytes:
+    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: EncoderHints = NO_HINTS) -> bytes:
         """Factors of all tensors."""
 
         def factorize(member: TensorSpec, matrix: Floats, rank: int) -> tuple[Floats, Floats]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedcompress.errors import PayloadError
 
-VERSION = 2  # of the sections that are written
+SECTION_VERSION = 2  # of the sections that are written
 
 
 class Writer:
@@ -47,7 +47,7 @@ class Writer:
 class Reader:
     """Reads what ``Writer`` wrote; every overrun is a ``PayloadError``. ``version`` is the section's."""
 
-    def __init__(self, data: bytes, version: int = VERSION) -> None:
+    def __init__(self, data: bytes, version: int = SECTION_VERSION) -> None:
         self._data = data
         self._at = 0
         self.version = version

@@ -21,7 +21,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import Places, Positions, Shape
+from fedcompress.codecs.base import Indices, Shape, Support
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.range_coder import RangeReader, RangeWriter, bernoulli, weighted
 from fedcompress.codecs.entropy.row_model import RowCounts
@@ -40,16 +40,16 @@ class CodedPlaces:
 
     gain: ClassVar[float] = 1.0
 
-    def write(self, writer: Writer, places: Sequence[Places], seed: int) -> None:
+    def write(self, writer: Writer, places: Sequence[Support], seed: int) -> None:
         """Append the positions."""
         write_places(writer, places)
 
-    def read(self, reader: Reader, shapes: Sequence[Shape]) -> list[Places]:
+    def read(self, reader: Reader, shapes: Sequence[Shape]) -> list[Support]:
         """Inverse of ``write``."""
         return read_places(reader, shapes)
 
 
-def write_places(writer: Writer, places: Sequence[Places]) -> None:
+def write_places(writer: Writer, places: Sequence[Support]) -> None:
     """Append positions; the reader knows shapes."""
     total = sum(p.numel for p in places)
     choices = [(GAPS, _write_gaps(places))]
@@ -64,13 +64,13 @@ def write_places(writer: Writer, places: Sequence[Places]) -> None:
     writer.raw(data)
 
 
-def read_places(reader: Reader, shapes: Sequence[Shape]) -> list[Places]:
+def read_places(reader: Reader, shapes: Sequence[Shape]) -> list[Support]:
     """Inverse of ``write_places``.
 
     Raises:
         PayloadError: a count exceeds its size, positions do not match the counts, or the stream goes on.
     """
-    sizes = [Places(shape).numel for shape in shapes]
+    sizes = [Support(shape).numel for shape in shapes]
     if reader.version == 1:
         positions = _read_version_1(reader, sizes)
     else:
@@ -85,10 +85,10 @@ def read_places(reader: Reader, shapes: Sequence[Shape]) -> list[Places]:
                 positions = _read_rows(reader, shapes)
             case other:
                 raise PayloadError(f"section: coder: {other}: must be {PACKED}, {GAPS}, {COLUMNS} or {ROWS}")
-    return [Places(shape, found) for shape, found in zip(shapes, positions, strict=True)]
+    return [Support(shape, found) for shape, found in zip(shapes, positions, strict=True)]
 
 
-def _write_counts(writer: Writer, places: Sequence[Places]) -> list[Places]:
+def _write_counts(writer: Writer, places: Sequence[Support]) -> list[Support]:
     """Append counts; returns the tensors of which some but not all entries are sent."""
     for p in places:
         writer.varint(p.count)
@@ -103,7 +103,7 @@ def _read_counts(reader: Reader, sizes: Sequence[int]) -> list[int]:
     return counts
 
 
-def _write_packed(places: Sequence[Places]) -> bytes:
+def _write_packed(places: Sequence[Support]) -> bytes:
     writer = Writer()
     bits = [np.zeros(0, np.bool_)]
     for p in _write_counts(writer, places):
@@ -113,7 +113,7 @@ def _write_packed(places: Sequence[Places]) -> bytes:
     return writer.getvalue()
 
 
-def _read_packed(reader: Reader, sizes: Sequence[int], counts: Sequence[int]) -> list[Positions]:
+def _read_packed(reader: Reader, sizes: Sequence[int], counts: Sequence[int]) -> list[Indices]:
     is_open = [0 < k < n for k, n in zip(counts, sizes, strict=True)]
     total = sum(n for n, o in zip(sizes, is_open, strict=True) if o)
     flat, at, out = unpack_bits(reader.stream(), total, 1), 0, []
@@ -142,7 +142,7 @@ def _gap_model(count: int, size: int) -> tuple[int, NDArray[np.float64]]:
     return alphabet, np.r_[tail[:-1] * density, tail[-1]]
 
 
-def _write_gaps(places: Sequence[Places]) -> bytes:
+def _write_gaps(places: Sequence[Support]) -> bytes:
     writer, coder = Writer(), RangeWriter()
     for p in _write_counts(writer, places):
         assert p.positions is not None
@@ -156,7 +156,7 @@ def _write_gaps(places: Sequence[Places]) -> bytes:
     return writer.getvalue()
 
 
-def _read_gaps(reader: Reader, sizes: Sequence[int], counts: Sequence[int]) -> list[Positions]:
+def _read_gaps(reader: Reader, sizes: Sequence[int], counts: Sequence[int]) -> list[Indices]:
     coder, out = RangeReader(reader.stream()), []
     for size, count in zip(sizes, counts, strict=True):
         if 0 < count < size:
@@ -167,7 +167,7 @@ def _read_gaps(reader: Reader, sizes: Sequence[int], counts: Sequence[int]) -> l
     return out
 
 
-def _gap_positions(coder: RangeReader, size: int, count: int) -> Positions:
+def _gap_positions(coder: RangeReader, size: int, count: int) -> Indices:
     alphabet, probabilities = _gap_model(count, size)
     model, pieces, found, read = weighted(probabilities), [], 0, 0
     while found < count:
@@ -178,13 +178,13 @@ def _gap_positions(coder: RangeReader, size: int, count: int) -> Positions:
             raise PayloadError(f"section: positions: beyond {size}, the tensor's size")
     symbols = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
     ends = symbols != alphabet - 1
-    positions: Positions = np.cumsum(symbols + ends, dtype=np.int64)[ends] - 1
+    positions: Indices = np.cumsum(symbols + ends, dtype=np.int64)[ends] - 1
     if positions[-1] >= size:
         raise PayloadError(f"section: positions: {int(positions[-1])}: beyond {size}, the tensor's size")
     return positions
 
 
-def _row_counts(place: Places) -> NDArray[np.int64]:
+def _row_counts(place: Support) -> NDArray[np.int64]:
     """How many entries of each matrix row are sent."""
     grid = Grid.of(place.shape)
     assert place.positions is not None
@@ -199,7 +199,7 @@ def _bits(counts: NDArray[np.int64], size: int) -> float:
     return float(-size * (share * np.log2(share) + (1 - share) * np.log2(1 - share)).sum())
 
 
-def _rows_promise(places: Sequence[Places]) -> bool:
+def _rows_promise(places: Sequence[Support]) -> bool:
     """Whether rows of densities of their own would save more than their counts take."""
     grids = [Grid.of(p.shape) for p in places]
     if max((g.rows for g in grids), default=1) == 1 or sum(g.rows for g in grids) > MAX_ROWS:
@@ -208,16 +208,16 @@ def _rows_promise(places: Sequence[Places]) -> bool:
     return by_row < sum(_bits(np.array([p.count]), p.numel) + 9 for p in places)
 
 
-def _split(place: Places) -> list[Places]:
+def _split(place: Support) -> list[Support]:
     """A tensor's places by matrix row; each row is a tensor of its own."""
     grid = Grid.of(place.shape)
     row, column = grid.locate(place.positions)
     order = np.argsort(row, kind="stable")
     parts = np.split(column[order], np.searchsorted(row[order], np.arange(1, grid.rows)))
-    return [Places((grid.columns,), part) for part in parts]
+    return [Support((grid.columns,), part) for part in parts]
 
 
-def _read_rows(reader: Reader, shapes: Sequence[Shape]) -> list[Positions]:
+def _read_rows(reader: Reader, shapes: Sequence[Shape]) -> list[Indices]:
     grids = [Grid.of(s) for s in shapes]
     sizes = [g.columns for g in grids for _ in range(g.rows)]
     rows, at, out = _read_gaps(reader, sizes, _read_counts(reader, sizes)), 0, []
@@ -231,7 +231,7 @@ def _read_rows(reader: Reader, shapes: Sequence[Shape]) -> list[Positions]:
     return out
 
 
-def _write_columns(places: Sequence[Places]) -> bytes:
+def _write_columns(places: Sequence[Support]) -> bytes:
     writer, coder, counts = Writer(), RangeWriter(), RowCounts()
     for p in places:
         mask = np.zeros(p.numel, np.bool_)
@@ -244,10 +244,10 @@ def _write_columns(places: Sequence[Places]) -> bytes:
     return writer.getvalue()
 
 
-def _read_columns(reader: Reader, shapes: Sequence[Shape]) -> list[Positions]:
+def _read_columns(reader: Reader, shapes: Sequence[Shape]) -> list[Indices]:
     coder, counts, out = RangeReader(reader.stream()), RowCounts(), []
     for shape in shapes:
-        mask = np.zeros(Places(shape).numel, np.bool_)
+        mask = np.zeros(Support(shape).numel, np.bool_)
         for row in Grid.of(shape).matrix(mask):
             row[:] = coder.get_bits(counts.next_row(row.size))
             counts.learn(row)
@@ -257,7 +257,7 @@ def _read_columns(reader: Reader, shapes: Sequence[Shape]) -> list[Positions]:
     return out
 
 
-def _read_version_1(reader: Reader, sizes: Sequence[int]) -> list[Positions]:
+def _read_version_1(reader: Reader, sizes: Sequence[int]) -> list[Indices]:
     counts, coder = _read_counts(reader, sizes), reader.u8()
     if coder == PACKED:
         return _read_packed(reader, sizes, counts)

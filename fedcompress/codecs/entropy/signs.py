@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import Places, Positions
+from fedcompress.codecs.base import Indices, Support
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.range_coder import RangeReader, RangeWriter
 from fedcompress.codecs.entropy.row_model import Agreement
@@ -28,7 +28,7 @@ Bits = NDArray[np.bool_]
 _HALF = np.full(1, 0.5)
 
 
-def write_signs(writer: Writer, negative: Sequence[Bits], places: Sequence[Places]) -> None:
+def write_signs(writer: Writer, negative: Sequence[Bits], places: Sequence[Support]) -> None:
     """Append the signs at the given places, True for minus."""
     flat = np.concatenate([*negative, np.zeros(0, np.bool_)])
     packed, agreed = pack_bits(flat.astype(np.uint8), 1), b""
@@ -42,7 +42,7 @@ def write_signs(writer: Writer, negative: Sequence[Bits], places: Sequence[Place
         writer.raw(packed)
 
 
-def read_signs(reader: Reader, places: Sequence[Places]) -> list[Bits]:
+def read_signs(reader: Reader, places: Sequence[Support]) -> list[Bits]:
     """Inverse of ``write_signs``.
 
     Raises:
@@ -58,7 +58,7 @@ def read_signs(reader: Reader, places: Sequence[Places]) -> list[Bits]:
     return list(np.split(flat, np.cumsum(counts)[:-1])) if counts else []
 
 
-def _promises(negative: Sequence[Bits], places: Sequence[Places]) -> bool:
+def _promises(negative: Sequence[Bits], places: Sequence[Support]) -> bool:
     """Whether coder 1 saves 2 % on the first rows of some tensors."""
     stride = -(-len(places) // SAMPLE_TENSORS)
     some_signs, some_places = [], []
@@ -69,12 +69,12 @@ def _promises(negative: Sequence[Bits], places: Sequence[Places]) -> bool:
         positions = np.arange(place.numel) if place.positions is None else place.positions
         early = grid.locate(positions)[0] < SAMPLE_ROWS
         some_signs.append(signs[early])
-        some_places.append(Places(place.shape, positions[early]))
+        some_places.append(Support(place.shape, positions[early]))
     count = sum(p.count for p in some_places)
     return count > 64 and 8 * len(_write_agreement(some_signs, some_places)) < 0.98 * count
 
 
-def _rows(place: Places) -> tuple[int, Iterator[tuple[Positions, Positions]]]:
+def _rows(place: Support) -> tuple[int, Iterator[tuple[Indices, Indices]]]:
     """Number of columns; then, by row of the matrix: which signs are in it, and their columns."""
     grid = Grid.of(place.shape)
     row, column = grid.locate(place.positions)
@@ -83,7 +83,7 @@ def _rows(place: Places) -> tuple[int, Iterator[tuple[Positions, Positions]]]:
     return grid.columns, ((part, column[part]) for part in np.split(order, ends) if part.size)
 
 
-def _write_agreement(negative: Sequence[Bits], places: Sequence[Places]) -> bytes:
+def _write_agreement(negative: Sequence[Bits], places: Sequence[Support]) -> bytes:
     coder, model = RangeWriter(), Agreement()
     for signs, place in zip(negative, places, strict=True):
         columns, rows = _rows(place)
@@ -100,7 +100,7 @@ def _write_agreement(negative: Sequence[Bits], places: Sequence[Places]) -> byte
     return coder.getvalue()
 
 
-def _read_agreement(data: bytes, places: Sequence[Places]) -> list[Bits]:
+def _read_agreement(data: bytes, places: Sequence[Support]) -> list[Bits]:
     coder, model, out = RangeReader(data), Agreement(), []
     for place in places:
         columns, rows = _rows(place)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import Places
+from fedcompress.codecs.base import Support
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.symbols import read_symbols, write_symbols
 from fedcompress.errors import ConfigError
@@ -37,7 +37,7 @@ def flatten(values: Sequence[Array]) -> Array:
     return np.concatenate([np.zeros(0, np.float32), *values])
 
 
-def split(flat: Array, places: Sequence[Places]) -> list[Array]:
+def split(flat: Array, places: Sequence[Support]) -> list[Array]:
     """The vectors of places, from one."""
     return list(np.split(flat, np.cumsum([p.count for p in places])[:-1])) if places else []
 

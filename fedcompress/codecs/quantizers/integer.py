@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Places
+from fedcompress.codecs.base import Support
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.symbols import read_symbols, write_symbols
 from fedcompress.errors import ConfigError
@@ -58,7 +58,7 @@ class Integer:
             bits = bits - np.uint16(1)
         return bits[0], bfloat16.from_bfloat16(bits)[0]
 
-    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Support], seed: int = 0) -> None:
         """Scales of all blocks, then the symbols of all vectors in one stream."""
         scales, symbols = [], []
         for number, value in enumerate(values):
@@ -74,7 +74,7 @@ class Integer:
         flat = np.concatenate(symbols) if symbols else np.zeros(0, np.int32)
         write_symbols(writer, flat, 2 * self.top + 1)
 
-    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
+    def read(self, reader: Reader, places: Sequence[Support]) -> list[Array]:
         """Multiples of the scales."""
         sizes = [p.count for p in places]
         blocks = [self._blocks(size) for size in sizes]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Places
+from fedcompress.codecs.base import Support
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.quantizers.blocks import check_block, ratios, read_blocks, split, write_blocks
 from fedcompress.types import Array
@@ -51,13 +51,13 @@ class NormalFloat:
     def __post_init__(self) -> None:
         check_block("codec.nf4.block", self.block)
 
-    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Support], seed: int = 0) -> None:
         """Scales of all blocks, then the levels of all entries."""
         scales, ratio = ratios(values, self.block)
         middles = (LEVELS[1:] + LEVELS[:-1]) / np.float32(2)
         write_blocks(writer, scales, np.searchsorted(middles, ratio), LEVELS.size)
 
-    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
+    def read(self, reader: Reader, places: Sequence[Support]) -> list[Array]:
         """Level times scale."""
         scale, symbols = read_blocks(reader, [p.count for p in places], self.block, LEVELS.size)
         return split(LEVELS[symbols] * scale, places)

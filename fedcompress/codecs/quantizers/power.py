@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Places
+from fedcompress.codecs.base import Support
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.quantizers.blocks import check_block, ratios, read_blocks, split, write_blocks
 from fedcompress.errors import ConfigError
@@ -43,7 +43,7 @@ class Power:
         """Largest level."""
         return int((1 << (self.bits - 1)) - 1)
 
-    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Support], seed: int = 0) -> None:
         """Scales of all blocks, then the levels of all entries."""
         scales, ratio = ratios(values, self.block)
         share = np.abs(ratio)
@@ -53,7 +53,7 @@ class Power:
         signed = np.where(ratio < 0, -level, level).astype(np.int64)
         write_blocks(writer, scales, signed + self.top, 2 * self.top + 1)
 
-    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
+    def read(self, reader: Reader, places: Sequence[Support]) -> list[Array]:
         """Powers of levels, times scales."""
         scale, symbols = read_blocks(reader, [p.count for p in places], self.block, 2 * self.top + 1)
         level = (symbols - self.top).astype(np.float32)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import Places
+from fedcompress.codecs.base import Support
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.quantizers.blocks import check_block, largest_by_block, ratios, read_blocks, split, write_blocks
 from fedcompress.errors import ConfigError
@@ -47,7 +47,7 @@ class QSGD:
             raise ConfigError("codec.qsgd.norm", self.norm, f"one of {list(_NORMS)}")
         check_block("codec.qsgd.block", self.block)
 
-    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Support], seed: int = 0) -> None:
         """Norms of all blocks, then the multiples of all entries."""
         scales, ratio = ratios(values, self.block, _NORMS[self.norm])
         share = np.abs(ratio) * np.float32(self.levels)
@@ -56,7 +56,7 @@ class QSGD:
         signed = np.where(ratio < 0, -level, level).astype(np.int64)
         write_blocks(writer, scales, signed + self.levels, 2 * self.levels + 1)
 
-    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
+    def read(self, reader: Reader, places: Sequence[Support]) -> list[Array]:
         """Multiples of the norms."""
         scale, symbols = read_blocks(reader, [p.count for p in places], self.block, 2 * self.levels + 1)
         share = (symbols - self.levels).astype(np.float32) / np.float32(self.levels)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import Places
+from fedcompress.codecs.base import Support
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.signs import read_signs, write_signs
 from fedcompress.codecs.matrix_view import Grid
@@ -46,14 +46,14 @@ class Ternary:
         if self.by not in UNITS:
             raise ConfigError("codec.ternary.by", self.by, f"one of {list(UNITS)}")
 
-    def _units(self, place: Places) -> tuple[int, NDArray[np.int64]]:
+    def _units(self, place: Support) -> tuple[int, NDArray[np.int64]]:
         """How many scales a tensor has, and which of them each entry takes."""
         if self.by == "tensor":
             return int(place.count > 0), np.zeros(place.count, np.int64)
         rows, used = np.unique(Grid.of(place.shape).locate(place.positions)[0], return_inverse=True)
         return rows.size, used
 
-    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Support], seed: int = 0) -> None:
         """All scales, then all signs."""
         means = [np.zeros(0)]
         for value, place in zip(values, places, strict=True):
@@ -67,7 +67,7 @@ class Ternary:
         writer.raw(bfloat16.to_bfloat16(scales).astype("<u2").tobytes())
         write_signs(writer, [np.signbit(v) for v in values], places)
 
-    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
+    def read(self, reader: Reader, places: Sequence[Support]) -> list[Array]:
         """``scale`` or ``-scale`` for each entry."""
         units = [self._units(p) for p in places]
         scales, at, out = bfloat16.scales_from(reader.raw(2 * sum(n for n, _ in units))), 0, []

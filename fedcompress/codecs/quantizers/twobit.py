@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Places
+from fedcompress.codecs.base import Support
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.symbols import read_symbols, write_symbols
 from fedcompress.errors import PayloadError
@@ -28,7 +28,7 @@ class TwoBit:
 
     name: ClassVar[str] = "twobit"
 
-    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Places], seed: int = 0) -> None:
+    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Support], seed: int = 0) -> None:
         """Four centres for each nonempty vector, then the bins of all entries."""
         symbols = [np.zeros(0, np.int32)]
         for value in values:
@@ -44,7 +44,7 @@ class TwoBit:
             symbols.append(bins)
         write_symbols(writer, np.concatenate(symbols), BINS)
 
-    def read(self, reader: Reader, places: Sequence[Places]) -> list[Array]:
+    def read(self, reader: Reader, places: Sequence[Support]) -> list[Array]:
         """Centres."""
         filled = sum(p.count > 0 for p in places)
         bits = np.frombuffer(reader.raw(2 * BINS * filled), "<u2").astype(np.uint16)

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import Positions, Shape
+from fedcompress.codecs.base import Indices, Shape
 from fedcompress.codecs.entropy.positions import CodedPlaces
 from fedcompress.codecs.matrix_view import Grid
 from fedcompress.codecs.selectors.topk import largest
@@ -42,9 +42,9 @@ class Allocate(CodedPlaces):
         if self.by not in UNITS:
             raise ConfigError("codec.allocate.by", self.by, f"one of {list(UNITS)}")
 
-    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Positions]:
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Indices]:
         """Positions in flat float32 vectors; rows are known from ``shapes``."""
-        units: list[Positions] = []  # the positions of each unit in its tensor
+        units: list[Indices] = []  # the positions of each unit in its tensor
         owner: list[int] = []
         for number, value in enumerate(values):
             parts = [np.arange(value.size)]
@@ -56,7 +56,7 @@ class Allocate(CodedPlaces):
             owner += [number] * len(parts)
         pieces = [values[o][u] for o, u in zip(owner, units, strict=True)]
         counts = allot([curve(np.abs(p)) for p in pieces], self.budget * sum(v.size for v in values))
-        chosen: list[list[Positions]] = [[] for _ in values]
+        chosen: list[list[Indices]] = [[] for _ in values]
         for number, unit, piece, count in zip(owner, units, pieces, counts, strict=True):
             chosen[number].append(unit[largest([piece], count)[0]])
         return [np.sort(np.concatenate(c)) for c in chosen]

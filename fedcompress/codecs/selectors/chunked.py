@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Positions, Shape
+from fedcompress.codecs.base import Indices, Shape
 from fedcompress.codecs.entropy.positions import CodedPlaces
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
@@ -32,11 +32,11 @@ class Chunked(CodedPlaces):
         if not 1 <= self.k <= self.of:
             raise ConfigError("codec.chunk.k", self.k, f"must be from 1 to {self.of}, the chunk")
 
-    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Positions]:
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Indices]:
         """Positions in flat float32 vectors."""
         return [self._of_one(v) for v in values]
 
-    def _of_one(self, value: Array) -> Positions:
+    def _of_one(self, value: Array) -> Indices:
         whole = value.size // self.of * self.of
         places = largest_in_rows(np.abs(value[:whole]).reshape(-1, self.of), self.k)
         rest = np.abs(value[whole:]).reshape(1, -1)
@@ -44,7 +44,7 @@ class Chunked(CodedPlaces):
         return np.concatenate([places, tail + whole])
 
 
-def largest_in_rows(magnitudes: Array, count: int) -> Positions:
+def largest_in_rows(magnitudes: Array, count: int) -> Indices:
     """Flat positions of the ``count`` largest of each row, ties by index, sorted."""
     rows, columns = magnitudes.shape
     if not rows or not columns or not count:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import Places, Positions, Shape
+from fedcompress.codecs.base import Indices, Shape, Support
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.symbols import read_symbols, write_symbols
 from fedcompress.codecs.selectors.chunked import largest_in_rows
@@ -38,7 +38,7 @@ class NM:
         if not 1 <= self.n < self.m:
             raise ConfigError("codec.nm.n", self.n, f"must be from 1 to {self.m - 1}")
 
-    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Positions]:
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Indices]:
         """Positions in flat float32 vectors."""
         out = []
         for value in values:
@@ -50,7 +50,7 @@ class NM:
     def _patterns(self) -> NDArray[np.int64]:
         return np.array(list(combinations(range(self.m), self.n)))
 
-    def write(self, writer: Writer, places: Sequence[Places], seed: int) -> None:
+    def write(self, writer: Writer, places: Sequence[Support], seed: int) -> None:
         """Append the patterns of all groups."""
         patterns = self._patterns()
         number = np.zeros(1 << self.m, np.int32)
@@ -62,14 +62,14 @@ class NM:
             symbols.append(number[(1 << groups).sum(1)])
         write_symbols(writer, np.concatenate(symbols), comb(self.m, self.n))
 
-    def read(self, reader: Reader, shapes: Sequence[tuple[int, ...]]) -> list[Places]:
+    def read(self, reader: Reader, shapes: Sequence[tuple[int, ...]]) -> list[Support]:
         """Inverse of ``write``."""
-        sizes = [Places(s).numel for s in shapes]
+        sizes = [Support(s).numel for s in shapes]
         symbols = read_symbols(reader, sum(n // self.m for n in sizes), comb(self.m, self.n))
         patterns, at, out = self._patterns(), 0, []
         for shape, size in zip(shapes, sizes, strict=True):
             groups = size // self.m
             inside = patterns[symbols[at : at + groups]] + self.m * np.arange(groups)[:, None]
             at += groups
-            out.append(Places(shape, np.concatenate([inside.ravel(), np.arange(groups * self.m, size)])))
+            out.append(Support(shape, np.concatenate([inside.ravel(), np.arange(groups * self.m, size)])))
         return out

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Places, Positions, Shape, read_seed, write_seed
+from fedcompress.codecs.base import Indices, Shape, Support, read_seed, write_seed
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.errors import ConfigError
 from fedcompress.numerics.philox import words
@@ -41,20 +41,20 @@ class Random:
         """What kept entries are multiplied by."""
         return 1.0 / (self.q or self.density)
 
-    def _positions(self, seed: int, number: int, size: int) -> Positions:
+    def _positions(self, seed: int, number: int, size: int) -> Indices:
         if self.density == 1:
             return np.arange(size)
         return np.flatnonzero(words(seed, f"mask/{number}", size) < np.uint32(self.density * 2**32))
 
-    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Positions]:
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Indices]:
         """Positions in flat float32 vectors."""
         return [self._positions(seed, i, v.size) for i, v in enumerate(values)]
 
-    def write(self, writer: Writer, places: Sequence[Places], seed: int) -> None:
+    def write(self, writer: Writer, places: Sequence[Support], seed: int) -> None:
         """Append the seed."""
         write_seed(writer, seed)
 
-    def read(self, reader: Reader, shapes: Sequence[tuple[int, ...]]) -> list[Places]:
+    def read(self, reader: Reader, shapes: Sequence[tuple[int, ...]]) -> list[Support]:
         """The positions of the seed."""
         seed = read_seed(reader)
-        return [Places(s, self._positions(seed, i, Places(s).numel)) for i, s in enumerate(shapes)]
+        return [Support(s, self._positions(seed, i, Support(s).numel)) for i, s in enumerate(shapes)]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Positions, Shape
+from fedcompress.codecs.base import Indices, Shape
 from fedcompress.codecs.entropy.positions import CodedPlaces
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
@@ -28,6 +28,6 @@ class Threshold(CodedPlaces):
         if not self.at > 0:
             raise ConfigError("codec.threshold.at", self.at, "must be above 0")
 
-    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Positions]:
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Indices]:
         """Positions in flat float32 vectors; there may be none."""
         return [np.flatnonzero(np.abs(v) >= np.float32(self.at)) for v in values]

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Positions, Shape
+from fedcompress.codecs.base import Indices, Shape
 from fedcompress.codecs.entropy.positions import CodedPlaces
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
@@ -41,7 +41,7 @@ class TopK(CodedPlaces):
         if self.scope not in SCOPES:
             raise ConfigError("codec.topk.scope", self.scope, f"one of {list(SCOPES)}")
 
-    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Positions]:
+    def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Indices]:
         """Positions in flat float32 vectors."""
         if self.scope == "global":
             return largest(values, kept_of(self.density, sum(v.size for v in values)))
@@ -56,7 +56,7 @@ def kept_of(density: float, size: int) -> int:
     return max(math.ceil(round(density * size, 6)), min(size, 1))
 
 
-def largest(values: Sequence[Array], count: int) -> list[Positions]:
+def largest(values: Sequence[Array], count: int) -> list[Indices]:
     """Positions of exactly ``min(count, n)`` largest magnitudes over all vectors; on ties the first one wins."""
     total = sum(v.size for v in values)
     if count >= total:
@@ -88,13 +88,13 @@ def _guess(values: Sequence[Array], count: int, total: int) -> np.float32:
     return np.float32(np.partition(sample, sample.size - wanted)[sample.size - wanted])
 
 
-def _at_least(values: Sequence[Array], floor: np.float32) -> tuple[list[Positions], list[Array]]:
+def _at_least(values: Sequence[Array], floor: np.float32) -> tuple[list[Indices], list[Array]]:
     """Positions and magnitudes of the entries that are not below ``floor``."""
     found = [_places(value, floor) for value in values]
     return found, [np.abs(value[places]) for value, places in zip(values, found, strict=True)]
 
 
-def _places(value: Array, floor: np.float32) -> Positions:
+def _places(value: Array, floor: np.float32) -> Indices:
     """Positions in one vector; long ones are shared out among a few threads, in order."""
     starts = range(0, value.size, PIECE)
     if len(starts) < 2:
@@ -103,7 +103,7 @@ def _places(value: Array, floor: np.float32) -> Positions:
         return np.concatenate(list(pool.map(lambda at: _scan(value[at : at + PIECE], at, floor), starts)))
 
 
-def _scan(value: Array, offset: int, floor: np.float32) -> Positions:
+def _scan(value: Array, offset: int, floor: np.float32) -> Indices:
     places, buffer = [np.zeros(0, np.int64)], np.empty(min(CHUNK, value.size), np.float32)
     for at in range(0, value.size, CHUNK):
         part = np.abs(value[at : at + CHUNK], out=buffer[: min(CHUNK, value.size - at)])

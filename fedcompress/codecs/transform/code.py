@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import NO_HINTS, Hints, exponent_of, saturated
+from fedcompress.codecs.base import NO_HINTS, EncoderHints, safe_exponent, saturate
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.transform.bit_allocation import Budget, Plan, Spectrum, spectrum_of
 from fedcompress.codecs.transform.rotation import Basis, read_bases, rotate, write_bases
@@ -53,7 +53,7 @@ class Transform:
     """
 
     name: ClassVar[str] = "transform"
-    warm: ClassVar[bool] = False
+    uses_previous_update: ClassVar[bool] = False
     budget: str = ""
     lambda_: float = 0.0
     head: float = 12.0
@@ -88,10 +88,10 @@ class Transform:
         """What the squared error of a tensor counts."""
         return self.head if member.group == "head" else 1.0
 
-    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: Hints = NO_HINTS) -> bytes:
+    def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: EncoderHints = NO_HINTS) -> bytes:
         """The section's body. Equal input gives equal bytes on one machine and thread count."""
-        exponent = exponent_of(values)
-        values = values if exponent == 0 else [saturated(v, -exponent) for v in values]
+        exponent = safe_exponent(values)
+        values = values if exponent == 0 else [saturate(v, -exponent) for v in values]
         spectra = [spectrum_of(v, self.weight(m)) for m, v in zip(members, values, strict=True)]
         parameters = sum(v.size for v in values)
         energy = sum(float(s.rows.sum()) * s.weight for s in spectra)
@@ -135,7 +135,7 @@ class Transform:
             own = rows[at : at + len(basis.classes)]
             at += len(own)
             steps = basis.steps(float(step), self.weight(member))
-            out.append(saturated(_restore(member, basis, own, steps), exponent))
+            out.append(saturate(_restore(member, basis, own, steps), exponent))
         return out
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from fedcompress.chunks import Piece, cut
+from fedcompress.chunks import TensorSlice, split_layout
 from fedcompress.errors import ConfigError
 from fedcompress.files.merge.peft_types import TypeRow
-from fedcompress.files.merge.reduction import EXACT, Choice
+from fedcompress.files.merge.reduction import EXACT, MergeOptions
 from fedcompress.files.merge.report import contribution, cosines
 from fedcompress.files.merge.sources import Site
 from fedcompress.files.merge.writer import Result, means_of, write
@@ -24,7 +24,7 @@ from fedcompress.types import Layout
 def merge_entries(
     sites: Sequence[Site],
     weights: Floats,
-    choice: Choice,
+    choice: MergeOptions,
     row: TypeRow,
     out: Path,
     dtype: str,
@@ -43,7 +43,7 @@ def merge_entries(
     layout = Layout(tuple(means))
     gram, done = np.zeros((len(sites), len(sites))), 0
     progress(0, layout.numel)
-    for part in cut(layout):
+    for part in split_layout(layout):
         for piece in part:
             values = _values(piece, sites)
             if row.frozen and re.search(row.frozen, piece.spec.name):
@@ -72,12 +72,12 @@ def merge_entries(
     }
 
 
-def _values(piece: Piece, sites: Sequence[Site]) -> Floats:
+def _values(piece: TensorSlice, sites: Sequence[Site]) -> Floats:
     stop = piece.start + piece.spec.shape[0] if piece.total else None
     return np.stack([s.read(piece.whole, piece.start, stop).reshape(-1).astype(np.float64) for s in sites])
 
 
-def _check_equal(piece: Piece, sites: Sequence[Site], values: Floats, kind: str) -> None:
+def _check_equal(piece: TensorSlice, sites: Sequence[Site], values: Floats, kind: str) -> None:
     for site, own in zip(sites, values, strict=True):
         if (own != values[0]).any():
             rule = f"must be equal at all sites, as in {sites[0].path}: the mean of {kind} is exact only then"

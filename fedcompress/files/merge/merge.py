@@ -14,7 +14,7 @@ from fedcompress.errors import ConfigError
 from fedcompress.files.merge.entrywise import merge_entries
 from fedcompress.files.merge.factors import FactorUpdates, pairs_for
 from fedcompress.files.merge.peft_types import ENTRIES
-from fedcompress.files.merge.reduction import PRODUCT, Choice, Held, Merged, choose, merged, shortened
+from fedcompress.files.merge.reduction import PRODUCT, Merged, MergeOptions, ModuleFactors, choose, merged, shortened
 from fedcompress.files.merge.report import Statistics
 from fedcompress.files.merge.sources import Site, check_together, is_magnitude, open_sites, row_of
 from fedcompress.files.merge.writer import Result, config_of, dtype_of, means_of, write
@@ -23,7 +23,7 @@ from fedcompress.merging.base import Elementwise, Floats
 from fedcompress.merging.engine import elementwise, normalized
 from fedcompress.merging.lowrank import Term, dense_spectrum
 from fedcompress.merging.product import DenseProducts
-from fedcompress.merging.updates import Part, Updates
+from fedcompress.merging.updates import Updates, UpdateSubset
 from fedcompress.types import Array, Layout, TensorSpec
 
 Progress = Callable[[int, int], None]  # modules done, modules in all
@@ -80,7 +80,7 @@ def merge_folders(
 
 
 def _lora(
-    sites: Sequence[Site], weights: Floats, choice: Choice, out: Path, dtype: str, progress: Progress
+    sites: Sequence[Site], weights: Floats, choice: MergeOptions, out: Path, dtype: str, progress: Progress
 ) -> dict[str, Any]:
     statistics, found = Statistics(weights=weights), {}
     names, rule = sorted({n for s in sites for n in s.modules}), choice.elementwise
@@ -90,7 +90,7 @@ def _lora(
     if choice.space == PRODUCT:
         zero = {t.name: np.zeros(t.shape, np.float32) for t in updates.layout.tensors}
         products = DenseProducts(pairs, zero, updates)
-    facts = rule.survey(products or updates, weights) if rule else None
+    facts = rule.collect_statistics(products or updates, weights) if rule else None
     progress(0, len(names))
     for done, name in enumerate(names):
         held = _held(name, sites, weights)
@@ -109,21 +109,23 @@ def _lora(
     return _report(sites, weights, choice, result, statistics, out, size)
 
 
-def _held(name: str, sites: Sequence[Site], weights: Floats) -> Held:
+def _held(name: str, sites: Sequence[Site], weights: Floats) -> ModuleFactors:
     members = [i for i, s in enumerate(sites) if name in s.modules]
     terms = []
     for i in members:
         own = sites[i].modules[name]
         a, b = sites[i].read(own.a), sites[i].read(own.b)
         terms.append(Term(own.scaling, b.reshape(b.shape[0], -1), a.reshape(a.shape[0], -1)))
-    return Held(name=name, shape=sites[members[0]].modules[name].shape, members=members, terms=terms, weights=weights)
+    return ModuleFactors(
+        name=name, shape=sites[members[0]].modules[name].shape, members=members, terms=terms, weights=weights
+    )
 
 
 def _merged_entries(
     rule: Elementwise, specs: tuple[TensorSpec, ...], updates: Updates, weights: Floats, facts: Any
 ) -> dict[str, Array]:
     base = {t.name: np.zeros(t.shape, np.float32) for t in specs}
-    return elementwise(rule, base, weights, Part(Layout(specs), updates), facts=facts)
+    return elementwise(rule, base, weights, UpdateSubset(Layout(specs), updates), state=facts)
 
 
 def _in_factors(rule: Elementwise, pair: Pair, updates: Updates, weights: Floats, facts: Any) -> Merged:
@@ -152,7 +154,7 @@ def _result(sites: Sequence[Site], found: dict[str, Merged], dtype: str) -> Resu
 def _report(
     sites: Sequence[Site],
     weights: Floats,
-    choice: Choice,
+    choice: MergeOptions,
     result: Result,
     statistics: Statistics,
     out: Path,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedcompress.errors import ConfigError
-from fedcompress.merging import RULES, rule_named
+from fedcompress.merging import RULES, parse_rule
 from fedcompress.merging.base import Elementwise, Floats, Modular, Module
 from fedcompress.merging.lowrank import Spectrum, Term, spectrum
 
@@ -22,7 +22,7 @@ PRODUCT = "product"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class MergeOptions:
     """What was asked for, checked together."""
 
     rule: Elementwise | Modular | str  # a rule, or the name of a form
@@ -47,7 +47,7 @@ class Choice:
         return None if isinstance(self.rule, str | Modular) else self.rule
 
 
-def choose(rule: str, space: str, rank: int | None, energy: float | None) -> Choice:
+def choose(rule: str, space: str, rank: int | None, energy: float | None) -> MergeOptions:
     """Check the options.
 
     Raises:
@@ -56,14 +56,14 @@ def choose(rule: str, space: str, rank: int | None, energy: float | None) -> Cho
     made: Elementwise | Modular | str = rule.strip()
     if made not in FORMS:
         try:
-            made = rule_named(rule, field="--rule")
+            made = parse_rule(rule, field="--rule")
         except ConfigError as error:
             if "one of" not in error.rule:
                 raise
             raise ConfigError("--rule", error.value, f"must be one of {[*FORMS, *RULES]}") from error
     if not isinstance(made, str) and made.name == "rolora":
         raise ConfigError("--rule", "rolora", "is for rounds, in turns: folders have no round; use ffa or exact")
-    choice = Choice(rule=made, space=space, rank=rank, energy=energy)
+    choice = MergeOptions(rule=made, space=space, rank=rank, energy=energy)
     if space not in ("factors", PRODUCT):
         raise ConfigError("--space", space, "one of ['factors', 'product']")
     if space == PRODUCT and choice.elementwise is None:
@@ -84,7 +84,7 @@ def choose(rule: str, space: str, rank: int | None, energy: float | None) -> Cho
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class ModuleFactors:
     """Factors of one module from the sites that have it, float32; scaling is a part of the weight."""
 
     name: str
@@ -110,7 +110,7 @@ class Merged:
     error: float = 0.0
 
 
-def merged(held: Held, choice: Choice) -> Merged:
+def merged(held: ModuleFactors, choice: MergeOptions) -> Merged:
     """The pair of a form or a LoRA rule.
 
     Raises:
@@ -134,13 +134,13 @@ def merged(held: Held, choice: Choice) -> Merged:
             return _fedex(held, choice)
 
 
-def shortened(found: Spectrum, choice: Choice) -> Merged:
+def shortened(found: Spectrum, choice: MergeOptions) -> Merged:
     """Balanced factors of the rank that was asked for; at least 1, since PEFT has no rank 0."""
     cut = found.truncated(max(choice.rank_of(found), 1))
     return Merged(cut.b, cut.a, cut.error)
 
 
-def _fedex(held: Held, choice: Choice) -> Merged:
+def _fedex(held: ModuleFactors, choice: MergeOptions) -> Merged:
     module = _module(held, FEDEX)
     a = sum((w * own for w, (own, _) in zip(module.weights, module.factors, strict=True)), np.zeros_like(module.a0))
     b = sum((w * own for w, (_, own) in zip(module.weights, module.factors, strict=True)), np.zeros_like(module.b0))
@@ -156,7 +156,7 @@ def _fedex(held: Held, choice: Choice) -> Merged:
     return Merged(np.hstack([b, cut.b]), np.vstack([a, cut.a]), lost / whole if whole else 0.0)
 
 
-def _module(held: Held, rule: str) -> Module:
+def _module(held: ModuleFactors, rule: str) -> Module:
     """Factors for a rule of rounds: scaling is in B, and the mean A of those that have the module stands for the rest.
 
     So a site without the module sends a zero update, and does not pull A towards zero.
@@ -177,7 +177,7 @@ def _module(held: Held, rule: str) -> Module:
     return Module(held.name, mean_a, np.zeros((rows, rank)), factors, held.weights)
 
 
-def _check_frozen(held: Held) -> None:
+def _check_frozen(held: ModuleFactors) -> None:
     if any(t.a.shape != held.terms[0].a.shape or (t.a != held.terms[0].a).any() for t in held.terms):
         rule = f"needs the same A in all adapters, as FFA-LoRA freezes it: they differ in {held.name}; use exact"
         raise ConfigError("--rule", "ffa", rule)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedcompress.files.merge.reduction import Held, Merged
+from fedcompress.files.merge.reduction import Merged, ModuleFactors
 from fedcompress.merging.base import Floats
 from fedcompress.merging.lowrank import Term, grams, norm
 
@@ -16,7 +16,7 @@ ROWS = 32  # of a product that are sampled for signs, evenly spaced
 MAX_SITES = 256  # beyond, the inner products of all pairs are left out
 
 
-def sign_conflict(held: Held) -> float:
+def sign_conflict(held: ModuleFactors) -> float:
     """Share of the sites' nonzero entries whose sign is not that of the weighted sum, in sampled rows.
 
     0 where all agree; 0.5 is chance. Entries whose sum is zero count as conflict.
@@ -51,7 +51,7 @@ class Statistics:
         """Whether sites are compared with each other."""
         return len(self.weights) <= MAX_SITES
 
-    def add(self, held: Held, merged: Merged) -> None:
+    def add(self, held: ModuleFactors, merged: Merged) -> None:
         """One LoRA module, merged."""
         target = norm(held.weighted, held.shape)
         result = [Term(1.0, merged.b, merged.a)]

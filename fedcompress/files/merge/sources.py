@@ -14,7 +14,7 @@ import numpy as np
 
 from fedcompress.adapters.folder import CONFIG_FILE
 from fedcompress.adapters.safetensors_io import Source, open_source
-from fedcompress.chunks import Piece
+from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.files.merge.module_paths import with_float_places
 from fedcompress.files.merge.peft_types import REFUSED, TYPES, TypeRow
@@ -74,11 +74,11 @@ class Site:
             NonFiniteError: names site and tensor.
         """
         if not spec.shape:
-            values = self.source.read(Piece(spec=spec))
+            values = self.source.read(TensorSlice(spec=spec))
         else:
             end = spec.shape[0] if stop is None else stop
             part = TensorSpec(name=spec.name, shape=(end - start, *spec.shape[1:]), dtype=spec.dtype)
-            values = self.source.read(Piece(spec=part, start=start, total=spec.shape[0]))
+            values = self.source.read(TensorSlice(spec=part, start=start, total=spec.shape[0]))
         if not np.isfinite(values).all():
             raise NonFiniteError(f"{self.path}: {spec.name}: contains NaN or infinity: all values must be finite")
         return values

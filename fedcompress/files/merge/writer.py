@@ -15,7 +15,7 @@ import numpy as np
 from fedcompress.adapters import group_of
 from fedcompress.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedcompress.adapters.safetensors_io import Sink
-from fedcompress.chunks import Piece, cut
+from fedcompress.chunks import TensorSlice, split_layout
 from fedcompress.errors import ConfigError
 from fedcompress.files.merge.sources import PREFIX, Site, is_bias, pattern
 from fedcompress.merging.base import Floats
@@ -98,8 +98,8 @@ def write(out: Path, result: Result, sites: Sequence[Site], weights: Floats) -> 
     """
     with Sink(out / WEIGHTS_FILE, result.layout, {"format": "pt"}) as sink:
         for name, values in result.factors.items():
-            sink.write(Piece(spec=result.layout.by_name[name]), _finite(name, values))
-        for part in cut(Layout(tuple(result.means))) if result.means else []:
+            sink.write(TensorSlice(spec=result.layout.by_name[name]), _finite(name, values))
+        for part in split_layout(Layout(tuple(result.means))) if result.means else []:
             for piece in part:
                 sink.write(piece, mean_of(piece, sites, weights))
     part_file = out / f"{CONFIG_FILE}.part"
@@ -116,7 +116,7 @@ def _finite(name: str, values: Array) -> Array:
     return values
 
 
-def mean_of(piece: Piece, sites: Sequence[Site], weights: Floats) -> Array:
+def mean_of(piece: TensorSlice, sites: Sequence[Site], weights: Floats) -> Array:
     """Weighted mean of a piece; a bias of B counts with the scaling of its module, and as zero where it is missing."""
     whole = piece.whole
     stop = piece.start + piece.spec.shape[0] if piece.total else None

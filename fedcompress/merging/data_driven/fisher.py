@@ -12,7 +12,7 @@ import numpy as np
 from fedcompress.errors import ConfigError
 from fedcompress.merging.base import Block, Floats
 from fedcompress.merging.engine import elementwise, normalized
-from fedcompress.merging.updates import Updates, blocks
+from fedcompress.merging.updates import Updates, list_blocks
 from fedcompress.types import Tensors, zeros
 
 FLOORS = (1e-30, 1e30)
@@ -66,10 +66,10 @@ class _Fisher:
     scales: Floats
     floor: float
 
-    def survey(self, updates: Updates, weights: Floats) -> None:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
         """Done before."""
 
-    def combine(self, block: Block, facts: None) -> Floats:
+    def merge_block(self, block: Block, state: None) -> Floats:
         """The weighted mean of a block."""
         size = block.values.shape[1]
         above, below = np.zeros(size), np.zeros(size)
@@ -85,7 +85,7 @@ class _Fisher:
 def _root_mean_square(fishers: Updates, site: int) -> float:
     """Of a whole Fisher, which is checked on the way."""
     total = 0.0
-    for name, start, stop in blocks(fishers.layout, 1):
+    for name, start, stop in list_blocks(fishers.layout, 1):
         values = fishers.read(site, name, start, stop).astype(np.float64)
         if not (values >= 0).all() or not np.isfinite(values).all():
             raise ConfigError(f"fishers.{site}.{name}", float(values.min()), "must be finite numbers >= 0")

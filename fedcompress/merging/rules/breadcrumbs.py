@@ -50,7 +50,7 @@ class Breadcrumbs:
         check_scope("rule.breadcrumbs.scope", self.scope)
         check_scale("rule.breadcrumbs.scale", self.scale)
 
-    def survey(self, updates: Updates, weights: Floats) -> tuple[dict[str, Array], dict[str, Array]]:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> tuple[dict[str, Array], dict[str, Array]]:
         """Smallest and largest magnitude that is kept, by tensor, shape (sites,)."""
         low = magnitudes(updates, lambda size: kept_of(1 - self.beta, size), self.scope)
         high = magnitudes(updates, self._first, self.scope)
@@ -60,7 +60,7 @@ class Breadcrumbs:
         """Rank of the largest entry that is kept."""
         return min(size - kept_of(1 - self.gamma, size) + 1, kept_of(1 - self.beta, size)) if size else 0
 
-    def combine(self, block: Block, facts: tuple[dict[str, Array], dict[str, Array]]) -> Floats:
+    def merge_block(self, block: Block, state: tuple[dict[str, Array], dict[str, Array]]) -> Floats:
         """The scaled mean of what is kept, float64, shape (n,)."""
-        low, high = facts
+        low, high = state
         return self.scale * weighted_sum(between(block, low[block.name], high[block.name]))

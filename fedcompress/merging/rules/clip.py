@@ -33,12 +33,12 @@ class Clip:
         if not self.norm >= 0:
             raise ConfigError("rule.clip.norm", self.norm, "must be at least 0; 0 is the median norm of the cohort")
 
-    def survey(self, updates: Updates, weights: Floats) -> Floats:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> Floats:
         """Weights times factors, shape (sites,)."""
         found = norms(updates)
         bound = self.norm or float(np.median(found))
         return weights * np.minimum(1, np.divide(bound, found, out=np.ones_like(found), where=found > bound))
 
-    def combine(self, block: Block, facts: Floats) -> Floats:
+    def merge_block(self, block: Block, state: Floats) -> Floats:
         """The weighted mean of scaled updates, shape (n,), float64."""
-        return weighted_sum(replace(block, weights=facts))
+        return weighted_sum(replace(block, weights=state))

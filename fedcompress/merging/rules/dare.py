@@ -68,9 +68,9 @@ class Dare:
         if self.q and not 1e-6 <= self.q <= 1:
             raise ConfigError("rule.dare.q", self.q, "must be 0 (the density) or from 1e-6 to 1")
 
-    def survey(self, updates: Updates, weights: Floats) -> None:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
         """Needs nothing."""
 
-    def combine(self, block: Block, facts: None) -> Floats:
+    def merge_block(self, block: Block, state: None) -> Floats:
         """The mean of what is kept, scaled up, float64, shape (n,)."""
         return weighted_sum(thinned(block, self.density, self.seed)) / (self.q or self.density)

@@ -41,10 +41,10 @@ class DareTies:
         if self.election not in ELECTIONS:
             raise ConfigError("rule.dare-ties.election", self.election, f"one of {list(ELECTIONS)}")
 
-    def survey(self, updates: Updates, weights: Floats) -> None:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
         """Needs nothing."""
 
-    def combine(self, block: Block, facts: None) -> Floats:
+    def merge_block(self, block: Block, state: None) -> Floats:
         """The agreeing mean of what is kept, scaled up, float64, shape (n,)."""
         left = thinned(block, self.density, self.seed)
         return agreeing_mean(left.values, left.weights, self.election) / self.density

@@ -42,9 +42,9 @@ class DarexQ:
         if not self.density <= self.q <= 1:
             raise ConfigError("rule.darex-q.q", self.q, f"must be from the density, {self.density:g}, to 1")
 
-    def survey(self, updates: Updates, weights: Floats) -> None:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
         """Needs nothing."""
 
-    def combine(self, block: Block, facts: None) -> Floats:
+    def merge_block(self, block: Block, state: None) -> Floats:
         """The mean of what is kept, scaled up, float64, shape (n,)."""
         return weighted_sum(thinned(block, self.density, self.seed)) / self.q

@@ -31,10 +31,10 @@ class DisjointMean:
 
     name: ClassVar[str] = "disjoint-mean"
 
-    def survey(self, updates: Updates, weights: Floats) -> None:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
         """Needs nothing."""
 
-    def combine(self, block: Block, facts: None) -> Floats:
+    def merge_block(self, block: Block, state: None) -> Floats:
         """The mean over senders, float64, shape (n,)."""
         total, share = weighted_sum(block), senders(block)
         return np.divide(total, share, out=np.zeros_like(total), where=share > 0)

@@ -43,7 +43,7 @@ class GeometricMedian:
         if self.steps < 1:
             raise ConfigError("rule.geometric-median.steps", self.steps, "must be at least 1")
 
-    def survey(self, updates: Updates, weights: Floats) -> Floats:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> Floats:
         """Weights of the combination, shape (sites,); they add up to 1."""
         products = gram(updates)
         square = np.diagonal(products)
@@ -58,9 +58,9 @@ class GeometricMedian:
                 break
         return share
 
-    def combine(self, block: Block, facts: Floats) -> Floats:
+    def merge_block(self, block: Block, state: Floats) -> Floats:
         """The combination, shape (n,), float64."""
-        return weighted_sum(replace(block, weights=facts))
+        return weighted_sum(replace(block, weights=state))
 
 
 def _over(weights: Floats, distance: Floats) -> Floats:

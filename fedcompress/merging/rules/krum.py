@@ -50,7 +50,7 @@ class Krum:
     ``sqrt((n - f - 2) / (n - 2 f - 1))`` times the largest distance between two honest updates.
 
     Raises:
-        ConfigError: ``malicious`` is below 0; at the survey, if there are too few sites for it.
+        ConfigError: ``malicious`` is below 0; in ``collect_statistics``, if there are too few sites for it.
     """
 
     name: ClassVar[str] = "krum"
@@ -59,11 +59,11 @@ class Krum:
     def __post_init__(self) -> None:
         check_malicious(self.name, self.malicious)
 
-    def survey(self, updates: Updates, weights: Floats) -> int:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> int:
         """The chosen site."""
         return int(best_first(self.name, updates, weights, self.malicious)[0])
 
-    def combine(self, block: Block, facts: int) -> NDArray[np.float32]:
+    def merge_block(self, block: Block, state: int) -> NDArray[np.float32]:
         """Its entries, shape (n,), float32."""
-        chosen: NDArray[np.float32] = block.values[facts]
+        chosen: NDArray[np.float32] = block.values[state]
         return chosen

@@ -47,10 +47,10 @@ class MagnitudePrune:
         check_density("rule.magnitude-prune.density", self.density)
         check_scope("rule.magnitude-prune.scope", self.scope)
 
-    def survey(self, updates: Updates, weights: Floats) -> dict[str, Array]:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> dict[str, Array]:
         """Smallest magnitude that is kept, by tensor, shape (sites,)."""
         return thresholds(updates, self.density, self.scope)
 
-    def combine(self, block: Block, facts: dict[str, Array]) -> Floats:
+    def merge_block(self, block: Block, state: dict[str, Array]) -> Floats:
         """The mean of what is kept, float64, shape (n,)."""
-        return weighted_sum(between(block, facts[block.name]))
+        return weighted_sum(between(block, state[block.name]))

@@ -30,9 +30,9 @@ class Mean:
 
     name: ClassVar[str] = "mean"
 
-    def survey(self, updates: Updates, weights: Floats) -> None:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
         """Needs nothing."""
 
-    def combine(self, block: Block, facts: None) -> Floats:
+    def merge_block(self, block: Block, state: None) -> Floats:
         """The weighted mean."""
         return weighted_sum(block)

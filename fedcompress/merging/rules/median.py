@@ -23,10 +23,10 @@ class Median:
 
     name: ClassVar[str] = "median"
 
-    def survey(self, updates: Updates, weights: Floats) -> None:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
         """Needs nothing."""
 
-    def combine(self, block: Block, facts: None) -> Floats:
+    def merge_block(self, block: Block, state: None) -> Floats:
         """The weighted median of each column, shape (n,), float64."""
         values, share = ranked(block.values, block.weights)
         if share.ndim == 1:

@@ -21,7 +21,8 @@ class MultiKrum:
     Blanchard et al. 2017 (arXiv:1703.02757, section 6), where ``n - f`` are kept in the experiments.
 
     Raises:
-        ConfigError: a number is below 0; at the survey, if there are too few sites for ``malicious`` or ``kept``.
+        ConfigError: a number is below 0; in ``collect_statistics``, if there are too few sites for
+            ``malicious`` or ``kept``.
     """
 
     name: ClassVar[str] = "multi-krum"
@@ -33,7 +34,7 @@ class MultiKrum:
         if self.kept < 0:
             raise ConfigError("rule.multi-krum.kept", self.kept, "must be at least 0")
 
-    def survey(self, updates: Updates, weights: Floats) -> Floats:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> Floats:
         """Weights of the mean, shape (sites,); they add up to 1."""
         order = best_first(self.name, updates, weights, self.malicious)
         most = len(order) - self.malicious
@@ -48,6 +49,6 @@ class MultiKrum:
         share /= share.sum()
         return share
 
-    def combine(self, block: Block, facts: Floats) -> Floats:
+    def merge_block(self, block: Block, state: Floats) -> Floats:
         """The mean of the kept sites, shape (n,), float64."""
-        return weighted_sum(replace(block, weights=facts))
+        return weighted_sum(replace(block, weights=state))

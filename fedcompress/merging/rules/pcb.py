@@ -69,7 +69,7 @@ class Pcb:
         if not 0 <= self.clip < 0.5:
             raise ConfigError("rule.pcb.clip", self.clip, "must be at least 0 and below 0.5")
 
-    def survey(self, updates: Updates, weights: Floats) -> dict[str, Ranges]:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> dict[str, Ranges]:
         """Ranges of magnitudes, then of scores, by tensor; memory as of ``score_levels``."""
         small = magnitudes(updates, lambda n: n - int(self.clip * n), self.scope)
         large = magnitudes(updates, lambda n: min(int(self.clip * n) + 1, n), self.scope)
@@ -82,9 +82,9 @@ class Pcb:
             out |= {name: Ranges(*edges[name], low, high) for name in group.names}
         return out
 
-    def combine(self, block: Block, facts: dict[str, Ranges]) -> Floats:
+    def merge_block(self, block: Block, state: dict[str, Ranges]) -> Floats:
         """The mean by scores, float64, shape (n,); 0 where nothing counts."""
-        at = facts[block.name]
+        at = state[block.name]
         score = _score(block.values, block.weights, at.smallest, at.largest)
         span = (at.high - at.low)[:, None]
         ranged = span > TIE * np.maximum(np.abs(at.high), np.abs(at.low))[:, None]

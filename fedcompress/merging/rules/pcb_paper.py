@@ -66,7 +66,7 @@ class PcbPaper:
         check_scope("rule.pcb-paper.scope", self.scope)
         check_scale("rule.pcb-paper.scale", self.scale)
 
-    def survey(self, updates: Updates, weights: Floats) -> dict[str, Competition]:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> dict[str, Competition]:
         """Ranges and sums of products, then levels of scores, by tensor; memory as of ``score_levels``."""
         out: dict[str, Competition] = {}
         for group in groups(updates, self.scope):
@@ -88,9 +88,9 @@ class PcbPaper:
         level, _ = score_levels(updates, group, self.ratio, lambda _, values: _score(values, weights, at))
         return Competition(low, high, at.pairs, at.own, level)
 
-    def combine(self, block: Block, facts: dict[str, Competition]) -> Floats:
+    def merge_block(self, block: Block, state: dict[str, Competition]) -> Floats:
         """The mean by scores, float64, shape (n,); 0 where nothing counts."""
-        at = facts[block.name]
+        at = state[block.name]
         score = _score(block.values, block.weights, at)
         total, share = np.zeros(score.shape[1]), np.zeros(score.shape[1])
         for row, level, weight, value in zip(score, at.level, block.weights, block.values, strict=True):

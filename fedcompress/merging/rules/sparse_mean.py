@@ -38,10 +38,10 @@ class SparseMean:
         if not 0 <= self.lambda_ <= 1:
             raise ConfigError("rule.sparse-mean.lambda", self.lambda_, "must be from 0 (mean) to 1 (disjoint-mean)")
 
-    def survey(self, updates: Updates, weights: Floats) -> None:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
         """Needs nothing."""
 
-    def combine(self, block: Block, facts: None) -> Floats:
+    def merge_block(self, block: Block, state: None) -> Floats:
         """The shrunk mean, float64, shape (n,)."""
         total, share = weighted_sum(block), senders(block)
         return np.divide(total, 1 - self.lambda_ + self.lambda_ * share, out=np.zeros_like(total), where=share > 0)

@@ -40,9 +40,9 @@ class TaskArithmetic:
     def __post_init__(self) -> None:
         check_scale("rule.task-arithmetic.scale", self.scale)
 
-    def survey(self, updates: Updates, weights: Floats) -> None:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
         """Needs nothing."""
 
-    def combine(self, block: Block, facts: None) -> Floats:
+    def merge_block(self, block: Block, state: None) -> Floats:
         """The scaled mean, float64, shape (n,)."""
         return self.scale * weighted_sum(block)

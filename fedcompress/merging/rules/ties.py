@@ -76,10 +76,10 @@ class Ties:
         if self.election not in ELECTIONS:
             raise ConfigError("rule.ties.election", self.election, f"one of {list(ELECTIONS)}")
 
-    def survey(self, updates: Updates, weights: Floats) -> dict[str, Array]:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> dict[str, Array]:
         """Thresholds."""
         return thresholds(updates, self.density, self.scope)
 
-    def combine(self, block: Block, facts: dict[str, Array]) -> Floats:
+    def merge_block(self, block: Block, state: dict[str, Array]) -> Floats:
         """The agreeing mean of what is trimmed."""
-        return self.scale * agreeing_mean(block.values, block.weights, self.election, facts[block.name])
+        return self.scale * agreeing_mean(block.values, block.weights, self.election, state[block.name])

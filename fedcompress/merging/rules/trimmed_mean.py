@@ -34,10 +34,10 @@ class TrimmedMean:
         if not 0 <= self.beta < 0.5:
             raise ConfigError("rule.trimmed-mean.beta", self.beta, "must be from 0 to below 0.5")
 
-    def survey(self, updates: Updates, weights: Floats) -> None:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
         """Needs nothing."""
 
-    def combine(self, block: Block, facts: None) -> Floats:
+    def merge_block(self, block: Block, state: None) -> Floats:
         """The trimmed mean of each column, shape (n,), float64."""
         values, share = ranked(block.values, block.weights)
         total, scaled = np.zeros(values.shape[1]), np.empty(values.shape[1])

@@ -35,9 +35,9 @@ class WiseFt:
         if not 0 <= self.alpha <= 1:
             raise ConfigError("rule.wise-ft.alpha", self.alpha, "must be from 0 (the base) to 1 (the mean)")
 
-    def survey(self, updates: Updates, weights: Floats) -> None:
+    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
         """Needs nothing."""
 
-    def combine(self, block: Block, facts: None) -> Floats:
+    def merge_block(self, block: Block, state: None) -> Floats:
         """A share of the mean, float64, shape (n,)."""
         return self.alpha * weighted_sum(block)

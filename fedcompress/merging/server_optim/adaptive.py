@@ -10,24 +10,24 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from fedcompress.merging.server_optim.base import OuterState, Wide, advanced, fresh, narrow
+from fedcompress.merging.server_optim.base import ServerOptimizerState, Wide, advanced, fresh, narrow
 from fedcompress.types import Array, Layout, Tensors
 
 
-def start(optimizer: str, layout: Layout, tau: float) -> OuterState:
+def start(optimizer: str, layout: Layout, tau: float) -> ServerOptimizerState:
     """M = 0, v = tau squared."""
     return fresh(optimizer, layout, {"m": 0.0, "v": tau * tau})
 
 
 def adapted(
     step: Mapping[str, Array],
-    state: OuterState,
+    state: ServerOptimizerState,
     *,
     lr: float,
     beta1: float,
     tau: float,
     second: Callable[[Wide, Wide], Wide],
-) -> tuple[Tensors, OuterState]:
+) -> tuple[Tensors, ServerOptimizerState]:
     """The step, float32, computed in float64, and the next m and v.
 
     Args:

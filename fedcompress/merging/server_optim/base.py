@@ -17,7 +17,7 @@ Wide = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class OuterState:
+class ServerOptimizerState:
     """Named float32 tensors of one layout, and counters: all that an optimizer remembers."""
 
     optimizer: str
@@ -39,7 +39,7 @@ class OuterState:
         return json.dumps(head, separators=(",", ":")).encode() + b"\n" + b"".join(map(to_bytes, self.slots.values()))
 
     @classmethod
-    def from_bytes(cls, data: bytes, layout: Layout) -> OuterState:
+    def from_bytes(cls, data: bytes, layout: Layout) -> ServerOptimizerState:
         """Inverse of ``to_bytes``.
 
         Raises:
@@ -58,33 +58,33 @@ class OuterState:
         return cls(optimizer=optimizer, slots=parts, counters=counters)
 
 
-class Outer(Protocol):
+class ServerOptimizer(Protocol):
     """A dataclass with a name."""
 
     name: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
-    def init(self, layout: Layout) -> OuterState:
+    def init(self, layout: Layout) -> ServerOptimizerState:
         """State before the first round."""
         ...
 
-    def update(self, step: Mapping[str, Array], state: OuterState) -> tuple[Tensors, OuterState]:
+    def update(self, step: Mapping[str, Array], state: ServerOptimizerState) -> tuple[Tensors, ServerOptimizerState]:
         """What to add to the published state, float32, of the shapes of ``step``, and the next state. Pure."""
         ...
 
 
-def fresh(optimizer: str, layout: Layout, slots: Mapping[str, float]) -> OuterState:
+def fresh(optimizer: str, layout: Layout, slots: Mapping[str, float]) -> ServerOptimizerState:
     """A state whose slots have one value each; a counter ``steps`` where there are slots."""
     made = {}
     for slot, value in slots.items():
         made[slot] = {name: tensor + np.float32(value) for name, tensor in zeros(layout).items()}
-    return OuterState(optimizer=optimizer, slots=made, counters={"steps": 0} if slots else {})
+    return ServerOptimizerState(optimizer=optimizer, slots=made, counters={"steps": 0} if slots else {})
 
 
-def advanced(state: OuterState, slots: Mapping[str, Tensors]) -> OuterState:
+def advanced(state: ServerOptimizerState, slots: Mapping[str, Tensors]) -> ServerOptimizerState:
     """The state one step later."""
     counters = {**state.counters, "steps": state.counters["steps"] + 1}
-    return OuterState(optimizer=state.optimizer, slots=slots, counters=counters)
+    return ServerOptimizerState(optimizer=state.optimizer, slots=slots, counters=counters)
 
 
 def narrow(values: Wide) -> Array:

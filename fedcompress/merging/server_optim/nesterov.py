@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.merging.server_optim.base import OuterState, advanced, check_range, fresh, narrow
+from fedcompress.merging.server_optim.base import ServerOptimizerState, advanced, check_range, fresh, narrow
 from fedcompress.types import Array, Layout, Tensors
 
 
@@ -30,11 +30,11 @@ class Nesterov:
     def __post_init__(self) -> None:
         check_range(self.name, lr=self.lr, momentum=self.momentum)
 
-    def init(self, layout: Layout) -> OuterState:
+    def init(self, layout: Layout) -> ServerOptimizerState:
         """M = 0."""
         return fresh(self.name, layout, {"m": 0.0})
 
-    def update(self, step: Mapping[str, Array], state: OuterState) -> tuple[Tensors, OuterState]:
+    def update(self, step: Mapping[str, Array], state: ServerOptimizerState) -> tuple[Tensors, ServerOptimizerState]:
         """The step, float32, computed in float64, and the next m."""
         change, velocity = {}, {}
         for name, value in step.items():

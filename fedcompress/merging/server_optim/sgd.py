@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.merging.server_optim.base import OuterState, check_range, fresh
+from fedcompress.merging.server_optim.base import ServerOptimizerState, check_range, fresh
 from fedcompress.types import Array, Layout, Tensors
 
 
@@ -26,11 +26,11 @@ class Sgd:
     def __post_init__(self) -> None:
         check_range(self.name, lr=self.lr)
 
-    def init(self, layout: Layout) -> OuterState:
+    def init(self, layout: Layout) -> ServerOptimizerState:
         """Nothing."""
         return fresh(self.name, layout, {})
 
-    def update(self, step: Mapping[str, Array], state: OuterState) -> tuple[Tensors, OuterState]:
+    def update(self, step: Mapping[str, Array], state: ServerOptimizerState) -> tuple[Tensors, ServerOptimizerState]:
         """The step, float32, and the same state."""
         with np.errstate(over="ignore"):
             return {name: np.float32(self.lr) * value for name, value in step.items()}, state

@@ -8,7 +8,7 @@ from typing import Any
 from fedcompress.call_syntax import parse_call
 from fedcompress.merging.server_optim.adagrad import Adagrad
 from fedcompress.merging.server_optim.adam import Adam
-from fedcompress.merging.server_optim.base import Outer
+from fedcompress.merging.server_optim.base import ServerOptimizer
 from fedcompress.merging.server_optim.momentum import Momentum
 from fedcompress.merging.server_optim.nesterov import Nesterov
 from fedcompress.merging.server_optim.sgd import Sgd
@@ -26,7 +26,7 @@ class OuterRow:
 
 
 _ADAPTIVE = "Reddi et al. 2021 (arXiv:2003.00295), algorithm 2"
-OUTER: dict[str, OuterRow] = {
+SERVER_OPTIMIZERS: dict[str, OuterRow] = {
     "adagrad": OuterRow(config=Adagrad, law="v += step^2; lr m / (sqrt v + tau)", slots=2, paper=_ADAPTIVE),
     "adam": OuterRow(config=Adam, law="v = mean of step^2; lr m / (sqrt v + tau)", slots=2, paper=_ADAPTIVE),
     "momentum": OuterRow(
@@ -45,11 +45,11 @@ OUTER: dict[str, OuterRow] = {
 }
 
 
-def outer_named(text: str, *, field: str = "server-optimizer") -> Outer:
+def parse_server_optimizer(text: str, *, field: str = "server-optimizer") -> ServerOptimizer:
     """A server optimizer from ``name`` or ``name(key=value,...)``.
 
     Raises:
         ConfigError: unknown name or key, or a value out of range; lists the choices.
     """
-    optimizer: Outer = parse_call(text, {name: row.config for name, row in OUTER.items()}, field)
+    optimizer: ServerOptimizer = parse_call(text, {name: row.config for name, row in SERVER_OPTIMIZERS.items()}, field)
     return optimizer

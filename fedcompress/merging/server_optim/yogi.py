@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress.merging.server_optim.adaptive import adapted, start
-from fedcompress.merging.server_optim.base import OuterState, Wide, check_range
+from fedcompress.merging.server_optim.base import ServerOptimizerState, Wide, check_range
 from fedcompress.types import Array, Layout, Tensors
 
 
@@ -32,11 +32,11 @@ class Yogi:
     def __post_init__(self) -> None:
         check_range(self.name, lr=self.lr, beta1=self.beta1, beta2=self.beta2, tau=self.tau)
 
-    def init(self, layout: Layout) -> OuterState:
+    def init(self, layout: Layout) -> ServerOptimizerState:
         """M = 0, v = tau squared."""
         return start(self.name, layout, self.tau)
 
-    def update(self, step: Mapping[str, Array], state: OuterState) -> tuple[Tensors, OuterState]:
+    def update(self, step: Mapping[str, Array], state: ServerOptimizerState) -> tuple[Tensors, ServerOptimizerState]:
         """The step, float32, computed in float64, and the next m and v."""
         return adapted(step, state, lr=self.lr, beta1=self.beta1, tau=self.tau, second=self._second)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fedcompress.optim.engine.shards import Shard
 
 
-def evaluation_weights(optimizer: LowMemoryOptimizer) -> list[tuple[Shard, Any]]:
+def averaged_weights(optimizer: LowMemoryOptimizer) -> list[tuple[Shard, Any]]:
     """The averages x of what this rank has, flat, in the dtype of the weights.
 
     Parameters of other rules, and those that have not been stepped yet, are left out.
@@ -29,16 +29,16 @@ def evaluation_weights(optimizer: LowMemoryOptimizer) -> list[tuple[Shard, Any]]
 
 
 @contextmanager
-def averaged(optimizer: LowMemoryOptimizer) -> Iterator[None]:
+def use_averaged_weights(optimizer: LowMemoryOptimizer) -> Iterator[None]:
     """The model has the averaged weights inside, and its own again after, bit for bit.
 
     It is for evaluation, checkpoints and updates to be sent; the optimizer must not step inside.
 
     Raises:
         TrainingError: ``unknown-sharding``: the optimizer steps copies of the weights, as under ZeRO, so that the
-            model would not see averages; set it from ``evaluation_weights``.
+            model would not see averages; set it from ``averaged_weights``.
     """
-    averages = evaluation_weights(optimizer)
+    averages = averaged_weights(optimizer)
     for shard, _ in averages:
         if not optimizer.is_of_model(shard):
             text = f"{shard.name}: the optimizer steps a copy: set the model from evaluation_weights"

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedcompress.call_syntax import call_text
+from fedcompress.call_syntax import format_call
 from fedcompress.errors import ConfigError
 from fedcompress.optim.base import Rule, check_rate
 from fedcompress.optim.engine.parameter_roles import EMBEDDING, HEAD, MATRIX, Named, named_parameters
-from fedcompress.optim.table import OPTIMIZERS, optimizer_named
+from fedcompress.optim.table import OPTIMIZERS, parse_optimizer
 
 EXTRAS = (EMBEDDING, HEAD)
 
 
-def build(
+def build_optimizer(
     model: Any,
     optimizer: str,
     *,
@@ -46,11 +46,11 @@ def build(
     """
     from fedcompress.optim.engine.optimizer import LowMemoryOptimizer
 
-    rule, parameters = optimizer_named(optimizer), named_parameters(model)
+    rule, parameters = parse_optimizer(optimizer), named_parameters(model)
     _check({"lr": lr, "weight-decay": weight_decay, "rest-lr": rest_lr or 0.0}, also)
     if not parameters:
         raise ConfigError("model", type(model).__name__, "must have a parameter that requires a gradient")
-    other = optimizer_named(rest, field="rest") if rest else optimizer_named(f"adamw(state={rule.state})")
+    other = parse_optimizer(rest, field="rest") if rest else parse_optimizer(f"adamw(state={rule.state})")
     chosen = [p for p in parameters if _takes(rule, p, also)]
     for parameter in chosen:
         rule.check(parameter.name, parameter.shape)
@@ -83,7 +83,7 @@ def _group(rule: Rule, parameters: list[Named], lr: float, weight_decay: float) 
         "names": [p.name for p in parameters],
         "shapes": [list(p.shape) for p in parameters],
         "layers": [p.layer for p in parameters],
-        "rule": call_text(rule),
+        "rule": format_call(rule),
         "lr": lr,
         "weight_decay": weight_decay,
     }

@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedcompress.errors import StateError
-from fedcompress.optim.base import MATRIX, Part, Resharded, Rule, State
+from fedcompress.optim.base import MATRIX, Reshardable, Rule, ShardInfo, State
 from fedcompress.optim.state.moment_storage import kind_for, pack, placed, unpack
-from fedcompress.optim.table import optimizer_named
+from fedcompress.optim.table import parse_optimizer
 
 FORMAT = 1
 Entry = dict[str, Any]
 
 
-def packed_state(rule: Rule, state: State, part: Part, step: int) -> State:
+def packed_state(rule: Rule, state: State, part: ShardInfo, step: int) -> State:
     """A rule's new state as it is kept, with the number of the step."""
     sizes, kept = rule.sizes(part.shape), dict(state)
     for key, signed in rule.moments.items():
@@ -35,13 +35,13 @@ def unpacked_state(rule: Rule, kept: Mapping[str, Any]) -> State:
     return {k: unpack(v, signed=rule.moments[k]) if k in rule.moments else v for k, v in kept.items()}
 
 
-def entry_of(part: Part, kept: State) -> Entry:
+def entry_of(part: ShardInfo, kept: State) -> Entry:
     """The entry of a part."""
     place = {"start": part.start, "numel": part.numel, "shape": list(part.shape)}
     return {**place, "before": part.before, "state": kept}
 
 
-def state_for(rule: Rule, entry: Entry, part: Part) -> State:
+def state_for(rule: Rule, entry: Entry, part: ShardInfo) -> State:
     """The state of a part, of the entry of just that part or of a whole parameter.
 
     Raises:
@@ -58,15 +58,15 @@ def state_for(rule: Rule, entry: Entry, part: Part) -> State:
     state = unpacked_state(rule, kept)
     if rule.placement == MATRIX:
         return state
-    whole = Part(name=part.name, shape=part.shape, seed=part.seed, index=part.index, count=part.count)
-    if isinstance(rule, Resharded):
-        return rule.cut(state, whole, part)
+    whole = ShardInfo(name=part.name, shape=part.shape, seed=part.seed, index=part.index, count=part.count)
+    if isinstance(rule, Reshardable):
+        return rule.slice_state(state, whole, part)
     return {
         k: v.reshape(-1)[part.start : part.start + part.numel] if k in rule.moments else v for k, v in state.items()
     }
 
 
-def combine(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def combine_rank_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One state dict with whole parameters, of those of all ranks.
 
     Raises:
@@ -82,7 +82,7 @@ def combine(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
             raise StateError("optimizer state: rules differ between the ranks: must be of one run")
         for name, entry in state["memory"].items():
             found.setdefault(name, []).append(entry)
-    memory = {name: _joined(name, optimizer_named(rules[name]), entries) for name, entries in found.items()}
+    memory = {name: _joined(name, parse_optimizer(rules[name]), entries) for name, entries in found.items()}
     time = {"seed": states[0]["seed"], "epoch": states[0]["epoch"]}
     return {"fedcompress": FORMAT, **time, "memory": memory, "param_groups": groups}
 

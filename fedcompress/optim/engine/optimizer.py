@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from fedcompress.errors import ConfigError, NonFiniteError, StateError
-from fedcompress.optim.base import MATRIX, Decaying, Part, Rule, State, check_choice, survives_rounds
+from fedcompress.optim.base import MATRIX, Decaying, Rule, ShardInfo, State, check_choice, survives_rounds
 from fedcompress.optim.engine.checkpoint import (
     FORMAT,
     Entry,
-    combine,
+    combine_rank_states,
     entry_of,
     packed_state,
     state_for,
@@ -24,7 +24,7 @@ from fedcompress.optim.engine.checkpoint import (
 from fedcompress.optim.engine.owners import Exchange, owners_of, waves
 from fedcompress.optim.engine.shards import Shard, shards_of
 from fedcompress.optim.state.moment_storage import bytes_of, placed
-from fedcompress.optim.table import optimizer_named
+from fedcompress.optim.table import parse_optimizer
 
 ROUND_STATES = ("reset", "keep")
 
@@ -48,7 +48,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         self._originals = {
             name: weakref.ref(p) for g in self.param_groups for name, p in zip(g["names"], g["params"], strict=True)
         }
-        self._rules = {g["rule"]: optimizer_named(g["rule"]) for g in self.param_groups}
+        self._rules = {g["rule"]: parse_optimizer(g["rule"]) for g in self.param_groups}
         self._parts, self._seed, self._epoch = _parts(self.param_groups, seed), seed, 0
         self._matrices = {
             n: self._parts[n].shape
@@ -57,7 +57,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             for n in g["names"]
         }
         self._exchanges: dict[tuple[str, ...], Exchange] = {}
-        self._here: dict[str, Part] = {}  # of what memory holds
+        self._here: dict[str, ShardInfo] = {}  # of what memory holds
         self._loaded: dict[str, Entry] = {}
         self._called = False
         self.fused = False  # steps are made in the backward pass
@@ -209,7 +209,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             )
         return self._exchanges[names]
 
-    def _update(self, rule: Rule, grad: Any, part: Part, weight: Any) -> Any:
+    def _update(self, rule: Rule, grad: Any, part: ShardInfo, weight: Any) -> Any:
         """Run a rule on one parameter, and keep its new state.
 
         A matrix whose first gradient is 0, as that of LoRA's A, waits for one that says where to look.
@@ -251,7 +251,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         self._epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """State of this rank, with the places that it is of. ``combine`` joins those of all ranks."""
+        """State of this rank, with the places that it is of. ``combine_rank_states`` joins those of all ranks."""
         memory = {name: entry_of(self._here[name], kept) for name, kept in self.memory.items()}
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
         time = {"seed": self._seed, "epoch": self._epoch}
@@ -285,17 +285,17 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
     def whole_state_dict(self) -> dict[str, Any]:
         """The state of all ranks, with whole parameters, on the CPU if there are many; all ranks call it."""
         if _world() == 1:
-            return combine([self.state_dict()])
+            return combine_rank_states([self.state_dict()])
         everyone: list[Any] = [None] * _world()
         torch.distributed.all_gather_object(everyone, placed(self.state_dict(), "cpu"))
-        return combine(everyone)
+        return combine_rank_states(everyone)
 
     def state_bytes(self) -> int:
         """Bytes that the state takes here."""
         return sum(bytes_of(kept) for kept in self.memory.values())
 
 
-def _parts(groups: Sequence[dict[str, Any]], seed: int) -> dict[str, Part]:
+def _parts(groups: Sequence[dict[str, Any]], seed: int) -> dict[str, ShardInfo]:
     found = {}
     layers = 1 + max((layer for group in groups for layer in group["layers"]), default=-1)
     for group in groups:
@@ -303,7 +303,7 @@ def _parts(groups: Sequence[dict[str, Any]], seed: int) -> dict[str, Part]:
         for index, (name, shape, layer) in enumerate(
             zip(group["names"], group["shapes"], group["layers"], strict=True)
         ):
-            found[name] = Part(
+            found[name] = ShardInfo(
                 name=name, shape=tuple(shape), seed=seed, index=index, count=count, layer=layer, layers=layers
             )
     return found

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from fedcompress.errors import ConfigError
 from fedcompress.optim.base import (
     MATRIX,
-    Part,
+    ShardInfo,
     State,
     check_moments,
     check_positive,
@@ -65,7 +65,7 @@ class AdamP:
         """None."""
         return 0
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         delta, kept = adam(grad, state, step, (self.beta1, self.beta2), self.eps)
         rows = self._invariant(grad, weight) if grad.ndim > 1 else 0

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from fedcompress.optim.base import (
     ELEMENTWISE,
-    Part,
+    ShardInfo,
     State,
     check_moments,
     check_positive,
@@ -49,7 +49,7 @@ class AdamW:
         """None."""
         return 0
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         return adam(grad, state, step, (self.beta1, self.beta2), self.eps)
 

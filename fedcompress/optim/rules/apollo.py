@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim.base import MATRIX, Part, State, check_choice, check_moments, check_positive
+from fedcompress.optim.base import MATRIX, ShardInfo, State, check_choice, check_moments, check_positive
 from fedcompress.optim.state.adam_moments import adam
 from fedcompress.optim.state.projection import TINY, channel_scale, check_rank, larger_side, limited, to_low
 
@@ -70,7 +70,7 @@ class Apollo:
         """A norm, and P if it is kept."""
         return 4 + (4 * self.rank * min(shape) if self.basis == "kept" else 0)
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         side, refresh = larger_side(part.shape), part.refresh(step, self.update_gap)
         basis = state.get("basis") if state.get("refresh") == refresh else None
@@ -87,7 +87,7 @@ class Apollo:
             kept["basis"] = basis
         return step_.mul_(correction * self.scale**0.5), kept
 
-    def _drawn(self, grad: Any, part: Part, refresh: int) -> Any:
+    def _drawn(self, grad: Any, part: ShardInfo, refresh: int) -> Any:
         import torch
 
         drawn = torch.randn(min(part.shape), self.rank, generator=part.generator(refresh))

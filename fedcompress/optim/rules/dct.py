@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedcompress.optim.base import MATRIX, Part, State, check_choice, check_moments, check_positive
+from fedcompress.optim.base import MATRIX, ShardInfo, State, check_choice, check_moments, check_positive
 from fedcompress.optim.state.adam_moments import adam
 from fedcompress.optim.state.bases import dct_columns, dct_matrix
 from fedcompress.optim.state.feedback import FEEDBACKS, error_bytes, kept_error, with_error
@@ -63,7 +63,7 @@ class DCTAdamW:
         """An int32 for each column, and the error."""
         return 4 * self.rank + error_bytes(self.feedback, shape)
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         side, refresh = larger_side(part.shape), part.refresh(step, self.update_gap)
         grad, cosine = with_error(grad, state), dct_matrix(min(part.shape), grad.device)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim.base import Part, State
+from fedcompress.optim.base import ShardInfo, State
 from fedcompress.optim.rules.galore import GaLore
 from fedcompress.optim.state.projection import channel_scale, limited, to_full
 
@@ -39,7 +39,7 @@ class Fira(GaLore):
         """The basis and a norm."""
         return super().other_bytes(shape) + 4
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         side, last = self._side(part.shape), state.get("norm")
         low, inner, kept = self._inside(grad, state, step, part, side)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from fedcompress.optim.base import (
     ELEMENTWISE,
     MATRIX,
-    Part,
+    ShardInfo,
     State,
     check_choice,
     check_matrix,
@@ -101,7 +101,7 @@ class Frugal:
             return rest.new_zeros(rest.shape)
         return (rest.sign() if self.free == "sign" else rest.clone()).mul_(self.free_scale)
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         if self.projection == "blocks":
             refresh = part.refresh(step - part.before, self.update_gap, staggered=False)
@@ -123,7 +123,7 @@ class Frugal:
         delta += to_full(inner, basis, side).mul_(self.scale)
         return delta, kept | {"basis": basis, "age": age, "refresh": refresh}
 
-    def _by_entries(self, grad: Any, state: State, part: Part, refresh: int) -> tuple[Any, State]:
+    def _by_entries(self, grad: Any, state: State, part: ShardInfo, refresh: int) -> tuple[Any, State]:
         places = selected(part, self.projection, self.density, refresh, grad.device)
         if state.get("refresh") != refresh:
             state = self._moved(state, part, places) if "m" in state else {}
@@ -133,7 +133,7 @@ class Frugal:
         delta[places] = inner.mul_(self.scale)
         return delta, kept | {"age": age, "refresh": refresh}
 
-    def _moved(self, state: State, part: Part, places: Any) -> State:
+    def _moved(self, state: State, part: ShardInfo, places: Any) -> State:
         """What becomes of moments when other entries are selected: entries that stay keep theirs, or nothing does."""
         if self.carry == "reset":
             return {}
@@ -149,7 +149,7 @@ class Frugal:
             moved[key] = dense[places]
         return moved
 
-    def cut(self, state: State, whole: Part, part: Part) -> State:
+    def slice_state(self, state: State, whole: ShardInfo, part: ShardInfo) -> State:
         """State of a part: its moments follow each other as its entries do."""
         if self.placement == MATRIX or "m" not in state:
             return state

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from fedcompress.errors import ConfigError
 from fedcompress.optim.base import (
     MATRIX,
-    Part,
+    ShardInfo,
     State,
     check_choice,
     check_moments,
@@ -110,7 +110,7 @@ class GaLore:
         """Bytes of an entry of a basis."""
         return 2 if self.products == "bf16" else 4
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         side = self._side(part.shape)
         if side == "full":
@@ -118,7 +118,7 @@ class GaLore:
         _, inner, kept = self._inside(grad, state, step, part, side)
         return to_full(inner.mul_(self.scale), kept["basis"], side), kept
 
-    def _inside(self, grad: Any, state: State, step: int, part: Part, side: str) -> tuple[Any, Any, State]:
+    def _inside(self, grad: Any, state: State, step: int, part: ShardInfo, side: str) -> tuple[Any, Any, State]:
         """The projected gradient, Adam's direction there, and the new state."""
         refresh = part.refresh(step, self.update_gap)
         if state.get("refresh") != refresh:
@@ -130,7 +130,7 @@ class GaLore:
         inner, kept = adam(low, state, age, (self.beta1, self.beta2), self.eps, plain_eps=True)
         return low, inner, kept | {"basis": basis, "age": age, "refresh": refresh}
 
-    def _basis(self, grad: Any, side: str, before: Any, part: Part, refresh: int) -> Any:
+    def _basis(self, grad: Any, side: str, before: Any, part: ShardInfo, refresh: int) -> Any:
         generator = part.generator(refresh)
         before = None if before is None else before.float()
         return basis_of(grad, self.rank, self.basis, side=side, before=before, generator=generator)
@@ -138,7 +138,7 @@ class GaLore:
     def _rounded(self, basis: Any) -> Any:
         return basis.bfloat16() if self.products == "bf16" else basis
 
-    def _full(self, grad: Any, state: State, part: Part, refresh: int) -> tuple[Any, State]:
+    def _full(self, grad: Any, state: State, part: ShardInfo, refresh: int) -> tuple[Any, State]:
         """Both sides: ``Adam(U^T G V)``."""
         if state.get("refresh") != refresh:
             old = state if self.carry == "keep" else {}

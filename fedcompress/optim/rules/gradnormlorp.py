@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedcompress.optim.base import Part, State
+from fedcompress.optim.base import ShardInfo, State
 from fedcompress.optim.rules.galore import GaLore
 from fedcompress.optim.state.adam_moments import adam
 
@@ -34,7 +34,7 @@ class GradNormLoRP(GaLore):
         """Those of GaLore, and two moments of each row's length."""
         return super().other_bytes(shape) + 8 * shape[0]
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         lengths = {"m": state.pop("length_m"), "v": state.pop("length_v")} if "length_m" in state else {}
         age = state.get("length_age", 0) + 1

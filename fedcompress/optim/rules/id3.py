@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from fedcompress.errors import ConfigError
 from fedcompress.optim.base import (
     MATRIX,
-    Part,
+    ShardInfo,
     State,
     check_moments,
     check_positive,
@@ -78,7 +78,7 @@ class ID3:
         """The positions."""
         return 4 * self.count(shape, self.steps)
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         state = self._grown(grad, weight, state, self.count(part.shape, step))
         betas = (self.beta1, self.beta2)

@@ -15,12 +15,12 @@ from fedcompress.errors import ConfigError
 from fedcompress.optim.base import (
     ELEMENTWISE,
     EPOCH,
-    Part,
+    ShardInfo,
     State,
     check_choice,
     check_moments,
     check_positive,
-    hashed,
+    derive_seed,
 )
 from fedcompress.optim.state.adam_moments import adam
 
@@ -28,7 +28,7 @@ ORDERS: tuple[str, ...] = ("random", "descending", "ascending")
 OTHERS: tuple[str, ...] = ("frozen", "trained")
 
 
-def block_at(part: Part, refresh: int, order: str) -> int:
+def block_at(part: ShardInfo, refresh: int, order: str) -> int:
     """The one layer of an interval: each once in a pass.
 
     A round begins one place after the last began, so that rounds of any length visit all layers.
@@ -48,15 +48,15 @@ def block_at(part: Part, refresh: int, order: str) -> int:
         case "descending":
             return part.layers - 1 - place
         case _:
-            generator = torch.Generator().manual_seed(hashed(part.seed, "layers", number))
+            generator = torch.Generator().manual_seed(derive_seed(part.seed, "layers", number))
             return int(torch.randperm(part.layers, generator=generator)[place])
 
 
-def sample_at(part: Part, refresh: int, count: int) -> set[int]:
+def sample_at(part: ShardInfo, refresh: int, count: int) -> set[int]:
     """So many layers, each interval drawn by itself."""
     import torch
 
-    generator = torch.Generator().manual_seed(hashed(part.seed, "layers", refresh))
+    generator = torch.Generator().manual_seed(derive_seed(part.seed, "layers", refresh))
     return set(torch.randperm(part.layers, generator=generator)[:count].tolist())
 
 
@@ -91,11 +91,11 @@ class Layerwise:
         """None."""
         return 0
 
-    def active(self, part: Part, refresh: int) -> bool:
+    def active(self, part: ShardInfo, refresh: int) -> bool:
         """Whether a parameter is trained in an interval; each rule says."""
         raise NotImplementedError
 
-    def interval(self, part: Part, refresh: int) -> int:
+    def interval(self, part: ShardInfo, refresh: int) -> int:
         """What moments are of: those of another are dropped."""
         return refresh
 
@@ -103,7 +103,7 @@ class Layerwise:
         """Share of the time that a parameter of a layer, or of none, is active; each rule says."""
         raise NotImplementedError
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step.
 
         Raises:
@@ -151,13 +151,13 @@ class BAdam(Layerwise):
         check_choice("optimizer.badam.order", self.order, ORDERS)
         check_choice("optimizer.badam.others", self.others, OTHERS)
 
-    def active(self, part: Part, refresh: int) -> bool:
+    def active(self, part: ShardInfo, refresh: int) -> bool:
         """The layer of the interval."""
         if part.layer < 0:
             return self.others == "trained"
         return part.layer == block_at(part, refresh, self.order)
 
-    def interval(self, part: Part, refresh: int) -> int:
+    def interval(self, part: ShardInfo, refresh: int) -> int:
         """Others that are trained are never left."""
         return refresh if part.layer >= 0 else 0
 
@@ -188,11 +188,11 @@ class LISA(Layerwise):
         super().__post_init__()
         check_positive("optimizer.lisa.layers", self.layers)
 
-    def active(self, part: Part, refresh: int) -> bool:
+    def active(self, part: ShardInfo, refresh: int) -> bool:
         """Layers that are drawn, and what is in none."""
         return part.layer < 0 or part.layer in sample_at(part, refresh, self.layers)
 
-    def interval(self, part: Part, refresh: int) -> int:
+    def interval(self, part: ShardInfo, refresh: int) -> int:
         """State of a layer that is left is freed; what is there is of one that stayed."""
         return 0
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedcompress.optim.base import MATRIX, Part, State, check_beta, check_choice, check_moments, check_positive
+from fedcompress.optim.base import MATRIX, ShardInfo, State, check_beta, check_choice, check_moments, check_positive
 from fedcompress.optim.state.adam_moments import adam
 from fedcompress.optim.state.bases import basis_of
 from fedcompress.optim.state.feedback import FEEDBACKS, error_bytes, kept_error, with_error
@@ -66,7 +66,7 @@ class LDAdam:
         """The basis and the error."""
         return 4 * self.rank * min(shape) + error_bytes(self.feedback, shape)
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         side, age = larger_side(part.shape), state.get("age", 0)
         grad, before, moved = with_error(grad, state), state.get("basis"), 0.0

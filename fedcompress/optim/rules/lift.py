@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from fedcompress.optim.base import (
     MATRIX,
-    Part,
+    ShardInfo,
     State,
     check_choice,
     check_moments,
@@ -76,7 +76,7 @@ class LIFT:
         """The positions."""
         return 4 * self.count(shape)
 
-    def positions(self, weight: Any, part: Part, refresh: int) -> Any:
+    def positions(self, weight: Any, part: ShardInfo, refresh: int) -> Any:
         """Of the entries to train, ascending; int32."""
         import torch
 
@@ -85,7 +85,7 @@ class LIFT:
         size = to_full(to_low(weight, basis, side), basis, side).abs_()
         return size.view(-1).topk(self.count(part.shape), sorted=False).indices.sort().values.to(torch.int32)
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         refresh = part.refresh(step, self.update_gap)
         if state.get("refresh") != refresh:

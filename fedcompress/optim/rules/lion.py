@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
-from fedcompress.optim.base import ELEMENTWISE, Part, State, check_moments
+from fedcompress.optim.base import ELEMENTWISE, ShardInfo, State, check_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Lion:
         """None."""
         return 0
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         import torch
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim.base import MATRIX, Part, State, check_choice, check_moments, check_positive
+from fedcompress.optim.base import MATRIX, ShardInfo, State, check_choice, check_moments, check_positive
 from fedcompress.optim.state.adam_moments import adam
 from fedcompress.optim.state.bases import basis_of
 from fedcompress.optim.state.projection import check_rank, larger_side, to_full, to_low
@@ -77,7 +77,7 @@ class QGaLore:
         numel = self.rank * min(shape)
         return -(-numel // 2) + 5 * -(-numel // self.group) + 4 * self.window
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         side, gap = larger_side(part.shape), state.get("gap", self.update_gap)
         if state.get("refresh") != part.refresh(step, gap):
@@ -86,7 +86,7 @@ class QGaLore:
         inner, kept = adam(to_low(grad, basis, side), state, age, (self.beta1, self.beta2), self.eps)
         return to_full(inner, basis, side).mul_(self.scale), state | kept | {"age": age}
 
-    def _refreshed(self, grad: Any, state: State, step: int, part: Part, side: str) -> State:
+    def _refreshed(self, grad: Any, state: State, step: int, part: ShardInfo, side: str) -> State:
         """State with a new basis and the interval that follows from it."""
         import torch
 
@@ -118,7 +118,7 @@ class QGaLore:
         codes = torch.nn.functional.pad(codes, (0, codes.numel() % 2))
         return {"codes": codes[::2] | codes[1::2] << 4, "scales": scales, "zeros": zeros.to(torch.uint8)}
 
-    def _unrounded(self, state: State, part: Part) -> Any:
+    def _unrounded(self, state: State, part: ShardInfo) -> Any:
         """The basis, shape (smaller side, rank)."""
         import torch
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from fedcompress.optim.base import ELEMENTWISE, STORES, Part, State, check_beta, check_choice, check_positive
+from fedcompress.optim.base import ELEMENTWISE, STORES, ShardInfo, State, check_beta, check_choice, check_positive
 
 if TYPE_CHECKING:
     pass
@@ -61,7 +61,7 @@ class ScheduleFree:
         """The sequence z."""
         return 4 * prod(shape)
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step: ``(y_t - y_t+1) / lr``, and z and v."""
         import torch
 
@@ -84,7 +84,7 @@ class ScheduleFree:
         delta = direction.mul_(damp * (1 - self.beta + share * self.beta)).add_(pulled)
         return delta, {"v": second, "z": base, "age": age, "peak": peak, "total": total}
 
-    def cut(self, state: State, whole: Part, part: Part) -> State:
+    def slice_state(self, state: State, whole: ShardInfo, part: ShardInfo) -> State:
         """State of a part: z is cut as v is."""
         cut = slice(part.start, part.start + part.numel)
         return state | {key: state[key].reshape(-1)[cut] for key in ("v", "z") if key in state}

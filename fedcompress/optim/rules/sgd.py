@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, ClassVar
 
-from fedcompress.optim.base import ELEMENTWISE, STORES, Part, State, check_beta, check_choice
+from fedcompress.optim.base import ELEMENTWISE, STORES, ShardInfo, State, check_beta, check_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class SGD:
         """None."""
         return 0
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         if not self.momentum:
             return grad, {}

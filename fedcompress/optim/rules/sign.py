@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fedcompress.optim.base import ELEMENTWISE, Part, State
+from fedcompress.optim.base import ELEMENTWISE, ShardInfo, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,6 @@ class SignSGD:
         """None."""
         return 0
 
-    def update(self, grad: Any, state: State, step: int, part: Part, weight: Any) -> tuple[Any, State]:
+    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
         """One step."""
         return grad.sign(), {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from fedcompress.optim.base import STORES, Part, State
+from fedcompress.optim.base import STORES, ShardInfo, State
 from fedcompress.optim.state.moment_storage import kind_for, pack, stored_bytes, unpack
 
 FEEDBACKS: tuple[str, ...] = ("none", *STORES)
@@ -16,7 +16,7 @@ def with_error(grad: Any, state: State) -> Any:
     return grad + unpack(state["error"], signed=True) if "error" in state else grad
 
 
-def kept_error(error: Any, feedback: str, part: Part, step: int) -> State:
+def kept_error(error: Any, feedback: str, part: ShardInfo, step: int) -> State:
     """The error as it is kept, in bits of its own beside those of the moments."""
     kind = kind_for(feedback, part.total)
     return {"error": pack(error, kind, signed=True, part=part, step=step, key="error")}

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from fedcompress.errors import MissingPackageError
-from fedcompress.optim.base import Part, hashed
+from fedcompress.optim.base import ShardInfo, derive_seed
 
 SMALL = 4096
 BLOCK = {"8bit": 256, "4bit": 128}
@@ -33,7 +33,7 @@ def stored_bytes(store: str, numel: int) -> int:
     return -(-numel * _BITS[kind] // 8) + scales
 
 
-def pack(values: Any, kind: str, *, signed: bool, part: Part, step: int, key: str) -> Any:
+def pack(values: Any, kind: str, *, signed: bool, part: ShardInfo, step: int, key: str) -> Any:
     """A moment as it is kept: a tensor, or a dict of tensors with its kind.
 
     Args:
@@ -50,7 +50,7 @@ def pack(values: Any, kind: str, *, signed: bool, part: Part, step: int, key: st
         case "fp32":
             return values
         case "bf16":
-            return _stochastic(values, part.start, hashed(part.seed, part.name, step, key))
+            return _stochastic(values, part.start, derive_seed(part.seed, part.name, step, key))
         case "8bit":
             codes, scales = _bitsandbytes().quantize_blockwise.default(
                 values.contiguous(), _dynamic(signed, values.device), BLOCK[kind]

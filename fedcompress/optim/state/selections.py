@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedcompress.optim.base import EPOCH, Part, hashed
+from fedcompress.optim.base import EPOCH, ShardInfo, derive_seed
 
 SELECTIONS: tuple[str, ...] = ("columns", "rows", "blocks", "randk")
 
@@ -26,7 +26,7 @@ def selected_numel(shape: tuple[int, ...], kind: str, density: float) -> int:
     return round(density * math.prod(shape))
 
 
-def selected(part: Part, kind: str, density: float, refresh: int, device: Any) -> Any:
+def selected(part: ShardInfo, kind: str, density: float, refresh: int, device: Any) -> Any:
     """Places of the selected entries, counted from the start of a part, ascending; int64.
 
     Args:
@@ -49,10 +49,10 @@ def selected(part: Part, kind: str, density: float, refresh: int, device: Any) -
             return everything if part.index in block_set(part, density, refresh) else everything[:0]
         case _:
             place = torch.arange(part.start, part.start + part.numel, device=device)
-            return (_uniform(place, hashed(part.seed, part.name, refresh)) < density).nonzero().view(-1)
+            return (_uniform(place, derive_seed(part.seed, part.name, refresh)) < density).nonzero().view(-1)
 
 
-def block_set(part: Part, density: float, refresh: int) -> set[int]:
+def block_set(part: ShardInfo, density: float, refresh: int) -> set[int]:
     """Numbers of the matrices that are selected: the next ones of an order that is drawn for each pass.
 
     A round begins one interval after the last began, so that rounds of any length come to all matrices.
@@ -63,12 +63,12 @@ def block_set(part: Part, density: float, refresh: int) -> set[int]:
     passes, at = divmod((epoch + interval) * count, part.count)
     order: list[int] = []
     for number in (passes, passes + 1):
-        generator = torch.Generator().manual_seed(hashed(part.seed, "blocks", number))
+        generator = torch.Generator().manual_seed(derive_seed(part.seed, "blocks", number))
         order += torch.randperm(part.count, generator=generator).tolist()
     return set(order[at : at + count])
 
 
-def _columns(part: Part, columns: Any) -> Any:
+def _columns(part: ShardInfo, columns: Any) -> Any:
     import torch
 
     width = part.shape[1]
@@ -77,14 +77,14 @@ def _columns(part: Part, columns: Any) -> Any:
     return _inside((rows[:, None] + columns).view(-1), part)
 
 
-def _rows(part: Part, rows: Any) -> Any:
+def _rows(part: ShardInfo, rows: Any) -> Any:
     import torch
 
     width = part.shape[1]
     return _inside((rows[:, None] * width + torch.arange(width, device=rows.device)).view(-1), part)
 
 
-def _inside(places: Any, part: Part) -> Any:
+def _inside(places: Any, part: ShardInfo) -> Any:
     if part.whole:
         return places
     return places[(places >= part.start) & (places < part.start + part.numel)] - part.start

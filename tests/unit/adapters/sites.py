@@ -9,25 +9,25 @@ from typing import Any
 
 import torch
 
-from clients.training.delta_file import write_update
+from clients.training.delta_file import write_delta_file
 from clients.training.job import UPDATE
-from clients.training.model import keep_unpacked, prepared
-from fedcompress.adapters.attach import Attached
+from clients.training.model import keep_unpacked, load_model
+from fedcompress.adapters.attach import AdaptedModel
 from fedcompress.adapters.base_model import BaseModel, build_base
 from fedcompress.adapters.constants import CONSTANTS, load_constants
 from fedcompress.adapters.export import export_adapter
-from fedcompress.adapters.full import is_weights
-from fedcompress.adapters.full.attach import Weights
+from fedcompress.adapters.full import trains_base_weights
+from fedcompress.adapters.full.attach import FullWeightsModel
 from fedcompress.adapters.full.export import export_model
 from fedcompress.adapters.full.template import write_weights_template
-from fedcompress.adapters.spec import AdapterSpec, adapter_named
+from fedcompress.adapters.spec import AdapterSpec, parse_adapter
 from fedcompress.adapters.table import PRODUCT
 from fedcompress.adapters.template import Template
 from fedcompress.adapters.template_builder import write_template
 from fedcompress.config.objective import Classification, Objective, objective_json
 from fedcompress.config.train_task import TrainTask
-from fedcompress.merging import Held, Merger, rule_named
-from fedcompress.storage.tensor_file import opened
+from fedcompress.merging import InMemoryUpdates, Merger, parse_rule
+from fedcompress.storage.tensor_file import open_tensor_file
 from fedcompress.types import Tensors, to_arrays
 
 WORDS = 64
@@ -97,7 +97,7 @@ class Run:
         """The base, as the template wants it."""
         return replace(self.base, quantization=self.template.quantization or "none")
 
-    def site(self, base: BaseModel | None = None, *, sent: bool = True) -> Attached:
+    def site(self, base: BaseModel | None = None, *, sent: bool = True) -> AdaptedModel:
         """A model of a site, in the run's start."""
         template, path = self.template, self.folder / CONSTANTS
         task = TrainTask(
@@ -121,7 +121,7 @@ class Run:
             quantization=template.quantization,
         )
         shipped = path if sent and path.is_file() else None
-        attached = prepared(base or self.loaded, task, template.adapter.config, shipped)
+        attached = load_model(base or self.loaded, task, template.adapter.config, shipped)
         put(attached, template.adapter.tensors)
         attached.model.eval()
         return attached
@@ -130,7 +130,7 @@ class Run:
         """What stock PEFT makes of the exported state on a fresh base."""
         from peft import PeftModel
 
-        if is_weights(self.template.adapter.config):
+        if trains_base_weights(self.template.adapter.config):
             export_model(folder, self.template, state)
             return build_base(BaseModel(path=folder), self.template.objective).eval()
         export_adapter(folder, self.template, state, self.constants)
@@ -143,22 +143,22 @@ class Run:
         """The published state after a round of two equal sites."""
         start, layout = self.template.adapter.tensors, self.template.adapter.layout
         updates = [{n: s[n] - start[n] for n in start} for s in states]
-        rule = rule_named("lora-ridge" if self.spec.row.merge == PRODUCT else "mean")
-        step = Merger(rule=rule, layout=layout).merge(start, [1.0] * len(states), Held(layout, updates))
+        rule = parse_rule("lora-ridge" if self.spec.row.merge == PRODUCT else "mean")
+        step = Merger(rule=rule, layout=layout).merge(start, [1.0] * len(states), InMemoryUpdates(layout, updates))
         return {n: start[n] + step[n] for n in start}
 
 
 def run_of(folder: Path, base: Path, adapter: str, objective: Objective, **options: Any) -> Run:
     """Make the start of a run."""
-    model, spec = BaseModel(path=base), adapter_named(adapter)
+    model, spec = BaseModel(path=base), parse_adapter(adapter)
     if spec.row.start == "base":
         return Run(folder, model, spec, write_weights_template(folder, model, objective, spec))
     return Run(folder, model, spec, write_template(folder, model, objective, spec, seed=SEED, **options))
 
 
-def put(attached: Attached, state: Tensors) -> None:
+def put(attached: AdaptedModel, state: Tensors) -> None:
     """Set what is trained, as the engine does."""
-    values = attached.values(state, "run", 1) if isinstance(attached, Weights) else state
+    values = attached.values(state, "run", 1) if isinstance(attached, FullWeightsModel) else state
     with torch.no_grad():
         for name, parameter in {**attached.frozen, **attached.parameters}.items():
             parameter.copy_(torch.from_numpy(values[name]))
@@ -200,7 +200,7 @@ def trained(run: Run, site: int, *, steps: int = 3, lr: float = 0.05) -> Tensors
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    if isinstance(attached, Weights):
+    if isinstance(attached, FullWeightsModel):
         return extracted(run.folder, attached, run.template.adapter.tensors)
     return {n: v.copy() for n, v in to_arrays(attached.parameters).items()}
 
@@ -216,15 +216,15 @@ class Streams:
             yield name, parameter.detach()
 
 
-def extracted(folder: Path, attached: Weights, start: Mapping[str, Any]) -> Tensors:
+def extracted(folder: Path, attached: FullWeightsModel, start: Mapping[str, Any]) -> Tensors:
     """The state after training, through the file that a rank writes."""
     values = attached.values(start, "run", 1)
-    assert write_update(Streams(attached.parameters), values, attached.layout, folder / "work")
-    update = opened(folder / "work" / UPDATE, attached.layout)
+    assert write_delta_file(Streams(attached.parameters), values, attached.layout, folder / "work")
+    update = open_tensor_file(folder / "work" / UPDATE, attached.layout)
     return {n: start[n] + update[n] for n in update}
 
 
-def effective(attached: Attached, state: Tensors) -> dict[str, Any]:
+def effective(attached: AdaptedModel, state: Tensors) -> dict[str, Any]:
     """Weights of the adapted model: those of the base after PEFT has merged the adapter into them.
 
     Types without such a merge give their outputs instead.
@@ -232,7 +232,7 @@ def effective(attached: Attached, state: Tensors) -> dict[str, Any]:
     import copy
 
     put(attached, state)
-    if isinstance(attached, Weights):
+    if isinstance(attached, FullWeightsModel):
         return {n: p.detach().double().clone() for n, p in (attached.whole or {}).items()}
     model = copy.deepcopy(attached.model)
     plain = model.merge_and_unload()

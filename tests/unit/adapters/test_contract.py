@@ -14,9 +14,9 @@ import torch
 from peft import PeftModel
 from safetensors.numpy import load_file, save_file
 
-from fedcompress.adapters import ADAPTERS, adapter_named, load_template
+from fedcompress.adapters import ADAPTERS, load_template, parse_adapter
 from fedcompress.adapters.base_model import BaseModel, build_base
-from fedcompress.adapters.constants import START, constants_digest
+from fedcompress.adapters.constants import INITIAL_FACTOR_SUFFIX, constants_digest
 from fedcompress.adapters.table import LINEAR, REFUSED
 from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM
 from fedcompress.errors import ConfigError, MismatchError
@@ -181,14 +181,14 @@ def test_a_site_with_other_constants_is_sent_them(call: str, base: Path, tmp_pat
         own = get_peft_model_state_dict(site.model, save_embedding_layers=False)
         assert all(np.array_equal(own[n].numpy(), v) for n, v in run.constants.items())
         return
-    if any(n.endswith(START) for n in run.constants):
+    if any(n.endswith(INITIAL_FACTOR_SUFFIX) for n in run.constants):
         with pytest.raises(MismatchError, match="it must be sent them"):
             run.site(sent=False)
     site = run.site()
     stock = run.stock(tmp_path / "out", run.template.adapter.tensors)
     assert float((outputs(stock, objective) - outputs(site.model, objective)).abs().max()) < 2e-5
     (run.folder / "constants.safetensors").write_bytes((tmp_path / "out/adapter_model.safetensors").read_bytes())
-    if any(n.endswith(START) for n in run.constants) or call.startswith("pissa"):
+    if any(n.endswith(INITIAL_FACTOR_SUFFIX) for n in run.constants) or call.startswith("pissa"):
         with pytest.raises(MismatchError, match="what was sent is not what the run has"):
             run.site()
 
@@ -374,10 +374,10 @@ def test_masks_are_of_the_weights_that_they_name(base: Path, tmp_path: Path) -> 
 
 def test_rows_are_named_and_refusals_say_why() -> None:
     for name in ADAPTERS:
-        assert adapter_named(name).row is ADAPTERS[name]
+        assert parse_adapter(name).row is ADAPTERS[name]
         assert ADAPTERS[name].paper
     for name, reason in REFUSED.items():
         assert name not in ADAPTERS
         with pytest.raises(ConfigError, match=r"is not averaged") as caught:
-            adapter_named(name)
+            parse_adapter(name)
         assert reason in str(caught.value)

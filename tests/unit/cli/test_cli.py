@@ -11,7 +11,7 @@ import pytest
 
 from fedcompress.adapters import save_adapter
 from fedcompress.codecs import CODECS, CodecSpec
-from fedcompress.merging import OUTER, RULES, WEIGHTINGS
+from fedcompress.merging import RULES, SERVER_OPTIMIZERS, WEIGHTINGS
 from fedcompress.merging.data_driven import DATA_RULES
 from fedcompress.optim import OPTIMIZERS
 from fedcompress.pipeline.updates import encode_update
@@ -26,7 +26,11 @@ def call(*args: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("command", "table"),
-    [("codecs", [*CODECS]), ("rules", [*RULES, *DATA_RULES, *OUTER, *WEIGHTINGS]), ("optimizers", [*OPTIMIZERS])],
+    [
+        ("codecs", [*CODECS]),
+        ("rules", [*RULES, *DATA_RULES, *SERVER_OPTIMIZERS, *WEIGHTINGS]),
+        ("optimizers", [*OPTIMIZERS]),
+    ],
 )
 def test_tables(command: str, table: list[str]) -> None:
     done = call(command, "--json")

@@ -10,7 +10,7 @@ from typing import Any
 
 from clients.signing import SiteIdentity
 from clients.site import Data, SiteConfig
-from clients.state.site_state import Session
+from clients.state.site_state import SiteState
 from clients.training.job import Job
 from clients.worker.rank_group import RankReport
 from clients.worker.round_runner import RoundRunner
@@ -54,7 +54,7 @@ class FakeSite:
             (base / file).write_bytes(b"{}")
         model, data = BaseModel(path=base), Data(train=str(base / "rows.jsonl"))
         self._config = SiteConfig(name=name, state_dir=self.folder, model=model, data=data)
-        self.session = Session(self.folder)
+        self.session = SiteState(self.folder)
         self._start()
 
     def _start(self) -> None:
@@ -84,7 +84,7 @@ class FakeSite:
         """Restart: nothing but the disk survives."""
         identity = self.identity
         self.session.close()
-        self.session = Session(self.folder)
+        self.session = SiteState(self.folder)
         self._start()
         self.identity = identity
 

@@ -37,7 +37,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
 
 def ask(worker: Worker, job: TrainTask, bundle: bytes = SIGNED, signature: str | None = None) -> bytes:
     made = sign_task(OWN, job.to_json(), bundle) if signature is None else signature
-    return worker_client.train(worker.file, worker.site, job, bundle, lambda text: None, signature=made)[0]
+    return worker_client.run_round(worker.file, worker.site, job, bundle, lambda text: None, signature=made)[0]
 
 
 def test_what_is_sent_is_signed(worker: Worker) -> None:
@@ -92,7 +92,7 @@ def test_another_key_signs_a_stored_reply(tmp_path: Path) -> None:
             assert key.public.verifies(seal.signature, seal.statement)
             digests.append(digest_of(data))
             if len(digests) == 2:
-                assert again.session.settle("run", 2, b"x" * 32, [digests[-1].hex()]) == 0
+                assert again.session.reconcile_outbox("run", 2, b"x" * 32, [digests[-1].hex()]) == 0
         finally:
             again.stop()
     assert digests[0] == digests[1] != digest_of(first)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedcompress.codecs import CODECS, CodecSpec, decode_sections, encode_sections, sample_spec
-from fedcompress.codecs.chain import Chain
+from fedcompress.codecs.chain import SelectThenQuantize
 from fedcompress.errors import ConfigError, LayoutError, NonFiniteError
 from fedcompress.types import Layout, Tensors, TensorSpec
 from tests.support import equal, lora_layout, normal
@@ -93,7 +93,7 @@ def test_law(name: str) -> None:
     for clause, members in zip(codec.clauses, codec.assign(layout), strict=True):
         names = [m.name for m in members]
         select, quantize = None, clause.code
-        if isinstance(clause.code, Chain):
+        if isinstance(clause.code, SelectThenQuantize):
             select, quantize = clause.code.select, clause.code.quantize
         if select is not None:
             chosen = select.select([values[n].ravel() for n in names], [values[n].shape for n in names], 0)

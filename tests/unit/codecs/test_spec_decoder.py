@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.adapters import seeded_init
-from fedcompress.codecs.base import Places
+from fedcompress.codecs.base import Support
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.positions import _write_columns, _write_gaps, read_places
 from fedcompress.codecs.entropy.symbols import RANGE, read_symbols, write_symbols
@@ -43,7 +43,7 @@ def test_gaps(seed: int) -> None:
     generator = np.random.default_rng(seed)
     sizes = [int(n) for n in generator.integers(1, 3000, 5)]
     places = [np.flatnonzero(generator.random(n) < generator.uniform(0, 0.3)) for n in sizes]
-    reader = Reader(_write_gaps([Places((n,), p) for n, p in zip(sizes, places, strict=True)]))
+    reader = Reader(_write_gaps([Support((n,), p) for n, p in zip(sizes, places, strict=True)]))
     counts = [reader.varint() for _ in sizes]
     decoder = reference.RangeDecoder(reader.stream())
     for size, count, expected in zip(sizes, counts, places, strict=True):
@@ -57,7 +57,7 @@ def test_gaps(seed: int) -> None:
 def test_columns(seed: int, shape: tuple[int, ...]) -> None:
     generator = np.random.default_rng(seed)
     masks = [generator.random(shape) < generator.random(shape[-1]) * 0.5 for _ in range(3)]
-    reader = Reader(_write_columns([Places(m.shape, np.flatnonzero(m)) for m in masks]))
+    reader = Reader(_write_columns([Support(m.shape, np.flatnonzero(m)) for m in masks]))
     decoder, model = reference.RangeDecoder(reader.stream()), reference.ColumnModel()
     for mask in masks:
         matrix = mask.reshape(1, -1) if mask.ndim == 1 else mask.T if mask.shape[0] > mask.shape[1] else mask

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from fedcompress import errors
 from fedcompress.adapters import load_adapter, save_adapter
 from fedcompress.adapters.safetensors_io import open_source
-from fedcompress.chunks import MAX_PART, cut, layout_of
+from fedcompress.chunks import MAX_CHUNK_ENTRIES, layout_of_slices, split_layout
 from fedcompress.codecs import CodecSpec
 from fedcompress.files import decode_file, encode_file, inspect_file
 from fedcompress.files.container import open_container
@@ -126,7 +126,7 @@ def test_a_checkpoint_is_cut_into_parts(tmp_path: Path, entries: int, with_base:
 def test_parts_are_consecutive_and_complete() -> None:
     shapes = [(3,), (10, 4), (), (2, 2), (0, 7), (5, 16)]
     layout = Layout(tuple(TensorSpec(name=f"t{i}", shape=s) for i, s in enumerate(shapes)))
-    parts = cut(layout, 16)
+    parts = split_layout(layout, 16)
     assert [sum(p.spec.numel for p in part) for part in parts] == [3, 16, 16, 13, *[16] * 5]
     assert all(len({p.spec.name for p in part}) == len(part) for part in parts)
     assert [(p.start, p.spec.shape) for part in parts for p in part if p.spec.name == "t1"] == [
@@ -135,9 +135,9 @@ def test_parts_are_consecutive_and_complete() -> None:
         (8, (2, 4)),
     ]
     assert {p.whole for part in parts for p in part} == set(layout.tensors)
-    assert cut(Layout(()), 16) == [[]]
+    assert split_layout(Layout(()), 16) == [[]]
     with pytest.raises(errors.ConfigError, match="entries in a row"):
-        cut(Layout((TensorSpec(name="w", shape=(2, MAX_PART + 1)),)))
+        split_layout(Layout((TensorSpec(name="w", shape=(2, MAX_CHUNK_ENTRIES + 1)),)))
 
 
 def test_budgets(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_manifests_are_bounded() -> None:
     with pytest.raises(errors.LimitError, match="manifest"):
         manifest_from(bomb)
     with pytest.raises(errors.LimitError, match=r"manifest.layout: .* at most"):
-        manifest_from(section(layout=[["w", [MAX_PART + 1], "float32", "other"]]))
+        manifest_from(section(layout=[["w", [MAX_CHUNK_ENTRIES + 1], "float32", "other"]]))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * MAX_BYTES
@@ -506,7 +506,7 @@ def test_progress_is_told(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     source = checkpoint(tmp_path / "m.safetensors", 0)
     encode_file(source, tmp_path / "m.fcu", part_entries=64, progress=lambda *x: seen.append(x))
-    total = layout_of([p for part in cut(open_source(source).layout, 1 << 20) for p in part]).numel
+    total = layout_of_slices([p for part in split_layout(open_source(source).layout, 1 << 20) for p in part]).numel
     assert seen[0] == (0, total)
     assert seen[-1] == (total, total)
     assert seen == sorted(seen)

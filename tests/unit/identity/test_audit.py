@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fedcompress.errors import NoSpaceError, StateError
 from fedcompress.identity import PrivateKey, audit
 from fedcompress.identity.audit import FILE, HEAD, AuditLog, read_head, verify
-from server.audit_events import DECISIONS, Audited
+from server.audit_events import DECISIONS, AuditedEvents
 
 KEY = PrivateKey.new("coordinator")
 LINES = 6
@@ -154,7 +154,7 @@ def test_an_injected_line(tmp_path: Path) -> None:
     log = AuditLog(tmp_path, KEY)
     log.append("reply-admitted", site="north")
     evil = 'x"}\n{"event":"site-registered","seq":3}\r\n\x1b[2Jroot\x7f\u2028\x85'
-    Audited(log, "run", lambda event: None)(
+    AuditedEvents(log, "run", lambda event: None)(
         {"event": "refused", "round": 1, "site": evil, "code": evil, "message": evil}
     )
     rows = [json.loads(line) for line in lines(tmp_path)]
@@ -190,7 +190,7 @@ def test_writers_in_several_processes(tmp_path: Path) -> None:
 
 def test_decisions_are_logged_before_they_are_told(tmp_path: Path) -> None:
     told: list[int] = []
-    emit = Audited(AuditLog(tmp_path), "run", lambda event: told.append(len(lines(tmp_path))))
+    emit = AuditedEvents(AuditLog(tmp_path), "run", lambda event: told.append(len(lines(tmp_path))))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
     for name in DECISIONS:
         emit({"event": name, "adapter": str(tmp_path), "round": 1})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fedcompress.merging import Held, Merger, rule_named
+from fedcompress.merging import InMemoryUpdates, Merger, parse_rule
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
 
 KINDS = ("normal", "ternary", "half-ternary", "constant", "zero", "two", "one", "empty", "huge", "tiny", "mixed")
@@ -42,8 +42,8 @@ def layout_of(update: Tensors) -> Layout:
 
 def merged(rule: str, updates: list[Tensors], weights: list[float], round_: int = 1) -> Tensors:
     layout = layout_of(updates[0])
-    return Merger(rule=rule_named(rule), layout=layout).merge(
-        zeros(layout), weights, Held(layout, updates), round_=round_
+    return Merger(rule=parse_rule(rule), layout=layout).merge(
+        zeros(layout), weights, InMemoryUpdates(layout, updates), round_=round_
     )
 
 

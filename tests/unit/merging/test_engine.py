@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedcompress.errors import ConfigError, StateError
-from fedcompress.merging import RULES, Held, Merger, Spool, pairs_of, rule_named
+from fedcompress.merging import RULES, InMemoryUpdates, Merger, UpdateFiles, pairs_of, parse_rule
 from fedcompress.merging.engine import SPACES
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
 from tests.support import equal, lora_layout, normal
@@ -18,7 +18,9 @@ BASE = normal(LAYOUT, 0, 0.3)
 
 
 def merge(rule: str, weights: list[float], updates: list[Tensors], space: str = "factors") -> Tensors:
-    return Merger(rule=rule_named(rule), layout=LAYOUT, space=space).merge(BASE, weights, Held(LAYOUT, updates))
+    return Merger(rule=parse_rule(rule), layout=LAYOUT, space=space).merge(
+        BASE, weights, InMemoryUpdates(LAYOUT, updates)
+    )
 
 
 IDENTITIES = {name: row.identity for name, row in RULES.items() if row.identity}
@@ -40,7 +42,7 @@ def test_equal_updates_are_returned(call: str, space: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_order_and_scale_of_weights_do_not_matter(rule: str) -> None:
-    if hasattr(rule_named(rule), "seed"):
+    if hasattr(parse_rule(rule), "seed"):
         rule = RULES[rule].identity  # masks are drawn by the number of a site
     updates = [normal(LAYOUT, s, 0.1) for s in (1, 2, 3)]
     before = [{n: v.copy() for n, v in u.items()} for u in updates]
@@ -136,7 +138,7 @@ def test_units_pair_factors_also_of_embeddings() -> None:
 )
 def test_bad_rules(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        rule_named(text)
+        parse_rule(text)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -160,7 +162,10 @@ def test_factors_that_do_not_multiply_are_merged_alone(shape_a: tuple[int, ...],
     )
     updates = [normal(layout, s) for s in (1, 2)]
     base, rules = normal(layout, 0), ("mean", *(n for n, r in RULES.items() if r.kind == "lora"))
-    results = [Merger(rule=rule_named(r), layout=layout).merge(base, [1.0, 1.0], Held(layout, updates)) for r in rules]
+    results = [
+        Merger(rule=parse_rule(r), layout=layout).merge(base, [1.0, 1.0], InMemoryUpdates(layout, updates))
+        for r in rules
+    ]
     for name in results[0]:
         assert all((r[name] == results[0][name]).all() for r in results)
         assert np.allclose(results[0][name], (updates[0][name] + updates[1][name]) / 2)
@@ -177,8 +182,8 @@ def test_lora_ridge_survives_factors_without_full_rank(ridge: str, shape: str) -
         if shape == "zero":
             update["m0.lora_A.weight"][:] = 0
     base = {n: np.zeros_like(v) for n, v in updates[0].items()}
-    merger = Merger(rule=rule_named(f"lora-ridge(ridge={ridge})"), layout=layout)
-    layout.check(merger.merge(base, [1.0, 1.0], Held(layout, updates)), what="merged")
+    merger = Merger(rule=parse_rule(f"lora-ridge(ridge={ridge})"), layout=layout)
+    layout.check(merger.merge(base, [1.0, 1.0], InMemoryUpdates(layout, updates)), what="merged")
 
 
 def test_product_space_is_the_rule_on_dense_matrices() -> None:
@@ -190,8 +195,8 @@ def test_product_space_is_the_rule_on_dense_matrices() -> None:
         layout = Layout((TensorSpec(name="dense", shape=(24, 24)),))
         sites = [{n: BASE[n].astype(np.float64) + u[n] for n in u} for u in updates]
         dense = [{"dense": (products(s, module) - products(BASE, module)).astype(np.float32)} for s in sites]
-        merger = Merger(rule=rule_named("ties(density=0.3)"), layout=layout)
-        change = merger.merge(zeros(layout), weights.tolist(), Held(layout, dense))["dense"]
+        merger = Merger(rule=parse_rule("ties(density=0.3)"), layout=layout)
+        change = merger.merge(zeros(layout), weights.tolist(), InMemoryUpdates(layout, dense))["dense"]
         a = sum(w * s[a_name] for w, s in zip(weights, sites, strict=True))
         b = sum(w * s[b_name] for w, s in zip(weights, sites, strict=True))
         lam = 1e-3 * np.trace(a @ a.T) / a.shape[0]
@@ -209,13 +214,13 @@ def test_files_merge_like_memory(rule: str, tmp_path: Path, monkeypatch: pytest.
     """Also in blocks far smaller than a tensor."""
     updates, weights = [normal(LAYOUT, s, 0.1) for s in (1, 2, 3)], [1.0, 2.0, 3.0]
     expected = merge(rule, weights, updates)
-    spool = Spool(tmp_path, LAYOUT, ["a", "b", "c"])
+    spool = UpdateFiles(tmp_path, LAYOUT, ["a", "b", "c"])
     for name, update in zip("abc", updates, strict=True):
         spool.add(name, update)
     monkeypatch.setattr("fedcompress.merging.updates.block_size", lambda sites: 7)
-    merged = Merger(rule=rule_named(rule), layout=LAYOUT).merge(BASE, weights, spool)
+    merged = Merger(rule=parse_rule(rule), layout=LAYOUT).merge(BASE, weights, spool)
     assert equal(merged, expected)
     (tmp_path / "b").write_bytes((tmp_path / "b").read_bytes()[:-1])
     assert not spool.has("b")
     with pytest.raises(StateError, match=r"b: head\.weight"):
-        Merger(rule=rule_named(rule), layout=LAYOUT).merge(BASE, weights, spool)
+        Merger(rule=parse_rule(rule), layout=LAYOUT).merge(BASE, weights, spool)

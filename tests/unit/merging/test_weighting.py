@@ -7,27 +7,27 @@ from typing import Any
 import pytest
 
 from fedcompress.errors import ConfigError
-from fedcompress.merging import WEIGHTINGS, site_weights, weighting_named
+from fedcompress.merging import WEIGHTINGS, parse_weighting, site_weights
 
 COLUMNS: dict[str, Any] = {"examples": [10, 30], "losses": [0.5, 2.0], "given": [3.0, 1.0]}
 CALLS = {"examples": [10, 30], "uniform": [1, 1], "inverse-loss": [2, 0.5], "given(sites=a:3|b:1)": [3, 1]}
 
 
 def test_every_policy_is_tried() -> None:
-    assert {weighting_named(call).name for call in CALLS} == set(WEIGHTINGS)
+    assert {parse_weighting(call).name for call in CALLS} == set(WEIGHTINGS)
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_policies(call: str) -> None:
-    assert site_weights(weighting_named(call), **COLUMNS) == CALLS[call]
+    assert site_weights(parse_weighting(call), **COLUMNS) == CALLS[call]
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_old_updates_count_less(call: str) -> None:
     """FedAsync's polynomial."""
     stale = call.replace("(", "(stale=2,") if "(" in call else f"{call}(stale=2)"
-    fresh, half = CALLS[call], weighting_named(call)
-    assert site_weights(weighting_named(stale), staleness=[0, 3], **COLUMNS) == [fresh[0], fresh[1] / 16]
+    fresh, half = CALLS[call], parse_weighting(call)
+    assert site_weights(parse_weighting(stale), staleness=[0, 3], **COLUMNS) == [fresh[0], fresh[1] / 16]
     assert site_weights(half, staleness=[3, 0], **COLUMNS) == [fresh[0] / 2, fresh[1]]
     assert site_weights(half, staleness=[0, 0], **COLUMNS) == fresh
 
@@ -38,23 +38,23 @@ def test_old_updates_count_less(call: str) -> None:
 )
 def test_bad_numbers(call: str, column: str, bad: Any) -> None:
     with pytest.raises(ConfigError, match=rf"weighting\.{column}\[1\]: .*: must be a finite number above 0"):
-        site_weights(weighting_named(call), **{**COLUMNS, column: [1.0, bad]})
+        site_weights(parse_weighting(call), **{**COLUMNS, column: [1.0, bad]})
 
 
 def test_columns_that_are_missing_or_short() -> None:
     with pytest.raises(ConfigError, match="weighting: inverse-loss: needs losses and staleness of all 2 sites"):
-        site_weights(weighting_named("inverse-loss"), [1, 2])
+        site_weights(parse_weighting("inverse-loss"), [1, 2])
     with pytest.raises(ConfigError, match="of all 2 sites"):
-        site_weights(weighting_named("inverse-loss"), [1, 2], losses=[1.0])
+        site_weights(parse_weighting("inverse-loss"), [1, 2], losses=[1.0])
     with pytest.raises(ConfigError, match="of all 2 sites"):
-        site_weights(weighting_named("uniform"), [1, 2], staleness=[1.0])
+        site_weights(parse_weighting("uniform"), [1, 2], staleness=[1.0])
     for age in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=r"weighting\.staleness\[0\]"):
-            site_weights(weighting_named("uniform"), [1], staleness=[age])
+            site_weights(parse_weighting("uniform"), [1], staleness=[age])
 
 
 def test_columns_that_are_not_needed_may_be_bad() -> None:
-    assert site_weights(weighting_named("uniform"), [0, 5], losses=[None, -1.0]) == [1, 1]
+    assert site_weights(parse_weighting("uniform"), [0, 5], losses=[None, -1.0]) == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_columns_that_are_not_needed_may_be_bad() -> None:
 )
 def test_bad_policies(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        weighting_named(text)
+        parse_weighting(text)

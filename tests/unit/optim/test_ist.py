@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedcompress.errors import ConfigError, NonFiniteError
-from fedcompress.optim import build
+from fedcompress.optim import build_optimizer
 from fedcompress.optim.engine.parameter_roles import layer_of
 from fedcompress.optim.ist import Importance, candidates, draw, reward, suppressed
 from tests.unit.optim.models import net, state, train
@@ -61,7 +61,7 @@ def test_it_finds_the_layer_that_matters() -> None:
 @pytest.mark.parametrize("call", ["adamw", "frugal(update_gap=3)", "galore(rank=4,update_gap=3)"])
 def test_layers_that_are_not_active_are_skipped(call: str) -> None:
     model = net()
-    optimizer = build(model, call, lr=1e-2, weight_decay=0.1)
+    optimizer = build_optimizer(model, call, lr=1e-2, weight_decay=0.1)
     train(model, optimizer, 0, 2)
     before = state(model)
     optimizer.active_layers = {1}
@@ -78,9 +78,9 @@ def test_layers_that_are_not_active_are_skipped(call: str) -> None:
 
 def test_a_layer_that_is_skipped_after_a_resume_keeps_its_state() -> None:
     model = net()
-    first = build(model, "adamw", lr=1e-2)
+    first = build_optimizer(model, "adamw", lr=1e-2)
     train(model, first, 0, 2)
-    second = build(model, "adamw", lr=1e-2)
+    second = build_optimizer(model, "adamw", lr=1e-2)
     second.load_state_dict(first.state_dict())
     second.active_layers = {0}
     train(model, second, 2, 3)

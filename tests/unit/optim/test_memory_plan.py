@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from fedcompress.cli.main import app
 from fedcompress.errors import ConfigError
-from fedcompress.optim import build
+from fedcompress.optim import build_optimizer
 from fedcompress.optim.memory_plan import GIB, Plan, Setup, plan
 from tests.unit.optim.models import CALLS
 
@@ -23,7 +23,7 @@ def count(**setup: object) -> Plan:
 @pytest.mark.parametrize("call", [calls[0] for calls in CALLS.values()])
 def test_the_state_is_what_one_process_allocates(call: str) -> None:
     model = LlamaForCausalLM(LLAMA)
-    optimizer = build(model, call, lr=1e-3)
+    optimizer = build_optimizer(model, call, lr=1e-3)
     model(input_ids=(ids := model.model.embed_tokens.weight.new_zeros(2, 8).long()), labels=ids).loss.backward()
     for _ in range(4):  # the entries of id3 grow
         optimizer.step()

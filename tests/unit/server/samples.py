@@ -12,9 +12,9 @@ from fedcompress.pipeline.states import encode_snapshot
 from fedcompress.pipeline.updates import encode_update
 from fedcompress.types import Layout, state_digest, zeros
 from fedcompress.wire import Envelope
-from server.ledger.ledger import Ledger, Published
+from server.ledger.ledger import Ledger, PublishedState
 from server.round.admission import Expected
-from server.round.aggregation import Admitted, next_version
+from server.round.aggregation import AcceptedUpdate, aggregate_round
 from tests.support import lora_layout, normal, update_header
 
 LAYOUT = lora_layout()
@@ -43,22 +43,22 @@ def update(layout: Layout = LAYOUT, codec: str = CODEC, **changes: Any) -> bytes
     return encode_update(normal(layout, 1), layout, CodecSpec.parse(codec), header)[0]
 
 
-def publish(ledger: Ledger, version: int, state: dict[str, Any], envelope: bytes) -> Published:
-    published = Published(version, state_digest(LAYOUT, state), state, zeros(LAYOUT))
+def publish(ledger: Ledger, version: int, state: dict[str, Any], envelope: bytes) -> PublishedState:
+    published = PublishedState(version, state_digest(LAYOUT, state), state, zeros(LAYOUT))
     with ledger.transaction():
         ledger.publish(version, published.digest, envelope, state, published.residual)
     return published
 
 
-def grow(ledger: Ledger, versions: int, codec: str) -> Published:
-    """Versions 0..n, by ``next_version`` on random updates."""
+def grow(ledger: Ledger, versions: int, codec: str) -> PublishedState:
+    """Versions 0..n, by ``aggregate_round`` on random updates."""
     start = seeded_init(LAYOUT, 1)
     published = publish(ledger, 0, start, encode_snapshot(start, LAYOUT, run="run", version=0, init_seed=1))
     config = RunConfig(run="run", state_dir="x", initial_adapter="x", downlink_codec=codec)
     for version in range(1, versions + 1):
         envelope = Envelope(header=update_header(LAYOUT, published.state), sections=(), digest=b"")
-        admitted = [Admitted("north", envelope, normal(LAYOUT, version))]
-        published, data = next_version(config, LAYOUT, published, admitted, version, blobs=ledger.blobs)
+        admitted = [AcceptedUpdate("north", envelope, normal(LAYOUT, version))]
+        published, data = aggregate_round(config, LAYOUT, published, admitted, version, blobs=ledger.blobs)
         with ledger.transaction():
             ledger.publish(published.version, published.digest, data, published.state, published.residual)
     return published

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from fedcompress.adapters import load_adapter, seeded_init
 from fedcompress.errors import ConfigError, MismatchError, TrainingError
 from fedcompress.pipeline.updates import decode_update, encode_update
-from fedcompress.storage.tensor_file import Stored
+from fedcompress.storage.tensor_file import TensorFile
 from fedcompress.types import add
 from server.ledger.ledger import Ledger
-from server.round.aggregation import Admitted, next_version
+from server.round.aggregation import AcceptedUpdate, aggregate_round
 from tests.support import normal
 from tests.unit.clients.site_support import FakeSite
 from tests.unit.server.memory import Killed, World
@@ -139,12 +139,14 @@ def test_updates_wait_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Those of a round that was killed are removed, and so are those of one that is done."""
     world, folder, seen = World(tmp_path), tmp_path / "coordinator" / "updates" / "run", []
 
-    def watched(config: Any, layout: Any, published: Any, admitted: list[Admitted], round_: int, **how: Any) -> Any:
+    def watched(
+        config: Any, layout: Any, published: Any, admitted: list[AcceptedUpdate], round_: int, **how: Any
+    ) -> Any:
         seen.append(len(list(folder.iterdir())))
-        assert all(isinstance(a.tensors, Stored) and not a.envelope.sections for a in admitted)
-        return next_version(config, layout, published, admitted, round_, **how)
+        assert all(isinstance(a.tensors, TensorFile) and not a.envelope.sections for a in admitted)
+        return aggregate_round(config, layout, published, admitted, round_, **how)
 
-    monkeypatch.setattr("server.coordinator.next_version", watched)
+    monkeypatch.setattr("server.coordinator.aggregate_round", watched)
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "publish", killed_at_version(1))
         with pytest.raises(Killed):
@@ -323,19 +325,21 @@ class Moved(BaseException):
     """The coordinator is killed, and the SuperNodes start anew."""
 
 
-def record_merges(patch: pytest.MonkeyPatch) -> dict[int, list[Admitted]]:
+def record_merges(patch: pytest.MonkeyPatch) -> dict[int, list[AcceptedUpdate]]:
     """Round to what its last try merged; a try that is not committed is done again."""
-    merged: dict[int, list[Admitted]] = {}
+    merged: dict[int, list[AcceptedUpdate]] = {}
 
-    def recorded(config: Any, layout: Any, published: Any, admitted: list[Admitted], round_: int, **how: Any) -> Any:
+    def recorded(
+        config: Any, layout: Any, published: Any, admitted: list[AcceptedUpdate], round_: int, **how: Any
+    ) -> Any:
         merged[round_] = [replace(a, tensors=dict(a.tensors)) for a in admitted]  # the files are removed
-        return next_version(config, layout, published, admitted, round_, **how)
+        return aggregate_round(config, layout, published, admitted, round_, **how)
 
-    patch.setattr("server.coordinator.next_version", recorded)
+    patch.setattr("server.coordinator.aggregate_round", recorded)
     return merged
 
 
-def check_books(world: World, site: FakeSite, merged: list[Admitted]) -> None:
+def check_books(world: World, site: FakeSite, merged: list[AcceptedUpdate]) -> None:
     held = site.session.held("run")
     if held is None:  # no message has reached it
         assert not merged

@@ -9,7 +9,7 @@ import pytest
 
 from fedcompress.errors import NoSpaceError
 from fedcompress.storage.database import open_database, transaction
-from fedcompress.storage.disk_space import is_full, room_for
+from fedcompress.storage.disk_space import is_full, reserve_space
 
 SCHEMA = "CREATE TABLE IF NOT EXISTS t (x BLOB);"
 
@@ -48,5 +48,5 @@ def test_which_errors_are_of_a_full_disk() -> None:
     assert is_full(wrapped)
     assert is_full(ValueError("Error while serializing: No space left on device (os error 28)"))
     assert not is_full(sqlite3.DatabaseError("file is not a database"))
-    with pytest.raises(KeyError), room_for(Path("x")):
+    with pytest.raises(KeyError), reserve_space(Path("x")):
         raise KeyError("other errors go through")

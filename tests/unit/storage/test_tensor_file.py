@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedcompress.errors import StateError
-from fedcompress.storage.tensor_file import MAGIC, opened
+from fedcompress.storage.tensor_file import MAGIC, open_tensor_file
 from tests.unit.slices import LAYOUT
 
 pytestmark = pytest.mark.usefixtures("small_slices")
@@ -16,10 +16,10 @@ pytestmark = pytest.mark.usefixtures("small_slices")
 def test_files_that_are_not_streams_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "state"
     with pytest.raises(StateError, match="cannot be read"):
-        opened(path, LAYOUT)
+        open_tensor_file(path, LAYOUT)
     path.write_bytes(b"nothing")
     with pytest.raises(StateError, match="is not a stream"):
-        opened(path, LAYOUT)
+        open_tensor_file(path, LAYOUT)
     path.write_bytes(MAGIC + b"\0" * 7)
     with pytest.raises(StateError, match="the layout needs"):
-        opened(path, LAYOUT)
+        open_tensor_file(path, LAYOUT)

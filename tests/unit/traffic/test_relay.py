@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from clients.network.proxy_route import Route, proxy_variables, route_of
-from fedcompress.traffic.relay import HELD, Counter, Relay, Wire, read_wire, wire_path
+from fedcompress.traffic.relay import HELD, Counter, MeteringRelay, Wire, read_wire, wire_path
 from tests.packets import Capture, can_capture
 
 READ = """
@@ -74,7 +74,7 @@ def talk(connection: socket.socket, data: bytes) -> bytes:
     return bytes(answer)
 
 
-def connected(relay: Relay) -> socket.socket:
+def connected(relay: MeteringRelay) -> socket.socket:
     host, port = relay.address.rsplit(":", 1)
     return socket.create_connection((host, int(port)), timeout=20)
 
@@ -82,7 +82,7 @@ def connected(relay: Relay) -> socket.socket:
 def test_bytes_pass_unchanged_and_are_counted(tmp_path: Path, echo: Echo) -> None:
     draw = random.Random(0)
     sizes = [1, 1000, HELD + 1, 1_000_000]
-    with Counter(wire_path(tmp_path)) as counter, Relay(("127.0.0.1", echo.port), counter) as relay:
+    with Counter(wire_path(tmp_path)) as counter, MeteringRelay(("127.0.0.1", echo.port), counter) as relay:
         for size in sizes:
             data = draw.randbytes(size)
             with connected(relay) as connection:
@@ -101,7 +101,7 @@ def test_bytes_pass_unchanged_and_are_counted(tmp_path: Path, echo: Echo) -> Non
 def test_what_comes_after_the_client_has_closed_is_counted(tmp_path: Path) -> None:
     """As TLS's last alert does: it was on the link, whether anybody reads it or not."""
     server = socket.create_server(("127.0.0.1", 0))
-    with Counter(wire_path(tmp_path)) as counter, Relay(server.getsockname(), counter) as relay:
+    with Counter(wire_path(tmp_path)) as counter, MeteringRelay(server.getsockname(), counter) as relay:
         connected(relay).close()
         far, _ = server.accept()
         with far:
@@ -119,7 +119,7 @@ def test_the_count_is_what_packets_carried(tmp_path: Path, echo: Echo) -> None:
     with (
         Capture(echo.port) as capture,
         Counter(wire_path(tmp_path)) as counter,
-        Relay(("127.0.0.1", echo.port), counter) as relay,
+        MeteringRelay(("127.0.0.1", echo.port), counter) as relay,
     ):
         for size in (10, 50_000, 300_000):
             with connected(relay) as connection:
@@ -129,12 +129,12 @@ def test_the_count_is_what_packets_carried(tmp_path: Path, echo: Echo) -> None:
 
 
 def test_either_end_closes_the_other(tmp_path: Path, echo: Echo) -> None:
-    with Counter(wire_path(tmp_path)) as counter, Relay(("127.0.0.1", echo.port), counter) as relay:
+    with Counter(wire_path(tmp_path)) as counter, MeteringRelay(("127.0.0.1", echo.port), counter) as relay:
         with connected(relay) as connection:
             talk(connection, b"x")
         assert echo.closed.acquire(timeout=10), "the client's end is passed on"
     once = socket.create_server(("127.0.0.1", 0))
-    with Counter(wire_path(tmp_path)) as counter, Relay(once.getsockname(), counter) as relay:
+    with Counter(wire_path(tmp_path)) as counter, MeteringRelay(once.getsockname(), counter) as relay:
         with connected(relay) as connection:
             far, _ = once.accept()
             far.sendall(b"bye")
@@ -148,7 +148,7 @@ def test_either_end_closes_the_other(tmp_path: Path, echo: Echo) -> None:
 
 def test_a_tunnel_leads_to_one_place(tmp_path: Path, echo: Echo) -> None:
     there = ("127.0.0.1", echo.port)
-    with Counter(wire_path(tmp_path)) as counter, Relay(there, counter, tunnel=True) as relay:
+    with Counter(wire_path(tmp_path)) as counter, MeteringRelay(there, counter, tunnel=True) as relay:
         with connected(relay) as connection:
             connection.sendall(b"CONNECT far.example:443 HTTP/1.1\r\nHost: far.example:443\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from clients.state import site_state as session_module
-from clients.state.site_state import Session
+from clients.state.site_state import SiteState
 from fedcompress.adapters.constants import constants_digest
 from fedcompress.codecs import CodecSpec
 from fedcompress.config.objective import Classification, objective_json
@@ -79,30 +79,30 @@ def task(round_: int, *merged: str, codec: str = "lora-ternary", steps: int = 1,
 
 
 def test_receive_walks_the_chain_and_survives_a_restart(tmp_path: Path) -> None:
-    session = Session(tmp_path)
+    session = SiteState(tmp_path)
     assert session.held("run") is None
-    assert equal(session.receive("run", LAYOUT, SNAPSHOT).state, START)
-    held = session.receive("run", LAYOUT, DELTAS[0] + DELTAS[1])
+    assert equal(session.apply_downlink("run", LAYOUT, SNAPSHOT).state, START)
+    held = session.apply_downlink("run", LAYOUT, DELTAS[0] + DELTAS[1])
     assert held.version == 2
     session.close()
-    session = Session(tmp_path)
+    session = SiteState(tmp_path)
     again = session.held("run")
     assert again is not None
     assert equal(again.state, STATES[2])
-    assert session.receive("run", LAYOUT, DELTAS[1]).version == 2, "what is held already changes nothing"
-    assert equal(session.receive("run", LAYOUT, SNAPSHOT + b"".join(DELTAS)).state, STATES[3])
+    assert session.apply_downlink("run", LAYOUT, DELTAS[1]).version == 2, "what is held already changes nothing"
+    assert equal(session.apply_downlink("run", LAYOUT, SNAPSHOT + b"".join(DELTAS)).state, STATES[3])
 
 
 def test_a_downlink_that_does_not_fit(tmp_path: Path) -> None:
-    session = Session(tmp_path)
+    session = SiteState(tmp_path)
     with pytest.raises(MismatchError, match="holds nothing") as caught:
-        session.receive("run", LAYOUT, DELTAS[0])
+        session.apply_downlink("run", LAYOUT, DELTAS[0])
     assert caught.value.code == "base-digest"
-    session.receive("run", LAYOUT, SNAPSHOT)
+    session.apply_downlink("run", LAYOUT, SNAPSHOT)
     with pytest.raises(MismatchError, match="holds version 0"):
-        session.receive("run", LAYOUT, DELTAS[2])
+        session.apply_downlink("run", LAYOUT, DELTAS[2])
     with pytest.raises(MismatchError, match="layout"):
-        session.receive("run", lora_layout(modules=2), SNAPSHOT)
+        session.apply_downlink("run", lora_layout(modules=2), SNAPSHOT)
     held = session.held("run")
     assert held is not None
     assert equal(held.state, START)
@@ -176,7 +176,7 @@ def test_a_crash_before_the_commit_changes_nothing(tmp_path: Path, monkeypatch: 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "commit", crash)
+        patch.setattr(SiteState, "commit", crash)
         with pytest.raises(KeyboardInterrupt):
             site.answer(task(2, digest_of(first).hex()), SNAPSHOT)
     site.deltas = {n: v for n, v in decode_total(site, [first]).items()}
@@ -230,7 +230,7 @@ def test_what_can_be_done_without_may_be_damaged(tmp_path: Path) -> None:
     site = FakeSite(tmp_path, "north")
     tensors = {"scale": np.ones(3, np.float32)}
     data, digest = save(tensors), constants_digest(tensors)
-    site.session.receive("run", LAYOUT, encode_constants(data, digest, run="run") + SNAPSHOT)
+    site.session.apply_downlink("run", LAYOUT, encode_constants(data, digest, run="run") + SNAPSHOT)
     site.answer(task(1), SNAPSHOT)
     assert site.session.constants("run", digest) == data
     assert site.session.last_sent("run") is not None
@@ -241,8 +241,8 @@ def test_what_can_be_done_without_may_be_damaged(tmp_path: Path) -> None:
 
 
 def test_a_changed_blob_is_found(tmp_path: Path) -> None:
-    session = Session(tmp_path)
-    session.receive("run", LAYOUT, SNAPSHOT)
+    session = SiteState(tmp_path)
+    session.apply_downlink("run", LAYOUT, SNAPSHOT)
     (name,) = session._db.execute("SELECT state FROM run").fetchone()
     path = tmp_path / "blobs" / name
     data = bytearray(path.read_bytes())
@@ -252,8 +252,8 @@ def test_a_changed_blob_is_found(tmp_path: Path) -> None:
         session.held("run")
     path.unlink()
     with pytest.raises(StateError, match="cannot be read"):
-        session.receive("run", LAYOUT, DELTAS[0])
-    assert equal(session.receive("run", LAYOUT, SNAPSHOT + DELTAS[0]).state, STATES[1])
+        session.apply_downlink("run", LAYOUT, DELTAS[0])
+    assert equal(session.apply_downlink("run", LAYOUT, SNAPSHOT + DELTAS[0]).state, STATES[1])
 
 
 def test_a_file_that_cannot_be_opened_now_is_not_a_damaged_one(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_file_that_cannot_be_opened_now_is_not_a_damaged_one(tmp_path: Path) -
     before = site.session.residual("run", LAYOUT)
     with no_descriptors():
         with pytest.raises(AccessError, match="cannot be opened now: Too many open files"):
-            site.session.receive("run", LAYOUT, SNAPSHOT)
+            site.session.apply_downlink("run", LAYOUT, SNAPSHOT)
         with pytest.raises(AccessError, match="cannot be opened now: Too many open files"):
             site.session.last_sent("run")
     assert equal(site.session.residual("run", LAYOUT), before)
@@ -278,8 +278,8 @@ def test_a_changed_reply_is_found_and_healed_by_a_snapshot(tmp_path: Path) -> No
     path = tmp_path / "north" / "blobs" / blob
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(StateError, match="SHA-256 does not match"):
-        site.session.receive("run", LAYOUT, DELTAS[0])
-    held = site.session.receive("run", LAYOUT, SNAPSHOT + DELTAS[0])
+        site.session.apply_downlink("run", LAYOUT, DELTAS[0])
+    held = site.session.apply_downlink("run", LAYOUT, SNAPSHOT + DELTAS[0])
     assert (held.version, equal(held.state, STATES[1])) == (1, True)
     assert equal(held.residual, zeros(LAYOUT))
     site.answer(task(2, version=1), DELTAS[0])
@@ -288,8 +288,8 @@ def test_a_changed_reply_is_found_and_healed_by_a_snapshot(tmp_path: Path) -> No
 
 def test_a_version_that_changed_nothing_is_a_version(tmp_path: Path) -> None:
     """The coordinator's step was zero: two versions with one digest."""
-    session = Session(tmp_path)
-    session.receive("run", LAYOUT, SNAPSHOT)
+    session = SiteState(tmp_path)
+    session.apply_downlink("run", LAYOUT, SNAPSHOT)
     header = Header(
         kind=Kind.DELTA,
         run="run",
@@ -301,9 +301,9 @@ def test_a_version_that_changed_nothing_is_a_version(tmp_path: Path) -> None:
         result_digest=b"0" * 32,
     )
     delta, _, _ = encode_delta(zeros(LAYOUT), START, LAYOUT, CodecSpec.parse("none"), header)
-    assert session.receive("run", LAYOUT, delta).version == 1
+    assert session.apply_downlink("run", LAYOUT, delta).version == 1
     session.close()
-    held = Session(tmp_path).held("run")
+    held = SiteState(tmp_path).held("run")
     assert held is not None
     assert (held.version, equal(held.state, START)) == (1, True)
 

@@ -12,7 +12,7 @@ import pytest
 from clients.worker import launcher as module
 from clients.worker.launcher import KEPT_STARTS, Launcher, forget_old_starts
 from clients.worker.main import MAX_RESTARTS, keep_ranks
-from clients.worker.rank_group import RankHub
+from clients.worker.rank_group import RankGroup
 from fedcompress.errors import TrainingError
 from fedcompress.runtime.process_group import wait_until
 
@@ -53,7 +53,7 @@ def test_ranks_that_die_at_once_are_given_up() -> None:
     stop = threading.Event()
     ranks = Dying(100, stop)
     with pytest.raises(TrainingError, match="ranks died 4 times: rank 0 ended by signal SIGKILL: see logs") as caught:
-        keep_ranks(ranks, RankHub(2), stop)  # type: ignore[arg-type]
+        keep_ranks(ranks, RankGroup(2), stop)  # type: ignore[arg-type]
     assert caught.value.code == "ranks-failed"
     assert ranks.starts == [(n, 2) for n in range(1, MAX_RESTARTS + 2)]
 
@@ -61,7 +61,7 @@ def test_ranks_that_die_at_once_are_given_up() -> None:
 def test_ranks_that_die_after_a_while_are_started_for_ever() -> None:
     stop = threading.Event()
     ranks = Dying(50, stop)
-    keep_ranks(ranks, RankHub(1), stop, patience=0.0)  # type: ignore[arg-type]
+    keep_ranks(ranks, RankGroup(1), stop, patience=0.0)  # type: ignore[arg-type]
     assert len(ranks.starts) == 51
 
 

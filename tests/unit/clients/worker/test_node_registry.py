@@ -16,8 +16,8 @@ import pytest
 from clients.runtime.node_token import HEADER, read_token
 from clients.site import Data, Engine, SiteConfig, address_of
 from clients.worker.launcher import interface_towards
-from clients.worker.node_registry import NodeHub, serve_nodes
-from clients.worker.rank_group import RankHub
+from clients.worker.node_registry import NodeRegistry, serve_nodes
+from clients.worker.rank_group import RankGroup
 from fedcompress import __version__
 from fedcompress.adapters.base_model import BaseModel
 from fedcompress.errors import ConfigError, TrainingError
@@ -39,14 +39,14 @@ class Place:
     """Node 0's side, listening."""
 
     site: SiteConfig
-    hub: RankHub = field(init=False)
-    nodes: NodeHub = field(init=False)
+    hub: RankGroup = field(init=False)
+    nodes: NodeRegistry = field(init=False)
     server: Any = field(init=False)
     channel: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.hub = RankHub(self.site.engine.world, local=1)
-        self.nodes = NodeHub(self.site, self.hub)
+        self.hub = RankGroup(self.site.engine.world, local=1)
+        self.nodes = NodeRegistry(self.site, self.hub)
         self.server = serve_nodes(self.site, self.hub, self.nodes)
         self.channel = grpc.insecure_channel(self.site.engine.rendezvous)
         self.stub = worker_pb2_grpc.NodesStub(self.channel)

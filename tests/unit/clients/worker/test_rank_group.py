@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from clients.worker.rank_group import Command, RankHub, RankReport
+from clients.worker.rank_group import Command, RankGroup, RankReport
 from fedcompress.errors import TrainingError
 from fedcompress.proto.v1 import worker_pb2
 
@@ -18,7 +18,7 @@ from fedcompress.proto.v1 import worker_pb2
 class Stream:
     """A rank's stream as gRPC would hold it: pulled when the rank is ready, broken when told to."""
 
-    def __init__(self, hub: RankHub, rank: int, pid: int = 0) -> None:
+    def __init__(self, hub: RankGroup, rank: int, pid: int = 0) -> None:
         self._active = True
         self._ended: list[Callable[[], None]] = []
         self._registered = threading.Event()
@@ -47,7 +47,7 @@ class Stream:
         self._thread.shutdown()
 
 
-def report(hub: RankHub, rank: int, job: int, **fields: str) -> None:
+def report(hub: RankGroup, rank: int, job: int, **fields: str) -> None:
     hub.Report(RankReport(rank=rank, id=job, **fields), None)
 
 
@@ -58,7 +58,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 
 def test_results_of_all_ranks(pool: ThreadPoolExecutor) -> None:
-    hub = RankHub(2)
+    hub = RankGroup(2)
     ranks = [Stream(hub, number) for number in range(2)]
     done = pool.submit(lambda: list(hub.run("job", start_timeout=5)))
     ids = {stream.take().id for stream in ranks}
@@ -74,7 +74,7 @@ def test_results_of_all_ranks(pool: ThreadPoolExecutor) -> None:
 
 def test_a_command_keeps_the_number_of_its_job(pool: ThreadPoolExecutor) -> None:
     """A job was over before the rank looked: what it reports of it must not answer the next one."""
-    hub = RankHub(1)
+    hub = RankGroup(1)
     stream = Stream(hub, 0)
     for job in ("one", "two"):
         over = pool.submit(lambda job=job: list(hub.run(job, start_timeout=5)))
@@ -91,7 +91,7 @@ def test_a_command_keeps_the_number_of_its_job(pool: ThreadPoolExecutor) -> None
 
 def test_killed_ranks_get_no_further_job(pool: ThreadPoolExecutor) -> None:
     """Their streams have not broken yet; the next job waits for the new group instead."""
-    hub = RankHub(2, settle_timeout=0.0)
+    hub = RankGroup(2, settle_timeout=0.0)
     victims = [subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) for _ in range(2)]
     ranks = [Stream(hub, number, victims[number].pid) for number in range(2)]
     failed = pool.submit(lambda: list(hub.run("one", start_timeout=5)))

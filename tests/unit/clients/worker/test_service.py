@@ -24,9 +24,9 @@ from clients import worker_client
 from clients.runtime.paths import socket_path
 from clients.site import SiteConfig
 from clients.state.counters import Counters
-from clients.state.site_state import Session
+from clients.state.site_state import SiteState
 from clients.worker.main import lease
-from clients.worker.rank_group import RankHub
+from clients.worker.rank_group import RankGroup
 from clients.worker.service import WorkerService
 from fedcompress.adapters import load_adapter, save_adapter
 from fedcompress.config.objective import Classification, objective_json
@@ -103,9 +103,9 @@ class Worker:
             '[data]\ntrain="rows.jsonl"\nheldout="rows.jsonl"\n' + more
         )
         self.site = SiteConfig.load(self.file)
-        self.session = Session(self.site.state_dir / "session")
+        self.session = SiteState(self.site.state_dir / "session")
         self.counters = Counters(self.site.state_dir / "session")
-        self.hub = RankHub(ranks, settle_timeout=1.0)
+        self.hub = RankGroup(ranks, settle_timeout=1.0)
         self.server = grpc.server(ThreadPoolExecutor(max_workers=threads))
         worker_pb2_grpc.add_RanksServicer_to_server(self.hub, self.server)
         worker_pb2_grpc.add_WorkerServicer_to_server(
@@ -122,7 +122,7 @@ class Worker:
         return rank
 
     def train(self, task: TrainTask, bundle: bytes = START) -> tuple[bytes, bool]:
-        return worker_client.train(self.file, self.site, task, bundle, self.log.append)
+        return worker_client.run_round(self.file, self.site, task, bundle, self.log.append)
 
     def stop(self) -> None:
         self.server.stop(0).wait()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.codecs import CodecSpec, encode_sections
-from fedcompress.codecs.base import Places
+from fedcompress.codecs.base import Support
 from fedcompress.codecs.entropy import positions as coders
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.positions import COLUMNS, GAPS, PACKED, ROWS, read_places, write_places
@@ -23,23 +23,23 @@ from tests.unit.codecs.version1 import write_masks
 SHAPES = st.lists(st.sampled_from([(), (0, 3), (1,), (300,), (8, 50), (50, 8), (3, 4, 5)]), max_size=5)
 
 
-def write_rows(places: list[Places]) -> bytes:
+def write_rows(places: list[Support]) -> bytes:
     return coders._write_gaps([row for p in places for row in coders._split(p)])
 
 
 WRITERS = {GAPS: coders._write_gaps, PACKED: coders._write_packed, COLUMNS: coders._write_columns, ROWS: write_rows}
 
 
-def draw(shapes: list[tuple[int, ...]], seed: int, density: float) -> list[Places]:
+def draw(shapes: list[tuple[int, ...]], seed: int, density: float) -> list[Support]:
     generator = np.random.default_rng(seed)
     out = []
     for shape in shapes:
         share = density * generator.random()
-        out.append(Places(shape, np.flatnonzero(generator.random(math.prod(shape)) < share)))
+        out.append(Support(shape, np.flatnonzero(generator.random(math.prod(shape)) < share)))
     return out
 
 
-def same(left: list[Places], right: list[Places]) -> bool:
+def same(left: list[Support], right: list[Support]) -> bool:
     return [(p.shape, p.positions.tolist()) for p in left] == [(p.shape, p.positions.tolist()) for p in right]
 
 
@@ -84,7 +84,7 @@ def test_signs_round_trip(shapes: list[tuple[int, ...]], seed: int, density: flo
             left, right = (generator.random(n) < 0.5 for n in place.shape)
             flat = (left[:, None] ^ right).ravel()
         negative.append(flat[place.positions])
-    for places_, signs in ((places, negative), ([Places(p.shape) for p in places], None)):
+    for places_, signs in ((places, negative), ([Support(p.shape) for p in places], None)):
         signs = signs or [generator.random(p.numel) < 0.5 for p in places_]
         writer = Writer()
         write_signs(writer, signs, places_)
@@ -99,12 +99,12 @@ def test_coders_are_chosen_for_what_they_are_good_at() -> None:
     uneven = generator.random((16, 400)) < np.geomspace(0.001, 0.5, 16)[::-1, None]
     for mask, coder in ((rows, COLUMNS), (generator.random((1, 6400)) < 0.02, GAPS), (uneven[::3], ROWS)):
         writer = Writer()
-        write_places(writer, [Places(mask.shape, np.flatnonzero(mask))])
+        write_places(writer, [Support(mask.shape, np.flatnonzero(mask))])
         assert writer.getvalue()[0] == coder
     signs = np.outer(generator.random(16) < 0.5, np.ones(400, bool)) ^ (generator.random(400) < 0.5)
     for negative, coder in ((signs, AGREEMENT), (generator.random((16, 400)) < 0.5, PACKED_SIGNS)):
         writer = Writer()
-        write_signs(writer, [negative.ravel()], [Places((16, 400))])
+        write_signs(writer, [negative.ravel()], [Support((16, 400))])
         assert writer.getvalue()[0] == coder
 
 

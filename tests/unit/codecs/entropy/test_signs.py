@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcompress.codecs.base import Places
+from fedcompress.codecs.base import Support
 from fedcompress.codecs.entropy import signs as module
 from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.signs import AGREEMENT, PACKED, read_signs, write_signs
@@ -15,7 +15,7 @@ from fedcompress.codecs.entropy.symbols import pack_bits
 from fedcompress.errors import PayloadError
 
 SHAPES = st.lists(st.lists(st.integers(0, 12), max_size=3).map(tuple) | st.tuples(st.integers(0, 200)), max_size=5)
-Drawn = tuple[list[np.ndarray], list[Places]]
+Drawn = tuple[list[np.ndarray], list[Support]]
 
 
 def drawn(shapes: list[tuple[int, ...]], seed: int) -> Drawn:
@@ -36,11 +36,11 @@ def drawn(shapes: list[tuple[int, ...]], seed: int) -> Drawn:
                 values = np.abs(values)
         flat = np.asarray(values).reshape(-1) < 0
         negative.append(flat if positions is None else flat[positions])
-        places.append(Places(shape, positions))
+        places.append(Support(shape, positions))
     return negative, places
 
 
-def again(data: bytes, places: list[Places], version: int = 2) -> list[np.ndarray]:
+def again(data: bytes, places: list[Support], version: int = 2) -> list[np.ndarray]:
     reader = Reader(data, version)
     found = read_signs(reader, places)
     reader.finish()
@@ -51,7 +51,7 @@ def same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
     return all(a.dtype == np.bool_ and np.array_equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-def agreed(negative: list[np.ndarray], places: list[Places]) -> bytes:
+def agreed(negative: list[np.ndarray], places: list[Support]) -> bytes:
     writer = Writer()
     writer.u8(AGREEMENT)
     writer.stream(module._write_agreement(negative, places))
@@ -86,7 +86,7 @@ def test_outer_products_take_few_bits(turned: bool, density: float) -> None:
     if turned:
         values, where = values.T, where.T
     positions = np.flatnonzero(where.ravel())
-    negative, places = [values.ravel()[positions] < 0], [Places(values.shape, positions)]
+    negative, places = [values.ravel()[positions] < 0], [Support(values.shape, positions)]
     writer = Writer()
     write_signs(writer, negative, places)
     assert writer.getvalue()[0] == AGREEMENT
@@ -96,14 +96,14 @@ def test_outer_products_take_few_bits(turned: bool, density: float) -> None:
 
 def test_random_signs_are_packed() -> None:
     negative = [np.random.default_rng(0).random(5000) < 0.5]
-    places = [Places((50, 100))]
+    places = [Support((50, 100))]
     writer = Writer()
     write_signs(writer, negative, places)
     assert writer.getvalue() == bytes([PACKED]) + pack_bits(negative[0], 1)
 
 
 def test_no_signs_at_all() -> None:
-    for places in ([], [Places((0, 4))], [Places((3,), np.zeros(0, np.int64))]):
+    for places in ([], [Support((0, 4))], [Support((3,), np.zeros(0, np.int64))]):
         writer = Writer()
         write_signs(writer, [np.zeros(0, np.bool_) for _ in places], places)
         assert writer.getvalue() == bytes([PACKED])
@@ -113,4 +113,4 @@ def test_no_signs_at_all() -> None:
 @pytest.mark.parametrize("coder", [2, 255])
 def test_unknown_coders(coder: int) -> None:
     with pytest.raises(PayloadError, match=f"coder: {coder}: must be 0 or 1"):
-        read_signs(Reader(bytes([coder, 0])), [Places((3,))])
+        read_signs(Reader(bytes([coder, 0])), [Support((3,))])

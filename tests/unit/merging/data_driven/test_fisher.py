@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedcompress.errors import ConfigError
-from fedcompress.merging import Held, Spool
+from fedcompress.merging import InMemoryUpdates, UpdateFiles
 from fedcompress.merging.data_driven import fisher
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
 from tests.support import equal, lora_layout, normal
@@ -27,7 +27,9 @@ FISHERS = [squares(11), squares(12, 30.0), squares(13, 1e-3)]
 
 
 def merged(fishers: list[Tensors], updates: list[Tensors] = UPDATES, **options: float) -> Tensors:
-    return fisher(Held(LAYOUT, updates), Held(LAYOUT, fishers), WEIGHTS[: len(updates)], **options)
+    return fisher(
+        InMemoryUpdates(LAYOUT, updates), InMemoryUpdates(LAYOUT, fishers), WEIGHTS[: len(updates)], **options
+    )
 
 
 def slow(fishers: list[Tensors], floor: float, normalize: bool) -> dict[str, list[float]]:
@@ -93,7 +95,7 @@ def test_a_site_that_alone_knows_an_entry_decides_it() -> None:
 
 
 def test_files_merge_like_memory(tmp_path: Path) -> None:
-    spools = [Spool(tmp_path / kind, LAYOUT, ["a", "b", "c"]) for kind in ("updates", "fishers")]
+    spools = [UpdateFiles(tmp_path / kind, LAYOUT, ["a", "b", "c"]) for kind in ("updates", "fishers")]
     for spool, tensors in zip(spools, (UPDATES, FISHERS), strict=True):
         for name, one in zip("abc", tensors, strict=True):
             spool.add(name, one)
@@ -115,17 +117,17 @@ class Raw:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 def test_fishers_that_are_none(value: float) -> None:
     with pytest.raises(ConfigError, match=r"fishers\.0\.m0\.lora_A\.weight: .*finite numbers >= 0"):
-        fisher(Held(LAYOUT, UPDATES[:1]), Raw(value), [1.0])
+        fisher(InMemoryUpdates(LAYOUT, UPDATES[:1]), Raw(value), [1.0])
 
 
 def test_bad_inputs() -> None:
-    held, other = Held(LAYOUT, UPDATES), Layout((TensorSpec(name="x", shape=(2,)),))
+    held, other = InMemoryUpdates(LAYOUT, UPDATES), Layout((TensorSpec(name="x", shape=(2,)),))
     with pytest.raises(ConfigError, match="fishers: 1 tensors: must have the layout"):
-        fisher(held, Held(other, [zeros(other)] * 3), WEIGHTS)
+        fisher(held, InMemoryUpdates(other, [zeros(other)] * 3), WEIGHTS)
     with pytest.raises(ConfigError, match="fishers: 2: must be 3"):
-        fisher(held, Held(LAYOUT, FISHERS[:2]), WEIGHTS)
+        fisher(held, InMemoryUpdates(LAYOUT, FISHERS[:2]), WEIGHTS)
     for floor in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match="floor"):
-            fisher(held, Held(LAYOUT, FISHERS), WEIGHTS, floor=floor)
+            fisher(held, InMemoryUpdates(LAYOUT, FISHERS), WEIGHTS, floor=floor)
     with pytest.raises(ConfigError, match="weights"):
-        fisher(held, Held(LAYOUT, FISHERS), [1.0, float("nan"), 1.0])
+        fisher(held, InMemoryUpdates(LAYOUT, FISHERS), [1.0, float("nan"), 1.0])

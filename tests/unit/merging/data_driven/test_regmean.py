@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedcompress.errors import ConfigError, LayoutError
-from fedcompress.merging import Held, Merger, rule_named
+from fedcompress.merging import InMemoryUpdates, Merger, parse_rule
 from fedcompress.merging.data_driven import collect_grams, regmean, regmean_stacked
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
 from tests.support import lora_layout, normal
@@ -58,10 +58,10 @@ def slow(targets: list[np.ndarray], gram: list[np.ndarray], off: float, ridge: f
 def test_equals_the_loop(off: float, ridge: float, tokens: int) -> None:
     """Also with fewer tokens than columns."""
     grams = grams_of(tokens)
-    found = regmean(BASE, Held(LAYOUT, UPDATES), grams, WEIGHTS, off, ridge)
+    found = regmean(BASE, InMemoryUpdates(LAYOUT, UPDATES), grams, WEIGHTS, off, ridge)
     dense = slow([u["dense.weight"].astype(float) for u in UPDATES], [g["dense"] for g in grams], off, ridge)
     assert np.allclose(found["dense.weight"], dense, atol=1e-5)
-    factored = regmean_stacked(BASE, Held(LAYOUT, UPDATES), grams, WEIGHTS, off, ridge)
+    factored = regmean_stacked(BASE, InMemoryUpdates(LAYOUT, UPDATES), grams, WEIGHTS, off, ridge)
     assert list(factored) == ["m0.weight", "m1.weight"]
     for module in ("m0", "m1"):
         whole = slow([product(s, module) for s in sites()], [g[module] for g in grams], off, ridge)
@@ -79,12 +79,12 @@ def error(tensors: Tensors, module: str) -> float:
 
 
 def test_the_refit_is_better_on_the_inputs_than_rules_without_data() -> None:
-    held = Held(LAYOUT, UPDATES)
+    held = InMemoryUpdates(LAYOUT, UPDATES)
     found = regmean(BASE, held, grams_of(), WEIGHTS, 1.0, 1e-6)
     assert list(found) == [t.name for t in LAYOUT.tensors]
     for module in ("m0", "m1"):
         for rule in ("lora-ridge", "mean"):
-            other = Merger(rule=rule_named(rule), layout=LAYOUT).merge(BASE, WEIGHTS.tolist(), held)
+            other = Merger(rule=parse_rule(rule), layout=LAYOUT).merge(BASE, WEIGHTS.tolist(), held)
             assert error(found, module) < 0.99 * error(other, module), rule
         dense = regmean_stacked(BASE, held, grams_of(), WEIGHTS, 1.0, 1e-6)[f"{module}.weight"].dense()
         best = sum(
@@ -98,10 +98,10 @@ def test_the_refit_is_better_on_the_inputs_than_rules_without_data() -> None:
 def test_equal_grams_give_the_weighted_mean(gram: str) -> None:
     """Of dense matrices and products; with identities the refit is ``lora-ridge``."""
     one = {"identity": np.eye(WIDTH), "zero": np.zeros((WIDTH, WIDTH)), "singular": grams_of(3)[0]["m0"]}[gram]
-    grams, held = [dict.fromkeys(NAMES, one)] * 3, Held(LAYOUT, UPDATES)
+    grams, held = [dict.fromkeys(NAMES, one)] * 3, InMemoryUpdates(LAYOUT, UPDATES)
     found = regmean(BASE, held, grams, WEIGHTS)
-    mean = Merger(rule=rule_named("mean"), layout=LAYOUT).merge(BASE, WEIGHTS.tolist(), held)
-    ridge = Merger(rule=rule_named("lora-ridge"), layout=LAYOUT).merge(BASE, WEIGHTS.tolist(), held)
+    mean = Merger(rule=parse_rule("mean"), layout=LAYOUT).merge(BASE, WEIGHTS.tolist(), held)
+    ridge = Merger(rule=parse_rule("lora-ridge"), layout=LAYOUT).merge(BASE, WEIGHTS.tolist(), held)
     assert np.allclose(found["dense.weight"], mean["dense.weight"], atol=1e-6)
     assert np.allclose(found["head.bias"], mean["head.bias"], atol=1e-7)
     for module in ("m0", "m1"):
@@ -115,14 +115,14 @@ def test_equal_grams_give_the_weighted_mean(gram: str) -> None:
 
 def test_one_update_returns_itself() -> None:
     for grams in (grams_of()[:1], grams_of(2)[:1], [dict.fromkeys(NAMES, np.zeros((WIDTH, WIDTH)))]):
-        found = regmean(BASE, Held(LAYOUT, UPDATES[:1]), grams, [3.0], ridge=1e-6)
+        found = regmean(BASE, InMemoryUpdates(LAYOUT, UPDATES[:1]), grams, [3.0], ridge=1e-6)
         for name, value in found.items():
             assert np.allclose(value, UPDATES[0][name], atol=1e-5), name
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e30, 1e200])
 def test_the_scale_of_all_grams_does_not_matter(scale: float) -> None:
-    held = Held(LAYOUT, UPDATES)
+    held = InMemoryUpdates(LAYOUT, UPDATES)
     one, two = (regmean(BASE, held, grams_of(scale=k), WEIGHTS) for k in (1.0, scale))
     assert all(np.allclose(one[n], two[n], atol=1e-5) for n in one)
 
@@ -130,7 +130,7 @@ def test_the_scale_of_all_grams_does_not_matter(scale: float) -> None:
 def test_one_huge_gram_decides_where_it_has_seen_inputs() -> None:
     grams = grams_of()
     grams[1] = {n: 1e12 * g for n, g in grams[1].items()}
-    found = regmean(BASE, Held(LAYOUT, UPDATES), grams, WEIGHTS)
+    found = regmean(BASE, InMemoryUpdates(LAYOUT, UPDATES), grams, WEIGHTS)
     assert np.allclose(found["dense.weight"], UPDATES[1]["dense.weight"], atol=0.05)
 
 
@@ -138,7 +138,7 @@ def test_one_huge_gram_decides_where_it_has_seen_inputs() -> None:
 def test_odd_shapes(rank: int, width: int) -> None:
     layout = lora_layout(modules=1, rank=rank, width=width)
     updates = [normal(layout, s) for s in (1, 2)]
-    found = regmean(zeros(layout), Held(layout, updates), [{"m0": np.eye(width)}] * 2, [1.0, 1.0])
+    found = regmean(zeros(layout), InMemoryUpdates(layout, updates), [{"m0": np.eye(width)}] * 2, [1.0, 1.0])
     layout.check(found, what="merged")
 
 
@@ -184,18 +184,18 @@ def broken(change: str) -> list[dict[str, np.ndarray]]:
 def test_bad_grams(change: str, words: str) -> None:
     for rule in (regmean, regmean_stacked):
         with pytest.raises(ConfigError, match=words):
-            rule(BASE, Held(LAYOUT, UPDATES), broken(change), WEIGHTS)
+            rule(BASE, InMemoryUpdates(LAYOUT, UPDATES), broken(change), WEIGHTS)
 
 
 def test_a_gram_that_only_a_factorization_refuses() -> None:
     """Entries are within what the diagonal allows, but an eigenvalue is far below 0."""
     bad = np.eye(WIDTH) + 0.9 * (np.eye(WIDTH) - 1)
     with pytest.raises(ConfigError, match="negative eigenvalue: must be positive semidefinite"):
-        regmean(BASE, Held(LAYOUT, UPDATES), [dict.fromkeys(NAMES, bad)] * 3, WEIGHTS)
+        regmean(BASE, InMemoryUpdates(LAYOUT, UPDATES), [dict.fromkeys(NAMES, bad)] * 3, WEIGHTS)
 
 
 def test_bad_parameters() -> None:
-    held, grams = Held(LAYOUT, UPDATES), grams_of()
+    held, grams = InMemoryUpdates(LAYOUT, UPDATES), grams_of()
     for options in ({"ridge": 0.0}, {"ridge": float("nan")}, {"off_diagonal": 1.1}, {"off_diagonal": -0.1}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             regmean(BASE, held, grams, WEIGHTS, **options)

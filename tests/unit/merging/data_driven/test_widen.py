@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedcompress.errors import ConfigError, LayoutError
-from fedcompress.merging import Held
+from fedcompress.merging import InMemoryUpdates
 from fedcompress.merging.data_driven import Dense, Factored, column_weights, movement, widen, widen_factors
 from fedcompress.types import Layout, Tensors, TensorSpec
 from tests.support import equal, lora_layout, normal
@@ -143,7 +143,7 @@ UPDATES = [normal(LAYOUT, s, 0.01) for s in (1, 2, 3)]
 
 
 def test_tensors_of_every_shape() -> None:
-    found = widen(BASE, Held(LAYOUT, UPDATES), transposed=["table"])
+    found = widen(BASE, InMemoryUpdates(LAYOUT, UPDATES), transposed=["table"])
     LAYOUT.check(found, what="merged")
     for name, turn, shape in (("w", False, (ROWS, COLUMNS)), ("conv", False, (4, 6)), ("table", True, (COLUMNS, ROWS))):
         base, *changes = (v[name].reshape(shape).astype(float) for v in (BASE, *UPDATES))
@@ -156,15 +156,15 @@ def test_tensors_of_every_shape() -> None:
         weights = slow_calibrated(flat, 1.0, 1.0)
         loop = sum(u[name].ravel() * w for u, w in zip(UPDATES, weights, strict=True))
         assert np.allclose(found[name].ravel(), loop, atol=1e-7), name
-    straight = widen(BASE, Held(LAYOUT, UPDATES))
+    straight = widen(BASE, InMemoryUpdates(LAYOUT, UPDATES))
     assert not np.allclose(straight["table"], found["table"], atol=1e-5)
 
 
 def test_one_update_returns_itself_and_many_equal_ones_add_up_in_half() -> None:
-    assert equal(widen(BASE, Held(LAYOUT, UPDATES[:1])), UPDATES[0])
-    twice = widen(BASE, Held(LAYOUT, [UPDATES[0]] * 2))["w"] / UPDATES[0]["w"]
+    assert equal(widen(BASE, InMemoryUpdates(LAYOUT, UPDATES[:1])), UPDATES[0])
+    twice = widen(BASE, InMemoryUpdates(LAYOUT, [UPDATES[0]] * 2))["w"] / UPDATES[0]["w"]
     assert set(np.round(np.unique(twice), 3).tolist()) == {1.0, 1.5, 2.0}
-    assert np.allclose(widen(BASE, Held(LAYOUT, [UPDATES[0]] * 2), s=0.5)["w"], UPDATES[0]["w"])
+    assert np.allclose(widen(BASE, InMemoryUpdates(LAYOUT, [UPDATES[0]] * 2), s=0.5)["w"], UPDATES[0]["w"])
 
 
 def test_the_order_of_columns_does_not_matter() -> None:
@@ -185,7 +185,7 @@ def lora() -> tuple[Layout, Tensors, list[Tensors], dict[str, np.ndarray]]:
 
 def test_factors_are_merged_like_the_dense_changes() -> None:
     layout, base, updates, weights = lora()
-    found = widen_factors(weights, base, Held(layout, updates), scaling=2.0)
+    found = widen_factors(weights, base, InMemoryUpdates(layout, updates), scaling=2.0)
     for module in ("m0", "m1"):
         a0, b0 = (base[f"{module}.lora_{f}.weight"].astype(float) for f in "AB")
         dense = [
@@ -199,7 +199,7 @@ def test_factors_are_merged_like_the_dense_changes() -> None:
 
 def test_bad_inputs() -> None:
     layout, base, updates, weights = lora()
-    held = Held(layout, updates)
+    held = InMemoryUpdates(layout, updates)
     bad = weights | {"m1.weight": np.full((24, 24), np.nan, np.float32)}
     for given, words in (
         ({"m0.weight": weights["m0.weight"]}, r"weights: missing \['m1.weight'\]"),
@@ -217,7 +217,7 @@ def test_bad_inputs() -> None:
     with pytest.raises(ConfigError, match=r"transposed: \['head.bias'\]"):
         widen(base, held, transposed=["head.bias"])
     with pytest.raises(ConfigError, match="updates: 0"):
-        widen(base, Held(layout, []))
+        widen(base, InMemoryUpdates(layout, []))
     with pytest.raises(ConfigError, match=r"changes\.1: \[2, 2\]"):
         column_weights(WEIGHT, [Dense(CHANGES[0]), Factored(np.ones((2, 1)), np.ones((1, 2)))])
     with pytest.raises(LayoutError, match="widen: base"):

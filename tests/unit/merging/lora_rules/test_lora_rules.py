@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedcompress.errors import ConfigError
-from fedcompress.merging import RULES, Held, Merger, rule_named
+from fedcompress.merging import RULES, InMemoryUpdates, Merger, parse_rule
 from fedcompress.merging.base import Module
 from fedcompress.merging.table import FOLDERS_ONLY
 from tests.support import lora_layout, normal
@@ -35,7 +35,7 @@ def mean_product(m: Module) -> np.ndarray:
 
 
 def error(m: Module, rule: str, round_: int = 1) -> float:
-    a, b = rule_named(rule).pair(m, round_)
+    a, b = parse_rule(rule).pair(m, round_)
     assert a.shape == m.a0.shape
     assert b.shape == m.b0.shape
     target = mean_product(m)
@@ -67,7 +67,7 @@ def test_forms_in_the_order_of_their_error() -> None:
 def test_ffa_is_exact_with_a_frozen_and_drops_what_was_changed() -> None:
     assert error(module(freeze="a"), "ffa") < 1e-14
     m = module()
-    a, b = rule_named("ffa").pair(m, 1)
+    a, b = parse_rule("ffa").pair(m, 1)
     assert (a == m.a0).all()
     assert np.allclose(b, sum(w * own for w, (_, own) in zip(m.weights, m.factors, strict=True)))
     assert error(m, "ffa") > 0.05
@@ -85,7 +85,7 @@ def test_fedit_is_the_mean_rule() -> None:
     layout = lora_layout()
     base, updates = normal(layout, 0), [normal(layout, s) for s in (1, 2, 3)]
     one, two = (
-        Merger(rule=rule_named(r), layout=layout).merge(base, [1.0, 2.0, 3.0], Held(layout, updates))
+        Merger(rule=parse_rule(r), layout=layout).merge(base, [1.0, 2.0, 3.0], InMemoryUpdates(layout, updates))
         for r in ("fedit", "mean")
     )
     for name in one:
@@ -95,7 +95,7 @@ def test_fedit_is_the_mean_rule() -> None:
 @pytest.mark.parametrize("penalty", [1e-3, 0.01, 5.0])
 def test_lora_fair_is_the_penalised_least_squares(penalty: float) -> None:
     m = module()
-    a, b = rule_named(f"lora-fair(penalty={penalty})").pair(m, 1)
+    a, b = parse_rule(f"lora-fair(penalty={penalty})").pair(m, 1)
     mean_a, mean_b = (sum(w * f[i] for w, f in zip(m.weights, m.factors, strict=True)) for i in (0, 1))
     rows = np.vstack([mean_a.T, np.sqrt(penalty) * np.eye(RANK)])
     right = np.vstack([(mean_product(m) - mean_b @ mean_a).T, np.zeros((RANK, ROWS))])
@@ -106,8 +106,8 @@ def test_lora_fair_is_the_penalised_least_squares(penalty: float) -> None:
 def test_procrustes_keeps_the_gauge_and_svd_does_not() -> None:
     """Sites that moved little from balanced factors: new factors are near the published ones."""
     m = module(noise=0.02)
-    near, _ = rule_named("lora-procrustes").pair(m, 1)
-    far, _ = rule_named("lora-svd").pair(m, 1)
+    near, _ = parse_rule("lora-procrustes").pair(m, 1)
+    far, _ = parse_rule("lora-svd").pair(m, 1)
     size = np.linalg.norm(m.a0)
     assert np.linalg.norm(near - m.a0) < 0.35 * size
     assert np.linalg.norm(far - m.a0) > 0.7 * size
@@ -131,7 +131,7 @@ def test_degenerate_factors_give_finite_ones(rule: str, case: str) -> None:
     if case in ("zero", "zero-b"):
         factors = [(a * (case != "zero"), b * 0) for a, b in factors]
     m = Module("m", *factors[0], factors, np.full(len(factors), 1 / len(factors)))
-    a, b = rule_named(rule).pair(m, 1)
+    a, b = parse_rule(rule).pair(m, 1)
     assert (a.shape, b.shape) == ((rank, columns), (rows, rank))
     assert np.isfinite(a).all()
     assert np.isfinite(b).all()
@@ -144,7 +144,7 @@ def test_arguments_are_not_changed(rule: str) -> None:
     m = module()
     arrays = [m.a0, m.b0, *(x for pair in m.factors for x in pair)]
     before = [x.copy() for x in arrays]
-    a, b = rule_named(rule).pair(m, 2)
+    a, b = parse_rule(rule).pair(m, 2)
     a += 1
     b += 1
     assert all((x == y).all() for x, y in zip(arrays, before, strict=True))
@@ -162,7 +162,7 @@ def test_forms_that_change_the_rank_are_refused_in_rounds(form: str) -> None:
     from fedcompress.config.run_config import RunConfig
 
     with pytest.raises(ConfigError, match=rf"rule: {form}: is for `fedcompress merge`.*rank"):
-        rule_named(form)
+        parse_rule(form)
     with pytest.raises(ConfigError, match="rank"):
         RunConfig(rule=form, state_dir="s", initial_adapter="a")
 
@@ -177,4 +177,4 @@ def test_forms_that_change_the_rank_are_refused_in_rounds(form: str) -> None:
 )
 def test_bad_parameters(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        rule_named(text)
+        parse_rule(text)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.errors import ConfigError
-from fedcompress.merging import RULES, Held, Merger, rule_named
+from fedcompress.merging import RULES, InMemoryUpdates, Merger, parse_rule
 from fedcompress.merging import score_thresholds as scores_module
 from fedcompress.merging.base import Block
 from fedcompress.merging.rules.dare import kept
@@ -236,7 +236,7 @@ def test_score_levels_are_sorted_ranks(size: int, share: float) -> None:
     table[0, ::2] = -0.0
     table[1] = -3.5
     at = {float(v): i for i, v in enumerate(updates[0]["w"])}
-    held = Held(layout_of(updates[0]), updates)
+    held = InMemoryUpdates(layout_of(updates[0]), updates)
     with blocks_of(13):
         [group] = scores_module.groups(held, "tensor")
         low, top = scores_module.score_levels(
@@ -314,7 +314,7 @@ CALLS = [
     "wise-ft",
 ]
 OWN = {row_name for row_name, row in RULES.items() if row.kind == "elementwise"}
-SEEDED = [c for c in CALLS if hasattr(rule_named(c), "seed")]
+SEEDED = [c for c in CALLS if hasattr(parse_rule(c), "seed")]
 UNSEEDED = [c for c in CALLS if c not in SEEDED]
 ENTRY = st.sampled_from([0.0, 0.0, 0.5, -0.5, 1.0, -1.0, 0.1, -0.3, 1e-30, -1e-42, 3e30, -3e30, 7.0])
 
@@ -339,7 +339,7 @@ def alike(left: Tensors, right: Tensors, updates: list[Tensors]) -> None:
 
 
 def test_every_elementwise_rule_of_this_file_is_in_the_table() -> None:
-    assert {rule_named(c).name for c in CALLS} <= OWN
+    assert {parse_rule(c).name for c in CALLS} <= OWN
 
 
 @pytest.mark.parametrize("call", UNSEEDED)
@@ -360,7 +360,7 @@ def test_weights_are_relative(call: str, case: tuple[list[Tensors], list[int]], 
     alike(merged(call, updates, weights), merged(call, updates, [factor * w for w in weights]), updates)
 
 
-@pytest.mark.parametrize("call", UNSEEDED + [RULES[rule_named(c).name].identity for c in SEEDED])
+@pytest.mark.parametrize("call", UNSEEDED + [RULES[parse_rule(c).name].identity for c in SEEDED])
 @settings(max_examples=30, deadline=None)
 @given(case=cases(most=1))
 def test_opposite_updates_cancel_exactly(call: str, case: tuple[list[Tensors], list[int]]) -> None:
@@ -401,7 +401,7 @@ def test_blocks_give_equal_bits_on_normal_updates(call: str) -> None:
 def test_nothing_is_made_up(call: str, case: tuple[list[Tensors], list[int]]) -> None:
     """Finite; 0 where all sent 0; between the least and the largest that was sent, times what scales up."""
     updates, weights = case
-    gain = {"dare": 2, "dare-ties": 2, "darex-q": 1 / 0.7, "task-arithmetic": 1.5}.get(rule_named(call).name, 1)
+    gain = {"dare": 2, "dare-ties": 2, "darex-q": 1 / 0.7, "task-arithmetic": 1.5}.get(parse_rule(call).name, 1)
     found = merged(call, updates, weights)
     for name, value in found.items():
         sent = np.stack([u[name] for u in updates])
@@ -444,7 +444,7 @@ def test_nothing_is_made_up(call: str, case: tuple[list[Tensors], list[int]]) ->
 )
 def test_bad_parameters(text: str, field: str) -> None:
     with pytest.raises(ConfigError, match=r"must be|one of") as caught:
-        rule_named(text)
+        parse_rule(text)
     assert str(caught.value).startswith(f"{field}: ")
 
 
@@ -452,8 +452,8 @@ def test_bad_parameters(text: str, field: str) -> None:
 def test_each_round_has_its_masks(space: str) -> None:
     layout = lora_layout(modules=1)
     updates, base = [normal(layout, s) for s in (1, 2)], normal(layout, 0)
-    merger = Merger(rule=rule_named("dare(density=0.5)"), layout=layout, space=space)
-    first, again, second = (merger.merge(base, [1, 1], Held(layout, updates), round_=r) for r in (1, 1, 2))
+    merger = Merger(rule=parse_rule("dare(density=0.5)"), layout=layout, space=space)
+    first, again, second = (merger.merge(base, [1, 1], InMemoryUpdates(layout, updates), round_=r) for r in (1, 1, 2))
     assert equal(first, again)
     for name in ("m0.lora_B.weight", "head.weight"):
         assert not np.allclose(first[name], second[name], atol=0.01)

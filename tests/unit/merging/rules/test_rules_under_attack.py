@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fedcompress.errors import ConfigError, NonFiniteError
-from fedcompress.merging import Held, Merger, rule_named
+from fedcompress.merging import InMemoryUpdates, Merger, parse_rule
 from fedcompress.merging.statistics import gram, norms
 from fedcompress.merging.weighted_order import ranked, sorted_columns
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
@@ -31,8 +31,8 @@ def tensors(row: Matrix) -> Tensors:
 
 def merge(rule: str, rows: Matrix, weights: list[float] | None = None) -> Matrix:
     """Merge updates that are the rows of a matrix."""
-    merger = Merger(rule=rule_named(rule), layout=LAYOUT)
-    held = Held(LAYOUT, [tensors(row) for row in rows])
+    merger = Merger(rule=parse_rule(rule), layout=LAYOUT)
+    held = InMemoryUpdates(LAYOUT, [tensors(row) for row in rows])
     merged = merger.merge(zeros(LAYOUT), weights or [1.0] * len(rows), held)
     return np.concatenate([merged[t.name].reshape(-1) for t in LAYOUT.tensors]).astype(np.float64)
 
@@ -147,7 +147,7 @@ def test_whole_rows_are_sorted_like_numpy_does() -> None:
 
 def test_statistics() -> None:
     rows = cohort(5)
-    held = Held(LAYOUT, [tensors(row) for row in rows])
+    held = InMemoryUpdates(LAYOUT, [tensors(row) for row in rows])
     assert np.allclose(gram(held), rows @ rows.T, rtol=1e-12)
     assert np.allclose(norms(held), np.linalg.norm(rows, axis=1), rtol=1e-12)
 
@@ -359,4 +359,4 @@ def test_a_site_without_weight_is_not_counted() -> None:
 )
 def test_bad_parameters(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        rule_named(text)
+        parse_rule(text)

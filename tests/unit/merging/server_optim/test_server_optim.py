@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fedcompress.errors import ConfigError, NonFiniteError, StateError
-from fedcompress.merging import OUTER, outer_named
-from fedcompress.merging.server_optim import OuterState
+from fedcompress.merging import SERVER_OPTIMIZERS, parse_server_optimizer
+from fedcompress.merging.server_optim import ServerOptimizerState
 from fedcompress.types import Layout, Tensors, TensorSpec
 from tests.support import equal, lora_layout, normal
 
@@ -22,7 +22,7 @@ ROUNDS = 6
 
 def path(call: str, steps: list[Tensors], layout: Layout) -> list[Tensors]:
     """The published state after each round, from 0, in float64."""
-    optimizer, out = outer_named(call), []
+    optimizer, out = parse_server_optimizer(call), []
     state, place = optimizer.init(layout), {t.name: np.zeros(t.shape) for t in layout.tensors}
     for step in steps:
         change, state = optimizer.update(step, state)
@@ -69,7 +69,7 @@ TWINS: dict[str, Callable[[list[float]], list[float]]] = {
 }
 
 
-@pytest.mark.parametrize("name", OUTER)
+@pytest.mark.parametrize("name", SERVER_OPTIMIZERS)
 def test_loops(name: str) -> None:
     found = path(name, steps(LAYOUT), LAYOUT)
     for spec in LAYOUT.tensors:
@@ -143,51 +143,53 @@ def test_torch_agrees_on_nesterov() -> None:
 # Laws.
 
 
-@pytest.mark.parametrize("name", OUTER)
+@pytest.mark.parametrize("name", SERVER_OPTIMIZERS)
 def test_pure_and_resumed_from_bytes(name: str) -> None:
     """The same steps with the state through bytes after every round end at the same bits."""
-    optimizer, step = outer_named(name), normal(LAYOUT, 5, 0.1)
+    optimizer, step = parse_server_optimizer(name), normal(LAYOUT, 5, 0.1)
     straight = stored = optimizer.init(LAYOUT)
     for _ in range(4):
         before = straight.to_bytes()
         one, following = optimizer.update(step, straight)
         assert straight.to_bytes() == before
-        two, stored = optimizer.update(step, OuterState.from_bytes(stored.to_bytes(), LAYOUT))
+        two, stored = optimizer.update(step, ServerOptimizerState.from_bytes(stored.to_bytes(), LAYOUT))
         straight = following
         assert equal(one, two)
         assert stored.to_bytes() == straight.to_bytes()
         LAYOUT.check(one, what="step")
         for tensors in straight.slots.values():
             LAYOUT.check(tensors, what="state")
-    assert len(straight.slots) == OUTER[name].slots
+    assert len(straight.slots) == SERVER_OPTIMIZERS[name].slots
     assert straight.counters == ({"steps": 4} if straight.slots else {})
 
 
-@pytest.mark.parametrize("name", OUTER)
+@pytest.mark.parametrize("name", SERVER_OPTIMIZERS)
 def test_a_step_of_zero_from_the_start_changes_nothing(name: str) -> None:
-    change, _ = outer_named(name).update({"x": np.zeros((4, 3), np.float32)}, outer_named(name).init(ONE))
+    change, _ = parse_server_optimizer(name).update(
+        {"x": np.zeros((4, 3), np.float32)}, parse_server_optimizer(name).init(ONE)
+    )
     assert (change["x"] == 0).all()
 
 
 def test_the_default_returns_the_bits_of_the_step() -> None:
     step = normal(LAYOUT, 1)
-    change, _ = outer_named("sgd").update(step, outer_named("sgd").init(LAYOUT))
+    change, _ = parse_server_optimizer("sgd").update(step, parse_server_optimizer("sgd").init(LAYOUT))
     assert equal(change, step)
 
 
-@pytest.mark.parametrize("name", [n for n, row in OUTER.items() if row.slots == 2])
+@pytest.mark.parametrize("name", [n for n, row in SERVER_OPTIMIZERS.items() if row.slots == 2])
 def test_a_state_that_overflows_is_not_kept(name: str) -> None:
     step = {"x": np.full((4, 3), 3e38, np.float32)}
-    _, state = outer_named(name).update(step, outer_named(name).init(ONE))
+    _, state = parse_server_optimizer(name).update(step, parse_server_optimizer(name).init(ONE))
     with pytest.raises(NonFiniteError, match=rf"server-optimizer: {name}: v: x"):
         state.to_bytes()
 
 
 def test_bytes_that_are_no_state() -> None:
-    data = outer_named("adam").init(ONE).to_bytes()
+    data = parse_server_optimizer("adam").init(ONE).to_bytes()
     for bad in (b"", b"{}\n", b"[]\n", data[:-1], data + b"x", b"\xff" + data):
         with pytest.raises(StateError, match="server-optimizer"):
-            OuterState.from_bytes(bad, ONE)
+            ServerOptimizerState.from_bytes(bad, ONE)
 
 
 @pytest.mark.parametrize(
@@ -206,4 +208,4 @@ def test_bytes_that_are_no_state() -> None:
 )
 def test_bad_calls(text: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        outer_named(text)
+        parse_server_optimizer(text)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedcompress.optim import build, combine
+from fedcompress.optim import build_optimizer, combine_rank_states
 from fedcompress.optim.engine.shards import Shard
 from fedcompress.optim.state.moment_storage import placed
 from tests.unit.optim.models import batch, net, state, train
@@ -15,7 +15,7 @@ from tests.unit.optim.models import batch, net, state, train
 
 def trained(call: str, width: int = 16) -> dict:
     model = net(width=width)
-    optimizer = build(model, call, lr=1e-2)
+    optimizer = build_optimizer(model, call, lr=1e-2)
     train(model, optimizer, 0, 3)
     return optimizer.state_dict()
 
@@ -25,7 +25,7 @@ def test_a_loaded_state_dict_is_not_written_to(call: str) -> None:
     given = trained(call, width=64)
     before, models = copy.deepcopy(given), [net(width=64), net(width=64)]
     for model in models:
-        optimizer = build(model, call, lr=1e-2)
+        optimizer = build_optimizer(model, call, lr=1e-2)
         optimizer.load_state_dict(given)
         train(model, optimizer, 3, 6)
     assert all(torch.equal(a, b) for a, b in zip(*(state(m).values() for m in models), strict=True))
@@ -37,9 +37,9 @@ def test_a_loaded_state_dict_is_not_written_to(call: str) -> None:
 def test_a_part_of_a_loaded_state_does_not_hold_the_whole() -> None:
     """As under ZeRO: a run of entries, in a copy of the weights."""
     model = net()
-    optimizer = build(model, "schedule-free", lr=1e-2)
+    optimizer = build_optimizer(model, "schedule-free", lr=1e-2)
     train(model, optimizer, 0, 2)
-    whole, part = combine([optimizer.state_dict()]), optimizer._parts["layers.2.weight"]
+    whole, part = combine_rank_states([optimizer.state_dict()]), optimizer._parts["layers.2.weight"]
     optimizer.load_state_dict(whole)
     piece = replace(part, start=32, numel=16, lr=1e-2)
     rule = optimizer._rules[optimizer.param_groups[0]["rule"]]
@@ -60,7 +60,7 @@ def test_a_loaded_state_follows_the_gradient_to_its_device() -> None:
 @pytest.mark.parametrize("call", ["adamw", "galore(rank=4)"])
 def test_a_parameter_without_a_gradient_keeps_its_loaded_state(call: str) -> None:
     given, model = trained(call), net()
-    optimizer = build(model, call, lr=1e-2)
+    optimizer = build_optimizer(model, call, lr=1e-2)
     optimizer.load_state_dict(given)
     model.loss(batch(3)).backward()
     model.layers[1].weight.grad = model.lm_head.weight.grad = None
@@ -81,7 +81,7 @@ def copies(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
 
 def test_only_the_first_step_on_zeros_is_a_rehearsal() -> None:
     model = net()
-    optimizer = build(model, "adamw", lr=1e-2, weight_decay=0.1)
+    optimizer = build_optimizer(model, "adamw", lr=1e-2, weight_decay=0.1)
     optimizer.load_state_dict(trained("adamw") | {"param_groups": optimizer.state_dict()["param_groups"]})
     held = copies(optimizer)
     for parameter in held:
@@ -97,7 +97,7 @@ def test_only_the_first_step_on_zeros_is_a_rehearsal() -> None:
 @pytest.mark.parametrize("call", ["adamw", "galore(rank=4)"])
 def test_float32_gradients_of_bfloat16_weights_are_never_there_together(call: str, monkeypatch) -> None:
     model = net(width=64).bfloat16()
-    optimizer = build(model, call, lr=1e-2)
+    optimizer = build_optimizer(model, call, lr=1e-2)
     model.loss(batch(0)).backward()
     made, alive, grad_of = [], [], Shard.grad
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim import Part, build, optimizer_named
+from fedcompress.optim import ShardInfo, build_optimizer, parse_optimizer
 from fedcompress.optim.rules.adamp import AdamP
 from tests.unit.optim.models import net, state, train
 
@@ -52,7 +52,7 @@ def inputs(kind: str, steps: int = 4) -> tuple[list[torch.Tensor], list[torch.Te
 def test_it_is_the_twin(kind: str) -> None:
     rule, (grads, weights) = AdamP(), inputs(kind)
     kept: dict[str, object] = {}
-    part = Part(name="w", shape=(6, 40), weight_decay=0.3)
+    part = ShardInfo(name="w", shape=(6, 40), weight_decay=0.3)
     for step, (grad, weight) in enumerate(zip(grads, weights, strict=True), start=1):
         delta, kept = rule.update(grad, kept, step, part, weight)
     torch.testing.assert_close(delta.double(), twin_direction(rule, grads, weights, 0.3), rtol=1e-4, atol=2e-6)
@@ -62,9 +62,9 @@ def test_it_is_the_twin(kind: str) -> None:
 
 
 def test_vectors_are_stepped_by_adam() -> None:
-    grad, part = torch.randn(40, generator=torch.Generator().manual_seed(0)), Part(name="b", shape=(40,))
-    ours = optimizer_named("adamp").update(grad, {}, 1, part, torch.ones(40))[0]
-    assert torch.equal(ours, optimizer_named("adamw").update(grad, {}, 1, part, None)[0])
+    grad, part = torch.randn(40, generator=torch.Generator().manual_seed(0)), ShardInfo(name="b", shape=(40,))
+    ours = parse_optimizer("adamp").update(grad, {}, 1, part, torch.ones(40))[0]
+    assert torch.equal(ours, parse_optimizer("adamw").update(grad, {}, 1, part, None)[0])
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -72,7 +72,7 @@ def test_it_is_the_published_one(weight_decay: float) -> None:
     """With hardly an eps, which this one adds before the correction of bias, and the authors' after it."""
     published = pytest.importorskip("pytorch_optimizer")
     ours, theirs = net(), net()
-    train(ours, build(ours, "adamp(eps=1e-14)", lr=1e-2, weight_decay=weight_decay), 0, 20)
+    train(ours, build_optimizer(ours, "adamp(eps=1e-14)", lr=1e-2, weight_decay=weight_decay), 0, 20)
     groups = [
         {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim import Part, build, optimizer_named
+from fedcompress.optim import ShardInfo, build_optimizer, parse_optimizer
 from fedcompress.optim.base import EPOCH
 from fedcompress.optim.engine.parameter_roles import layer_of
 from fedcompress.optim.rules.layerwise import block_at, sample_at
@@ -14,8 +14,8 @@ from fedcompress.optim.state.moment_storage import bytes_of
 from tests.unit.optim.models import net, state, train
 
 
-def part(layers: int, layer: int = 0, seed: int = 0) -> Part:
-    return Part(name=f"layers.{layer}.weight", shape=(4, 4), layer=layer, layers=layers, seed=seed)
+def part(layers: int, layer: int = 0, seed: int = 0) -> ShardInfo:
+    return ShardInfo(name=f"layers.{layer}.weight", shape=(4, 4), layer=layer, layers=layers, seed=seed)
 
 
 def moved_layers(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[int]:
@@ -48,7 +48,7 @@ def test_rounds_of_one_interval_visit_all_layers(order: str) -> None:
 def test_rounds_of_a_run_train_all_layers(order: str, kept: str, intervals: int) -> None:
     """Where steps are counted on, too: 3 layers and 2 intervals, whose end is one short of a pass."""
     model, seen = net(), []
-    optimizer = build(model, f"badam(update_gap=2,order={order})", lr=1e-2)
+    optimizer = build_optimizer(model, f"badam(update_gap=2,order={order})", lr=1e-2)
     for number in range(3):
         optimizer.new_round(number, state=kept)
         for _ in range(intervals):
@@ -70,7 +70,7 @@ def test_lisa_draws_so_many_layers_uniformly() -> None:
 
 def test_badam_moves_and_keeps_one_layer_and_drops_all_at_a_switch() -> None:
     model = net()
-    optimizer = build(model, "badam(update_gap=3,order=ascending)", lr=1e-2, weight_decay=0.1)
+    optimizer = build_optimizer(model, "badam(update_gap=3,order=ascending)", lr=1e-2, weight_decay=0.1)
     for interval in range(7):
         for step in range(3):
             before = state(model)
@@ -87,7 +87,7 @@ def test_badam_moves_and_keeps_one_layer_and_drops_all_at_a_switch() -> None:
 
 def test_badam_trains_others_on_request_without_forgetting() -> None:
     model = net()
-    optimizer = build(model, "badam(update_gap=2,others=trained)", lr=1e-2)
+    optimizer = build_optimizer(model, "badam(update_gap=2,others=trained)", lr=1e-2)
     before = state(model)
     train(model, optimizer, 0, 7)
     assert optimizer.memory["lm_head.weight"]["age"] == 7
@@ -96,7 +96,7 @@ def test_badam_trains_others_on_request_without_forgetting() -> None:
 
 def test_lisa_frees_the_state_of_layers_that_are_left() -> None:
     model = net()
-    optimizer = build(model, "lisa(layers=1,update_gap=2)", lr=1e-2, weight_decay=0.1, seed=1)
+    optimizer = build_optimizer(model, "lisa(layers=1,update_gap=2)", lr=1e-2, weight_decay=0.1, seed=1)
     seen, stayed = set(), 0
     last: set[int] = set()
     for interval in range(12):
@@ -121,7 +121,7 @@ def test_lisa_frees_the_state_of_layers_that_are_left() -> None:
 def test_an_active_layer_does_what_adamw_does() -> None:
     models = [net(), net()]
     for model, call in zip(models, ["lisa(layers=3)", "adamw"], strict=True):
-        train(model, build(model, call, lr=1e-2, weight_decay=0.1), 0, 10)
+        train(model, build_optimizer(model, call, lr=1e-2, weight_decay=0.1), 0, 10)
     for one, other in zip(*(state(m).values() for m in models), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
 
@@ -129,7 +129,7 @@ def test_an_active_layer_does_what_adamw_does() -> None:
 @pytest.mark.parametrize("call", ["badam", "lisa"])
 def test_a_model_without_layers_is_refused(call: str) -> None:
     with pytest.raises(ConfigError, match="number its layers"):
-        optimizer_named(call).update(torch.ones(4), {}, 1, Part(name="w", shape=(4,)), torch.ones(4))
+        parse_optimizer(call).update(torch.ones(4), {}, 1, ShardInfo(name="w", shape=(4,)), torch.ones(4))
 
 
 @pytest.mark.parametrize(
@@ -138,4 +138,4 @@ def test_a_model_without_layers_is_refused(call: str) -> None:
 )
 def test_bad_parameters_are_refused(call: str) -> None:
     with pytest.raises(ConfigError, match=call.partition("(")[2].partition("=")[0]):
-        optimizer_named(call)
+        parse_optimizer(call)

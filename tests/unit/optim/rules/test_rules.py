@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedcompress.errors import ConfigError, NonFiniteError, StateError, TrainingError
-from fedcompress.optim import OPTIMIZERS, Part, build, combine, optimizer_named
+from fedcompress.optim import OPTIMIZERS, ShardInfo, build_optimizer, combine_rank_states, parse_optimizer
 from fedcompress.optim.base import ELEMENTWISE, MATRIX, Rule, State
 from fedcompress.optim.engine.checkpoint import packed_state, unpacked_state
 from fedcompress.optim.state.moment_storage import bytes_of
@@ -23,7 +23,7 @@ def gradients(shape: tuple[int, ...], steps: int, seed: int = 0) -> list[torch.T
     return [torch.randn(shape, generator=made) for _ in range(steps)]
 
 
-def run(rule: Rule, part: Part, grads: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tensor]:
+def run(rule: Rule, part: ShardInfo, grads: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tensor]:
     """Directions of a rule on one part, with packed states between, and weights that follow."""
     kept, deltas = {}, []
     for step, grad in enumerate(grads, start=1):
@@ -42,25 +42,25 @@ def run(rule: Rule, part: Part, grads: list[torch.Tensor], weight: torch.Tensor)
 @pytest.mark.parametrize("call", ALL_CALLS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_same_names_and_seeds_give_the_same_steps(call: str, shape: tuple[int, int]) -> None:
-    rule, part = optimizer_named(call), Part(name="layers.0.weight", shape=shape, layer=0, layers=1, lr=LR)
+    rule, part = parse_optimizer(call), ShardInfo(name="layers.0.weight", shape=shape, layer=0, layers=1, lr=LR)
     size = shape if rule.placement == MATRIX else (shape[0] * shape[1],)
     weight = torch.randn(size, generator=torch.Generator().manual_seed(9))
     first, second = (run(rule, part, gradients(size, 7), weight) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("call", [c for c in ALL_CALLS if optimizer_named(c).placement == ELEMENTWISE])
+@pytest.mark.parametrize("call", [c for c in ALL_CALLS if parse_optimizer(c).placement == ELEMENTWISE])
 @pytest.mark.parametrize("shape", [(24, 16), (12, 41)])
 @pytest.mark.parametrize("cuts", [(0, 100, 384), (0, 7, 200, 201, 384)])
 def test_an_elementwise_rule_does_the_same_on_any_parts(call: str, shape: tuple[int, int], cuts: list[int]) -> None:
     total = shape[0] * shape[1]
     cuts = (*cuts[:-1], total)
-    rule, grads = optimizer_named(call), gradients((total,), 7)
+    rule, grads = parse_optimizer(call), gradients((total,), 7)
     weight = torch.randn(total, generator=torch.Generator().manual_seed(9))
     made = {"name": "layers.0.weight", "shape": shape, "seed": 3, "layer": 0, "layers": 1, "lr": LR}
-    whole = run(rule, Part(**made), grads, weight)
+    whole = run(rule, ShardInfo(**made), grads, weight)
     parts = [
-        run(rule, Part(**made, start=a, numel=b - a), [g[a:b] for g in grads], weight[a:b])
+        run(rule, ShardInfo(**made, start=a, numel=b - a), [g[a:b] for g in grads], weight[a:b])
         for a, b in itertools.pairwise(cuts)
     ]
     for step, delta in enumerate(whole):
@@ -69,8 +69,8 @@ def test_an_elementwise_rule_does_the_same_on_any_parts(call: str, shape: tuple[
 
 @pytest.mark.parametrize("call", ALL_CALLS)
 def test_state_takes_the_bytes_that_the_formula_gives(call: str) -> None:
-    rule, shape = optimizer_named(call), (160, 96)
-    part = Part(name="layers.0.weight", shape=shape, layer=0, layers=1, lr=LR)
+    rule, shape = parse_optimizer(call), (160, 96)
+    part = ShardInfo(name="layers.0.weight", shape=shape, layer=0, layers=1, lr=LR)
     size = shape if rule.placement == MATRIX else (shape[0] * shape[1],)
     kept: State = {}
     for step, grad in enumerate(gradients(size, 4), start=1):  # id3 takes some steps to its full size
@@ -86,18 +86,18 @@ def test_state_takes_the_bytes_that_the_formula_gives(call: str) -> None:
 @pytest.mark.parametrize("call", ALL_CALLS)
 def test_training_goes_down(call: str) -> None:
     model = net()
-    losses = train(model, build(model, call, lr=0.3 if call.startswith("sgd") else 3e-3), 0, 40)
+    losses = train(model, build_optimizer(model, call, lr=0.3 if call.startswith("sgd") else 3e-3), 0, 40)
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
 
 
 @pytest.mark.parametrize("call", ALL_CALLS)
 def test_resume_in_the_middle_of_an_interval_equals_the_run_without_a_stop(call: str, tmp_path) -> None:
     through, model = net(), net()
-    train(through, build(through, call, lr=1e-2), 0, 8)
-    first = build(model, call, lr=1e-2)
+    train(through, build_optimizer(through, call, lr=1e-2), 0, 8)
+    first = build_optimizer(model, call, lr=1e-2)
     train(model, first, 0, 4)
     torch.save(first.state_dict(), tmp_path / "state.pt")
-    second = build(model, call, lr=5.0)
+    second = build_optimizer(model, call, lr=5.0)
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert second.param_groups[0]["lr"] == 1e-2
     train(model, second, 4, 8)
@@ -107,7 +107,7 @@ def test_resume_in_the_middle_of_an_interval_equals_the_run_without_a_stop(call:
 @pytest.mark.parametrize("call", ALL_CALLS)
 def test_a_new_round_forgets_and_draws_again(call: str) -> None:
     model = net()
-    optimizer = build(model, call, lr=1e-3)
+    optimizer = build_optimizer(model, call, lr=1e-3)
     train(model, optimizer, 0, 2)
     optimizer.new_round(1)
     assert optimizer.state_bytes() == 0
@@ -120,7 +120,7 @@ def test_a_new_round_forgets_and_draws_again(call: str) -> None:
 @pytest.mark.parametrize("call", ALL_CALLS)
 def test_the_rule_runs_on_each_parameter_once_a_step(call: str) -> None:
     model = net()
-    optimizer = build(model, call, lr=1e-3)
+    optimizer = build_optimizer(model, call, lr=1e-3)
     train(model, optimizer, 0, 3)
     assert optimizer.calls == dict.fromkeys(state(model), 3)
 
@@ -128,7 +128,7 @@ def test_the_rule_runs_on_each_parameter_once_a_step(call: str) -> None:
 @pytest.mark.parametrize("call", ALL_CALLS)
 def test_gradients_that_are_not_finite_change_nothing(call: str) -> None:
     model = net()
-    optimizer = build(model, call, lr=1e-3)
+    optimizer = build_optimizer(model, call, lr=1e-3)
     train(model, optimizer, 0, 2)
     before = state(model)
     model.loss(batch(2)).backward()
@@ -144,7 +144,7 @@ def test_frozen_parameters_stay(call: str) -> None:
     model.layers[1].weight.requires_grad_(False)
     model.embed.weight.requires_grad_(False)
     before = state(model)
-    train(model, build(model, call, lr=1e-3), 0, 12)  # long enough for rules that take one layer at a time
+    train(model, build_optimizer(model, call, lr=1e-3), 0, 12)  # long enough for rules that take one layer at a time
     assert torch.equal(before["layers.1.weight"], model.layers[1].weight)
     assert not torch.equal(before["layers.2.weight"], model.layers[2].weight)
 
@@ -154,28 +154,28 @@ def test_a_checkpoint_of_another_rule_is_refused(name: str) -> None:
     model, other = net(), "adamw(beta1=0.5)" if name != "sgd" else "lion"
     from tests.unit.optim.models import CALLS
 
-    optimizer = build(model, CALLS[name][0], lr=1e-3)
+    optimizer = build_optimizer(model, CALLS[name][0], lr=1e-3)
     train(model, optimizer, 0, 1)
     with pytest.raises(StateError, match="rule"):
-        build(model, other, lr=1e-3).load_state_dict(optimizer.state_dict())
+        build_optimizer(model, other, lr=1e-3).load_state_dict(optimizer.state_dict())
 
 
 def test_a_checkpoint_of_another_layout_is_refused() -> None:
     small, wide = net(), net(width=32)
-    optimizer = build(small, "adamw", lr=1e-3)
+    optimizer = build_optimizer(small, "adamw", lr=1e-3)
     train(small, optimizer, 0, 1)
     with pytest.raises(StateError, match="shapes"):
-        build(wide, "adamw", lr=1e-3).load_state_dict(optimizer.state_dict())
+        build_optimizer(wide, "adamw", lr=1e-3).load_state_dict(optimizer.state_dict())
     with pytest.raises(StateError, match="another optimizer"):
-        build(small, "adamw", lr=1e-3).load_state_dict(torch.optim.AdamW(small.parameters()).state_dict())
+        build_optimizer(small, "adamw", lr=1e-3).load_state_dict(torch.optim.AdamW(small.parameters()).state_dict())
     with pytest.raises(StateError, match="format"):
-        combine([])
+        combine_rank_states([])
 
 
 def test_sparse_gradients_are_refused() -> None:
     model = net()
     model.embed = torch.nn.Embedding(20, 16, sparse=True)
-    optimizer = build(model, "adamw", lr=1e-3)
+    optimizer = build_optimizer(model, "adamw", lr=1e-3)
     model.loss(batch(0)).backward()
     with pytest.raises(TrainingError, match="sparse"):
         optimizer.step()
@@ -199,7 +199,7 @@ def test_sparse_gradients_are_refused() -> None:
 )
 def test_bad_calls_name_the_field_and_the_rule(call: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        build(net(), call, lr=1e-3)
+        build_optimizer(net(), call, lr=1e-3)
 
 
 @pytest.mark.parametrize("name", [n for n, row in OPTIMIZERS.items() if row.matrices_only])
@@ -211,27 +211,27 @@ def test_a_vector_is_refused_by_rules_for_matrices(name: str) -> None:
 
 def test_nothing_to_train_is_refused() -> None:
     with pytest.raises(ConfigError, match="requires a gradient"):
-        build(net().requires_grad_(False), "adamw", lr=1e-3)
+        build_optimizer(net().requires_grad_(False), "adamw", lr=1e-3)
 
 
 def test_a_state_of_another_seed_is_refused() -> None:
     model = net()
-    optimizer = build(model, "frugal", lr=1e-3, seed=1)
+    optimizer = build_optimizer(model, "frugal", lr=1e-3, seed=1)
     train(model, optimizer, 0, 1)
     with pytest.raises(StateError, match="seed: 1: must be 2"):
-        build(model, "frugal", lr=1e-3, seed=2).load_state_dict(optimizer.state_dict())
+        build_optimizer(model, "frugal", lr=1e-3, seed=2).load_state_dict(optimizer.state_dict())
 
 
 @pytest.mark.parametrize("call", [c for c in ALL_CALLS if not c.startswith("schedule")])
 def test_resume_in_the_middle_of_a_round_that_kept_its_state(call: str) -> None:
     through, model = net(), net()
-    optimizer = build(through, call, lr=1e-2)
-    first = build(model, call, lr=1e-2)
+    optimizer = build_optimizer(through, call, lr=1e-2)
+    first = build_optimizer(model, call, lr=1e-2)
     for built, trained in ((optimizer, through), (first, model)):
         train(trained, built, 0, 4)
         built.new_round(3, state="keep")
         train(trained, built, 4, 6)
-    second = build(model, call, lr=1e-2)
+    second = build_optimizer(model, call, lr=1e-2)
     second.load_state_dict(first.state_dict())
     train(through, optimizer, 6, 10)
     train(model, second, 6, 10)
@@ -240,13 +240,13 @@ def test_resume_in_the_middle_of_a_round_that_kept_its_state(call: str) -> None:
 
 def test_schedule_free_does_not_keep_its_state() -> None:
     with pytest.raises(ConfigError, match="z is of old weights"):
-        build(net(), "schedule-free", lr=1e-3).new_round(1, state="keep")
+        build_optimizer(net(), "schedule-free", lr=1e-3).new_round(1, state="keep")
 
 
 @pytest.mark.parametrize("call", ["galore(rank=4)", "frugal(projection=svd)", "fira(rank=4)", "q-galore(rank=4)"])
 def test_a_basis_is_not_taken_from_a_gradient_of_zeros(call: str) -> None:
     model = net()
-    optimizer = build(model, call, lr=1e-3)
+    optimizer = build_optimizer(model, call, lr=1e-3)
     for step in range(2):
         optimizer.zero_grad()
         model.loss(batch(step)).backward()
@@ -257,7 +257,7 @@ def test_a_basis_is_not_taken_from_a_gradient_of_zeros(call: str) -> None:
 
 
 def test_short_rounds_come_to_every_block() -> None:
-    seen = {i: block_set(Part(name="w", shape=(4, 4), count=4, epoch=i), 0.25, i << 40) for i in range(4)}
+    seen = {i: block_set(ShardInfo(name="w", shape=(4, 4), count=4, epoch=i), 0.25, i << 40) for i in range(4)}
     assert set().union(*seen.values()) == {0, 1, 2, 3}
 
 
@@ -266,4 +266,4 @@ def test_short_rounds_come_to_every_block() -> None:
 )
 def test_rates_are_checked(key: str, value: float) -> None:
     with pytest.raises(ConfigError, match="must be finite and at least 0"):
-        build(net(), "frugal", **{"lr": 1e-3, key: value})
+        build_optimizer(net(), "frugal", **{"lr": 1e-3, key: value})

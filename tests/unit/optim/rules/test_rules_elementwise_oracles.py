@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedcompress.optim import build
+from fedcompress.optim import build_optimizer
 from fedcompress.optim.state.moment_storage import unpack
 from tests.unit.optim.models import net, state, train
 
@@ -11,10 +11,10 @@ STEPS = 20
 
 
 def compare(call: str, oracle: type[torch.optim.Optimizer], weight_decay: float, atol: float, **kwargs: object) -> None:
-    """Both train the same model; norms and biases have no weight decay, as ``build`` makes it."""
+    """Both train the same model; norms and biases have no weight decay, as ``build_optimizer`` makes it."""
     ours, theirs = net(), net()
     lr = 0.1 if "sgd" in call else 1e-2
-    train(ours, build(ours, call, lr=lr, weight_decay=weight_decay), 0, STEPS)
+    train(ours, build_optimizer(ours, call, lr=lr, weight_decay=weight_decay), 0, STEPS)
     groups = [
         {"params": [p for p in theirs.parameters() if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in theirs.parameters() if p.ndim < 2], "weight_decay": 0.0},
@@ -57,7 +57,7 @@ def test_adamw8bit_is_that_of_bitsandbytes(weight_decay: float) -> None:
     """10 steps of 1e-3: the same maps and blocks, so codes agree but where one rounds to a neighbour."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     ours, theirs = Matrix(), Matrix()
-    mine = build(ours, "adamw8bit", lr=1e-3, weight_decay=weight_decay)
+    mine = build_optimizer(ours, "adamw8bit", lr=1e-3, weight_decay=weight_decay)
     other = bitsandbytes.optim.AdamW8bit(theirs.parameters(), lr=1e-3, weight_decay=weight_decay)
     for step in range(10):
         grad = torch.randn(128, 128, generator=torch.Generator().manual_seed(step)) * 0.1

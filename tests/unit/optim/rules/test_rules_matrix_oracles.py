@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim import OPTIMIZERS, Part, build, optimizer_named
-from fedcompress.optim.base import hashed
+from fedcompress.optim import OPTIMIZERS, ShardInfo, build_optimizer, parse_optimizer
+from fedcompress.optim.base import derive_seed
 from fedcompress.optim.state.bases import basis_of
 from tests.unit.optim.models import net
 from tests.unit.optim.rules.test_rules import gradients
@@ -18,13 +18,15 @@ SHAPES = [(24, 16), (16, 24), (16, 16)]
 BETA1, BETA2 = 0.9, 0.999
 
 
-def part_of(shape: tuple[int, ...], gap: int, phase: int = 0) -> Part:
+def part_of(shape: tuple[int, ...], gap: int, phase: int = 0) -> ShardInfo:
     """A parameter whose name makes it refresh at a known phase."""
-    return Part(name=next(n for n in map(str, itertools.count()) if hashed(n) % gap == phase), shape=shape)
+    return ShardInfo(name=next(n for n in map(str, itertools.count()) if derive_seed(n) % gap == phase), shape=shape)
 
 
-def run(call: str, grads: list[torch.Tensor], part: Part, weight: torch.Tensor | None = None) -> list[torch.Tensor]:
-    rule, state, deltas = optimizer_named(call), {}, []
+def run(
+    call: str, grads: list[torch.Tensor], part: ShardInfo, weight: torch.Tensor | None = None
+) -> list[torch.Tensor]:
+    rule, state, deltas = parse_optimizer(call), {}, []
     for step, grad in enumerate(grads, start=1):
         delta, state = rule.update(grad.clone(), state, step, part, weight)
         deltas.append(delta.clone())
@@ -198,7 +200,7 @@ def test_dct_adamw_is_its_twin(shape: tuple[int, int], gap: int, carry: str, fee
 def test_feedback_loses_nothing(name: str, feedback: str) -> None:
     """What was stepped and what is kept add up to the gradients, but for the rounding of the error."""
     shape = (80, 64)
-    part, rule = part_of(shape, 1), optimizer_named(f"{name}(rank=8,beta1=0,feedback={feedback})")
+    part, rule = part_of(shape, 1), parse_optimizer(f"{name}(rank=8,beta1=0,feedback={feedback})")
     state, done = {}, torch.zeros(shape)
     grads = gradients(shape, 5)
     for step, grad in enumerate(grads, start=1):
@@ -344,7 +346,7 @@ def test_bf16_products_keep_the_direction(rule: str, shape: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("call", ["galore(rank=4,update_gap=1)", "fira(rank=4,update_gap=1)"])
 def test_a_failing_svd_keeps_the_old_basis(call: str, monkeypatch, caplog) -> None:
-    rule, part, grads = optimizer_named(call), part_of((24, 16), 1), gradients((24, 16), 3)
+    rule, part, grads = parse_optimizer(call), part_of((24, 16), 1), gradients((24, 16), 3)
     _, state = rule.update(grads[0], {}, 1, part, None)
     before = state["basis"].clone()
 
@@ -364,7 +366,7 @@ def test_a_failing_svd_keeps_the_old_basis(call: str, monkeypatch, caplog) -> No
 
 
 def test_a_failing_svd_rounds_the_old_basis_of_q_galore_once_more(monkeypatch, caplog) -> None:
-    rule, part, grads = optimizer_named("q-galore(rank=4,update_gap=1)"), part_of((24, 16), 1), gradients((24, 16), 2)
+    rule, part, grads = parse_optimizer("q-galore(rank=4,update_gap=1)"), part_of((24, 16), 1), gradients((24, 16), 2)
     _, state = rule.update(grads[0], {}, 1, part, None)
     codes = state["codes"].clone()
 
@@ -402,7 +404,7 @@ def test_a_failing_svd_rounds_the_old_basis_of_q_galore_once_more(monkeypatch, c
 )
 def test_bad_calls_name_the_field_and_the_rule(call: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        build(net(), call, lr=1e-3)
+        build_optimizer(net(), call, lr=1e-3)
 
 
 # The rank of lift counts entries, which may be all there are.
@@ -412,7 +414,7 @@ RANKED = [n for n, row in OPTIMIZERS.items() if "rank" in row.config.__dataclass
 @pytest.mark.parametrize("name", RANKED)
 def test_a_rank_above_the_smaller_side_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=rf"{name}.rank.*at most 16, the smaller side of layers.0.weight"):
-        build(net(), f"{name}(rank=17)", lr=1e-3)
+        build_optimizer(net(), f"{name}(rank=17)", lr=1e-3)
 
 
 @pytest.mark.parametrize("name", RANKED)

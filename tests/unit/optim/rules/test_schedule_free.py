@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fedcompress.errors import ConfigError, TrainingError
-from fedcompress.optim import build, combine, optimizer_named
-from fedcompress.optim.base import Part
-from fedcompress.optim.engine.averaging import averaged, evaluation_weights
+from fedcompress.optim import build_optimizer, combine_rank_states, parse_optimizer
+from fedcompress.optim.base import ShardInfo
+from fedcompress.optim.engine.averaging import averaged_weights, use_averaged_weights
 from fedcompress.optim.engine.checkpoint import state_for
 from fedcompress.optim.rules.schedule_free import ScheduleFree
 from tests.unit.optim.models import net, state, train
@@ -54,7 +54,7 @@ class Plain(torch.nn.Module):
 )
 def test_it_is_three_plain_sequences(beta: float, decay: float, rates: list[float]) -> None:
     model = Plain()
-    optimizer = build(model, f"schedule-free(beta={beta})", lr=1.0, weight_decay=decay)
+    optimizer = build_optimizer(model, f"schedule-free(beta={beta})", lr=1.0, weight_decay=decay)
     for t, rate in enumerate(rates, start=1):
         optimizer.param_groups[0]["lr"] = rate
         model.weight.grad = slope(model.weight.detach().double().view(-1), t).float().view(4, 6)
@@ -63,7 +63,7 @@ def test_it_is_three_plain_sequences(beta: float, decay: float, rates: list[floa
     close = {"rtol": 0, "atol": 2e-6}
     torch.testing.assert_close(model.weight.detach().double().view(-1), y, **close)
     torch.testing.assert_close(optimizer.memory["weight"]["z"].double(), z, **close)
-    with averaged(optimizer):
+    with use_averaged_weights(optimizer):
         torch.testing.assert_close(model.weight.detach().double().view(-1), x, **close)
 
 
@@ -72,7 +72,7 @@ def test_it_is_the_published_one(weight_decay: float) -> None:
     """With beta2 = 0, where the published one's other place for the correction of bias makes no difference."""
     published = pytest.importorskip("pytorch_optimizer")
     ours, theirs = Plain(), Plain()
-    mine = build(ours, "schedule-free(beta2=0.0,eps=0.1)", lr=0.05, weight_decay=weight_decay)
+    mine = build_optimizer(ours, "schedule-free(beta2=0.0,eps=0.1)", lr=0.05, weight_decay=weight_decay)
     other = published.ScheduleFreeAdamW(
         theirs.parameters(), lr=0.05, betas=(0.9, 0.0), eps=0.1, weight_decay=weight_decay
     )
@@ -83,16 +83,16 @@ def test_it_is_the_published_one(weight_decay: float) -> None:
             optimizer.step()
     torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=2e-6)
     other.eval()
-    with averaged(mine):
+    with use_averaged_weights(mine):
         torch.testing.assert_close(ours.weight, theirs.weight, rtol=0, atol=2e-6)
 
 
 def test_the_model_has_its_own_weights_again_after() -> None:
     model = net()
-    optimizer = build(model, "schedule-free", lr=1e-2)
+    optimizer = build_optimizer(model, "schedule-free", lr=1e-2)
     train(model, optimizer, 0, 10)
     before = state(model)
-    with contextlib.suppress(KeyError), averaged(optimizer):
+    with contextlib.suppress(KeyError), use_averaged_weights(optimizer):
         assert all(not torch.equal(before[n], p) for n, p in model.named_parameters())
         raise KeyError
     assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
@@ -100,29 +100,29 @@ def test_the_model_has_its_own_weights_again_after() -> None:
 
 def test_averages_are_there_after_a_resume_before_a_step() -> None:
     model, other = net(), net(1)
-    optimizer, second = (build(m, "schedule-free", lr=1e-2) for m in (model, other))
+    optimizer, second = (build_optimizer(m, "schedule-free", lr=1e-2) for m in (model, other))
     train(model, optimizer, 0, 10)
     other.load_state_dict(model.state_dict())
     second.load_state_dict(optimizer.state_dict())
-    with averaged(optimizer), averaged(second):
+    with use_averaged_weights(optimizer), use_averaged_weights(second):
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
 def test_averages_of_parameters_that_are_not_contiguous() -> None:
     model = net()
     model.layers[0].weight.data = model.layers[0].weight.data.T.contiguous().T
-    optimizer = build(model, "schedule-free", lr=1e-2)
+    optimizer = build_optimizer(model, "schedule-free", lr=1e-2)
     train(model, optimizer, 0, 5)
     before = state(model)
-    expected = {s.name: x for s, x in evaluation_weights(optimizer)}
-    with averaged(optimizer):
+    expected = {s.name: x for s, x in averaged_weights(optimizer)}
+    with use_averaged_weights(optimizer):
         assert torch.equal(model.layers[0].weight.reshape(-1), expected["layers.0.weight"])
     assert torch.equal(before["layers.0.weight"], model.layers[0].weight)
 
 
 def test_a_step_with_a_rate_of_zero_is_none() -> None:
     one, other = net(), net()
-    first, second = (build(m, "schedule-free", lr=1e-2) for m in (one, other))
+    first, second = (build_optimizer(m, "schedule-free", lr=1e-2) for m in (one, other))
     first.param_groups[0]["lr"] = first.param_groups[1]["lr"] = 0.0
     train(one, first, 7, 8)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
@@ -135,31 +135,31 @@ def test_a_step_with_a_rate_of_zero_is_none() -> None:
 
 def test_z_stays_float32_and_is_cut_as_v_is() -> None:
     model = net(width=64)
-    optimizer = build(model, "schedule-free(state=8bit)", lr=1e-2)
+    optimizer = build_optimizer(model, "schedule-free(state=8bit)", lr=1e-2)
     train(model, optimizer, 0, 3)
     kept = optimizer.memory["layers.0.weight"]
     assert kept["z"].dtype == torch.float32
     assert "codes" in kept["v"]
-    entry = combine([optimizer.state_dict()])["memory"]["layers.0.weight"]
-    piece = state_for(ScheduleFree(state="8bit"), entry, Part(name="w", shape=(128, 64), start=100, numel=256))
+    entry = combine_rank_states([optimizer.state_dict()])["memory"]["layers.0.weight"]
+    piece = state_for(ScheduleFree(state="8bit"), entry, ShardInfo(name="w", shape=(128, 64), start=100, numel=256))
     assert torch.equal(piece["z"], kept["z"][100:356])
     assert piece["v"].numel() == 256
 
 
 def test_copies_of_weights_are_refused() -> None:
     model = net()
-    optimizer = build(model, "schedule-free", lr=1e-2)
+    optimizer = build_optimizer(model, "schedule-free", lr=1e-2)
     train(model, optimizer, 0, 1)
     for group in optimizer.param_groups:
         group["params"] = [torch.nn.Parameter(p.detach().clone()) for p in group["params"]]
-    with pytest.raises(TrainingError, match="evaluation_weights"), averaged(optimizer):
+    with pytest.raises(TrainingError, match="evaluation_weights"), use_averaged_weights(optimizer):
         pass
-    assert len(evaluation_weights(optimizer)) == len(state(model))
+    assert len(averaged_weights(optimizer)) == len(state(model))
 
 
 def test_the_average_is_better_than_the_iterate() -> None:
     model = Plain()
-    optimizer = build(model, "schedule-free", lr=0.05)
+    optimizer = build_optimizer(model, "schedule-free", lr=0.05)
     for t in range(1, 400):
         model.weight.grad = (slope(model.weight.detach().double().view(-1), t) * 3).float().view(4, 6)
         optimizer.step()
@@ -168,11 +168,11 @@ def test_the_average_is_better_than_the_iterate() -> None:
         return (model.weight.detach().double().view(-1) - TARGET).norm().item()
 
     at_y = distance()
-    with averaged(optimizer):
+    with use_averaged_weights(optimizer):
         assert distance() < at_y < 0.5
 
 
 @pytest.mark.parametrize("call", ["schedule-free(beta=0)", "schedule-free(beta=1)", "schedule-free(beta2=1)"])
 def test_bad_parameters_are_refused(call: str) -> None:
     with pytest.raises(ConfigError, match="beta"):
-        optimizer_named(call)
+        parse_optimizer(call)

@@ -13,8 +13,8 @@ from fedcompress.errors import ConfigError, MismatchError, StateError
 from fedcompress.types import Tensors
 from server.commands import export
 from server.ledger.ledger import Ledger
-from server.ledger.reader import History
-from server.ledger.state_replay import state_of
+from server.ledger.reader import LedgerReader
+from server.ledger.state_replay import replay_version
 from tests.support import equal
 from tests.unit.server.commands.world import settled
 from tests.unit.server.memory import World
@@ -63,11 +63,11 @@ def test_every_version_as_it_was_published(
 def test_the_newest_without_its_kept_state(ran: tuple[World, list[Tensors]]) -> None:
     """A coordinator that runs may drop it between two looks: the envelopes lead there too."""
     world, states = ran
-    with History(world.folder / "coordinator") as history:
+    with LedgerReader(world.folder / "coordinator") as history:
         blob = history.versions("run")[-1][3]
         assert blob is not None
         (world.folder / "coordinator" / "blobs" / blob).unlink()
-        assert equal(state_of(history, "run")[1], states[-1])
+        assert equal(replay_version(history, "run")[1], states[-1])
 
 
 def test_versions_and_runs_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +99,7 @@ def test_damage_and_foreign_templates_are_found(tmp_path: Path, capsys: pytest.C
     config.write_text(config.read_text().replace('"r": 4', '"r": 5'))
     with pytest.raises(MismatchError, match="was begun with another initial adapter"):
         exported(world, capsys, template=str(other.folder / "initial"))
-    with History(world.folder / "coordinator") as history:
+    with LedgerReader(world.folder / "coordinator") as history:
         blob = world.folder / "coordinator" / "blobs" / history.versions("run")[2][2]
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
     assert exported(world, capsys, version=1)["version"] == 1

@@ -15,9 +15,9 @@ from fedcompress.errors import ConfigError, StateError
 from fedcompress.storage.locks import hold
 from server.commands import history, status, stop
 from server.commands.view import LiveView, PlainView, text_of
-from server.ledger.reader import History, read_events
+from server.ledger.reader import LedgerReader, read_events
 from server.ledger.recovery import LEDGER
-from server.runs import Workers, keep_settings
+from server.runs import RunProcesses, save_settings
 from server.state_dir import COORDINATOR_LOCK, EVENTS, RUN_LOCK, request_stop, stop_requested
 from server.watch.view import snapshot
 from tests.unit.server.commands.world import config_file, settled
@@ -80,14 +80,14 @@ def test_an_answer_ends_the_waiting(tmp_path: Path) -> None:
 
     def look(event: str, node: int, round_: int) -> bool:
         if event == "receive":
-            with History(tmp_path / "coordinator") as reader:
+            with LedgerReader(tmp_path / "coordinator") as reader:
                 seen.append([a.site for a in reader.awaited("run")])
         return True
 
     world.run(look, rounds=2)
     names = ["north", "south", "west"]  # the last answers first
     assert seen[3:6] == [names, names[:2], names[:1]]
-    with History(tmp_path / "coordinator") as reader:
+    with LedgerReader(tmp_path / "coordinator") as reader:
         assert reader.awaited("run") == []
 
 
@@ -109,23 +109,23 @@ def test_an_answer_ends_the_waiting(tmp_path: Path) -> None:
 )
 def test_states(last: list[str], supervisor: int, coordinator: int, expected: str) -> None:
     events = [{"event": event, "at": 2.0} for event in last]
-    assert status.state_of(events, Workers(supervisor, coordinator, 1.0)) == expected
+    assert status.describe_run_state(events, RunProcesses(supervisor, coordinator, 1.0)) == expected
 
 
 @pytest.mark.parametrize("end", ["stopped", "finished"])
 def test_a_run_that_is_begun_again_starts(end: str) -> None:
     """Until its coordinator says so, the last event is of the one before; `stop` must not wait for a round."""
     events = [{"event": "start", "at": 1.0}, {"event": end, "at": 2.0}]
-    assert status.state_of(events, Workers(1, 0, 3.0)) == "starting"
-    assert status.state_of(events, Workers(1, 1, 3.0)) == "starting"
-    assert status.state_of(events, Workers(1, 1, 1.5)) == end
-    assert status.state_of(events, Workers(0, 0, 0.0)) == end
+    assert status.describe_run_state(events, RunProcesses(1, 0, 3.0)) == "starting"
+    assert status.describe_run_state(events, RunProcesses(1, 1, 3.0)) == "starting"
+    assert status.describe_run_state(events, RunProcesses(1, 1, 1.5)) == end
+    assert status.describe_run_state(events, RunProcesses(0, 0, 0.0)) == end
 
 
 def test_another_run_of_the_directory_is_not_the_one_that_works(killed: World) -> None:
     """Locks are of the directory, of which one run is worked on at a time."""
     folder = killed.folder / "coordinator"
-    keep_settings(folder, {"run": {"run": "other"}})
+    save_settings(folder, {"run": {"run": "other"}})
     with hold(folder / RUN_LOCK, "held by"), hold(folder / COORDINATOR_LOCK, "held by"):
         found = facts(killed)
         assert (found["state"], found["supervisor_pid"], found["coordinator_pid"]) == ("interrupted", None, None)
@@ -157,7 +157,7 @@ def test_late_updates_and_what_flower_adds_are_in_the_history(tmp_path: Path) ->
     slow = SlowTransport(world.sites, lambda site, round_: 15.0 if (site, round_) == ("south", 1) else 6.0)
     world.over(slow, late="merge", round_timeout=10.0, rounds=3)
     settled(world)
-    with History(tmp_path / "coordinator") as found:
+    with LedgerReader(tmp_path / "coordinator") as found:
         rounds = found.rounds("run")
     assert [row.late for row in rounds] == [e["late"] for e in world.events if e["event"] == "round"] == [0, 1, 0]
     assert all(row.downlink_protocol_bytes > 0 == row.uplink_protocol_bytes for row in rounds)
@@ -224,7 +224,7 @@ def test_foreign_text_stays_on_its_line(killed: World) -> None:
 def test_a_ledger_that_is_none(tmp_path: Path) -> None:
     (tmp_path / LEDGER).write_bytes(b"not a database" * 100)
     with pytest.raises(StateError, match="cannot be read"):
-        History(tmp_path)
+        LedgerReader(tmp_path)
     assert read_events(tmp_path) == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from server.runs import keep_settings, template_copy
+from server.runs import save_settings, template_copy_path
 from server.settings import Settings, load_settings
 from server.state_dir import EVENTS
 from tests.unit.server.memory import World
@@ -28,8 +28,8 @@ def settled(world: World, *, events: bool = True) -> Settings:
     settings = load_settings(file)
     state = settings.coordinator.state_path
     state.mkdir(exist_ok=True)
-    keep_settings(state, settings.facts(file))
-    kept = template_copy(state, "run")
+    save_settings(state, settings.facts(file))
+    kept = template_copy_path(state, "run")
     if not kept.exists():
         kept.parent.mkdir(parents=True)
         (world.folder / "initial").rename(kept)

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from fedcompress.config.train_task import TrainTask
 from server.commands import history as history_command
 from server.ledger.link_traffic import MAX, Report, record_report, report_of
-from server.ledger.reader import History
+from server.ledger.reader import LedgerReader
 from server.ledger.schema import SCHEMA
 from server.transport.base import Incoming
 from server.watch.metrics import to_prometheus
@@ -57,7 +57,7 @@ def counted(folder: Path, silent: frozenset[str] = frozenset()) -> Path:
 def test_what_is_left_is_what_was_added(tmp_path: Path) -> None:
     """Four rounds and the last evaluation: joining is in the first, the last reply is in none."""
     state = counted(tmp_path)
-    with History(state) as found:
+    with LedgerReader(state) as found:
         rounds, sites, totals = found.rounds("run"), found.sites("run"), found.transport_bytes("run")
     assert [row.uplink_transport_bytes for row in rounds] == [3 * JOIN, 3 * UP, 3 * UP, 3 * UP]
     assert [row.downlink_transport_bytes for row in rounds] == [3 * DOWN] * 4
@@ -95,7 +95,7 @@ def test_each_site_in_each_round(tmp_path: Path, capsys: pytest.CaptureFixture[s
         database.execute(
             f"INSERT INTO message ({columns}) VALUES ('run', 2, '9', '\x1b[2J', 'up', 'update', 77, '', 0, 7)"
         )
-    with History(state) as found:
+    with LedgerReader(state) as found:
         rows, rounds, sites = found.site_rounds("run"), found.rounds("run"), found.sites("run")
         totals = {"": found.payload_bytes("run"), "protocol_": found.protocol_bytes("run")}
         layout, plain = found.layout("run"), found.baseline_bytes("run")

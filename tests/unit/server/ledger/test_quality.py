@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from server.ledger.quality import pool
+from server.ledger.quality import pool_quality
 
 
 def test_pool_weighs_by_rows() -> None:
-    quality = pool(
+    quality = pool_quality(
         [
             {"eval_examples": 10, "eval_correct": 10, "eval_loss_sum": 1.0},
             {"eval_examples": 30, "eval_correct": 0, "eval_loss_sum": 3.0},
@@ -15,12 +15,12 @@ def test_pool_weighs_by_rows() -> None:
     )
     assert quality is not None
     assert (quality.accuracy, quality.loss, quality.examples) == (0.25, 0.1, 40)
-    assert pool([{}]) is None
+    assert pool_quality([{}]) is None
 
 
 def test_pool_leaves_out_a_site_that_does_not_report_all() -> None:
     whole = {"eval_examples": 10.0, "eval_correct": 5.0, "eval_loss_sum": 1.0}
     for name in ("eval_correct", "eval_loss_sum"):
-        quality = pool([whole, {k: v for k, v in whole.items() if k != name}])
+        quality = pool_quality([whole, {k: v for k, v in whole.items() if k != name}])
         assert quality is not None
         assert (quality.examples, quality.accuracy) == (10, 0.5)

@@ -9,7 +9,7 @@ import pytest
 
 from server.coordinator import Coordinator
 from server.ledger.ledger import Ledger
-from server.ledger.reader import History
+from server.ledger.reader import LedgerReader
 from server.ledger.schema import SCHEMA
 from tests.unit.server.ledger.test_link_traffic import CountedTransport
 from tests.unit.server.memory import World
@@ -69,7 +69,7 @@ def test_an_older_ledger_gets_them(tmp_path: Path) -> None:
     with sqlite3.connect(path) as database:
         for name in INDEXES:
             database.execute(f"DROP INDEX {name}")
-    with History(path.parent) as history:
+    with LedgerReader(path.parent) as history:
         assert len(history.rounds("run")) == 1, "whoever only reads does without"
     Ledger(path.parent, "run").close()
     with sqlite3.connect(path) as database:

@@ -12,7 +12,7 @@ from fedcompress.merging.weighting import InverseLoss
 from fedcompress.types import Tensors, l2_norm
 from fedcompress.wire import Kind
 from server.round import signatures
-from server.round.admission import REASONS, admit
+from server.round.admission import REASONS, admit_reply
 from tests.support import lora_layout
 from tests.unit.server.samples import EXPECTED, LAYOUT, update
 
@@ -62,13 +62,13 @@ def test_numbers_that_would_outweigh_or_overflow_are_refused(code: str, changes:
 def is_refused(data: bytes, code: str) -> None:
     expected = replace(EXPECTED, weighting=InverseLoss()) if code == "weight" else EXPECTED
     with pytest.raises(AdmissionError) as caught:
-        admit(data, expected, Kind.UPDATE, {"south"})
+        admit_reply(data, expected, Kind.UPDATE, {"south"})
     assert caught.value.code == code
 
 
 def test_admitted() -> None:
     kept: dict[str, list[Tensors]] = {}
-    envelope, norm = admit(
+    envelope, norm = admit_reply(
         update(), EXPECTED, Kind.UPDATE, {"south"}, keep=lambda n, parts: kept.update({n: list(parts)})
     )
     assert envelope.header.site == "north"
@@ -76,4 +76,4 @@ def test_admitted() -> None:
     LAYOUT.check(values, what="admitted")
     assert norm == pytest.approx(l2_norm(values.values()), rel=1e-12)
     first = replace(EXPECTED, base_fingerprint=b"")
-    admit(CASES["base-model"], first, Kind.UPDATE, set())
+    admit_reply(CASES["base-model"], first, Kind.UPDATE, set())

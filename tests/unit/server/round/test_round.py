@@ -17,10 +17,10 @@ from fedcompress.errors import ConfigError, MismatchError, StateError, TrainingE
 from fedcompress.pipeline.updates import decode_update
 from fedcompress.storage.blobs import BlobStore
 from fedcompress.types import Tensors, add, subtract, zeros
-from server.ledger.ledger import OWN, Ledger, SiteRow
-from server.round.norm_bound import bound_of
-from server.round.participants import Roster
-from server.round.sampling import choose, weights_for
+from server.ledger.ledger import OWN_CODES, Ledger, SiteRow
+from server.round.norm_bound import compute_norm_bound
+from server.round.participants import Participants
+from server.round.sampling import choose_nodes, sampling_weights
 from server.transport.base import Incoming
 from tests.support import lora_layout, normal
 from tests.unit.clients.site_support import FakeSite
@@ -226,11 +226,13 @@ def test_each_site_that_failed_has_its_turn_for_a_quorum(tmp_path: Path, monkeyp
 
 
 def test_who_is_ready_comes_first_and_then_who_failed_least() -> None:
-    roster = Roster(RunConfig(run="r", state_dir="x", initial_adapter="x", quorum=3, sites_per_round=3), [].append)
+    roster = Participants(
+        RunConfig(run="r", state_dir="x", initial_adapter="x", quorum=3, sites_per_round=3), [].append
+    )
     for node, times in ((1, 3), (2, 1), (3, 2)):
         for _ in range(times):
-            roster.fail(node, 5)
-    roster.miss(4, 4)
+            roster.record_failure(node, 5)
+    roster.record_no_reply(4, 4)
     assert roster.choose([1, 2, 3, 4, 5], 0, 5, []) == [2, 4, 5]
     assert roster.choose([1, 2, 3, 4, 5], 2, 5, []) == [5], "one is needed, and one is ready"
     assert roster.choose([1, 2, 3], 1, 5, []) == [2, 3]
@@ -297,17 +299,19 @@ def test_failures_are_no_messages_that_averaging_would_send(tmp_path: Path, monk
 def test_failing_again_and_again_in_a_round_is_one_strike() -> None:
     """And who was admitted since is no longer left out."""
     events: list[dict[str, object]] = []
-    roster = Roster(RunConfig(run="r", state_dir="x", initial_adapter="x", quorum=2, max_refusals=2), events.append)
+    roster = Participants(
+        RunConfig(run="r", state_dir="x", initial_adapter="x", quorum=2, max_refusals=2), events.append
+    )
     for _ in range(9):
-        roster.strike(1, 5)
+        roster.record_refusal(1, 5)
     assert roster.failures(1, 5) == 9
     assert not events
     assert roster.choose([1, 2, 3], 0, 6, []) == [1, 2, 3]
-    roster.strike(1, 6)
+    roster.record_refusal(1, 6)
     assert [e["until_round"] for e in events] == [8]
     assert roster.choose([1, 2, 3], 0, 7, []) == [2, 3]
     assert roster.choose([1, 2], 0, 7, []) == [1, 2], "the quorum needs it"
-    roster.clear(1)
+    roster.record_admitted(1)
     assert roster.choose([1, 2, 3], 0, 7, []) == [1, 2, 3]
 
 
@@ -363,7 +367,7 @@ def test_the_last_evaluation_has_its_own_deadline(tmp_path: Path) -> None:
     assert asked == [(1, 50.0), (2, 50.0), (3, 50.0)]
 
 
-@pytest.mark.parametrize("code", ["no-space", *OWN])
+@pytest.mark.parametrize("code", ["no-space", *OWN_CODES])
 def test_what_a_reply_claims_is_told_to_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """West fails in north's name, with a text of its choice: north's next task does not have it."""
     world = World(tmp_path)
@@ -504,10 +508,10 @@ def test_an_update_far_longer_than_the_others(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_bound_follows_the_lower_half() -> None:
-    assert bound_of(10, [1.0, 1e6], []) == 10
-    assert bound_of(10, [1.0], []) == float("inf")
-    assert bound_of(0, [1.0, 2.0], [3.0]) == float("inf")
-    assert bound_of(2, [9.0], [1.0, 2.0]) == 4
+    assert compute_norm_bound(10, [1.0, 1e6], []) == 10
+    assert compute_norm_bound(10, [1.0], []) == float("inf")
+    assert compute_norm_bound(0, [1.0, 2.0], [3.0]) == float("inf")
+    assert compute_norm_bound(2, [9.0], [1.0, 2.0]) == 4
 
 
 SITES = [SiteRow("a", 1, 0, "", 1000, 5.0), SiteRow("b", 2, 0, "", 10, 5000.0), SiteRow("c", 3, 0, "", 10, 5.0)]
@@ -516,12 +520,12 @@ SITES = [SiteRow("a", 1, 0, "", 1000, 5.0), SiteRow("b", 2, 0, "", 10, 5000.0), 
 @pytest.mark.parametrize(("policy", "often"), [("data", 1), ("bandwidth", 2)])
 def test_sampling_prefers(policy: str, often: int) -> None:
     """Node 4 is not known, and counts as the mean."""
-    weights = weights_for(policy, SITES)
-    drawn = [choose([1, 2, 3, 4], 1, 0, round_, weights)[0] for round_ in range(400)]
+    weights = sampling_weights(policy, SITES)
+    drawn = [choose_nodes([1, 2, 3, 4], 1, 0, round_, weights)[0] for round_ in range(400)]
     counts = {node: drawn.count(node) for node in (1, 2, 3, 4)}
     assert counts[often] > 3 * (counts[1] + counts[2] + counts[3] - counts[often])
     assert counts[4] > 30
-    assert weights_for("uniform", SITES) is None
+    assert sampling_weights("uniform", SITES) is None
 
 
 def stop_before(what: str, number: int, round_: int) -> bool:

@@ -17,8 +17,8 @@ from fedcompress.identity import PrivateKey, Registry
 from fedcompress.identity.tasks import check_task, sign_task
 from fedcompress.wire import Kind, Limits, seal_of, sign_envelope, split_bundle, unpack
 from server.round import signatures
-from server.round.admission import admit
-from server.round.signatures import Trust
+from server.round.admission import admit_reply
+from server.round.signatures import SignaturePolicy
 from tests.unit.server.memory import World
 from tests.unit.server.samples import EXPECTED, LAYOUT, update
 
@@ -47,8 +47,8 @@ class Keys:
             registry.revoke(self.old.public.id)
 
     def admit(self, data: bytes, *, claimed: str = "north", required: bool = True) -> str:
-        expected = replace(EXPECTED, trust=Trust(self.folder, required))
-        return admit(data, expected, Kind.UPDATE, set(), claimed)[0].header.site
+        expected = replace(EXPECTED, trust=SignaturePolicy(self.folder, required))
+        return admit_reply(data, expected, Kind.UPDATE, set(), claimed)[0].header.site
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from fedcompress.errors import ConfigError, StateError
 from fedcompress.storage.locks import hold
 from server.app import EventLog
 from server.coordinator import Coordinator
-from server.ledger.quality import pool
+from server.ledger.quality import pool_quality
 from server.state_dir import COORDINATOR_LOCK, EVENTS
 from server.watch.reading import Reader
 from server.watch.view import CODES, OTHER, Snapshot, snapshot
@@ -44,7 +44,7 @@ def test_a_finished_run(state: Path) -> None:
     check_totals(state, shown)
     assert sum(s.uplink_bytes for s in shown.sites) == shown.totals["up"].payload_bytes
     assert sum(s.downlink_bytes for s in shown.sites) == shown.totals["down"].payload_bytes, "by node, before names"
-    expected = pool([{"eval_correct": 1.0, "eval_examples": 2.0, "eval_loss_sum": 3.0}] * 3)
+    expected = pool_quality([{"eval_correct": 1.0, "eval_examples": 2.0, "eval_loss_sum": 3.0}] * 3)
     assert expected is not None
     assert (shown.accuracy, shown.loss) == (expected.accuracy, expected.loss)
 
