@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.types import Array, TensorSpec
 
 Indices = NDArray[np.int64]

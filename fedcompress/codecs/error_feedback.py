@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.sections import decode_sections, encode_sections
 from fedcompress.codecs.spec import CodecSpec
 from fedcompress.errors import ConfigError, StateError, WireError

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from fedcompress.codecs.base import EncoderHints
+from fedcompress.codecs.byte_io import SECTION_VERSION, Reader
 from fedcompress.codecs.chain import SelectThenQuantize
-from fedcompress.codecs.entropy.byte_io import SECTION_VERSION, Reader
 from fedcompress.codecs.spec import CodecSpec
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.types import Array, Layout, Tensors

@@ -11,7 +11,7 @@ import pytest
 
 from fedcompress.adapters import load_adapter, seeded_init
 from fedcompress.codecs import CODECS, CodecSpec, decode_sections, encode_sections
-from fedcompress.codecs.entropy.byte_io import Reader
+from fedcompress.codecs.byte_io import Reader
 from fedcompress.codecs.entropy.positions import COLUMNS, GAPS, PACKED, RANGE, ROWS
 from fedcompress.files import decode_file
 from fedcompress.pipeline.states import decode_state

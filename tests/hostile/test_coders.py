@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
 from fedcompress.codecs.base import Support
+from fedcompress.codecs.byte_io import Writer
 from fedcompress.codecs.entropy import positions as mask_module
 from fedcompress.codecs.entropy import signs as sign_module
-from fedcompress.codecs.entropy.byte_io import Writer
 from fedcompress.codecs.entropy.range_coder import RangeWriter, weighted
 from fedcompress.codecs.matrix_view import Grid
 from fedcompress.codecs.transform.rotation import PLAIN, ROTATED, Basis, _Models, write_bases

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedcompress import errors
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
-from fedcompress.codecs.entropy.byte_io import Writer
+from fedcompress.codecs.byte_io import Writer
 from fedcompress.pipeline.states import decode_state, encode_snapshot
 from fedcompress.pipeline.updates import decode_update, encode_update
 from fedcompress.proto.v1 import update_pb2

@@ -12,7 +12,7 @@ import pytest
 from fedcompress import errors
 from fedcompress.adapters import seeded_init
 from fedcompress.codecs import CodecSpec, decode_sections
-from fedcompress.codecs.entropy.byte_io import Writer
+from fedcompress.codecs.byte_io import Writer
 from fedcompress.pipeline.states import decode_state, encode_delta, encode_snapshot
 from fedcompress.pipeline.updates import decode_update, encode_update
 from fedcompress.proto.v1 import update_pb2

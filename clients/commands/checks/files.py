@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from clients.commands.checks.base import Check, Subject, fail, ok, warn
-from clients.training.data.rows import Row, rows_of
+from clients.data_sources import Row
+from clients.training.data.rows import rows_of
 from clients.training.tasks import task_for
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.adapters.fingerprint import SOURCE, WEIGHTS, base_fingerprint

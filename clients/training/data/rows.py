@@ -11,7 +11,7 @@ from clients.data_sources.base import told
 from clients.site import Data
 from fedcompress.errors import ConfigError
 
-__all__ = ["Row", "is_heldout", "rows_of", "source_for"]
+__all__ = ["is_heldout", "rows_of", "source_for"]
 
 
 def source_for(data: Data, part: str) -> Source:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from clients.training.data.rows import Row
+from clients.data_sources import Row
 
 IGNORED = -100  # label of a position without loss, as torch's cross_entropy has it
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from clients.data_sources import Row
 from clients.site import Data
-from clients.training.data.rows import Row
 from clients.training.tasks.base import Example, Sums
 from clients.training.tasks.padding import padded
 from fedcompress.config.objective import Classification

@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clients.data_sources import Row
 from clients.site import Data
-from clients.training.data.rows import Row
 from clients.training.tasks.base import IGNORED, Example, Sums
 from clients.training.tasks.chat import ANSWERS, chat_tokens
 from clients.training.tasks.packing import keeps_apart, positions, run_apart

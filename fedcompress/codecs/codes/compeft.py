@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress.codecs.base import NO_HINTS, EncoderHints, Support
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.positions import read_places, write_places
 from fedcompress.codecs.entropy.signs import read_signs, write_signs
 from fedcompress.codecs.selectors.topk import kept_of, largest

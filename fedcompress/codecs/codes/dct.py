@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.codecs.base import NO_HINTS, EncoderHints, Support, safe_exponent, saturate
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.positions import read_places, write_places
 from fedcompress.codecs.matrix_view import Grid
 from fedcompress.errors import ConfigError, PayloadError

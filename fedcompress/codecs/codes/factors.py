@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.codecs.base import safe_exponent, saturate
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.matrix_view import flat_grid
 from fedcompress.errors import PayloadError
 from fedcompress.numerics import bfloat16

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress.codecs.base import NO_HINTS, EncoderHints
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.codes.factors import Floats, read_factors, write_factors
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.errors import ConfigError
 from fedcompress.numerics.philox import signs
 from fedcompress.types import Array, TensorSpec

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress.codecs.base import NO_HINTS, EncoderHints, read_seed, saturate, write_seed
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.numerics.philox import signs
 from fedcompress.types import Array, TensorSpec

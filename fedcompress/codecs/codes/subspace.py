@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedcompress.codecs.base import NO_HINTS, EncoderHints, read_seed, saturate, write_seed
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.chain import SelectThenQuantize
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.quantizers.exact import BFloat16, Exact
 from fedcompress.codecs.quantizers.integer import Integer
 from fedcompress.errors import ConfigError

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.codecs.base import Indices, Shape, Support
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.range_coder import RangeReader, RangeWriter, bernoulli, weighted
 from fedcompress.codecs.entropy.row_model import RowCounts
 from fedcompress.codecs.entropy.symbols import unpack_bits

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.codecs.base import Indices, Support
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.range_coder import RangeReader, RangeWriter
 from fedcompress.codecs.entropy.row_model import Agreement
 from fedcompress.codecs.entropy.symbols import pack_bits, unpack_bits

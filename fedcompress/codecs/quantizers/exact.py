@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress.codecs.base import Support
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.numerics import bfloat16
 from fedcompress.types import Array
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress.codecs.base import Support
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.quantizers.blocks import check_block, ratios, read_blocks, split, write_blocks
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array

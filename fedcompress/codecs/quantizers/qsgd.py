@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.codecs.base import Support
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.quantizers.blocks import check_block, largest_by_block, ratios, read_blocks, split, write_blocks
 from fedcompress.errors import ConfigError
 from fedcompress.numerics.philox import uniform

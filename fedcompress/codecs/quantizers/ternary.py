@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.codecs.base import Support
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.signs import read_signs, write_signs
 from fedcompress.codecs.matrix_view import Grid
 from fedcompress.errors import ConfigError

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.codecs.base import Indices, Shape, Support
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.symbols import read_symbols, write_symbols
 from fedcompress.codecs.selectors.chunked import largest_in_rows
 from fedcompress.errors import ConfigError

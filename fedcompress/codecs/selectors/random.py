@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress.codecs.base import Indices, Shape, Support, read_seed, write_seed
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.errors import ConfigError
 from fedcompress.numerics.philox import words
 from fedcompress.types import Array

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.codecs.base import NO_HINTS, EncoderHints, safe_exponent, saturate
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.transform.bit_allocation import Budget, Plan, Spectrum, spectrum_of
 from fedcompress.codecs.transform.rotation import Basis, read_bases, rotate, write_bases
 from fedcompress.codecs.transform.trellis import LAMBDA

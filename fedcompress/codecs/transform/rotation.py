@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.range_coder import Adaptive, RangeReader, RangeWriter
 from fedcompress.codecs.matrix_view import Grid
 from fedcompress.codecs.transform.bit_allocation import MAX_SIDE, Plan, Spectrum, vector_bits

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.range_coder import RangeReader, RangeWriter
 from fedcompress.codecs.entropy.symbols import pack_bits, unpack_bits
 from fedcompress.codecs.transform.codebook import CLASSES, ESCAPE, TABLES

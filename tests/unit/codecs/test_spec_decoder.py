@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fedcompress.adapters import seeded_init
 from fedcompress.codecs.base import Support
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.positions import _write_columns, _write_gaps, read_places
 from fedcompress.codecs.entropy.symbols import RANGE, read_symbols, write_symbols
 from fedcompress.types import Layout, TensorSpec

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedcompress.codecs.entropy.byte_io import Writer
+from fedcompress.codecs.byte_io import Writer
 from fedcompress.codecs.entropy.range_coder import RangeWriter, bernoulli
 
 PACKED, RANGE = 0, 1

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from fedcompress.codecs.byte_io import Reader
 from fedcompress.codecs.codes.seeds import Seeds, direction, encode_pairs
-from fedcompress.codecs.entropy.byte_io import Reader
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.optim import mezo
 from fedcompress.types import TensorSpec

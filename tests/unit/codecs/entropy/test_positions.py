@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fedcompress.codecs import CodecSpec, encode_sections
 from fedcompress.codecs.base import Support
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy import positions as coders
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.positions import COLUMNS, GAPS, PACKED, ROWS, read_places, write_places
 from fedcompress.codecs.entropy.signs import AGREEMENT, read_signs, write_signs
 from fedcompress.codecs.entropy.signs import PACKED as PACKED_SIGNS

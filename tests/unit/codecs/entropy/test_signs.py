@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.codecs.base import Support
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy import signs as module
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.signs import AGREEMENT, PACKED, read_signs, write_signs
 from fedcompress.codecs.entropy.symbols import pack_bits
 from fedcompress.errors import PayloadError

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.range_coder import bernoulli
 from fedcompress.codecs.entropy.symbols import CHUNK, PACKED, RANGE, pack_bits, read_symbols, unpack_bits, write_symbols
 from fedcompress.errors import PayloadError

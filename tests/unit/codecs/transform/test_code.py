@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.transform.code import Transform
 from fedcompress.codecs.transform.codebook import CLASSES, DISTORTIONS, LOG_STEP, LOWEST, RATES, TABLES
 from fedcompress.codecs.transform.rotation import read_bases

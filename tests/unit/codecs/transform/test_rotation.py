@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.matrix_view import Grid
 from fedcompress.codecs.transform.bit_allocation import MAX_SIDE, Plan, spectrum_of, vector_bits
 from fedcompress.codecs.transform.rotation import Basis, read_bases, rotate, write_bases

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcompress.codecs.entropy.byte_io import Reader, Writer
+from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.transform import trellis_stream as module
 from fedcompress.codecs.transform.codebook import CLASSES, DISTORTIONS, ESCAPE, LOG_STEP, LOWEST, OFFSETS, RATES, TABLES
 from fedcompress.codecs.transform.trellis import (

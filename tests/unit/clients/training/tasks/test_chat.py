@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from clients.data_sources import Row
 from clients.site import Data
-from clients.training.data.rows import Row
 from clients.training.tasks.base import IGNORED, Example
 from clients.training.tasks.language import CausalTask
 from fedcompress.adapters.base_model import load_tokenizer

@@ -27,7 +27,7 @@ def prompt() -> Any:
 
 
 def batch(made: CausalTask) -> dict[str, Any]:
-    from clients.training.data.rows import Row
+    from clients.data_sources import Row
 
     draw = random.Random(0)
 
