@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -116,11 +117,11 @@ def test_docstrings(module: str) -> None:
 
 
 def test_no_comment_runs_over_several_constants() -> None:
-    """A comment behind a constant ends there: the next one does not go on in small letters with 'that' or 'of which'."""
+    """A comment behind a constant ends there: the next one does not go on with 'that' or 'of which'."""
     wrong = []
     for path in sources().values():
         lines = path.read_text().split("\n")
-        for number, (one, two) in enumerate(zip(lines, lines[1:], strict=False), start=1):
+        for number, (one, two) in enumerate(pairwise(lines), start=1):
             first, second = (re.match(r"^[A-Z_]+(?::[^=]+)? = .*#\s*(.*)$", line) for line in (one, two))
             if first and second and re.match(r"(that|which|of which|and|the same|as above|those|these)\b", second[1]):
                 wrong.append(f"{path}:{number + 1}")
