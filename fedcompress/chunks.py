@@ -1,68 +1,82 @@
-"""Layouts cut into parts of bounded size, so that memory is bounded by a part."""
+"""Layouts are cut into chunks of bounded size, so that memory is bounded by a chunk and not by the update.
+
+A *chunk* is a list of consecutive tensor slices. A *tensor slice* is a whole tensor, or some of its rows where the
+tensor alone would be too large. Both follow from the receiver's own layout.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from types import EllipsisType
+
+import numpy as np
 
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array, Layout, Tensors, TensorSpec
 
-FILE_CHUNK_ENTRIES = 1 << 24  # entries of a part of a file
-ROUND_CHUNK_ENTRIES = 1 << 22  # entries of a part of a message of a round
-MAX_CHUNK_ENTRIES = 1 << 26  # entries that a reader allows
-MAX_CHUNK_TENSORS = 10_000  # of a part
+FILE_CHUNK_ENTRIES = 1 << 24  # entries of a chunk of a .fcu file
+ROUND_CHUNK_ENTRIES = 1 << 22  # entries of a chunk of a round's message
+MAX_CHUNK_ENTRIES = 1 << 26  # entries of the largest chunk that a reader takes
+MAX_CHUNK_TENSORS = 10_000  # tensor slices of a chunk
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSlice:
-    """A tensor, or some rows of one; ``spec`` has the name of the tensor and the shape of the piece."""
+    """Names a whole tensor, or some consecutive rows of one.
+
+    Args:
+        spec: name of the tensor, and the shape of the slice.
+        start: the first row of the slice.
+        total: rows of the whole tensor; 0 if the slice is all of it.
+    """
 
     spec: TensorSpec
     start: int = 0
-    total: int = 0  # rows of the whole tensor; 0 if this is all of it
+    total: int = 0
 
     @property
     def whole(self) -> TensorSpec:
-        """Spec of the tensor that this is cut from."""
+        """Return the spec of the tensor that the slice is cut from."""
         return replace(self.spec, shape=(self.total, *self.spec.shape[1:])) if self.total else self.spec
 
     @property
     def at(self) -> int:
-        """Entries of the tensor before the first one of this piece."""
+        """Return the number of entries of the tensor before the slice's first one."""
         return self.start * math.prod(self.spec.shape[1:])
 
 
-def layout_of_slices(pieces: list[TensorSlice]) -> Layout:
-    """Layout of a part."""
-    return Layout(tuple(p.spec for p in pieces))
+def layout_of_slices(slices: list[TensorSlice]) -> Layout:
+    """Return the layout of a chunk: one tensor for each slice, of the slice's shape."""
+    return Layout(tuple(s.spec for s in slices))
 
 
 def split_layout(layout: Layout, entries: int = FILE_CHUNK_ENTRIES) -> list[list[TensorSlice]]:
-    """Consecutive parts of at most so many entries; at least one part.
+    """Return the chunks of a layout: lists of slices with at most ``entries`` entries; at least one chunk.
 
     Raises:
-        ConfigError: one row of a tensor has more entries than a part may have.
+        ConfigError: one row of a tensor has more entries than a chunk may have.
     """
-    parts: list[list[TensorSlice]] = [[]]
+    chunks: list[list[TensorSlice]] = [[]]
     room = entries
     for spec in layout.tensors:
-        for piece in _pieces(spec, entries):
-            if parts[-1] and (piece.total or piece.spec.numel > room or len(parts[-1]) == MAX_CHUNK_TENSORS):
-                parts.append([])
+        for part in _slice_tensor(spec, entries):
+            chunk = chunks[-1]
+            if chunk and (part.total or part.spec.numel > room or len(chunk) == MAX_CHUNK_TENSORS):
+                chunks.append([])
                 room = entries
-            parts[-1].append(piece)
-            room -= piece.spec.numel
-    return parts
+            chunks[-1].append(part)
+            room -= part.spec.numel
+    return chunks
 
 
-def _pieces(spec: TensorSpec, entries: int) -> Iterator[TensorSlice]:
+def _slice_tensor(spec: TensorSpec, entries: int) -> Iterator[TensorSlice]:
     if spec.numel <= entries:
         yield TensorSlice(spec=spec)
         return
-    rows, width = spec.shape[0], spec.numel // spec.shape[0]
+    rows = spec.shape[0]
+    width = spec.numel // rows
     if width > MAX_CHUNK_ENTRIES:
         raise ConfigError(f"layout.{spec.name}.shape", spec.shape, f"at most {MAX_CHUNK_ENTRIES} entries in a row")
     step = max(entries // width, 1)
@@ -71,14 +85,32 @@ def _pieces(spec: TensorSpec, entries: int) -> Iterator[TensorSlice]:
         yield TensorSlice(spec=replace(spec, shape=shape), start=start, total=rows)
 
 
-def read_slices(tensors: Mapping[str, Array], pieces: list[TensorSlice]) -> Tensors:
-    """Values of a part; of tensors that read themselves by the piece, no more than those."""
+def slice_rows(part: TensorSlice) -> slice | EllipsisType:
+    """Return the index of a slice in its tensor: a range of rows, or ``...`` for all of it."""
+    return slice(part.start, part.start + part.spec.shape[0]) if part.total else ...
+
+
+def read_slices(tensors: Mapping[str, Array], slices: list[TensorSlice]) -> Tensors:
+    """Return the values of a chunk by tensor name, each of its slice's shape.
+
+    A mapping with a method ``read`` (as ``TensorFile`` has) is asked for the slices alone, so that no whole tensor
+    comes into memory.
+    """
     read = getattr(tensors, "read", None)
     if read is not None:
-        return {p.spec.name: read(p) for p in pieces}
-    return {p.spec.name: tensors[p.spec.name][slice_rows(p)].reshape(p.spec.shape) for p in pieces}
+        return {s.spec.name: read(s) for s in slices}
+    return {s.spec.name: tensors[s.spec.name][slice_rows(s)].reshape(s.spec.shape) for s in slices}
 
 
-def slice_rows(piece: TensorSlice) -> Any:
-    """Where a piece is in its tensor."""
-    return slice(piece.start, piece.start + piece.spec.shape[0]) if piece.total else ...
+def collect_slices(layout: Layout, chunks: Iterable[tuple[list[TensorSlice], Tensors]]) -> Tensors:
+    """Join the values of all chunks of a layout to whole float32 tensors in memory."""
+    tensors: Tensors = {}
+    for slices, values in chunks:
+        for part in slices:
+            name = part.spec.name
+            if part.total:
+                whole = tensors.setdefault(name, np.empty(layout.by_name[name].shape, np.float32))
+                whole[slice_rows(part)] = values[name]
+            else:
+                tensors[name] = values[name]
+    return tensors

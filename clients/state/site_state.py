@@ -20,7 +20,7 @@ from fedcompress.codecs import pack_residual, unpack_residual
 from fedcompress.errors import MismatchError, StateError
 from fedcompress.pipeline.coding import check_layout
 from fedcompress.pipeline.states import decode_constants, decode_state, stream_state
-from fedcompress.pipeline.updates import decode_update, stream_changes
+from fedcompress.pipeline.updates import decode_update, stream_decoded_update
 from fedcompress.storage.blobs import BlobStore, BlobWriter
 from fedcompress.storage.database import open_database, transaction
 from fedcompress.storage.failpoints import failpoint
@@ -202,7 +202,7 @@ class SiteState:
         state = held.state if held is not None else None
         name = ""
         for piece in chain:
-            name = self._blobs.put_all(serialize_chunks(stream_state(piece, layout, state, limits)))
+            name = self._blobs.put_all(serialize_chunks(v for _, v in stream_state(piece, layout, state, limits)))
             self._checked[name] = self._blobs.folder / name
             state = open_tensor_file(self._checked[name], layout)
         row = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone() if held is not None else None
@@ -289,7 +289,7 @@ class SiteState:
                 residual = change(residual, decode_update(data, held.layout)[1])
             return self._blobs.put(pack_residual(residual, held.layout))
         for data, change in changes:
-            parts = stream_changes(data, held.layout)
+            parts = stream_decoded_update(data, held.layout)
             name = self._blobs.put_all(serialize_chunks(change(read_slices(residual, p), part) for p, part in parts))
             self._checked[name] = self._blobs.folder / name
             residual = open_tensor_file(self._checked[name], held.layout)

@@ -1,4 +1,4 @@
-"""Where codecs meet the wire: updates and published states to envelopes and back.
+"""Updates become envelopes, and come back: in memory, or chunk by chunk.
 
 >>> import numpy as np
 >>> from fedcompress import CodecSpec, Header, Kind, Layout, TensorSpec
@@ -20,23 +20,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fedcompress.chunks import TensorSlice
+from fedcompress.chunks import TensorSlice, collect_slices
 from fedcompress.codecs import CodecSpec
 from fedcompress.errors import HeaderError
-from fedcompress.numerics.seeded_bases import shared_seed
 from fedcompress.pipeline.coding import (
-    Keep,
-    Read,
-    check_layout,
-    codec_of,
-    decode_parts,
-    decode_whole,
-    derive_seed,
-    encode_parts,
-    encode_whole,
+    OnEncoded,
+    ReadChunk,
+    decode_chunks,
+    encode_body,
+    open_envelope,
+    parse_codec,
+    read_from,
 )
 from fedcompress.types import Array, Layout, Tensors, to_arrays
-from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack
+from fedcompress.wire import Envelope, Header, Kind, Limits, pack
 
 
 def encode_update(
@@ -53,57 +50,82 @@ def encode_update(
     round in the header, so that doing it again gives the same bytes.
 
     Args:
-        tensors: the update, numpy arrays or torch tensors on any device.
+        tensors: the update by name, numpy arrays or torch tensors on any device.
         layout: its layout.
         codec: how to encode it.
         header: what else to say.
         last: the update sent before, as decoded, for codecs that start from it (``codec.uses_previous_update``).
 
+    Returns:
+        The envelope, and the float32 tensors that it decodes to.
+
     Raises:
         LayoutError: ``tensors`` does not have the layout.
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
-    sections = encode_whole(codec, layout, to_arrays(tensors), header, last)
-    full = replace(header, codec=str(codec), layout_digest=layout.digest)
-    return pack(full, sections), decode_whole(codec, layout, sections)
+    chunks: list[tuple[list[TensorSlice], Tensors]] = []
+    data = stream_update(
+        read_from(to_arrays(tensors), layout),
+        layout,
+        codec,
+        header,
+        lambda slices, _, decoded: chunks.append((slices, decoded)),
+        last=last,
+    )
+    return data, collect_slices(layout, chunks)
 
 
-def decode_update(data: bytes, layout: Layout, limits: Limits | None = None) -> tuple[Envelope, Tensors]:
+def stream_update(
+    read: ReadChunk,
+    layout: Layout,
+    codec: CodecSpec,
+    header: Header,
+    on_encoded: OnEncoded,
+    *,
+    last: Mapping[str, Array] | None = None,
+) -> bytes:
+    """Encode an update of which no more than a chunk is in memory; as ``encode_update`` otherwise.
+
+    Args:
+        read: gives the values of a chunk.
+        layout: the update's layout.
+        codec: how to encode it.
+        header: what else to say; codec and layout digest are filled in.
+        on_encoded: is told of each chunk what was encoded, and what the receiver will decode.
+        last: the update sent before, as decoded, for codecs that start from it.
+
+    Returns:
+        The envelope.
+
+    Raises:
+        NonFiniteError: a value is NaN or infinite; names the tensor.
+    """
+    sections = encode_body(codec, layout, read, header, last=last, on_encoded=on_encoded)
+    return pack(replace(header, codec=str(codec), layout_digest=layout.digest), sections)
+
+
+def decode_update(data: bytes | Envelope, layout: Layout, limits: Limits | None = None) -> tuple[Envelope, Tensors]:
     """Check and decode an UPDATE or DELTA envelope.
+
+    Args:
+        data: the bytes of the envelope, or what they were unpacked to.
+        layout: the receiver's own layout.
+        limits: of the envelope's size; by default what the layout allows.
+
+    Returns:
+        The envelope, and the update's float32 tensors.
 
     Raises:
         WireError: the bytes are malformed; one subclass for each way.
         MismatchError: the envelope was made for another layout.
     """
-    envelope = unpack(data, limits or Limits.for_numel(layout.numel))
-    check_layout(envelope.header, layout)
+    envelope = open_envelope(data, layout, limits)
+    return envelope, collect_slices(layout, stream_decoded_update(envelope, layout))
+
+
+def stream_decoded_update(data: bytes | Envelope, layout: Layout) -> Iterator[tuple[list[TensorSlice], Tensors]]:
+    """Decode an UPDATE or DELTA envelope chunk by chunk; raises as ``decode_update``."""
+    envelope = open_envelope(data, layout)
     if envelope.header.kind not in (Kind.UPDATE, Kind.DELTA):
         raise HeaderError(f"header.kind: {envelope.header.kind.name}: must be UPDATE or DELTA here")
-    return envelope, decode_whole(codec_of(envelope.header), layout, envelope.sections)
-
-
-def stream_update(read: Read, layout: Layout, codec: CodecSpec, header: Header, keep: Keep) -> bytes:
-    """An UPDATE envelope; digests and codec in the header are filled in.
-
-    Args:
-        read: values of a part.
-        layout: of the whole.
-        codec: how to encode it.
-        header: what else to say.
-        keep: is given each part, what was encoded and what the receiver will decode.
-
-    Raises:
-        NonFiniteError: a value is NaN or infinite; names the tensor.
-    """
-    shared = shared_seed(header.run, header.round)
-    sections = encode_parts(codec, layout, read, seed=derive_seed(header), shared=shared, keep=keep)
-    return pack(replace(header, codec=str(codec), layout_digest=layout.digest), sections)
-
-
-def stream_changes(data: bytes, layout: Layout) -> Iterator[tuple[list[TensorSlice], Tensors]]:
-    """What an UPDATE or DELTA envelope adds, part by part; raises as ``decode_update``."""
-    envelope = unpack(data, Limits.for_numel(layout.numel))
-    check_layout(envelope.header, layout)
-    if envelope.header.kind not in (Kind.UPDATE, Kind.DELTA):
-        raise HeaderError(f"header.kind: {envelope.header.kind.name}: must be UPDATE or DELTA here")
-    return decode_parts(codec_of(envelope.header), layout, envelope.sections)
+    return decode_chunks(parse_codec(envelope.header), layout, envelope.sections)
