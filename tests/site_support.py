@@ -17,6 +17,7 @@ import psutil
 from clients import worker_client
 from clients.runtime.paths import socket_path
 from clients.site import SiteConfig
+from clients.training.job import DELTA
 from fedcompress.adapters import Adapter, load_adapter
 from fedcompress.config.objective import Classification, objective_json
 from fedcompress.config.train_task import TrainTask
@@ -25,6 +26,8 @@ from fedcompress.demo.federation import Federation
 from fedcompress.pipeline.states import encode_snapshot
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 from fedcompress.runtime.process_group import wait_until
+from fedcompress.storage.tensor_file import open_tensor_file
+from fedcompress.types import Layout, Tensors, add
 from fedcompress.wire import Limits, unpack
 
 LABELS = demo_data.LABELS[:3]
@@ -38,6 +41,12 @@ def make_template(folder: Path, rank: int = 8) -> None:
     subprocess.run(
         [sys.executable, "-m", "fedcompress", "template", model, *options, *task], check=True, capture_output=True
     )
+
+
+def read_trained(published: Path, results: Path, layout: Layout) -> Tensors:
+    """What a rank has trained: the published adapter, and the delta that it left."""
+    start = load_adapter(published).tensors
+    return add({t.name: start[t.name] for t in layout.tensors}, open_tensor_file(results / DELTA, layout))
 
 
 def write_site(
@@ -85,6 +94,11 @@ class WorkerSite:
     def adapter(self) -> Adapter:
         """The initial adapter."""
         return load_adapter(self.template)
+
+    def trained(self) -> Tensors:
+        """What the ranks have left in the last round."""
+        work = self.config.state_dir / "work"
+        return read_trained(work / "published", work / "trained", self.adapter.layout)
 
     def task(self, round_: int, *, steps: int = 2, **changes: Any) -> TrainTask:
         """A task on version 0."""

@@ -22,10 +22,8 @@ from clients.commands.common import read_status, site_path
 from clients.runtime.logs import log_file
 from clients.runtime.paths import log_dir, make_state_dir, socket_path
 from clients.site import SiteConfig
-from clients.training.job import UPDATE
-from fedcompress.adapters import load_adapter
+from clients.training.job import DELTA
 from fedcompress.adapters.constants import CONSTANTS, load_constants
-from fedcompress.adapters.full import trains_base_weights
 from fedcompress.adapters.full.export import export_run
 from fedcompress.adapters.template import Template, load_template
 from fedcompress.config.objective import objective_json
@@ -153,7 +151,6 @@ def _rounds(
 ) -> tuple[list[Metrics], Tensors]:
     """Metrics of each round, of which the last only evaluates; and the trained state."""
     layout, state, found = template.adapter.layout, template.adapter.tensors, []
-    is_stream = trains_base_weights(template.adapter.config)
     constants, merged = _constants(options, template), tuple[str, ...]()
     first = encode_constants(constants, template.constants, run=RUN) if constants else b""
     for round_ in range(1, options.rounds + 2):
@@ -172,12 +169,7 @@ def _rounds(
         found.append({**envelope.header.metrics, "examples": float(envelope.header.examples)})
         merged, first = (envelope.digest.hex(),), b""
         if steps:  # as the ranks left it, before the clipping of what would be sent
-            results = site.state_dir / "work" / "trained"
-            if is_stream:
-                state = add(state, open_tensor_file(results / UPDATE, layout))
-                continue
-            trained = load_adapter(results).tensors
-            state = {t.name: trained[t.name] for t in layout.tensors}
+            state = add(state, open_tensor_file(site.state_dir / "work" / "trained" / DELTA, layout))
     return found, state
 
 

@@ -9,73 +9,45 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from clients.state import rollback
-from fedcompress.chunks import read_slices
-from fedcompress.codecs import pack_residual, unpack_residual
+from clients.state import held_runs, outbox, rollback
+from clients.state.held_runs import HeldRuns
+from clients.state.outbox import Outbox
+from clients.state.reconcile import Reconciler
+from clients.state.run_tensors import ResidualWriter, RunSnapshot, StoredTensors
 from fedcompress.errors import MismatchError, StateError
 from fedcompress.pipeline.coding import check_layout
-from fedcompress.pipeline.states import decode_constants, decode_state, stream_state
-from fedcompress.pipeline.updates import decode_update, stream_decoded_update
-from fedcompress.storage.blobs import BlobStore, BlobWriter
+from fedcompress.pipeline.states import decode_constants
+from fedcompress.pipeline.updates import decode_update
+from fedcompress.storage.blobs import BlobStore
 from fedcompress.storage.database import open_database, transaction
 from fedcompress.storage.failpoints import failpoint
-from fedcompress.storage.tensor_file import MAGIC, open_tensor_file, serialize_chunks, streamed_state_digest
-from fedcompress.types import Array, Layout, Tensors, add, from_bytes, state_digest, subtract, to_bytes, zeros
-from fedcompress.wire import Kind, Limits, split_bundle, unpack
+from fedcompress.types import Array, Layout, Tensors
+from fedcompress.wire import Envelope, Kind, Limits, split_bundle, unpack
 from fedcompress.wire import digest_of as envelope_digest
 
 LOG = logging.getLogger("fedcompress.worker")
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS run (
-  run TEXT PRIMARY KEY, layout TEXT NOT NULL, version INTEGER NOT NULL,
-  state TEXT NOT NULL, residual TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS outbox (
-  run TEXT NOT NULL, round INTEGER NOT NULL, base_digest TEXT NOT NULL, digest TEXT NOT NULL,
-  blob TEXT NOT NULL, status TEXT NOT NULL CHECK (status IN ('open', 'merged', 'returned')),
-  PRIMARY KEY (run, round));
-CREATE TABLE IF NOT EXISTS constant (run TEXT PRIMARY KEY, digest TEXT NOT NULL, blob TEXT NOT NULL);
-"""
-Change = Callable[[Mapping[str, Array], Mapping[str, Array]], Tensors]
-STREAM = "stream:"  # before the names of blobs whose tensors are read part by part
-MAX_CONSTANTS = 1 << 34  # bytes
-
-
-@dataclass(frozen=True)
-class RunSnapshot:
-    """What the site holds of a run."""
-
-    layout: Layout
-    version: int
-    state: Mapping[str, Array]
-    residual: Mapping[str, Array]
-    file: Path | None = None  # of the state, where tensors stay on the disk and are read part by part
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether they do."""
-        return self.file is not None
-
-    @cached_property
-    def digest(self) -> bytes:
-        """Digest of the published state."""
-        return (
-            streamed_state_digest(self.layout, self.state) if self.is_stream else state_digest(self.layout, self.state)
-        )
+MAX_CONSTANTS = 1 << 34  # bytes of the constants of an adapter
 
 
 class SiteState:
-    """Durable state of one site; used by one worker at a time, which holds the lease."""
+    """Keeps the durable state of one site; used by one worker at a time, which holds the lease.
+
+    Args:
+        folder: the site's state folder; made if it is not there.
+    """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._blobs = BlobStore(folder / "blobs", "site.blob")
-        self._db = open_database(folder / "session.db", _SCHEMA + rollback.SCHEMA, any_thread=True)
-        self._checked: dict[str, Path] = {}
+        schema = held_runs.SCHEMA + outbox.SCHEMA + rollback.SCHEMA
+        self._db = open_database(folder / "session.db", schema, any_thread=True)
+        self._runs = HeldRuns(self._db, self._blobs)
+        self._outbox = Outbox(self._db, self._blobs)
+        self._reconciler = Reconciler(self._db, self._blobs, self._runs, self._outbox, self._transaction)
 
     def close(self) -> None:
         """Close the database."""
@@ -83,138 +55,140 @@ class SiteState:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        """Commit what is written inside, and then delete the blobs that nothing points at."""
         with transaction(self._db):
             yield
-        rows = self._db.execute(
-            "SELECT state, residual FROM run UNION ALL SELECT blob, blob FROM outbox"
-            " UNION ALL SELECT blob, blob FROM constant"
-        )
-        names = {name.removeprefix(STREAM) for row in rows for name in row}
-        self._checked = {name: path for name, path in self._checked.items() if name in names}
+        names = {*self._runs.blob_names(), *self._outbox.blob_names()}
+        self._runs.forget_files_but(names)
         self._blobs.keep_only(names)
 
-    def held(self, run: str) -> RunSnapshot | None:
-        """What is held of ``run``, or None.
+    def snapshot(self, run: str) -> RunSnapshot | None:
+        """Return what is held of a run, or None.
 
         Raises:
             StateError: a blob is missing or changed.
         """
-        row = self._db.execute("SELECT layout, version, state, residual FROM run WHERE run=?", (run,)).fetchone()
-        if row is None:
-            return None
-        layout = Layout.from_json(row[0])
-        if row[2].startswith(STREAM):
-            state, residual = (open_tensor_file(self._path(name), layout) for name in row[2:4])
-            return RunSnapshot(layout, row[1], state, residual, self._path(row[2]))
-        whole = from_bytes(self._blobs.get(row[2]), layout)
-        return RunSnapshot(layout, row[1], whole, unpack_residual(self._blobs.get(row[3]), layout))
-
-    def _path(self, name: str) -> Path:
-        """File of a stream; its bytes are checked once in the life of this session."""
-        blob = name.removeprefix(STREAM)
-        if blob not in self._checked:
-            self._checked[blob] = self._blobs.path(blob)
-        return self._checked[blob]
-
-    @contextmanager
-    def stream(self) -> Iterator[BlobWriter]:
-        """A blob to write a stream to."""
-        with self._blobs.writer() as writer:
-            yield writer
+        return self._runs.snapshot(run)
 
     def residual(self, run: str, layout: Layout) -> Mapping[str, Array]:
-        """What was not sent of a run that is held.
+        """Read what was not sent of a run that is held.
 
         Raises:
             StateError: its blob is missing or changed.
         """
-        (name,) = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone()
-        if name.startswith(STREAM):
-            self._checked.pop(name.removeprefix(STREAM), None)  # a disk may have changed it since the last round
-            return open_tensor_file(self._path(name), layout)
-        return unpack_residual(self._blobs.get(name), layout)
+        return self._runs.load_residual(run, layout)
 
-    def apply_downlink(self, run: str, layout: Layout, bundle: bytes, *, is_stream: bool = False) -> RunSnapshot:
+    def write_residual(
+        self, run: str, layout: Layout, precision: str = "none"
+    ) -> AbstractContextManager[ResidualWriter]:
+        """Open a writer for the residual that is to replace a run's.
+
+        Args:
+            run: name of the run.
+            layout: its layout.
+            precision: how its values are stored, as ``Feedback.store`` has it.
+
+        Returns:
+            A context that gives a ``ResidualWriter``; ``commit`` takes what it has stored after the context was left.
+        """
+        stored = self._runs.stored_residual(run)
+        return self._runs.tensors(on_disk=stored.is_stream).write_residual(layout, precision)
+
+    def apply_downlink(self, run: str, layout: Layout, bundle: bytes, *, on_disk: bool = False) -> RunSnapshot:
         """Advance the published state along the envelopes of a downlink.
 
         Starts at the last envelope that fits: one that begins at the state held, or a
         snapshot. A downlink that ends where the site already is changes no tensor. If what
         is held is corrupt, a downlink with a snapshot starts anew; residual and outbox are lost.
-        With ``is_stream`` tensors are never in memory together.
+
+        Args:
+            run: name of the run.
+            layout: the site's own layout of the run.
+            bundle: envelopes, one behind the other.
+            on_disk: tensors are never in memory together; as the run was begun.
+
+        Returns:
+            What the site holds then.
 
         Raises:
             WireError: malformed bytes.
             MismatchError: no envelope fits, or the digest reached is not the sender's.
             StateError: what is held is corrupt, and there is no snapshot.
         """
-        limits = Limits.for_numel(layout.numel)
-        pieces = split_bundle(bundle, Limits(max_body=max(limits.max_body, MAX_CONSTANTS)))
-        if len(pieces) > 1 and _is_constants(pieces[0]):
-            self._keep_constants(run, pieces.pop(0))
-        headers = [unpack(piece, limits).header for piece in pieces]
-        for header in headers:
-            check_layout(header, layout)
-        try:
-            held = self.held(run)
-            self._check_outbox(run)
-        except StateError as error:
-            if not any(h.kind is Kind.SNAPSHOT for h in headers):
-                raise
-            LOG.error("run %s: residual and outbox are lost, starting anew: %s", run, error)
-            self._forget(run)
-            held = None
+        chain = self._open_downlink(run, layout, bundle)
+        held = self._load_or_start_anew(run, chain)
         if held is not None and held.layout != layout:
             raise MismatchError("layout-mismatch", f"run {run}: has begun with another layout: use a new run name")
-        here = held.digest if held is not None else b""
-        if held is not None and (not headers or headers[-1].result_digest == here):
-            version = headers[-1].version if headers else held.version
-            if version != held.version:  # the step to it was zero
-                with self._transaction():
-                    self._db.execute("UPDATE run SET version=? WHERE run=?", (version, run))
-            return held if version == held.version else replace(held, version=version)
-        fits = [i for i, h in enumerate(headers) if h.kind is Kind.SNAPSHOT or (here and h.base_digest == here)]
-        if not fits:
+        digest = held.digest if held is not None else b""
+        if held is not None and (not chain or chain[-1].header.result_digest == digest):
+            return self._renumber(run, held, chain[-1].header.version if chain else held.version)
+        starts = [
+            number
+            for number, envelope in enumerate(chain)
+            if envelope.header.kind is Kind.SNAPSHOT or (digest and envelope.header.base_digest == digest)
+        ]
+        if not starts:
             have = f"version {held.version}" if held is not None else "nothing"
             raise MismatchError("base-digest", f"downlink: this site holds {have}: no envelope starts there")
-        chain, version = pieces[fits[-1] :], headers[-1].version
-        if is_stream:
-            return self._follow_on_disk(run, layout, version, held, chain, limits)
-        return self._follow(run, layout, version, held, chain, limits)
+        return self._follow(run, layout, held, chain[starts[-1] :], on_disk=on_disk)
+
+    def _open_downlink(self, run: str, layout: Layout, bundle: bytes) -> list[Envelope]:
+        """Unpack the envelopes of a downlink, each hashed once; constants, which may lead them, are kept at once."""
+        limits = Limits.for_numel(layout.numel)
+        pieces = split_bundle(bundle, Limits(max_body=max(limits.max_body, MAX_CONSTANTS)))
+        if len(pieces) > 1:
+            first = unpack(pieces[0], Limits(max_body=len(pieces[0])))
+            if first.header.kind is Kind.CONSTANTS:
+                self._keep_constants(run, first)
+                pieces.pop(0)
+        chain = [unpack(piece, limits) for piece in pieces]
+        for envelope in chain:
+            check_layout(envelope.header, layout)
+        return chain
+
+    def _load_or_start_anew(self, run: str, chain: Sequence[Envelope]) -> RunSnapshot | None:
+        try:
+            held = self.snapshot(run)
+            self._outbox.check_open(run)
+        except StateError as error:
+            if not any(envelope.header.kind is Kind.SNAPSHOT for envelope in chain):
+                raise
+            LOG.error("run %s: residual and outbox are lost, starting anew: %s", run, error)
+            with self._transaction():
+                self._runs.delete(run)
+                self._outbox.clear(run)
+            return None
+        return held
+
+    def _renumber(self, run: str, held: RunSnapshot, version: int) -> RunSnapshot:
+        """Take note of a version that the step of zero led to."""
+        if version == held.version:
+            return held
+        with self._transaction():
+            self._runs.set_version(run, version)
+        return replace(held, version=version)
 
     def _follow(
-        self, run: str, layout: Layout, version: int, held: RunSnapshot | None, chain: Sequence[bytes], limits: Limits
+        self, run: str, layout: Layout, held: RunSnapshot | None, chain: Sequence[Envelope], *, on_disk: bool
     ) -> RunSnapshot:
-        """The state at the end of a chain of envelopes, committed."""
-        state = held.state if held is not None else None
-        for piece in chain:
-            _, state = decode_state(piece, layout, state, limits)
-        assert state is not None
-        residual = held.residual if held is not None else zeros(layout)
-        names = self._blobs.put(to_bytes(state)), self._blobs.put(pack_residual(residual, layout))
+        """Commit the state at the end of a chain of envelopes; the residual stays what it was."""
+        tensors = self._runs.tensors(on_disk=on_disk)
+        state, snapshot = tensors.follow(layout, chain, held)
+        residual = tensors.store_zeros(layout) if held is None else self._runs.stored_residual(run)
         failpoint("site.received")
-        self._save(run, layout, version, *names)
-        return RunSnapshot(layout, version, state, residual)
-
-    def _follow_on_disk(
-        self, run: str, layout: Layout, version: int, held: RunSnapshot | None, chain: Sequence[bytes], limits: Limits
-    ) -> RunSnapshot:
-        """As ``_follow``, each state to a file, from the one before."""
-        state = held.state if held is not None else None
-        name = ""
-        for piece in chain:
-            name = self._blobs.put_all(serialize_chunks(v for _, v in stream_state(piece, layout, state, limits)))
-            self._checked[name] = self._blobs.folder / name
-            state = open_tensor_file(self._checked[name], layout)
-        row = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone() if held is not None else None
-        residual = row[0] if row is not None else STREAM + self._blobs.put(MAGIC)
-        failpoint("site.received")
-        self._save(run, layout, version, STREAM + name, residual)
-        found = self.held(run)
-        assert found is not None
-        return found
+        with self._transaction():
+            self._runs.save(run, snapshot, state, residual)
+        return snapshot
 
     def reconcile_outbox(
-        self, run: str, round_: int, base_digest: bytes, merged: Sequence[str], *, is_named: bool = False
+        self,
+        run: str,
+        round_: int,
+        base_digest: bytes,
+        merged: Sequence[str],
+        *,
+        is_named: bool = False,
+        is_usable: Callable[[bytes], bool] = lambda reply: True,
     ) -> int:
         """Close the outbox but for a reply to this very request; unmerged updates return to the residual.
 
@@ -230,174 +204,89 @@ class SiteState:
             base_digest: the published state that it starts from.
             merged: hex digests; this site's last merged update is among them.
             is_named: they are of this site alone.
+            is_usable: whether the stored reply to this request may be sent; one that may not is given back, too.
 
         Returns:
             How many updates were returned.
+
+        Raises:
+            StateError: the stored reply to this request is missing or changed.
         """
-        if rollback.is_rolled_back(self._db, run, merged, is_named=is_named):
-            LOG.error("run %s: this site was set back: its residual and open replies are lost", run)
-            self._drop(run)
-        rollback.record_merged(self._db, run, merged, is_named=is_named)
-        rollback.reopen_undone(self._db, run, merged)
-        self._db.execute("UPDATE outbox SET status='open' WHERE run=? AND status='merged' AND round>=?", (run, round_))
-        try:
-            return self._close(run, round_, base_digest, merged)
-        except StateError as error:
-            LOG.error("run %s: residual and open replies are lost: %s", run, error)
-            self._drop(run)
-            rollback.record_merged(self._db, run, merged, is_named=is_named)
-            return 0
-
-    def _close(self, run: str, round_: int, base_digest: bytes, merged: Sequence[str]) -> int:
-        rows = self._db.execute(
-            "SELECT round, digest, blob, status FROM outbox WHERE run=? AND round<=?"
-            " AND (status='returned' OR (status='open' AND NOT (round=? AND base_digest=?))) ORDER BY round",
-            (run, round_, round_, base_digest.hex()),
-        ).fetchall()
-        rows = [row for row in rows if row[3] == "open" or row[1] in merged]
-        if not rows:
-            return 0
-        held = self.held(run)
-        if held is None:
-            return 0
-        changed = [row for row in rows if row[1] not in merged or row[3] == "returned"]
-        changes = [(self._blobs.get(blob), subtract if digest in merged else add) for _, digest, blob, _ in changed]
-        (name,) = self._db.execute("SELECT residual FROM run WHERE run=?", (run,)).fetchone()
-        name = self._changed(held, changes) if changes else name
-        with self._transaction():
-            for number, digest, *_ in rows:
-                status = "merged" if digest in merged else "returned"
-                self._db.execute("UPDATE outbox SET status=? WHERE run=? AND round=?", (status, run, number))
-            self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
-        return sum(change is add for _, change in changes)
-
-    def _drop(self, run: str) -> None:
-        """Empty residual and outbox of a run whose published state is held."""
-        held = self.held(run)
-        assert held is not None
-        none = STREAM + self._blobs.put(MAGIC) if held.is_stream else ""
-        name = none or self._blobs.put(pack_residual(zeros(held.layout), held.layout))
-        with self._transaction():
-            self._db.execute("DELETE FROM outbox WHERE run=?", (run,))
-            self._db.execute("UPDATE run SET residual=? WHERE run=?", (name, run))
-
-    def _changed(self, held: RunSnapshot, changes: Sequence[tuple[bytes, Change]]) -> str:
-        """Name of the residual with updates added to it, or taken out of it; part by part if it is kept so."""
-        residual, name = held.residual, ""
-        if not held.is_stream:
-            for data, change in changes:
-                residual = change(residual, decode_update(data, held.layout)[1])
-            return self._blobs.put(pack_residual(residual, held.layout))
-        for data, change in changes:
-            parts = stream_decoded_update(data, held.layout)
-            name = self._blobs.put_all(serialize_chunks(change(read_slices(residual, p), part) for p, part in parts))
-            self._checked[name] = self._blobs.folder / name
-            residual = open_tensor_file(self._checked[name], held.layout)
-        return STREAM + name
+        return self._reconciler.run(run, round_, base_digest, merged, is_named=is_named, is_usable=is_usable)
 
     def check_not_replayed(self, run: str, round_: int, version: int, life: int = 0) -> None:
         """Take note of a task that the coordinator has signed; an older one is a copy that somebody kept.
 
-        It would lead back to an old state, and return to the residual what was merged since. ``life`` is when the
-        coordinator was restored: a later one begins anew.
+        It would lead back to an old state, and return to the residual what was merged since.
+
+        Args:
+            run: run name.
+            round_: the round asked for.
+            version: of the published state that it starts from.
+            life: when the coordinator was restored, seconds since 1970; a later one begins anew.
 
         Raises:
             IdentityError: ``replay``: a later life, round or version was asked for before.
         """
         rollback.check_not_replayed(self._db, run, round_, version, life)
 
-    def replace(self, run: str, round_: int, envelope: bytes) -> None:
-        """Put another signature under a stored reply."""
+    def find_reply(self, run: str, round_: int, base_digest: bytes) -> bytes | None:
+        """Return the reply to a round that was already done from the same state, or None.
+
+        Args:
+            run: run name.
+            round_: the round asked for.
+            base_digest: of the published state that it starts from.
+
+        Returns:
+            The envelope.
+
+        Raises:
+            StateError: its blob is missing or changed.
+        """
+        return self._outbox.find_reply(run, round_, base_digest)
+
+    def replace_reply(self, run: str, round_: int, envelope: bytes) -> None:
+        """Put another signature under a stored reply.
+
+        Args:
+            run: run name.
+            round_: the round that it answers.
+            envelope: the same reply with the new signature.
+        """
         blob = self._blobs.put(envelope)
         with self._transaction():
-            self._db.execute(
-                "UPDATE outbox SET digest=?, blob=? WHERE run=? AND round=?",
-                (envelope_digest(envelope).hex(), blob, run, round_),
-            )
-
-    def replay(self, run: str, round_: int, base_digest: bytes) -> bytes | None:
-        """The reply to a round that was already done from the same state, or None."""
-        row = self._db.execute(
-            "SELECT blob FROM outbox WHERE run=? AND round=? AND base_digest=? AND status='open'",
-            (run, round_, base_digest.hex()),
-        ).fetchone()
-        return self._blobs.get(row[0]) if row is not None else None
+            self._outbox.replace(run, round_, envelope_digest(envelope), blob)
 
     def last_sent(self, run: str) -> Tensors | None:
-        """The newest update in the outbox, as decoded; what encoders that iterate start from."""
-        layout = self._layout(run)
-        row = self._db.execute("SELECT blob FROM outbox WHERE run=? ORDER BY round DESC LIMIT 1", (run,)).fetchone()
-        data = self._readable(row[0]) if row is not None else None
-        return decode_update(data, layout)[1] if layout is not None and data is not None else None
+        """Decode the newest update in the outbox, which encoders that iterate start from."""
+        layout = self._runs.layout(run)
+        envelope = self._outbox.find_last(run)
+        return decode_update(envelope, layout)[1] if layout is not None and envelope is not None else None
 
-    def _layout(self, run: str) -> Layout | None:
-        row = self._db.execute("SELECT layout FROM run WHERE run=?", (run,)).fetchone()
-        return Layout.from_json(row[0]) if row is not None else None
+    def commit(self, run: str, round_: int, base_digest: bytes, envelope: bytes, residual: StoredTensors) -> None:
+        """Commit a reply and the residual that goes with it, both or neither.
 
-    def commit(
-        self,
-        run: str,
-        round_: int,
-        base_digest: bytes,
-        envelope: bytes,
-        residual: Tensors | BlobWriter,
-        *,
-        store: str = "none",
-    ) -> None:
-        """Store a reply and the residual that goes with it, atomically; ``store`` is as in ``Feedback``."""
+        Args:
+            run: run name.
+            round_: the round that it answers.
+            base_digest: of the published state that the round started from.
+            envelope: the reply, signed.
+            residual: what ``write_residual`` has stored.
+        """
         blob = self._blobs.put(envelope)
-        if isinstance(residual, BlobWriter):
-            rest = STREAM + residual.name
-            self._checked[residual.name] = self._blobs.folder / residual.name
-        else:
-            layout = self._layout(run)
-            assert layout is not None
-            rest = self._blobs.put(pack_residual(residual, layout, store))
         with self._transaction():
-            self._db.execute("DELETE FROM outbox WHERE run=? AND status!='open' AND round<?", (run, round_ - 8))
-            self._db.execute(
-                "INSERT OR REPLACE INTO outbox VALUES (?, ?, ?, ?, ?, 'open')",
-                (run, round_, base_digest.hex(), envelope_digest(envelope).hex(), blob),
-            )
+            self._outbox.add(run, round_, base_digest, envelope_digest(envelope), blob)
             failpoint("site.before-commit")
-            self._db.execute("UPDATE run SET residual=? WHERE run=?", (rest, run))
+            self._runs.set_residual(run, residual)
         failpoint("site.after-commit")
 
-    def _keep_constants(self, run: str, envelope: bytes) -> None:
+    def _keep_constants(self, run: str, envelope: Envelope) -> None:
         digest, data = decode_constants(envelope)
         name = self._blobs.put(data)
         with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO constant VALUES (?, ?, ?)", (run, digest, name))
+            self._runs.save_constants(run, digest, name)
 
     def constants(self, run: str, digest: str) -> bytes | None:
-        """The safetensors bytes that were sent with this digest, hex, or None."""
-        row = self._db.execute("SELECT blob FROM constant WHERE run=? AND digest=?", (run, digest)).fetchone()
-        return self._readable(row[0]) if row is not None else None
-
-    def _readable(self, name: str) -> bytes | None:
-        """A blob that can be done without."""
-        try:
-            return self._blobs.get(name)
-        except StateError as error:
-            LOG.warning("%s", error)
-            return None
-
-    def _check_outbox(self, run: str) -> None:
-        """Raise ``StateError`` if a reply that may have to be replayed or given back is corrupt."""
-        for (blob,) in self._db.execute("SELECT blob FROM outbox WHERE run=? AND status='open'", (run,)).fetchall():
-            self._blobs.get(blob)
-
-    def _forget(self, run: str) -> None:
-        with self._transaction():
-            for table in ("run", "outbox"):
-                self._db.execute(f"DELETE FROM {table} WHERE run=?", (run,))
-
-    def _save(self, run: str, layout: Layout, version: int, state: str, residual: str) -> None:
-        with self._transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO run VALUES (?, ?, ?, ?, ?)", (run, layout.to_json(), version, state, residual)
-            )
-
-
-def _is_constants(envelope: bytes) -> bool:
-    return unpack(envelope, Limits(max_body=len(envelope))).header.kind is Kind.CONSTANTS
+        """Return the safetensors bytes that were sent with this digest, hex; None where there are none to be read."""
+        return self._runs.constants(run, digest)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fedcompress.config.train_task import TrainTask
 
-STATE = "state.f32"  # of a run that trains weights, in the published folder
-UPDATE = "update.f32"  # of such a run, in the folder of results
+STATE = "state.f32"  # stream of the published state in its folder, where tensors stay on the disk
+DELTA = "update.f32"  # stream of trained minus published, in the folder of results
 OUT_OF_MEMORY = "out-of-memory"  # code of a failure
 
 

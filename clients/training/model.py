@@ -7,15 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from clients.training.job import STATE, Job
+from fedcompress.adapters import Adapter
 from fedcompress.adapters.attach import AdaptedModel, attach_adapter, check_quantized, set_constants
 from fedcompress.adapters.base_model import BaseModel, build_base, tokenizer_digest
 from fedcompress.adapters.constants import constants_digest, load_constants
 from fedcompress.adapters.full import trains_base_weights
-from fedcompress.adapters.full.attach import attach_weights
+from fedcompress.adapters.full.attach import FullWeightsModel, attach_weights
 from fedcompress.adapters.full.base_files import BaseWeights
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError, MismatchError
-from fedcompress.types import Layout
+from fedcompress.storage.tensor_file import open_tensor_file
+from fedcompress.types import Array, Layout
 
 
 def load_model(base: BaseModel, task: TrainTask, config: Mapping[str, Any], constants: Path | None) -> AdaptedModel:
@@ -62,6 +65,25 @@ def load_model(base: BaseModel, task: TrainTask, config: Mapping[str, Any], cons
     if base.compile:
         attached.model.compile()
     return attached
+
+
+def load_round_start(model: AdaptedModel, job: Job, adapter: Adapter) -> Mapping[str, Array]:
+    """Load what the trained and the frozen parameters are set to at the start of a round.
+
+    Args:
+        model: of the round.
+        job: has the published state, and the round.
+        adapter: what ``load_adapter`` has read from the published folder.
+
+    Returns:
+        float32 by name: the adapter's tensors, or, where weights of the base are trained, base plus published state,
+        each made when it is asked for.
+    """
+    if not isinstance(model, FullWeightsModel):
+        return adapter.tensors
+    file = job.published / STATE
+    published = open_tensor_file(file, adapter.layout) if file.exists() else adapter.tensors
+    return model.values(published, job.task.run, job.task.round)
 
 
 def _whole(base: BaseModel, task: TrainTask) -> Any:

@@ -13,24 +13,22 @@ from typing import Any
 
 from clients.site import SiteConfig
 from clients.training.data.examples import Place, load_examples, picks_for_steps, row_count
-from clients.training.delta_file import write_delta_file
+from clients.training.delta_file import write_delta
 from clients.training.engines import WarmEngine, engine_for, micro_batches
-from clients.training.job import STATE, Job
-from clients.training.model import load_model
+from clients.training.job import Job
+from clients.training.model import load_model, load_round_start
 from clients.training.multinode import broadcast_job, check_equal, digest_of_rows, local_rank
 from clients.training.rank_limit import RankLimit
 from clients.training.tasks import Example, Task, task_for
-from fedcompress.adapters import Adapter, base_fingerprint, load_adapter, save_adapter
+from fedcompress.adapters import base_fingerprint, load_adapter
 from fedcompress.adapters.attach import AdaptedModel
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.adapters.full import Layers, load_trainable_set, trains_base_weights
-from fedcompress.adapters.full.attach import FullWeightsModel, RoundStart
 from fedcompress.config.drift import FedProx, parse_drift_correction
 from fedcompress.config.schedules import parse_schedule
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError, TrainingError
-from fedcompress.storage.tensor_file import open_tensor_file
-from fedcompress.types import Array
+from fedcompress.types import Array, Layout
 
 OnProgress = Callable[..., None]
 OF_A_NODE = ("path", "threads", "token", "rendezvous", "offload_path", "start_timeout")  # may differ between nodes
@@ -83,11 +81,8 @@ class Trainer:
         started = time.monotonic()
         warm = self._prepare(job, adapter.config, progress)
         loaded = time.monotonic()
-        start: Mapping[str, Array] = adapter.tensors
-        if isinstance(self.attached, FullWeightsModel):
-            file = job.published / STATE
-            published = open_tensor_file(file, adapter.layout) if file.exists() else adapter.tensors
-            start = self.attached.values(published, task.run, task.round)
+        assert self.attached is not None
+        start = load_round_start(self.attached, job, adapter)
         warm.begin(start, task)
         if self.limit is not None:
             self.limit.begin(task.seed, task.round)
@@ -104,19 +99,10 @@ class Trainer:
             metrics |= self._train(warm, task, start, progress)
             metrics["seconds_train"] = time.monotonic() - evaluated
             progress(phase="extract")
-            if not self._write(warm, job, adapter, start):
+            layout = Layout.from_json(task.layout)  # the folder's own order may be another
+            if not write_delta(warm, start, layout, job.out if self.rank == 0 else None):
                 raise TrainingError("no-update", f"round {task.round}: nothing changed in {task.steps} steps")
         return metrics
-
-    def _write(self, warm: WarmEngine, job: Job, adapter: Adapter, start: Mapping[str, Array]) -> bool:
-        """Hand over what was trained; whether that is anything."""
-        if isinstance(start, RoundStart):
-            return write_delta_file(warm, start, adapter.layout, job.out if self.rank == 0 else None)
-        trained = warm.read()
-        if self.rank == 0:
-            ordered = {t.name: trained[t.name] for t in adapter.layout.tensors}
-            save_adapter(job.out, adapter.config, adapter.layout, ordered)
-        return any((trained[n] != start[n]).any() for n in trained)
 
     def _prepare(self, job: Job, config: Any, progress: OnProgress) -> WarmEngine:
         """Load model and rows, unless the last job used the same."""

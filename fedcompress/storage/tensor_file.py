@@ -185,16 +185,30 @@ def write_tensor_file(path: Path, chunks: Iterable[Tensors]) -> None:
     part.replace(path)
 
 
-def serialize_chunks(chunks: Iterable[Tensors]) -> Iterator[bytes | memoryview]:
-    """Yield the bytes of a stream; zeros are held back, so that nothing but zeros becomes ``MAGIC`` alone."""
-    yield MAGIC
-    held_back = 0  # bytes of zeros; below 0 once a value was not zero
-    for values in chunks:
+class StreamSerializer:
+    """Turns values that come chunk by chunk into the bytes of a stream behind ``MAGIC``.
+
+    Zeros are held back until a value is not zero, so that a stream of nothing but zeros is ``MAGIC`` alone.
+    """
+
+    def __init__(self) -> None:
+        self._held_back = 0  # bytes of zeros; below 0 once a value was not zero
+
+    def add(self, values: Tensors) -> Iterator[bytes | memoryview]:
+        """Yield the bytes that follow, of the values of the next chunk."""
         for value in values.values():
-            if not value.any() and held_back >= 0:
-                held_back += value.nbytes
+            if not value.any() and self._held_back >= 0:
+                self._held_back += value.nbytes
                 continue
-            for start in range(0, max(held_back, 0), _ZERO_BLOCK):
-                yield bytes(min(_ZERO_BLOCK, held_back - start))
-            held_back = -1
+            for start in range(0, max(self._held_back, 0), _ZERO_BLOCK):
+                yield bytes(min(_ZERO_BLOCK, self._held_back - start))
+            self._held_back = -1
             yield as_bytes(value)
+
+
+def serialize_chunks(chunks: Iterable[Tensors]) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a stream that ``open_tensor_file`` reads."""
+    yield MAGIC
+    serializer = StreamSerializer()
+    for values in chunks:
+        yield from serializer.add(values)

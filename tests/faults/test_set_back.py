@@ -64,7 +64,7 @@ def merged(world: World) -> list[tuple[int, str, str]]:
 
 def books(world: World, site: FakeSite) -> tuple[Tensors, Tensors]:
     """What a site has trained, and what of it was merged, is open, or in its residual."""
-    held = site.session.held("run")
+    held = site.session.snapshot("run")
     assert held is not None
     total = add(zeros(world.layout), held.residual)
     own = {digest for _, name, digest in merged(world) if name == site.name}
@@ -184,7 +184,7 @@ def test_a_site_from_its_backup(tmp_path: Path, is_moved: bool) -> None:
     assert [s for r, s, _ in rows if r == 6] == list(NAMES)
     assert len({digest for _, _, digest in rows}) == len(rows)
     trained, kept = subtract(site.deltas, before), zeros(world.layout)
-    held = site.session.held("run")
+    held = site.session.snapshot("run")
     assert held is not None
     sent = site.session.last_sent("run")
     assert sent is not None

@@ -16,7 +16,6 @@ from typing import Any
 import psutil
 import pytest
 
-from fedcompress.adapters import load_adapter
 from fedcompress.errors import TrainingError
 from fedcompress.runtime.process_group import wait_until
 from fedcompress.types import l2_norm, subtract
@@ -60,7 +59,7 @@ def alive() -> None:
 
 
 def trained(site: WorkerSite) -> dict[str, Any]:
-    return load_adapter(site.config.state_dir / "work" / "trained").tensors
+    return site.trained()
 
 
 @pytest.mark.slow

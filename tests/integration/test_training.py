@@ -24,6 +24,7 @@ from fedcompress.adapters.base_model import BaseModel, load_tokenizer
 from fedcompress.adapters.template_builder import write_template
 from fedcompress.config.objective import CausalLM, objective_json
 from fedcompress.config.train_task import TrainTask
+from tests.site_support import read_trained
 from tests.tiny import write_llama, write_rows
 
 pytestmark = pytest.mark.timeout(300)  # of processes that import torch on two busy cores
@@ -76,7 +77,8 @@ class Place:
         out = self.folder / "out"
         found = self.run_all(engine, [task], ranks=ranks, micro=micro, model=model, template=template)[0]
         if "error" not in found["metrics"]:
-            found["trained"] = load_adapter(out).tensors
+            used = template or self.template()
+            found["trained"] = read_trained(used, out, load_template(used).adapter.layout)
         return found
 
     def run_all(

@@ -11,7 +11,7 @@ import pytest
 
 from clients import worker_client
 from clients.site import SiteConfig
-from clients.training.job import UPDATE
+from clients.training.job import DELTA
 from fedcompress.adapters import load_template, parse_adapter
 from fedcompress.adapters.base_model import BaseModel
 from fedcompress.adapters.full.template import write_weights_template
@@ -52,7 +52,7 @@ def trained(place: Place, adapter: str, engine: str, **more: Any) -> dict[str, A
     template = template_of(place.folder, adapter)
     found = place.run_all(engine, [{}], template=template, **more)[0]
     assert "error" not in found["metrics"], found
-    update = open_tensor_file(place.folder / "out" / UPDATE, load_template(template).adapter.layout)
+    update = open_tensor_file(place.folder / "out" / DELTA, load_template(template).adapter.layout)
     return {**found, "trained": dict(update)}
 
 

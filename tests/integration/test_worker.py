@@ -88,7 +88,7 @@ def test_zero_stages_train_alike(tmp_path: Path, template: Path, optimizer: str,
         site = WorkerSite(write_site(tmp_path / f"zero{stage}", "north", rows=48, ranks=2, stage=stage), template)
         try:
             site.train(site.task(1, steps=4, optimizer=optimizer, lr=lr))
-            trained[stage] = load_adapter(site.config.state_dir / "work" / "trained").tensors
+            trained[stage] = site.trained()
         finally:
             site.stop()
     start = load_adapter(template).tensors

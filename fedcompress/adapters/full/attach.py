@@ -65,9 +65,9 @@ class RoundStart(Mapping[str, Array]):
             assert isinstance(kind, Subspace)
             spec = self._of[name.removesuffix(BASIS)]
             return basis_of(kind.basis, spec.shape[1], kind.rank, self._seed, spec.name)
-        return self.piece(TensorSlice(spec=self._of[name]))
+        return self.read(TensorSlice(spec=self._of[name]))
 
-    def piece(self, piece: TensorSlice) -> Array:
+    def read(self, piece: TensorSlice) -> Array:
         """Some of a parameter: the base's values and the state, added in float32."""
         assert self._weights.base is not None
         read = getattr(self._state, "read", None)

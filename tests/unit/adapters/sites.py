@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from clients.training.delta_file import write_delta_file
-from clients.training.job import UPDATE
+from clients.training.delta_file import write_delta
+from clients.training.job import DELTA
 from clients.training.model import keep_unpacked, load_model
 from fedcompress.adapters.attach import AdaptedModel
 from fedcompress.adapters.base_model import BaseModel, build_base
@@ -219,8 +219,8 @@ class Streams:
 def extracted(folder: Path, attached: FullWeightsModel, start: Mapping[str, Any]) -> Tensors:
     """The state after training, through the file that a rank writes."""
     values = attached.values(start, "run", 1)
-    assert write_delta_file(Streams(attached.parameters), values, attached.layout, folder / "work")
-    update = open_tensor_file(folder / "work" / UPDATE, attached.layout)
+    assert write_delta(Streams(attached.parameters), values, attached.layout, folder / "work")
+    update = open_tensor_file(folder / "work" / DELTA, attached.layout)
     return {n: start[n] + update[n] for n in update}
 
 

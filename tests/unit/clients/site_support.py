@@ -11,14 +11,22 @@ from typing import Any
 from clients.signing import SiteIdentity
 from clients.site import Data, SiteConfig
 from clients.state.site_state import SiteState
-from clients.training.job import Job
+from clients.training.job import DELTA, Job
 from clients.worker.rank_group import RankReport
 from clients.worker.round_runner import RoundRunner
-from fedcompress.adapters import load_adapter, save_adapter
+from fedcompress.adapters import load_adapter
 from fedcompress.adapters.base_model import BaseModel
 from fedcompress.config.train_task import TrainTask
-from fedcompress.types import Tensors, add, zeros
+from fedcompress.storage.tensor_file import serialize_chunks
+from fedcompress.types import Layout, Tensors, add, subtract, zeros
 from tests.support import normal
+
+
+def write_delta_file(job: Job, delta: Tensors) -> None:
+    """Write trained minus published where rank 0 does."""
+    ordered = {t.name: delta[t.name] for t in Layout.from_json(job.task.layout).tensors}
+    job.out.mkdir(parents=True)
+    (job.out / DELTA).write_bytes(b"".join(serialize_chunks([ordered])))
 
 
 class FakeRanks:
@@ -36,7 +44,7 @@ class FakeRanks:
             start = load_adapter(job.published)
             delta = normal(start.layout, sum(site.name.encode()) + 1000 * job.task.round, 0.1)
             site.deltas = add(site.deltas or zeros(start.layout), delta)
-            save_adapter(job.out, start.config, start.layout, add(start.tensors, delta))
+            write_delta_file(job, subtract(add(start.tensors, delta), start.tensors))
         yield RankReport(rank=0, result_json=json.dumps({**quality, "train_examples": 10 + len(site.name)}))
 
 

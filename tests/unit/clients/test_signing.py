@@ -65,7 +65,7 @@ def test_what_is_taken(worker: Worker) -> None:
             ask(worker, job, bundle, signature)
         assert caught.value.code == code
     assert rank.jobs == 0
-    assert worker.session.held("run") is None
+    assert worker.session.snapshot("run") is None
     ask(worker, replace(task(2), site="north"))
     with pytest.raises(TrainingError) as caught:
         ask(worker, task(1))

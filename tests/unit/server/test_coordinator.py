@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fedcompress.adapters import load_adapter, seeded_init
 from fedcompress.errors import ConfigError, MismatchError, TrainingError
-from fedcompress.pipeline.updates import decode_update, encode_update
+from fedcompress.pipeline.updates import decode_update, stream_update
 from fedcompress.storage.tensor_file import TensorFile
 from fedcompress.types import add
 from server.ledger.ledger import Ledger
@@ -54,7 +54,7 @@ def test_all_sites_and_the_export_hold_the_same_state(tmp_path: Path) -> None:
     start = seeded_init(world.layout, 3)
     assert all((final[n] != start[n]).any() for n in final)
     for site in world.sites.values():
-        held = site.session.held("run")
+        held = site.session.snapshot("run")
         assert held is not None
         assert held.version == 4
         assert all((held.state[n] == final[n]).all() for n in final)
@@ -223,7 +223,7 @@ def test_a_lost_update_returns_to_the_residual(tmp_path: Path) -> None:
     assert [e["merged"] for e in world.events if e["event"] == "round"] == [3, 2, 2, 3, 3]
     assert rows(world, "SELECT round, code FROM refusal") == [(2, "deadline")]
     site = world.sites[south]
-    held = site.session.held("run")
+    held = site.session.snapshot("run")
     assert held is not None
     total = held.residual
     merged = [r[0] for r in site.session._db.execute("SELECT blob FROM outbox WHERE status!='returned' ORDER BY round")]
@@ -253,7 +253,7 @@ def test_steps_of_zero_are_versions_too(tmp_path: Path) -> None:
     world.run(server_lr=0.0, rounds=2)
     assert rows(world, "SELECT COUNT(*) FROM refusal") == [(0,)]
     for site in world.sites.values():
-        held = site.session.held("run")
+        held = site.session.snapshot("run")
         assert held is not None
         assert held.version == 2
 
@@ -262,9 +262,9 @@ def test_a_site_cannot_say_that_it_holds_another_version(tmp_path: Path, monkeyp
     """The digest of the state decides, not the number in the header."""
 
     def lie(*args: Any, **options: Any) -> Any:
-        return encode_update(*args[:3], replace(args[3], version=4_000_000_000), **options)
+        return stream_update(*args[:3], replace(args[3], version=4_000_000_000), *args[4:], **options)
 
-    monkeypatch.setattr("clients.worker.round_runner.encode_update", lie)
+    monkeypatch.setattr("clients.worker.round_runner.stream_update", lie)
     world = World(tmp_path)
     with pytest.raises(Killed):
         world.run(lambda what, node, number: stop_at(what, number, 3))
@@ -340,7 +340,7 @@ def record_merges(patch: pytest.MonkeyPatch) -> dict[int, list[AcceptedUpdate]]:
 
 
 def check_books(world: World, site: FakeSite, merged: list[AcceptedUpdate]) -> None:
-    held = site.session.held("run")
+    held = site.session.snapshot("run")
     if held is None:  # no message has reached it
         assert not merged
         return

@@ -80,13 +80,13 @@ def task(round_: int, *merged: str, codec: str = "lora-ternary", steps: int = 1,
 
 def test_receive_walks_the_chain_and_survives_a_restart(tmp_path: Path) -> None:
     session = SiteState(tmp_path)
-    assert session.held("run") is None
+    assert session.snapshot("run") is None
     assert equal(session.apply_downlink("run", LAYOUT, SNAPSHOT).state, START)
     held = session.apply_downlink("run", LAYOUT, DELTAS[0] + DELTAS[1])
     assert held.version == 2
     session.close()
     session = SiteState(tmp_path)
-    again = session.held("run")
+    again = session.snapshot("run")
     assert again is not None
     assert equal(again.state, STATES[2])
     assert session.apply_downlink("run", LAYOUT, DELTAS[1]).version == 2, "what is held already changes nothing"
@@ -103,7 +103,7 @@ def test_a_downlink_that_does_not_fit(tmp_path: Path) -> None:
         session.apply_downlink("run", LAYOUT, DELTAS[2])
     with pytest.raises(MismatchError, match="layout"):
         session.apply_downlink("run", lora_layout(modules=2), SNAPSHOT)
-    held = session.held("run")
+    held = session.snapshot("run")
     assert held is not None
     assert equal(held.state, START)
 
@@ -131,7 +131,7 @@ def test_the_same_round_from_another_state_is_trained_again(tmp_path: Path) -> N
 
 def check_invariant(site: FakeSite, merged: list[bytes]) -> None:
     """sum(merged) + open update + residual == sum(delta)."""
-    held = site.session.held("run")
+    held = site.session.snapshot("run")
     assert held is not None
     total = held.residual
     rows = site.session._db.execute("SELECT digest, blob FROM outbox WHERE status='open'").fetchall()
@@ -181,7 +181,7 @@ def test_a_crash_before_the_commit_changes_nothing(tmp_path: Path, monkeypatch: 
             site.answer(task(2, digest_of(first).hex()), SNAPSHOT)
     site.deltas = {n: v for n, v in decode_total(site, [first]).items()}
     site.reopen()
-    held = site.session.held("run")
+    held = site.session.snapshot("run")
     assert held is not None
     second = site.answer(task(2, digest_of(first).hex()), SNAPSHOT)
     check_invariant(site, [first, second])
@@ -189,7 +189,7 @@ def test_a_crash_before_the_commit_changes_nothing(tmp_path: Path, monkeypatch: 
 
 def decode_total(site: FakeSite, merged: list[bytes]) -> Tensors:
     """What the site's books say: merged plus residual."""
-    held = site.session.held("run")
+    held = site.session.snapshot("run")
     assert held is not None
     total = held.residual
     for payload in merged:
@@ -203,7 +203,7 @@ def test_what_was_given_back_and_merged_is_not_sent_again(tmp_path: Path, is_dam
     site = FakeSite(tmp_path, "north")
     first = site.answer(task(1), SNAPSHOT)
     site.answer(task(2, steps=0), SNAPSHOT)
-    back = site.session.held("run")
+    back = site.session.snapshot("run")
     assert back is not None
     if is_damaged:
         (blob,) = (path for path in (tmp_path / "north" / "blobs").iterdir() if path.read_bytes() == first)
@@ -249,7 +249,7 @@ def test_a_changed_blob_is_found(tmp_path: Path) -> None:
     data[5] ^= 1
     path.write_bytes(data)
     with pytest.raises(StateError, match="SHA-256 does not match"):
-        session.held("run")
+        session.snapshot("run")
     path.unlink()
     with pytest.raises(StateError, match="cannot be read"):
         session.apply_downlink("run", LAYOUT, DELTAS[0])
@@ -267,7 +267,7 @@ def test_a_file_that_cannot_be_opened_now_is_not_a_damaged_one(tmp_path: Path) -
         with pytest.raises(AccessError, match="cannot be opened now: Too many open files"):
             site.session.last_sent("run")
     assert equal(site.session.residual("run", LAYOUT), before)
-    assert site.session.replay("run", 1, site.session.held("run").digest) is not None
+    assert site.session.find_reply("run", 1, site.session.snapshot("run").digest) is not None
 
 
 def test_a_changed_reply_is_found_and_healed_by_a_snapshot(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_a_version_that_changed_nothing_is_a_version(tmp_path: Path) -> None:
     delta, _, _ = encode_delta(zeros(LAYOUT), START, LAYOUT, CodecSpec.parse("none"), header)
     assert session.apply_downlink("run", LAYOUT, delta).version == 1
     session.close()
-    held = SiteState(tmp_path).held("run")
+    held = SiteState(tmp_path).snapshot("run")
     assert held is not None
     assert (held.version, equal(held.state, START)) == (1, True)
 
@@ -331,7 +331,7 @@ def history(site: FakeSite) -> list[bytes]:
 def test_killed_at_any_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """All blobs are written, the transaction is not committed: asked again, the site ends with the same bytes."""
     plain = FakeSite(tmp_path / "plain", "north")
-    expected, expected_held = history(plain), plain.session.held("run")
+    expected, expected_held = history(plain), plain.session.snapshot("run")
     original, count = session_module.transaction, 0
 
     @contextmanager
@@ -346,7 +346,7 @@ def test_killed_at_any_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(session_module, "transaction", torn)
     site = FakeSite(tmp_path / "killed", "north")
     assert history(site) == expected
-    held = site.session.held("run")
+    held = site.session.snapshot("run")
     assert held is not None
     assert expected_held is not None
     assert count > 10, "the history has as many transactions as the test has cases, and one more for the second try"

@@ -25,10 +25,11 @@ from clients.runtime.paths import socket_path
 from clients.site import SiteConfig
 from clients.state.counters import Counters
 from clients.state.site_state import SiteState
+from clients.training.job import Job
 from clients.worker.main import lease
 from clients.worker.rank_group import RankGroup
 from clients.worker.service import WorkerService
-from fedcompress.adapters import load_adapter, save_adapter
+from fedcompress.adapters import load_adapter
 from fedcompress.config.objective import Classification, objective_json
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ProcessError, TrainingError
@@ -36,6 +37,7 @@ from fedcompress.pipeline.states import encode_snapshot
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 from fedcompress.wire import Kind, Limits, unpack
 from tests.support import lora_layout, normal
+from tests.unit.clients.site_support import write_delta_file
 
 LAYOUT = lora_layout(modules=1)
 START = encode_snapshot(normal(LAYOUT, 0), LAYOUT, run="run", version=0)
@@ -48,8 +50,8 @@ def train(rank: FakeRank, job: dict[str, Any]) -> dict[str, float]:
     rank.progress(phase="train", step=1, steps=1, loss=0.25)
     if rank.number == 0 and job["task"]["steps"]:
         adapter = load_adapter(Path(job["published"]))
-        trained = {n: (v + np.float32(0.1)).astype(np.float32) for n, v in adapter.tensors.items()}
-        save_adapter(Path(job["out"]), adapter.config, adapter.layout, trained)
+        delta = {n: (v + np.float32(0.1)).astype(np.float32) - v for n, v in adapter.tensors.items()}
+        write_delta_file(Job.from_json(json.dumps(job)), delta)
     return METRICS
 
 

@@ -169,7 +169,7 @@ def test_a_backup_of_a_running_coordinator_goes_on(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "coordinator")
     backup.rename(tmp_path / "coordinator")
     world.run()
-    held = [site.session.held("run") for site in world.sites.values()]
+    held = [site.session.snapshot("run") for site in world.sites.values()]
     final = load_adapter(tmp_path / "coordinator" / "adapter").tensors
     for one in held:
         assert one is not None

@@ -81,7 +81,7 @@ def test_too_stale_to_be_merged(tmp_path: Path) -> None:
 def everything(world: World, site: FakeSite) -> tuple[Tensors, Tensors]:
     """What a site has trained, and what of it was neither merged nor kept."""
     merged = {digest for (digest,) in table(world, f"SELECT digest FROM merged WHERE site='{site.name}'")}
-    held = site.session.held("run")
+    held = site.session.snapshot("run")
     assert held is not None
     lost = subtract(site.deltas or zeros(world.layout), held.residual)
     with sqlite3.connect(site.folder / "session.db") as db:

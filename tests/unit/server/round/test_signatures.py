@@ -307,14 +307,14 @@ def test_an_old_task_is_refused(tmp_path: Path) -> None:
     messages = sent(world)
     for node, task, payload, signature in messages:
         site = world.sites[node]
-        before = site.session.held("run")
+        before = site.session.snapshot("run")
         if task.round < 3:
             with pytest.raises(IdentityError) as caught:
                 site.answer(task, payload, signature)
             assert caught.value.code == "replay"
         else:  # the newest may come again: the answer is the same
             site.answer(task, payload, signature)
-        after = site.session.held("run")
+        after = site.session.snapshot("run")
         assert before is not None
         assert after is not None
         assert (after.version, after.digest) == (before.version, before.digest)
