@@ -210,6 +210,7 @@ class Streams:
     """What extraction needs of an engine."""
 
     parameters: Mapping[str, Any]
+    device: str = "cpu"
 
     def stream(self) -> Iterator[tuple[str, Any]]:
         for name, parameter in self.parameters.items():
