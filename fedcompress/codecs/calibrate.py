@@ -25,7 +25,7 @@ PATIENCE = 4  # steps of the fine grid without a gain, as in DAREx's code
 TURNED = 0.8  # share of rows whose objective has passed its least, where the analytic search stops
 
 
-def q_by_score(score: Callable[[float], float], density: float, *, step: float = 0.1) -> float:
+def find_q_by_score(score: Callable[[float], float], density: float, *, step: float = 0.1) -> float:
     """The q of DAREx-q with the best validation score.
 
     DAREx (arXiv:2410.09344, section 4.1): a coarse grid from the keep rate to 1, then a fine one
@@ -52,7 +52,9 @@ def q_by_score(score: Callable[[float], float], density: float, *, step: float =
     return max(scores, key=lambda q: scores[q])
 
 
-def q_by_output(distance: Callable[[float, int], float], density: float, *, seeds: int = 4, step: float = 0.1) -> float:
+def find_q_by_output(
+    distance: Callable[[float, int], float], density: float, *, seeds: int = 4, step: float = 0.1
+) -> float:
     """The q that changes a model's output least on unlabelled data.
 
     DAREx (section 4.2): the mean over mask seeds of ``distance(q, seed)``, say the mean change of the last
@@ -65,10 +67,12 @@ def q_by_output(distance: Callable[[float, int], float], density: float, *, seed
             found = np.delete(found, int(np.argmax(np.abs(found - np.median(found)))))
         return -float(found.mean())
 
-    return q_by_score(score, density, step=step)
+    return find_q_by_score(score, density, step=step)
 
 
-def q_by_bound(delta: Array, mean_inputs: Array, density: float, *, eta: float = 1.0, gamma: float = 0.95) -> float:
+def find_q_by_bound(
+    delta: Array, mean_inputs: Array, density: float, *, eta: float = 1.0, gamma: float = 0.95
+) -> float:
     """The q of one linear layer from a bound on its output change; needs no labels and no search on a model.
 
     DAREx (section 4.3, theorem 3.1), as its code has it: per output row, the q in [density, 0.999] with the least
@@ -101,7 +105,7 @@ def q_by_bound(delta: Array, mean_inputs: Array, density: float, *, eta: float =
     return float(chosen.mean())
 
 
-def q_learned(
+def learn_q(
     gradient: Callable[[Mapping[str, float]], Mapping[str, float]],
     layers: Sequence[str],
     density: float,
@@ -126,7 +130,7 @@ def q_learned(
     return dict(zip(layers, q.tolist(), strict=True))
 
 
-def calibrated(
+def calibrate_ternary(
     spec: CodecSpec,
     layout: Layout,
     tensors: Tensors,
