@@ -31,7 +31,7 @@ class Grid(NamedTuple):
         return cls(rows, columns, False)
 
     def matrix(self, value: NDArray[Any]) -> NDArray[Any]:
-        """View a contiguous tensor, or its flat entries, as a matrix of shape (rows, columns)."""
+        """Return a view of a contiguous tensor, or of its flat entries, as a matrix of shape (rows, columns)."""
         if self.transposed:
             return value.reshape(self.columns, self.rows).T
         return value.reshape(self.rows, self.columns)

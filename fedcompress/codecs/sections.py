@@ -95,7 +95,7 @@ def decode_sections(spec: CodecSpec, layout: Layout, sections: Sequence[bytes]) 
 
 @dataclass(frozen=True)
 class Preview:
-    """Shows what a codec makes of one tensor; ``str()`` is one line for documentation.
+    """Shows what a codec makes of one tensor; ``str()`` is one line, with the first nine entries.
 
     Args:
         size: bytes of all sections, version bytes included, headers of an envelope not.
@@ -108,8 +108,10 @@ class Preview:
     error: float
 
     def __str__(self) -> str:
-        numbers = ", ".join(f"{value + 0:.3g}" for value in self.decoded.ravel())
-        return f"{self.size} bytes, relative squared error {self.error:.2g}: [{numbers}]"
+        numbers = [f"{value + 0:.3g}" for value in self.decoded.ravel()[:9]]  # + 0 makes -0 a 0
+        if self.decoded.size > 9:
+            numbers.append("...")
+        return f"{self.size} bytes, relative squared error {self.error:.2g}: [{', '.join(numbers)}]"
 
 
 def preview(spec: str, values: ArrayLike, group: str = "other") -> Preview:

@@ -32,7 +32,7 @@ class ComPEFT:
 
     >>> from fedcompress.codecs import preview
     >>> print(preview("compeft(density=0.25)", [3, -1, 0, 2, 0, 0.5, -4, 1]))
-    0
+    9 bytes, relative squared error 0.34: [2.11, 0, 0, 0, 0, 0, -2.11, 0]
     """
 
     name: ClassVar[str] = "compeft"

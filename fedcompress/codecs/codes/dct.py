@@ -35,7 +35,7 @@ class DCT:
 
     >>> from fedcompress.codecs import preview
     >>> print(preview("dct(columns=2)", [4, 3, 2, 1, 1, 2, 3, 5]))
-    0
+    10 bytes, relative squared error 0.012: [4.3, 3.32, 1.94, 0.962, 0.962, 1.94, 3.32, 4.3]
     """
 
     name: ClassVar[str] = "dct"

@@ -30,7 +30,7 @@ class PowerSGD:
 
     >>> from fedcompress.codecs import preview
     >>> print(preview("powersgd(rank=1)", [[1, 2, 3], [2, 4, 6], [3, 6, 10]]))
-    0
+    14 bytes, relative squared error 0.00061: [0.965, 1.93, 3.1, 1.93, 3.86, 6.21, 3.05, 6.1, 9.81]
     """
 
     name: ClassVar[str] = "powersgd"

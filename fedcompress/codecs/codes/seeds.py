@@ -34,7 +34,7 @@ class Seeds:
 
     >>> from fedcompress.codecs import preview
     >>> print(preview("seeds(count=4)", [2, -2, 2, -2]))
-    0
+    20 bytes, relative squared error 0.25: [3, -1, 1, -1]
     """
 
     name: ClassVar[str] = "seeds"

@@ -34,8 +34,8 @@ class Subspace:
         bits: of a coefficient: 32 is exact, 16 is bfloat16, and 2 to 8 are as ``int``.
 
     >>> from fedcompress.codecs import preview
-    >>> print(preview("subspace(rank=1,basis=dct)", [[1, 2, 3], [2, 4, 6]]))
-    0
+    >>> print(preview("subspace(rank=2)", [[1, 2, 3], [2, 4, 7]]))
+    18 bytes, relative squared error 0.03: [1.5, 1.5, 3, 3, 3, 7]
     """
 
     name: ClassVar[str] = "subspace"

@@ -29,7 +29,7 @@ class SVD:
 
     >>> from fedcompress.codecs import preview
     >>> print(preview("svd(rank=1)", [[1, 2, 3], [2, 4, 6], [3, 6, 10]]))
-    0
+    14 bytes, relative squared error 0.00055: [0.954, 1.91, 3.07, 1.91, 3.81, 6.13, 3.07, 6.13, 9.86]
     """
 
     name: ClassVar[str] = "svd"

@@ -35,7 +35,7 @@ class Integer:
 
     >>> from fedcompress.codecs import preview
     >>> print(preview("int(bits=4)", [0.9, -0.2, -1.1, 0.1]))
-    6 bytes, relative squared error 0.0096: [0.945, -0.158, -1.1, 0.158]
+    7 bytes, relative squared error 0.0034: [0.943, -0.157, -1.1, 0.157]
     """
 
     name: ClassVar[str] = "int"

@@ -48,7 +48,7 @@ class QSGD:
 
     >>> from fedcompress.codecs import preview
     >>> print(preview("qsgd", [0.9, -0.2, -1.1, 0.1]))
-    0
+    7 bytes, relative squared error 0.02: [0.826, -0.275, -1.1, 0.275]
     """
 
     name: ClassVar[str] = "qsgd"

@@ -39,7 +39,7 @@ class Ternary:
 
     >>> from fedcompress.codecs import preview
     >>> print(preview("ternary", [0.9, -0.2, -1.1, 0.1]))
-    0
+    5 bytes, relative squared error 0.36: [0.574, -0.574, -0.574, 0.574]
     """
 
     name: ClassVar[str] = "ternary"

@@ -29,7 +29,7 @@ class TwoBit:
 
     >>> from fedcompress.codecs import preview
     >>> print(preview("twobit", [0.9, -0.2, -1.1, 0.1]))
-    0
+    12 bytes, relative squared error 0.35: [0.5, -0.648, -0.648, 0.5]
     """
 
     name: ClassVar[str] = "twobit"

@@ -32,7 +32,7 @@ class NM:
 
     >>> from fedcompress.codecs import preview
     >>> print(preview("nm|bf16", [3, -1, 0, 2, 0, 0.5, -4, 1]))
-    0
+    12 bytes, relative squared error 0.04: [3, 0, 0, 2, 0, 0, -4, 1]
     """
 
     name: ClassVar[str] = "nm"

@@ -25,7 +25,7 @@ class Threshold(CodedPositions):
 
     >>> from fedcompress.codecs import preview
     >>> print(preview("threshold(at=1)|bf16", [3, -1, 0, 2, 0, 0.5, -4, 1]))
-    0
+    15 bytes, relative squared error 0.008: [3, -1, 0, 2, 0, 0, -4, 1]
     """
 
     name: ClassVar[str] = "threshold"

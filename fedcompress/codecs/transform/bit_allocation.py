@@ -205,10 +205,9 @@ class BitAllocator:
         ends = np.cumsum(np.bincount(pool.owner, minlength=self._count))[:-1]
         plans = []
         for is_sent, classes in zip(np.split(estimate.is_sent, ends), np.split(estimate.classes, ends), strict=True):
+            indices = np.flatnonzero(is_sent)
             if pool.rotated:
                 indices = np.arange(int(np.argmin(np.r_[is_sent, False])))
-            else:
-                indices = np.flatnonzero(is_sent)
             plans.append(Plan(pool.rotated, indices, classes[indices]))
         return plans
 

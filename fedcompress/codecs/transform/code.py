@@ -59,7 +59,7 @@ class Transform:
 
     >>> from fedcompress.codecs import preview
     >>> print(preview("transform(lambda=0.01)", [[10, 20, 30, 40, 50, 60], [-10, -20, -30, -40, -50, -60]]))
-    0
+    18 bytes, relative squared error 0.0053: [10.3, 20.8, 26, 36.4, 46.8, 57.2, -10.3, -20.8, -26, ...]
     """
 
     name: ClassVar[str] = "transform"

@@ -1,4 +1,4 @@
-"""Holds the codebook of the trellis quantizer, which ``python -m benchmarks.codebook`` made once and which is frozen.
+"""Holds the codebook of the trellis quantizer, made once by ``python -m benchmarks.codebook`` and frozen.
 
 Class c is for a Gaussian source whose standard deviation is ``2^((c - 3) / 4)`` steps. Everything is written as
 integers, so that it is the same on every machine.
@@ -51,7 +51,7 @@ TABLES = np.array([
 ], np.int64)
 # fmt: on
 
-# Mean of a cell minus its point, in steps, shape (CLASSES, 2, 3): class, quantizer, magnitude 0, 1, or 2 and more.
+# Mean of a cell minus its point, in steps, shape (CLASSES, 2, 3): class, quantizer, magnitude 0, 1, or more.
 OFFSETS = (
     np.array(
         [

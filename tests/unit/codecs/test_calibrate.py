@@ -43,7 +43,10 @@ def test_output_change_prefers_a_larger_q_than_the_keep_rate() -> None:
 
 def test_the_bound_equals_a_slow_twin() -> None:
     inputs = np.abs(INPUTS.mean(0))
-    density, eta, gamma, drop = 0.1, 0.5, 0.95, 0.9
+    density = 0.1
+    drop = 0.9
+    eta = 0.5
+    gamma = 0.95
     phi = (1 - 2 * drop) / math.log((1 - drop) / drop)
     best = []
     for row in DELTA:
