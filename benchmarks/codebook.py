@@ -15,19 +15,19 @@ from typing import Any
 import numpy as np
 
 LOWEST, LOG_STEP, CLASSES, ESCAPE, SCALE, LANES, SWEEPS = -0.75, 4, 16, 16, 1 << 15, 3000, 8
-HEAD = f'''"""Codebook of the trellis quantizer, made by ``python -m benchmarks.codebook``; frozen.
+HEAD = f'''"""Holds the codebook of the trellis quantizer, made once by ``python -m benchmarks.codebook`` and frozen.
 
-Class c is for a Gaussian source whose standard deviation is ``2^((c - 3) / 4)`` steps.
-Written as integers, so that it is the same on every machine.
+Class c is for a Gaussian source whose standard deviation is ``2^((c - 3) / 4)`` steps. Everything is written as
+integers, so that it is the same on every machine.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-LOG_STEP = {LOG_STEP}  # classes an octave
+LOG_STEP = {LOG_STEP}  # classes in each octave of the standard deviation
 LOWEST = {LOWEST}  # log2 of the standard deviation of class 0, in steps
-CLASSES = {CLASSES}
+CLASSES = {CLASSES}  # classes that have a table; higher ones use these, and send low bits as they are
 ESCAPE = {ESCAPE}  # this magnitude stands for itself and all larger ones
 '''
 
@@ -100,18 +100,26 @@ def main() -> None:
     _bootstrap()
     book = make(LANES)
     print(HEAD)
-    print("# How often each magnitude occurs, of 32768: [class][quantizer][magnitude].\n# fmt: off")
+    print("# How often each magnitude occurs, of 32768, shape (CLASSES, 2, ESCAPE + 1): class, quantizer, magnitude.")
+    print("# fmt: off")
     print("TABLES = np.array([")
     for pair in book["tables"].tolist():
         print("    [" + ",\n     ".join(str(line) for line in pair) + "],")
     print("], np.int64)\n# fmt: on\n")
-    print("# Mean of a cell minus its point, in 1/256 steps: [class][quantizer][0, 1, 2 and more].\nOFFSETS = (")
+    print(
+        "# Mean of a cell minus its point, in steps, shape (CLASSES, 2, 3): class, quantizer, magnitude 0, 1, or more."
+    )
+    print("OFFSETS = (")
     print("    np.array(\n        [")
     for pair in book["offsets"].tolist():
         print(f"            {pair},")
     print("        ],\n        np.float32,\n    )\n    / 256\n)\n")
-    for name, what in (("rates", "Bits an entry"), ("distortions", "Squared error an entry, in squared steps")):
-        print(f"# {what}, times 4096.\n{name.upper()} = np.array({book[name].tolist()}) / 4096\n")
+    headings = {
+        "rates": "Bits an entry, without low bits, shape (CLASSES,).",
+        "distortions": "Squared error an entry, in squared steps, shape (CLASSES,).",
+    }
+    for name, heading in headings.items():
+        print(f"# {heading}\n{name.upper()} = np.array({book[name].tolist()}) / 4096\n")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import numpy as np
 from benchmarks.codec.deltas import Delta, deltas
 from benchmarks.codec.measure import captured, encoded
 from benchmarks.common import row
-from fedcompress.codecs.selectors.chunked import largest_in_rows
-from fedcompress.codecs.selectors.topk import kept_of, largest
+from fedcompress.codecs.selectors.chunked import find_largest_in_rows
+from fedcompress.codecs.selectors.topk import count_kept, find_largest
 from fedcompress.types import Array, Tensors
 
 OURS = {
@@ -38,7 +38,7 @@ def _stc(delta: Delta, density: float) -> Point:
     decoded, bits = {}, 0.0
     for spec in delta.layout.tensors:
         flat = delta.tensors[spec.name].ravel()
-        places = largest([flat], kept_of(density, flat.size))[0]
+        places = find_largest([flat], count_kept(density, flat.size))[0]
         bits += golomb_bits(places, flat.size) + places.size + 32
         decoded[spec.name] = _ternary(flat, places).reshape(spec.shape)
     return bits / delta.layout.numel, captured(delta.tensors, decoded)
@@ -57,7 +57,7 @@ def _zstd(delta: Delta, density: float) -> Point:
     masks, signs, decoded = [], [], {}
     for spec in delta.layout.tensors:
         flat = delta.tensors[spec.name].ravel()
-        places = largest([flat], kept_of(density, flat.size))[0]
+        places = find_largest([flat], count_kept(density, flat.size))[0]
         mask = np.zeros(flat.size, np.bool_)
         mask[places] = True
         masks.append(mask)
@@ -76,7 +76,7 @@ def _sparseloco(delta: Delta) -> Point:
     for spec in delta.layout.tensors:
         flat = delta.tensors[spec.name].ravel()
         padded = np.pad(flat, (0, -flat.size % 4096)).reshape(-1, 4096)
-        places = largest_in_rows(np.abs(padded), 64)
+        places = find_largest_in_rows(np.abs(padded), 64)
         places = places[places < flat.size]
         values = flat[places].astype(np.float64)
         width = max(6 * values.std() / 4, 1e-30)

@@ -11,7 +11,7 @@ from benchmarks.codec.deltas import deltas
 from benchmarks.codec.measure import encoded, one_tensor, sparse_bound
 from benchmarks.common import row
 from fedcompress.codecs import CodecSpec, encode_sections
-from fedcompress.codecs.selectors.topk import kept_of, largest
+from fedcompress.codecs.selectors.topk import count_kept, find_largest
 
 ENTRIES = 4_000_000
 
@@ -38,7 +38,7 @@ def _real(name: str, layout: Any, tensors: Any, p: float) -> dict[str, Any]:
     spec = CodecSpec.parse(f"topk(density={p},scope=global)|ternary")
     _, decoded = encoded(str(spec), layout, tensors)
     flat = [tensors[t.name].ravel() for t in layout.tensors]
-    chosen = largest(flat, kept_of(p, layout.numel))
+    chosen = find_largest(flat, count_kept(p, layout.numel))
     for spec_of, values, places in zip(layout.tensors, flat, chosen, strict=True):
         got = decoded[spec_of.name].ravel()
         signs = np.zeros(values.size)

@@ -1,4 +1,12 @@
-"""What a stage is, and the byte buffers that stages write to and read from."""
+"""The contract that every selector, quantizer and code keeps.
+
+A clause of a codec spec is either a ``TensorCode``, which codes whole tensors, or a chain: a ``Selector`` chooses
+entries, and a ``Quantizer`` writes their values. Each of them is a frozen dataclass whose fields are the parameters
+of the spec, and each is a row of ``CODECS`` (``table.py``), which also states its law.
+
+Three rules hold for all of them. Equal input and equal hints give equal bytes. A decoder takes shapes from the
+receiver's own layout, never from the bytes. Bytes that do not decode raise ``PayloadError`` and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -17,43 +25,31 @@ Indices = NDArray[np.int64]
 Shape = tuple[int, ...]
 
 
-def saturate(values: Array, exponent: int = 0) -> Array:
-    """Values times ``2^exponent``, rounded once; beyond the range of float32 they become its ends. NaN stays."""
-    top = np.finfo(np.float32).max
-    with np.errstate(over="ignore", under="ignore"):
-        scaled = values if exponent == 0 else np.ldexp(values, np.int32(exponent))
-        clipped: Array = np.clip(scaled, -top, top)
-    return clipped
-
-
-def safe_exponent(values: Sequence[Array]) -> int:
-    """0 where products of float32 are safe, else what brings the largest magnitude near 1."""
-    largest = max((float(np.abs(v).max(initial=0)) for v in values), default=0.0)
-    if largest == 0 or 1e-12 <= largest <= 1e12:
-        return 0
-    return min(max(math.frexp(largest)[1], -128), 127)
-
-
 @dataclass(frozen=True)
 class Support:
-    """The entries of a tensor that are sent: sorted flat positions, or None for all of them."""
+    """A support says which entries of one tensor are sent.
+
+    Args:
+        shape: of the tensor.
+        positions: flat positions in C order, ascending, int64; None means all entries.
+    """
 
     shape: Shape
     positions: Indices | None = None
 
     @property
     def numel(self) -> int:
-        """Entries of the tensor."""
+        """Return the number of entries of the tensor."""
         return math.prod(self.shape)
 
     @property
     def count(self) -> int:
-        """Entries that are sent."""
+        """Return the number of entries that are sent."""
         return self.numel if self.positions is None else self.positions.size
 
 
 class Selector(Protocol):
-    """Chooses the entries of each tensor that are sent; the others decode to 0."""
+    """A selector chooses the entries of each tensor that are sent; all others decode to 0."""
 
     name: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -62,19 +58,34 @@ class Selector(Protocol):
 
     @property
     def gain(self) -> float:
-        """What the chosen entries are multiplied by."""
+        """Return the factor that chosen entries are multiplied by before they are quantized."""
         ...
 
     def select(self, values: Sequence[Array], shapes: Sequence[Shape], seed: int) -> list[Indices]:
-        """Sorted positions for each flat tensor."""
+        """Choose entries of the tensors of a clause.
+
+        Args:
+            values: one flat float32 vector a tensor.
+            shapes: the shapes of these tensors.
+            seed: of all randomness, from 0 to 2^63 - 1.
+
+        Returns:
+            For each tensor the chosen flat positions, ascending, int64; there may be none.
+        """
         ...
 
-    def write(self, writer: Writer, places: Sequence[Support], seed: int) -> None:
-        """Append what the reader needs to know the positions."""
+    def write(self, writer: Writer, supports: Sequence[Support], seed: int) -> None:
+        """Append what a reader needs to know the positions.
+
+        Args:
+            writer: receives the bytes.
+            supports: one a tensor, with what ``select`` chose.
+            seed: the one that ``select`` was called with.
+        """
         ...
 
     def read(self, reader: Reader, shapes: Sequence[Shape]) -> list[Support]:
-        """Inverse of ``write``.
+        """Read the supports that ``write`` wrote, one for each shape.
 
         Raises:
             PayloadError: the bytes do not decode.
@@ -83,19 +94,28 @@ class Selector(Protocol):
 
 
 class Quantizer(Protocol):
-    """Writes flat float32 vectors, and reads back what the receiver will use."""
+    """A quantizer writes float32 values, and reads back the values that the receiver will use."""
 
     name: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def __init__(self, **kwargs: Any) -> None: ...
 
-    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Support], seed: int) -> None:
-        """Append the values at the given places."""
+    def write(self, writer: Writer, values: Sequence[Array], supports: Sequence[Support], seed: int) -> None:
+        """Append the values of the entries that are sent.
+
+        Args:
+            writer: receives the bytes.
+            values: one flat, finite float32 vector a tensor, of length ``support.count``.
+            supports: which entries of their tensors these values are.
+            seed: of all randomness, from 0 to 2^63 - 1.
+        """
         ...
 
-    def read(self, reader: Reader, places: Sequence[Support]) -> list[Array]:
-        """Decode the values at the given places, all finite.
+    def read(self, reader: Reader, supports: Sequence[Support]) -> list[Array]:
+        """Read one flat float32 vector of length ``support.count`` for each support.
+
+        The caller refuses values that are not finite.
 
         Raises:
             PayloadError: the bytes do not decode.
@@ -105,14 +125,15 @@ class Quantizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderHints:
-    """What an encoder may use beside the values; a decoder never needs it.
+    """Holds what an encoder may use beside the values; a decoder never needs it.
 
     Args:
         seed: of all randomness, from 0 to 2^63 - 1.
-        last: the update that this sender sent before, as it was decoded, to start from.
-        importance: by tensor name, how much the squared error of each entry of its first
-            dimension counts, as from a Fisher diagonal summed over rows.
-        shared: a seed that all senders of a run have in a round.
+        last: the update that this sender sent before, by tensor name, as it was decoded. Codes that iterate start
+            from it. None at the first update.
+        importance: by tensor name, how much the squared error of each entry of the tensor's first dimension counts,
+            shape (shape[0],), as from a Fisher diagonal summed over rows. None weighs all alike.
+        shared: a seed that all senders of a run have in a round, from 0 to 2^63 - 1.
     """
 
     seed: int = 0
@@ -125,30 +146,34 @@ NO_HINTS = EncoderHints()
 
 
 class TensorCode(Protocol):
-    """Codes the tensors of a clause as a whole."""
+    """A tensor code encodes the tensors of a clause as a whole.
+
+    ``uses_previous_update`` is True where it starts from ``EncoderHints.last``.
+    """
 
     name: ClassVar[str]
-    uses_previous_update: ClassVar[bool]  # whether it starts from the update that was sent before
+    uses_previous_update: ClassVar[bool]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: EncoderHints) -> bytes:
-        """A section's body from finite float32 tensors; equal input gives equal bytes."""
+        """Encode the tensors of a clause.
+
+        Args:
+            members: the tensors of the clause, in layout order.
+            values: their values: finite float32 arrays of the members' shapes. They are not changed.
+            hints: seeds and other help for the encoder.
+
+        Returns:
+            The body of a section, without its version byte.
+        """
         ...
 
     def decode(self, members: Sequence[TensorSpec], reader: Reader) -> list[Array]:
-        """Finite float32 tensors of the members' shapes, equal on every machine.
+        """Decode one float32 tensor for each member, of its shape, bit-identical on every machine.
+
+        The caller refuses values that are not finite.
 
         Raises:
             PayloadError: the bytes do not decode.
         """
         ...
-
-
-def write_seed(writer: Writer, seed: int) -> None:
-    """Append a seed."""
-    writer.varint(seed)
-
-
-def read_seed(reader: Reader) -> int:
-    """The next seed; a varint is below 2^63 already."""
-    return reader.varint()

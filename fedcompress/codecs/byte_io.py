@@ -1,10 +1,13 @@
-"""Reads and writes the little-endian fields of a section, and refuses what is malformed."""
+"""Reads and writes the little-endian fields of a section, and refuses what is malformed.
+
+``protos/README.md`` specifies the format for other languages.
+"""
 
 from __future__ import annotations
 
 from fedcompress.errors import PayloadError
 
-SECTION_VERSION = 2  # of the sections that are written
+SECTION_VERSION = 2  # the version of sections that are written, in the first byte of each
 
 
 class Writer:
@@ -14,19 +17,19 @@ class Writer:
         self._parts: list[bytes] = []
 
     def raw(self, data: bytes) -> None:
-        """Append bytes as they are; the reader must know how many."""
+        """Append bytes as they are; the reader must know how many they are."""
         self._parts.append(data)
 
     def u8(self, value: int) -> None:
-        """Append one byte."""
+        """Append an integer from 0 to 255 as one byte."""
         self._parts.append(bytes([value]))
 
     def i8(self, value: int) -> None:
-        """Append a signed byte."""
+        """Append an integer from -128 to 127 as one byte, in two's complement."""
         self._parts.append(value.to_bytes(1, "little", signed=True))
 
     def varint(self, value: int) -> None:
-        """Append an unsigned LEB128 integer below 2^63."""
+        """Append an integer from 0 to 2^63 - 1 in unsigned LEB128: 7 bits a byte, lowest first."""
         out = bytearray()
         while value >= 0x80:
             out.append(value & 0x7F | 0x80)
@@ -35,17 +38,22 @@ class Writer:
         self._parts.append(bytes(out))
 
     def stream(self, data: bytes) -> None:
-        """Append bytes with their length in front."""
+        """Append bytes with their number in front, as a varint."""
         self.varint(len(data))
         self._parts.append(data)
 
     def getvalue(self) -> bytes:
-        """All bytes so far."""
+        """Return all bytes that were appended so far."""
         return b"".join(self._parts)
 
 
 class Reader:
-    """Reads what ``Writer`` wrote; every overrun is a ``PayloadError``. ``version`` is the section's."""
+    """Reads the fields that ``Writer`` wrote; an overrun raises ``PayloadError``.
+
+    Args:
+        data: a section without its version byte.
+        version: the section's version, which some decoders look at.
+    """
 
     def __init__(self, data: bytes, version: int = SECTION_VERSION) -> None:
         self._data = data
@@ -53,7 +61,7 @@ class Reader:
         self.version = version
 
     def raw(self, size: int) -> bytes:
-        """The next ``size`` bytes."""
+        """Return the next ``size`` bytes."""
         if size > len(self._data) - self._at:
             raise PayloadError(f"section: {len(self._data) - self._at} bytes left: {size} needed")
         piece = self._data[self._at : self._at + size]
@@ -61,15 +69,15 @@ class Reader:
         return piece
 
     def u8(self) -> int:
-        """The next byte."""
+        """Read one byte as an integer from 0 to 255."""
         return self.raw(1)[0]
 
     def i8(self) -> int:
-        """The next signed byte."""
+        """Read one byte as an integer from -128 to 127."""
         return int.from_bytes(self.raw(1), "little", signed=True)
 
     def varint(self) -> int:
-        """The next unsigned LEB128 integer; only its shortest form is accepted."""
+        """Read an unsigned LEB128 integer below 2^63; only its shortest form is accepted."""
         value = shift = 0
         while True:
             byte = self.u8()
@@ -83,14 +91,14 @@ class Reader:
                 raise PayloadError("section: varint: must be below 2^63")
 
     def stream(self) -> bytes:
-        """The next length-prefixed bytes."""
+        """Read bytes that have their number in front."""
         return self.raw(self.varint())
 
     def rest(self) -> bytes:
-        """All bytes that are left."""
+        """Return all bytes that are left."""
         return self.raw(len(self._data) - self._at)
 
     def finish(self) -> None:
-        """Raise if bytes are left over."""
+        """Raise ``PayloadError`` if bytes are left over."""
         if self._at != len(self._data):
             raise PayloadError(f"section: {len(self._data) - self._at} bytes left over: must be 0")

@@ -1,4 +1,4 @@
-"""Selection, then quantization: one kind of code."""
+"""Chains a selector and a quantizer into one tensor code."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import NO_HINTS, EncoderHints, Quantizer, Selector, Support, saturate
+from fedcompress.codecs.base import NO_HINTS, EncoderHints, Quantizer, Selector, Support
 from fedcompress.codecs.byte_io import Reader, Writer
+from fedcompress.numerics.scaling import saturate
 from fedcompress.types import Array, TensorSpec
 
 
 @dataclass(frozen=True)
 class SelectThenQuantize:
-    """Sends what ``select`` chooses, or everything, as ``quantize`` writes it; the rest decodes to 0."""
+    """Sends the entries that ``select`` chooses, as ``quantize`` writes them; all others decode to 0.
+
+    A section has the selector's bytes first, then the quantizer's.
+
+    Args:
+        select: chooses entries; None sends all of them.
+        quantize: writes the values of the entries that are sent.
+    """
 
     name: ClassVar[str] = "chain"
     uses_previous_update: ClassVar[bool] = False
@@ -23,31 +31,32 @@ class SelectThenQuantize:
     quantize: Quantizer
 
     def encode(self, members: Sequence[TensorSpec], values: Sequence[Array], hints: EncoderHints = NO_HINTS) -> bytes:
-        """Places, then values."""
-        writer, flat = Writer(), [v.reshape(-1) for v in values]
-        places = [Support(m.shape) for m in members]
+        """Encode the positions, where there is a selector, and then the values."""
+        writer = Writer()
+        flat = [v.reshape(-1) for v in values]
+        supports = [Support(m.shape) for m in members]
         if self.select is not None:
             chosen = self.select.select(flat, [m.shape for m in members], hints.seed)
-            places = [Support(m.shape, p) for m, p in zip(members, chosen, strict=True)]
-            self.select.write(writer, places, hints.seed)
+            supports = [Support(m.shape, p) for m, p in zip(members, chosen, strict=True)]
+            self.select.write(writer, supports, hints.seed)
             gain = np.float32(self.select.gain)
             flat = [v[p] for v, p in zip(flat, chosen, strict=True)]
             if gain != 1:
                 with np.errstate(over="ignore"):
                     flat = [saturate(v * gain) for v in flat]
-        self.quantize.write(writer, flat, places, hints.seed)
+        self.quantize.write(writer, flat, supports, hints.seed)
         return writer.getvalue()
 
     def decode(self, members: Sequence[TensorSpec], reader: Reader) -> list[Array]:
-        """Zeros but at the places."""
+        """Decode tensors that are 0 everywhere but at the positions that were sent."""
         shapes = [m.shape for m in members]
         if self.select is None:
             dense = self.quantize.read(reader, [Support(s) for s in shapes])
             return [v.reshape(s) for v, s in zip(dense, shapes, strict=True)]
-        places = self.select.read(reader, shapes)
-        out = []
-        for place, values in zip(places, self.quantize.read(reader, places), strict=True):
-            full = np.zeros(place.numel, np.float32)
-            full[slice(None) if place.positions is None else place.positions] = values
-            out.append(full.reshape(place.shape))
-        return out
+        supports = self.select.read(reader, shapes)
+        tensors = []
+        for support, values in zip(supports, self.quantize.read(reader, supports), strict=True):
+            tensor = np.zeros(support.numel, np.float32)
+            tensor[slice(None) if support.positions is None else support.positions] = values
+            tensors.append(tensor.reshape(support.shape))
+        return tensors

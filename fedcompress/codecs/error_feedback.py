@@ -1,8 +1,9 @@
-"""Error feedback: what a lossy code left out is added to the next update.
+"""Adds to the next update what a lossy code left out of the last one: error feedback.
 
 Source: Seide et al. 2014; Karimireddy et al. 2019 (arXiv:1901.09847), algorithm 1.
-Law: with decay 1, no warm-up and no reset, sum(decoded) + residual == sum(delta), up to
-float32 rounding, and to what a residual that is stored in fewer bits loses.
+
+Law: with decay 1, no warm-up and no reset, sum(decoded) + residual == sum(delta), up to float32 rounding, and up to
+what a residual loses that is stored in fewer bits.
 """
 
 from __future__ import annotations
@@ -18,23 +19,24 @@ from fedcompress.codecs.spec import CodecSpec
 from fedcompress.errors import ConfigError, StateError, WireError
 from fedcompress.types import Array, Layout, Tensors, subtract
 
-STORES = ("none", "bf16", "int8")
+STORES = ("none", "bf16", "int8")  # codecs that a residual may be stored by
 _MAGIC = b"FCR1"
+_AFTER_WARMUP = 1 << 30  # a round number that stands for any round without warm-up and reset
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feedback:
-    """``target = delta + decay * residual``; afterwards ``residual = target - decoded``.
+    """Computes ``target = delta + decay * residual`` before encoding, and ``residual = target - decoded`` after it.
 
-    The residual is the caller's, an argument and a result.
+    The object has no state: the residual is the caller's, an argument and a result.
 
     Args:
-        decay: what is kept of the residual; 0 turns feedback off. SparseLoCo
+        decay: the share of the residual that is added, from 0 to 1; 0 turns feedback off. SparseLoCo
             (arXiv:2508.15706) takes 0.95.
-        warmup: rounds over which the decay grows to its value, in equal steps from 0: early
-            residuals point where the model no longer is.
-        reset: every so many rounds the residual is dropped; 0 is never. With partial
-            participation a residual grows stale (Fed-EF, Li and Li 2023, arXiv:2211.14292, section 4).
+        warmup: rounds over which the decay grows to its value, in equal steps from 0: early residuals point where the
+            model no longer is. 0 means none.
+        reset: every so many rounds the residual is dropped; 0 means never. With partial participation a residual
+            grows stale (Fed-EF, Li and Li 2023, arXiv:2211.14292, section 4).
         store: how the residual is kept on disk, one of ``STORES``.
     """
 
@@ -53,24 +55,41 @@ class Feedback:
             raise ConfigError("feedback.store", self.store, f"one of {list(STORES)}")
 
     def decay_at(self, round_: int) -> float:
-        """The decay of a round, counted from 1."""
+        """Return the decay of a round, counted from 1: 0 at a reset, less than ``decay`` in the warm-up."""
         if self.reset and round_ % self.reset == 0:
             return 0.0
         return self.decay * min(1.0, round_ / (self.warmup + 1))
 
-    def target(self, delta: Mapping[str, Array], residual: Mapping[str, Array], round_: int = 1 << 30) -> Tensors:
-        """What to encode, float32; by default after any warm-up. Overflow gives infinity, which encoding refuses."""
-        decay = np.float32(self.decay_at(round_)) if round_ < 1 << 30 else np.float32(self.decay)
+    def target(self, delta: Mapping[str, Array], residual: Mapping[str, Array], round_: int = _AFTER_WARMUP) -> Tensors:
+        """Compute the update to encode, ``delta + decay * residual``.
+
+        Args:
+            delta: the update, float32, by tensor name.
+            residual: what was left out so far, of the same names and shapes.
+            round_: counted from 1; by default a round after any warm-up that is no reset.
+
+        Returns:
+            The target, float32. Overflow gives infinity without a warning; encoding refuses it.
+        """
+        decay = np.float32(self.decay_at(round_)) if round_ < _AFTER_WARMUP else np.float32(self.decay)
         with np.errstate(over="ignore"):
             return {name: delta[name] + decay * residual[name] for name in delta}
 
     def residual(self, target: Mapping[str, Array], decoded: Mapping[str, Array]) -> Tensors:
-        """What the code left out of ``target``."""
+        """Return what the code left out, ``target - decoded``."""
         return subtract(target, decoded)
 
 
 def pack_residual(residual: Mapping[str, Array], layout: Layout, store: str = "none") -> bytes:
-    """A residual for the disk; says itself how it is stored.
+    """Pack a residual for the disk; the bytes say themselves how it is stored.
+
+    Args:
+        residual: finite float32 tensors of the layout.
+        layout: names and shapes.
+        store: one of ``STORES``; all but ``none`` lose precision.
+
+    Returns:
+        Bytes for ``unpack_residual``.
 
     Raises:
         NonFiniteError: a value is NaN or infinite; names the tensor.
@@ -84,7 +103,7 @@ def pack_residual(residual: Mapping[str, Array], layout: Layout, store: str = "n
 
 
 def unpack_residual(data: bytes, layout: Layout) -> Tensors:
-    """Inverse of ``pack_residual``, up to what its store loses.
+    """Unpack what ``pack_residual`` packed, up to what its store loses.
 
     Raises:
         StateError: the bytes are not a residual of this layout.

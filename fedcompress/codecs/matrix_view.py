@@ -1,4 +1,4 @@
-"""A tensor as a matrix with no more rows than columns."""
+"""Views a tensor of any shape as a matrix that has no more rows than columns."""
 
 from __future__ import annotations
 
@@ -12,41 +12,49 @@ from fedcompress.codecs.base import Indices, Shape
 
 
 class Grid(NamedTuple):
-    """First dimension and all others together, turned where that has more rows than columns.
+    """A grid says how a tensor is seen as a matrix of ``rows`` by ``columns``, ``rows <= columns``.
 
-    Vectors, scalars and empty tensors have one row.
+    The first dimension of the tensor gives the rows and all others together the columns; where that would be more
+    rows than columns, the matrix is transposed. Vectors, scalars and empty tensors have one row.
     """
 
     rows: int
     columns: int
-    turned: bool
+    transposed: bool
 
     @classmethod
     def of(cls, shape: Shape) -> Grid:
-        """The grid of a tensor's shape."""
-        rows, columns = flat_grid(shape)
-        return cls(columns, rows, True) if rows > max(columns, 1) else cls(rows, columns, False)
+        """Return the grid of a tensor's shape."""
+        rows, columns = matrix_shape(shape)
+        if rows > max(columns, 1):
+            return cls(columns, rows, True)
+        return cls(rows, columns, False)
 
     def matrix(self, value: NDArray[Any]) -> NDArray[Any]:
-        """A view of a tensor, or of its flat entries, shape (rows, columns)."""
-        return value.reshape(self.columns, self.rows).T if self.turned else value.reshape(self.rows, self.columns)
+        """Return a view of a contiguous tensor, or of its flat entries, as a matrix of shape (rows, columns)."""
+        if self.transposed:
+            return value.reshape(self.columns, self.rows).T
+        return value.reshape(self.rows, self.columns)
 
     def tensor(self, matrix: NDArray[Any], shape: Shape) -> NDArray[Any]:
-        """Inverse of ``matrix``, contiguous."""
-        return np.ascontiguousarray(matrix.T if self.turned else matrix).reshape(shape)
+        """Return a matrix of shape (rows, columns) as a C-contiguous tensor; inverts ``matrix``."""
+        return np.ascontiguousarray(matrix.T if self.transposed else matrix).reshape(shape)
 
     def locate(self, positions: Indices | None = None) -> tuple[Indices, Indices]:
-        """Row and column of flat positions of the tensor; None is all of them."""
+        """Return the matrix rows and the matrix columns of flat positions of the tensor; None means all entries."""
         flat = np.arange(self.rows * self.columns) if positions is None else positions
-        if self.turned:
+        if self.transposed:
             column, row = np.divmod(flat, self.rows)
         else:
             row, column = np.divmod(flat, max(self.columns, 1))
         return row, column
 
 
-def flat_grid(shape: Shape) -> tuple[int, int]:
-    """First dimension, and all others together, as they are; vectors and empty tensors have one row."""
+def matrix_shape(shape: Shape) -> tuple[int, int]:
+    """Return the first dimension and the product of all others, not transposed.
+
+    Vectors, scalars and empty tensors have one row.
+    """
     size = math.prod(shape)
     rows = shape[0] if len(shape) > 1 and size else 1
     return rows, size // rows

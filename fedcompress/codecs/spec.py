@@ -1,4 +1,4 @@
-"""Spec strings. Grammar in ``codecs/__init__``."""
+"""Parses spec strings, and writes them in canonical form; the grammar is in ``codecs/__init__``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from fedcompress.codecs.table import CODECS
 from fedcompress.errors import ConfigError
 from fedcompress.types import GROUPS, Layout, TensorSpec
 
+# Names that stand for several tensor groups.
 ALIASES: dict[str, tuple[str, ...]] = {"lora": ("lora_a", "lora_b")}
 
 
 @dataclass(frozen=True)
 class Clause:
-    """A code for some tensor groups; no groups means all that no other clause names."""
+    """A clause names a code for some tensor groups.
+
+    Args:
+        groups: names from ``GROUPS``; empty means all groups that no other clause names.
+        code: what encodes the tensors of these groups.
+    """
 
     groups: tuple[str, ...]
     code: TensorCode
@@ -33,7 +39,7 @@ class Clause:
 
 @dataclass(frozen=True)
 class CodecSpec:
-    """A parsed spec. ``str()`` is canonical: equal codecs have equal text."""
+    """Holds a parsed spec; ``str()`` is canonical: equal codecs have equal text."""
 
     clauses: tuple[Clause, ...]
 
@@ -44,15 +50,17 @@ class CodecSpec:
     def parse(cls, text: str, *, field: str = "codec") -> CodecSpec:
         """Parse a spec or the name of a preset.
 
+        Args:
+            text: as ``topk(density=0.05)|ternary; head: int(bits=4)``, or as ``lora-transform``.
+            field: the name of the setting, for error messages.
+
         Raises:
-            ConfigError: unknown name or key, or a value out of range; lists the choices.
+            ConfigError: a name or key is unknown, or a value is out of range; the message lists the choices.
         """
         row = CODECS.get(text.strip())
         if row is not None and row.spec:
             text = row.spec
-        clauses: list[Clause] = []
-        for part in text.split(";"):
-            clauses += _parse_clause(part, field)
+        clauses = [_parse_clause(part, field) for part in text.split(";")]
         named = [g for c in clauses for g in c.groups]
         for group in named:
             if named.count(group) > 1:
@@ -63,40 +71,35 @@ class CodecSpec:
 
     @property
     def uses_previous_update(self) -> bool:
-        """Whether a code starts from the update that was sent before."""
+        """Return whether a code starts from the update that was sent before."""
         return any(c.code.uses_previous_update for c in self.clauses)
 
     @property
     def sparse(self) -> bool:
-        """Whether a code leaves most entries 0."""
+        """Return whether a code leaves most entries 0."""
         chains = any(isinstance(c.code, SelectThenQuantize) and c.code.select is not None for c in self.clauses)
         return chains or any(isinstance(c.code, ComPEFT) for c in self.clauses)
 
     def assign(self, layout: Layout) -> list[list[TensorSpec]]:
-        """The tensors of each clause, in layout order.
+        """Return the tensors of each clause, in layout order.
 
         Raises:
             ConfigError: a tensor's group has no clause.
         """
-        rest = next((i for i, c in enumerate(self.clauses) if not c.groups), None)
-        index = {group: i for i, c in enumerate(self.clauses) for group in c.groups}
-        out: list[list[TensorSpec]] = [[] for _ in self.clauses]
+        default = next((i for i, c in enumerate(self.clauses) if not c.groups), None)
+        clause_by_group = {group: i for i, c in enumerate(self.clauses) for group in c.groups}
+        assigned: list[list[TensorSpec]] = [[] for _ in self.clauses]
         for spec in layout.tensors:
-            place = index.get(spec.group, rest)
-            if place is None:
+            number = clause_by_group.get(spec.group, default)
+            if number is None:
                 raise ConfigError("codec", str(self), f"needs a clause for group {spec.group!r} ({spec.name})")
-            out[place].append(spec)
-        return out
+            assigned[number].append(spec)
+        return assigned
 
 
-def _parse_clause(part: str, field: str) -> list[Clause]:
+def _parse_clause(part: str, field: str) -> Clause:
     head, colon, chain = part.rpartition(":")
-    groups: list[str] = []
-    for name in head.split(",") if colon else []:
-        group = name.strip()
-        if group not in GROUPS and group not in ALIASES:
-            raise ConfigError(field, repr(group), f"group must be one of {[*GROUPS, *ALIASES]}")
-        groups += ALIASES.get(group, (group,))
+    groups = _parse_groups(head, field) if colon else ()
     row = CODECS.get(chain.strip())
     if row is not None and row.spec:
         if ";" in row.spec:
@@ -114,7 +117,17 @@ def _parse_clause(part: str, field: str) -> list[Clause]:
         case _:
             rule = "must be a code, or [selection |] quantization, as topk(density=0.05)|ternary"
             raise ConfigError(field, chain.strip(), rule)
-    return [Clause(tuple(groups), code)]
+    return Clause(groups, code)
+
+
+def _parse_groups(text: str, field: str) -> tuple[str, ...]:
+    groups: list[str] = []
+    for name in text.split(","):
+        group = name.strip()
+        if group not in GROUPS and group not in ALIASES:
+            raise ConfigError(field, repr(group), f"group must be one of {[*GROUPS, *ALIASES]}")
+        groups += ALIASES.get(group, (group,))
+    return tuple(groups)
 
 
 def _parse_stage(text: str, field: str) -> Selector | Quantizer | TensorCode:

@@ -1,4 +1,27 @@
-"""The one literal table of codec stages and presets."""
+"""Lists all codec stages and presets in one literal table.
+
+Every stage shows an example in the docstring of its class. These are the presets, on a factor of 8 x 512 that has
+a strong direction::
+
+    >>> import numpy as np
+    >>> from fedcompress.codecs import CODECS, preview
+    >>> wave = np.outer([3, -2, 4, 1, 5, -1, 2, 6], np.arange(512) % 19 - 9) + np.arange(4096).reshape(8, 512) % 5
+    >>> for name, row in CODECS.items():
+    ...     if row.kind == "preset":
+    ...         result = preview(name, wave, group="lora_a")
+    ...         print(f"{name}: {result.size} bytes, relative squared error {result.error:.1g}")
+    int8: 3441 bytes, relative squared error 5e-05
+    int4: 1661 bytes, relative squared error 0.02
+    sign: 274 bytes, relative squared error 0.4
+    bitdelta: 275 bytes, relative squared error 0.4
+    stc: 48 bytes, relative squared error 0.9
+    sparseloco: 69 bytes, relative squared error 0.9
+    dare: 1558 bytes, relative squared error 8
+    darex-q: 1558 bytes, relative squared error 2
+    lora-ternary: 205 bytes, relative squared error 0.5
+    lora-transform: 106 bytes, relative squared error 0.2
+    lora-transform-down: 184 bytes, relative squared error 0.05
+"""
 
 from __future__ import annotations
 
@@ -29,14 +52,23 @@ from fedcompress.codecs.transform.code import Transform
 
 @dataclass(frozen=True, kw_only=True)
 class CodecRow:
-    """One row of the table: a stage (``config``) or a preset (``spec``)."""
+    """Describes one row of the table: a stage, which has a ``config``, or a preset, which has a ``spec``.
 
-    kind: str  # "select", "quantize", "code" (a clause by itself) or "preset"
+    Args:
+        kind: ``select``, ``quantize``, ``code`` (a clause by itself) or ``preset``.
+        law: what is promised of the decoded values; tests check it.
+        paper: the source, or ``-``.
+        config: the dataclass of a stage; its fields are the parameters.
+        spec: what a preset stands for.
+        example: parameters to show and to test with, where some have no default.
+    """
+
+    kind: str
     law: str
     paper: str
     config: type[Selector] | type[Quantizer] | type[TensorCode] | None = None
     spec: str = ""
-    example: str = ""  # parameters to show and to test with, where there is no default
+    example: str = ""
 
 
 CODECS: dict[str, CodecRow] = {
@@ -221,7 +253,7 @@ CODECS: dict[str, CodecRow] = {
 
 
 def sample_spec(name: str) -> str:
-    """A spec that uses a row of the table, for documentation and tests."""
+    """Return a spec that uses a row of the table, for documentation and tests."""
     row = CODECS[name]
     stage = row.spec or (f"{name}({row.example})" if row.example else name)
     return f"{stage}|none" if row.kind == "select" else stage

@@ -1,4 +1,4 @@
-"""Random bits that every machine draws alike: Philox, keyed by a seed and a label."""
+"""Draws random bits that are equal on every machine: Philox, keyed by a seed and a label."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from numpy.typing import NDArray
 
 
 def words(seed: int, label: str, count: int, start: int = 0) -> NDArray[np.uint32]:
-    """``count`` words of 32 bits of Philox4x64-10, low halves first, from the ``start``-th on.
+    """Draw words of 32 random bits from Philox4x64-10, low halves of its 64-bit words first.
 
-    The key is the first 16 bytes of SHA-256 of ``seed/label``, little-endian. The generator counts, so that
-    words in the middle cost no words before them.
+    The key is the first 16 bytes, little-endian, of the SHA-256 of the text ``seed/label``. The generator is
+    counter-based, so that words in the middle cost no words before them.
+
+    Args:
+        seed: any nonnegative integer.
+        label: what the words are for; each label has a stream of its own.
+        count: the number of words.
+        start: the number of the first word in the stream, from 0.
+
+    Returns:
+        Words, uint32, shape (count,).
     """
     key = int.from_bytes(hashlib.sha256(f"{seed}/{label}".encode()).digest()[:16], "little")
     steps, skip = divmod(start, 8)  # one step of the counter gives eight words
@@ -24,11 +33,29 @@ def words(seed: int, label: str, count: int, start: int = 0) -> NDArray[np.uint3
 
 
 def uniform(seed: int, label: str, count: int) -> NDArray[np.float32]:
-    """Multiples of 2^-24 in [0, 1)."""
+    """Draw uniform multiples of 2^-24 in [0, 1).
+
+    Args:
+        seed: as for ``words``.
+        label: as for ``words``.
+        count: the number of values.
+
+    Returns:
+        Values, float32, shape (count,).
+    """
     return (words(seed, label, count) >> 8).astype(np.float32) * np.float32(2**-24)
 
 
 def signs(seed: int, label: str, count: int) -> NDArray[np.float32]:
-    """Rademacher: +1 or -1 from one bit each, least significant first."""
+    """Draw Rademacher signs: +1 for a bit of 0 and -1 for a bit of 1, least significant bit of each word first.
+
+    Args:
+        seed: as for ``words``.
+        label: as for ``words``.
+        count: the number of signs.
+
+    Returns:
+        Signs, float32, shape (count,).
+    """
     bits = np.unpackbits(words(seed, label, (count + 31) // 32).astype("<u4").view(np.uint8), bitorder="little")
     return np.float32(1) - np.float32(2) * bits[:count].astype(np.float32)

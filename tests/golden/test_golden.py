@@ -80,7 +80,7 @@ def test_every_coder_is_frozen_by_a_golden_file(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Reader, "u8", u8)
     for name in UPDATES:
         decode_update((HERE / name).read_bytes(), layout_of(name))
-    masks = {("read_places", c) for c in (PACKED, GAPS, COLUMNS, ROWS)} | {
+    masks = {("read_positions", c) for c in (PACKED, GAPS, COLUMNS, ROWS)} | {
         ("_read_version_1", c) for c in (PACKED, RANGE)
     }
     assert seen >= masks | {("read_signs", c) for c in (0, 1)} | {("read_symbols", c) for c in (0, 1)}

@@ -1,1 +1,1 @@
-"""Codes that take whole tensors: a clause of a codec spec by themselves."""
+"""Codes take whole tensors; each makes a clause of a codec spec by itself."""

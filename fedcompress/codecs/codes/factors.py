@@ -1,4 +1,4 @@
-"""Low-rank factors in bfloat16: what ``svd`` and ``powersgd`` send."""
+"""Writes and reads low-rank factors in bfloat16, which is what ``svd`` and ``powersgd`` send."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.base import safe_exponent, saturate
 from fedcompress.codecs.byte_io import Reader, Writer
-from fedcompress.codecs.matrix_view import flat_grid
+from fedcompress.codecs.matrix_view import matrix_shape
 from fedcompress.errors import PayloadError
 from fedcompress.numerics import bfloat16
+from fedcompress.numerics.scaling import choose_exponent, saturate
 from fedcompress.types import Array, TensorSpec
 
 Floats = NDArray[np.float64]
+# From a tensor's spec, its matrix (rows, columns) and a rank: factors (rows, rank) and (rank, columns).
 Factorize = Callable[[TensorSpec, Floats, int], tuple[Floats, Floats]]
 
 
-def rank_of(member: TensorSpec, rank: int) -> int:
-    """The rank that is sent; 0 where the tensor itself is no larger."""
-    rows, columns = flat_grid(member.shape)
+def choose_rank(member: TensorSpec, rank: int) -> int:
+    """Return the rank that is sent of a tensor, at most ``rank``; 0 where the tensor itself is no larger."""
+    rows, columns = matrix_shape(member.shape)
     used = min(rank, rows, columns)
     return used if used * (rows + columns) < rows * columns else 0
 
@@ -28,13 +29,21 @@ def rank_of(member: TensorSpec, rank: int) -> int:
 def write_factors(
     writer: Writer, members: Sequence[TensorSpec], values: Sequence[Array], rank: int, factorize: Factorize
 ) -> None:
-    """Append an exponent of two and factors, (rows, rank) and (rank, columns), or the tensor."""
+    """Append of each tensor an exponent of two and its factors, or the whole tensor where it is no larger.
+
+    Args:
+        writer: receives the bytes.
+        members: the tensors.
+        values: their values, finite float32.
+        rank: the largest rank that is sent of a tensor.
+        factorize: computes the factors of a tensor's matrix, which is scaled so that products are safe.
+    """
     for member, value in zip(members, values, strict=True):
-        used = rank_of(member, rank)
+        used = choose_rank(member, rank)
         if used:
-            exponent = safe_exponent([value])
+            exponent = choose_exponent([value])
             writer.i8(exponent)
-            matrix = np.ldexp(value.reshape(flat_grid(member.shape)).astype(np.float64), -exponent)
+            matrix = np.ldexp(value.reshape(matrix_shape(member.shape)).astype(np.float64), -exponent)
             pieces = [factor.astype(np.float32) for factor in factorize(member, matrix, used)]
         else:
             pieces = [value]
@@ -43,30 +52,38 @@ def write_factors(
 
 
 def read_factors(reader: Reader, members: Sequence[TensorSpec], rank: int) -> list[Array]:
-    """Sums of outer products, each product and each sum rounded to float32.
+    """Read factors and multiply them: sums of outer products, each product and sum rounded to float32, in order.
+
+    Args:
+        reader: stands before the first factor.
+        members: the tensors.
+        rank: the largest rank that was sent of a tensor.
+
+    Returns:
+        The tensors, float32, of the members' shapes.
 
     Raises:
         PayloadError: bytes are missing, or a factor is not finite.
     """
-    out = []
+    tensors = []
     for member in members:
-        rows, columns = flat_grid(member.shape)
-        used = rank_of(member, rank)
+        rows, columns = matrix_shape(member.shape)
+        used = choose_rank(member, rank)
         if not used:
-            out.append(_read(reader, member, member.numel).reshape(member.shape))
+            tensors.append(_read_values(reader, member, member.numel).reshape(member.shape))
             continue
         exponent = reader.i8()
-        left = _read(reader, member, rows * used).reshape(rows, used)
-        right = _read(reader, member, used * columns).reshape(used, columns)
+        left = _read_values(reader, member, rows * used).reshape(rows, used)
+        right = _read_values(reader, member, used * columns).reshape(used, columns)
         total = np.zeros((rows, columns), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for k in range(used):
                 total += np.multiply.outer(left[:, k], right[k])
-        out.append(saturate(total, exponent).reshape(member.shape))
-    return out
+        tensors.append(saturate(total, exponent).reshape(member.shape))
+    return tensors
 
 
-def _read(reader: Reader, member: TensorSpec, count: int) -> Array:
+def _read_values(reader: Reader, member: TensorSpec, count: int) -> Array:
     values = bfloat16.from_bfloat16(np.frombuffer(reader.raw(2 * count), "<u2").astype(np.uint16))
     if not np.isfinite(values).all():
         raise PayloadError(f"section: {member.name}: a factor is NaN or infinite")

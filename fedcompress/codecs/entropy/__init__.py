@@ -1,1 +1,1 @@
-"""Entropy coding of positions, symbols and signs; byte-level readers and writers."""
+"""Entropy coders turn positions, symbols and signs into about as many bits as they carry information."""

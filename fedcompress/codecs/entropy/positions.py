@@ -1,4 +1,4 @@
-"""Which entries are sent, as bytes: the smallest of four coders.
+"""Encodes which entries are sent, by the smallest of four coders.
 
     0  packed: one bit an entry
     1  range: one bit an entry, by the density of its tensor (written by version 1 only)
@@ -6,11 +6,10 @@
     3  columns: one bit an entry, by what the rows before had in this column
     4  rows: as gaps, with a count and a density for each matrix row
 
-Coder 2 is the fast one: its work grows with the number of entries sent, and it needs H(p) bits an
-entry like an ideal coder of independent bits, since gaps are then geometric, and what is
-left of a gap beyond the alphabet is geometric again. Coder 3 uses that rows of a LoRA factor
-choose the same columns: on real updates it takes 8 to 35 % off H(p). Coder 4 is for
-selections that give each row a density of its own.
+Coder 2 is the fast one: its work grows with the number of entries that are sent. It needs H(p) bits an entry, like an
+ideal coder of independent bits, since gaps are then geometric, and what is left of a gap beyond the alphabet is
+geometric again. Coder 3 uses that the rows of a LoRA factor choose the same columns: on real updates it takes 8 to
+35 % off H(p). Coder 4 is for selections that give each row a density of its own.
 """
 
 from __future__ import annotations
@@ -24,48 +23,53 @@ from numpy.typing import NDArray
 from fedcompress.codecs.base import Indices, Shape, Support
 from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.range_coder import RangeReader, RangeWriter, bernoulli, weighted
-from fedcompress.codecs.entropy.row_model import RowCounts
+from fedcompress.codecs.entropy.row_model import ColumnModel
 from fedcompress.codecs.entropy.symbols import unpack_bits
 from fedcompress.codecs.matrix_view import Grid
 from fedcompress.errors import PayloadError
 
-PACKED, RANGE, GAPS, COLUMNS, ROWS = 0, 1, 2, 3, 4
+PACKED = 0
+RANGE = 1
+GAPS = 2
+COLUMNS = 3
+ROWS = 4
 MAX_COLUMNS = 1 << 23  # entries up to which coder 3 is tried
 MAX_ROWS = 1 << 16  # rows up to which coder 4 is tried
-MAX_ALPHABET = 256
+MAX_ALPHABET = 256  # symbols for gaps of coder 2, the last of which stands for a longer gap
+_COUNT_BITS = 9  # bits that a count takes, about
 
 
-class CodedPlaces:
-    """Selectors whose positions are sent."""
+class CodedPositions:
+    """Gives a selector ``write`` and ``read``, which send its positions entropy-coded."""
 
     gain: ClassVar[float] = 1.0
 
-    def write(self, writer: Writer, places: Sequence[Support], seed: int) -> None:
+    def write(self, writer: Writer, supports: Sequence[Support], seed: int) -> None:
         """Append the positions."""
-        write_places(writer, places)
+        write_positions(writer, supports)
 
     def read(self, reader: Reader, shapes: Sequence[Shape]) -> list[Support]:
-        """Inverse of ``write``."""
-        return read_places(reader, shapes)
+        """Read the positions of tensors of these shapes."""
+        return read_positions(reader, shapes)
 
 
-def write_places(writer: Writer, places: Sequence[Support]) -> None:
-    """Append positions; the reader knows shapes."""
-    total = sum(p.numel for p in places)
-    choices = [(GAPS, _write_gaps(places))]
-    if 4 * len(choices[0][1]) > total // 4:  # dense
-        choices.append((PACKED, _write_packed(places)))
+def write_positions(writer: Writer, supports: Sequence[Support]) -> None:
+    """Append the positions of all supports; the reader must know the shapes."""
+    total = sum(s.numel for s in supports)
+    choices = [(GAPS, _write_gaps(supports))]
+    if 4 * len(choices[0][1]) > total // 4:  # dense, so that one bit an entry may be less
+        choices.append((PACKED, _write_packed(supports)))
     if total <= MAX_COLUMNS:
-        choices.append((COLUMNS, _write_columns(places)))
-    if _rows_promise(places):
-        choices.append((ROWS, _write_gaps([row for p in places for row in _split(p)])))
+        choices.append((COLUMNS, _write_columns(supports)))
+    if _row_coding_pays(supports):
+        choices.append((ROWS, _write_gaps([row for s in supports for row in _split_rows(s)])))
     coder, data = min(choices, key=lambda choice: len(choice[1]))
     writer.u8(coder)
     writer.raw(data)
 
 
-def read_places(reader: Reader, shapes: Sequence[Shape]) -> list[Support]:
-    """Inverse of ``write_places``.
+def read_positions(reader: Reader, shapes: Sequence[Shape]) -> list[Support]:
+    """Read the positions of tensors of these shapes.
 
     Raises:
         PayloadError: a count exceeds its size, positions do not match the counts, or the stream goes on.
@@ -85,14 +89,14 @@ def read_places(reader: Reader, shapes: Sequence[Shape]) -> list[Support]:
                 positions = _read_rows(reader, shapes)
             case other:
                 raise PayloadError(f"section: coder: {other}: must be {PACKED}, {GAPS}, {COLUMNS} or {ROWS}")
-    return [Support(shape, found) for shape, found in zip(shapes, positions, strict=True)]
+    return [Support(shape, p) for shape, p in zip(shapes, positions, strict=True)]
 
 
-def _write_counts(writer: Writer, places: Sequence[Support]) -> list[Support]:
-    """Append counts; returns the tensors of which some but not all entries are sent."""
-    for p in places:
-        writer.varint(p.count)
-    return [p for p in places if 0 < p.count < p.numel]
+def _write_counts(writer: Writer, supports: Sequence[Support]) -> list[Support]:
+    """Append the counts, and return the supports with some but not all entries, whose positions must be sent too."""
+    for support in supports:
+        writer.varint(support.count)
+    return [s for s in supports if 0 < s.count < s.numel]
 
 
 def _read_counts(reader: Reader, sizes: Sequence[int]) -> list[int]:
@@ -103,37 +107,46 @@ def _read_counts(reader: Reader, sizes: Sequence[int]) -> list[int]:
     return counts
 
 
-def _write_packed(places: Sequence[Support]) -> bytes:
+def _check_count(size: int, count: int) -> None:
+    if size != count:
+        raise PayloadError(f"section: positions: {size}: the count says {count}")
+
+
+# Coder 0: packed
+
+
+def _write_packed(supports: Sequence[Support]) -> bytes:
     writer = Writer()
-    bits = [np.zeros(0, np.bool_)]
-    for p in _write_counts(writer, places):
-        bits.append(np.zeros(p.numel, np.bool_))
-        bits[-1][p.positions] = True
-    writer.stream(np.packbits(np.concatenate(bits)).tobytes())
+    masks = [np.zeros(0, np.bool_)]
+    for support in _write_counts(writer, supports):
+        mask = np.zeros(support.numel, np.bool_)
+        mask[support.positions] = True
+        masks.append(mask)
+    writer.stream(np.packbits(np.concatenate(masks)).tobytes())
     return writer.getvalue()
 
 
 def _read_packed(reader: Reader, sizes: Sequence[int], counts: Sequence[int]) -> list[Indices]:
-    is_open = [0 < k < n for k, n in zip(counts, sizes, strict=True)]
-    total = sum(n for n, o in zip(sizes, is_open, strict=True) if o)
-    flat, at, out = unpack_bits(reader.stream(), total, 1), 0, []
-    for size, count, opened in zip(sizes, counts, is_open, strict=True):
-        if opened:
-            out.append(np.flatnonzero(flat[at : at + size]))
+    is_partial = [0 < k < n for k, n in zip(counts, sizes, strict=True)]
+    total = sum(n for n, partial in zip(sizes, is_partial, strict=True) if partial)
+    mask = unpack_bits(reader.stream(), total, 1)
+    positions = []
+    at = 0
+    for size, count, partial in zip(sizes, counts, is_partial, strict=True):
+        if partial:
+            positions.append(np.flatnonzero(mask[at : at + size]))
             at += size
-            _check_count(out[-1].size, count)
+            _check_count(positions[-1].size, count)
         else:
-            out.append(np.arange(count))
-    return out
+            positions.append(np.arange(count))
+    return positions
 
 
-def _check_count(found: int, count: int) -> None:
-    if found != count:
-        raise PayloadError(f"section: positions: {found}: the count says {count}")
+# Coder 2: gaps
 
 
 def _gap_model(count: int, size: int) -> tuple[int, NDArray[np.float64]]:
-    """Alphabet and probabilities of geometric gaps; the last symbol stands for a longer gap."""
+    """Return the alphabet and the probabilities of geometric gaps; the last symbol stands for a longer gap."""
     alphabet = 4
     while alphabet < min(3 * size // count, MAX_ALPHABET):
         alphabet *= 2
@@ -142,14 +155,15 @@ def _gap_model(count: int, size: int) -> tuple[int, NDArray[np.float64]]:
     return alphabet, np.r_[tail[:-1] * density, tail[-1]]
 
 
-def _write_gaps(places: Sequence[Support]) -> bytes:
-    writer, coder = Writer(), RangeWriter()
-    for p in _write_counts(writer, places):
-        assert p.positions is not None
-        alphabet, probabilities = _gap_model(p.count, p.numel)
-        gaps = np.diff(p.positions, prepend=-1) - 1
-        longer = gaps // (alphabet - 1)
-        symbols = np.full(p.count + int(longer.sum()), alphabet - 1, np.int32)
+def _write_gaps(supports: Sequence[Support]) -> bytes:
+    writer = Writer()
+    coder = RangeWriter()
+    for support in _write_counts(writer, supports):
+        assert support.positions is not None
+        alphabet, probabilities = _gap_model(support.count, support.numel)
+        gaps = np.diff(support.positions, prepend=-1) - 1
+        longer = gaps // (alphabet - 1)  # how often the last symbol comes before each gap's own
+        symbols = np.full(support.count + int(longer.sum()), alphabet - 1, np.int32)
         symbols[np.cumsum(longer + 1) - 1] = gaps - longer * (alphabet - 1)
         coder.put(symbols, weighted(probabilities))
     writer.stream(coder.getvalue())
@@ -157,22 +171,27 @@ def _write_gaps(places: Sequence[Support]) -> bytes:
 
 
 def _read_gaps(reader: Reader, sizes: Sequence[int], counts: Sequence[int]) -> list[Indices]:
-    coder, out = RangeReader(reader.stream()), []
+    coder = RangeReader(reader.stream())
+    positions = []
     for size, count in zip(sizes, counts, strict=True):
         if 0 < count < size:
-            out.append(_gap_positions(coder, size, count))
+            positions.append(_read_gap_positions(coder, size, count))
         else:
-            out.append(np.arange(count))
+            positions.append(np.arange(count))
     coder.finish()
-    return out
+    return positions
 
 
-def _gap_positions(coder: RangeReader, size: int, count: int) -> Indices:
+def _read_gap_positions(coder: RangeReader, size: int, count: int) -> Indices:
+    """Read the positions of ``count`` of ``size`` entries."""
     alphabet, probabilities = _gap_model(count, size)
-    model, pieces, found, read = weighted(probabilities), [], 0, 0
-    while found < count:
-        pieces.append(coder.get(model, count - found))
-        found += int(np.count_nonzero(pieces[-1] != alphabet - 1))
+    model = weighted(probabilities)
+    pieces = []
+    complete = 0  # gaps that were read to their end
+    read = 0  # symbols that were read
+    while complete < count:
+        pieces.append(coder.get(model, count - complete))
+        complete += int(np.count_nonzero(pieces[-1] != alphabet - 1))
         read += pieces[-1].size
         if read > count + (size - count) // (alphabet - 1):
             raise PayloadError(f"section: positions: beyond {size}, the tensor's size")
@@ -184,34 +203,40 @@ def _gap_positions(coder: RangeReader, size: int, count: int) -> Indices:
     return positions
 
 
-def _row_counts(place: Support) -> NDArray[np.int64]:
-    """How many entries of each matrix row are sent."""
-    grid = Grid.of(place.shape)
-    assert place.positions is not None
-    if grid.turned:
-        return np.bincount(place.positions % grid.rows, minlength=grid.rows)
-    return np.diff(np.searchsorted(place.positions, np.arange(grid.rows + 1) * grid.columns))
+# Coder 4: rows
 
 
-def _bits(counts: NDArray[np.int64], size: int) -> float:
-    """Entropy of masks of one size."""
+def _count_by_row(support: Support) -> NDArray[np.int64]:
+    """Return how many entries of each matrix row are sent, shape (grid.rows,)."""
+    grid = Grid.of(support.shape)
+    assert support.positions is not None
+    if grid.transposed:
+        return np.bincount(support.positions % grid.rows, minlength=grid.rows)
+    return np.diff(np.searchsorted(support.positions, np.arange(grid.rows + 1) * grid.columns))
+
+
+def _compute_entropy(counts: NDArray[np.int64], size: int) -> float:
+    """Return the bits of random masks of one size, with these counts of ones, by their entropy."""
     share = np.clip(counts / max(size, 1), 1e-12, 1 - 1e-12)
     return float(-size * (share * np.log2(share) + (1 - share) * np.log2(1 - share)).sum())
 
 
-def _rows_promise(places: Sequence[Support]) -> bool:
-    """Whether rows of densities of their own would save more than their counts take."""
-    grids = [Grid.of(p.shape) for p in places]
+def _row_coding_pays(supports: Sequence[Support]) -> bool:
+    """Return whether a density for each row would save more bits than the counts of the rows take."""
+    grids = [Grid.of(s.shape) for s in supports]
     if max((g.rows for g in grids), default=1) == 1 or sum(g.rows for g in grids) > MAX_ROWS:
         return False
-    by_row = sum(_bits(_row_counts(p), g.columns) + 9 * g.rows for p, g in zip(places, grids, strict=True))
-    return by_row < sum(_bits(np.array([p.count]), p.numel) + 9 for p in places)
+    by_row = sum(
+        _compute_entropy(_count_by_row(s), g.columns) + _COUNT_BITS * g.rows
+        for s, g in zip(supports, grids, strict=True)
+    )
+    return by_row < sum(_compute_entropy(np.array([s.count]), s.numel) + _COUNT_BITS for s in supports)
 
 
-def _split(place: Support) -> list[Support]:
-    """A tensor's places by matrix row; each row is a tensor of its own."""
-    grid = Grid.of(place.shape)
-    row, column = grid.locate(place.positions)
+def _split_rows(support: Support) -> list[Support]:
+    """Split a support by matrix row; each row becomes the support of a vector of its own."""
+    grid = Grid.of(support.shape)
+    row, column = grid.locate(support.positions)
     order = np.argsort(row, kind="stable")
     parts = np.split(column[order], np.searchsorted(row[order], np.arange(1, grid.rows)))
     return [Support((grid.columns,), part) for part in parts]
@@ -220,45 +245,58 @@ def _split(place: Support) -> list[Support]:
 def _read_rows(reader: Reader, shapes: Sequence[Shape]) -> list[Indices]:
     grids = [Grid.of(s) for s in shapes]
     sizes = [g.columns for g in grids for _ in range(g.rows)]
-    rows, at, out = _read_gaps(reader, sizes, _read_counts(reader, sizes)), 0, []
-    for side, columns, turned in grids:
+    rows = _read_gaps(reader, sizes, _read_counts(reader, sizes))
+    positions = []
+    at = 0
+    for side, columns, is_transposed in grids:
         own = rows[at : at + side]
         at += side
-        if turned:
-            out.append(np.sort(np.concatenate([row * side + i for i, row in enumerate(own)])))
+        if is_transposed:
+            positions.append(np.sort(np.concatenate([row * side + i for i, row in enumerate(own)])))
         else:
-            out.append(np.concatenate([row + i * columns for i, row in enumerate(own)]))
-    return out
+            positions.append(np.concatenate([row + i * columns for i, row in enumerate(own)]))
+    return positions
 
 
-def _write_columns(places: Sequence[Support]) -> bytes:
-    writer, coder, counts = Writer(), RangeWriter(), RowCounts()
-    for p in places:
-        mask = np.zeros(p.numel, np.bool_)
-        mask[p.positions] = True
-        for row in Grid.of(p.shape).matrix(mask):
-            coder.put_bits(row, counts.next_row(row.size))
-            counts.learn(row)
-        counts.next_tensor()
+# Coder 3: columns
+
+
+def _write_columns(supports: Sequence[Support]) -> bytes:
+    writer = Writer()
+    coder = RangeWriter()
+    model = ColumnModel()
+    for support in supports:
+        mask = np.zeros(support.numel, np.bool_)
+        mask[support.positions] = True
+        for row in Grid.of(support.shape).matrix(mask):
+            coder.put_bits(row, model.next_row(row.size))
+            model.learn(row)
+        model.next_tensor()
     writer.stream(coder.getvalue())
     return writer.getvalue()
 
 
 def _read_columns(reader: Reader, shapes: Sequence[Shape]) -> list[Indices]:
-    coder, counts, out = RangeReader(reader.stream()), RowCounts(), []
+    coder = RangeReader(reader.stream())
+    model = ColumnModel()
+    positions = []
     for shape in shapes:
         mask = np.zeros(Support(shape).numel, np.bool_)
         for row in Grid.of(shape).matrix(mask):
-            row[:] = coder.get_bits(counts.next_row(row.size))
-            counts.learn(row)
-        counts.next_tensor()
-        out.append(np.flatnonzero(mask))
+            row[:] = coder.get_bits(model.next_row(row.size))
+            model.learn(row)
+        model.next_tensor()
+        positions.append(np.flatnonzero(mask))
     coder.finish()
-    return out
+    return positions
+
+
+# Sections of version 1: coders 0 and 1
 
 
 def _read_version_1(reader: Reader, sizes: Sequence[int]) -> list[Indices]:
-    counts, coder = _read_counts(reader, sizes), reader.u8()
+    counts = _read_counts(reader, sizes)
+    coder = reader.u8()
     if coder == PACKED:
         return _read_packed(reader, sizes, counts)
     stream = RangeReader(reader.stream())
@@ -266,12 +304,12 @@ def _read_version_1(reader: Reader, sizes: Sequence[int]) -> list[Indices]:
         raise PayloadError(f"section: coder: {coder}: must be {PACKED} or {RANGE}")
     if not any(0 < k < n for k, n in zip(counts, sizes, strict=True)):
         raise PayloadError(f"section: coder: {coder}: must be {PACKED} where there are no positions")
-    out = []
+    positions = []
     for size, count in zip(sizes, counts, strict=True):
         if 0 < count < size:
-            out.append(np.flatnonzero(stream.get(bernoulli(count, size), size)))
-            _check_count(out[-1].size, count)
+            positions.append(np.flatnonzero(stream.get(bernoulli(count, size), size)))
+            _check_count(positions[-1].size, count)
         else:
-            out.append(np.arange(count))
+            positions.append(np.arange(count))
     stream.finish()
-    return out
+    return positions

@@ -1,7 +1,7 @@
-"""Small integers as bytes: the smaller of two coders.
+"""Encodes small nonnegative integers, by the smaller of two coders.
 
 0  packed: fixed width, most significant bit first
-1  range: static model; how often each symbol occurs is in front
+1  range: a static model; a histogram of the symbols is in front
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.range_coder import RangeReader, RangeWriter, Symbols, categorical
 from fedcompress.errors import PayloadError
 
-PACKED, RANGE = 0, 1
+PACKED = 0
+RANGE = 1
 CHUNK = 1 << 16  # symbols that are spread into bits at a time; a multiple of 8, so that chunks end with a byte
 
 
 def pack_bits(symbols: NDArray[np.integer], bits: int) -> bytes:
-    """Nonnegative integers in ``bits`` bits each, most significant first, padded with 0 to a byte."""
+    """Pack nonnegative integers in ``bits`` bits each, most significant bit first, padded with 0 to a byte."""
     if bits == 1:
         return np.packbits(symbols.astype(np.uint8)).tobytes()
     shifts = np.arange(bits - 1, -1, -1)
@@ -27,7 +28,15 @@ def pack_bits(symbols: NDArray[np.integer], bits: int) -> bytes:
 
 
 def unpack_bits(data: bytes, count: int, bits: int) -> Symbols:
-    """Inverse of ``pack_bits``.
+    """Unpack what ``pack_bits`` packed.
+
+    Args:
+        data: exactly the packed bytes.
+        count: the number of symbols.
+        bits: the width of a symbol.
+
+    Returns:
+        The symbols, int32, shape (count,).
 
     Raises:
         PayloadError: the size or the padding is wrong.
@@ -49,7 +58,13 @@ def unpack_bits(data: bytes, count: int, bits: int) -> Symbols:
 
 
 def write_symbols(writer: Writer, symbols: Symbols, alphabet: int) -> None:
-    """Integers in ``[0, alphabet)``, ``alphabet >= 2``; the reader knows how many."""
+    """Append symbols by the smaller coder; the reader must know how many they are.
+
+    Args:
+        writer: receives the bytes.
+        symbols: integers in ``[0, alphabet)``, shape (count,).
+        alphabet: the number of different symbols, at least 2.
+    """
     bits = (alphabet - 1).bit_length()
     histogram = np.bincount(symbols, minlength=alphabet)
     if symbols.size:
@@ -58,23 +73,32 @@ def write_symbols(writer: Writer, symbols: Symbols, alphabet: int) -> None:
         table = Writer()
         for count in histogram:
             table.varint(int(count))
-        ranged = table.getvalue() + encoder.getvalue()
-        if len(ranged) < (symbols.size * bits + 7) // 8:
+        coded = table.getvalue() + encoder.getvalue()
+        if len(coded) < (symbols.size * bits + 7) // 8:
             writer.u8(RANGE)
-            writer.stream(ranged)
+            writer.stream(coded)
             return
     writer.u8(PACKED)
     writer.stream(pack_bits(symbols, bits))
 
 
 def read_symbols(reader: Reader, count: int, alphabet: int) -> Symbols:
-    """Inverse of ``write_symbols``.
+    """Read what ``write_symbols`` wrote.
+
+    Args:
+        reader: stands before the coder byte.
+        count: the number of symbols.
+        alphabet: the number of different symbols.
+
+    Returns:
+        The symbols, int32, shape (count,).
 
     Raises:
-        PayloadError: the stream does not decode to ``count`` symbols of the alphabet, to other ones than
-            its histogram says, or goes on after them.
+        PayloadError: the stream does not decode to ``count`` symbols of the alphabet, or to other ones than its
+            histogram says, or goes on after them.
     """
-    coder, data = reader.u8(), reader.stream()
+    coder = reader.u8()
+    data = reader.stream()
     if coder == PACKED:
         symbols = unpack_bits(data, count, (alphabet - 1).bit_length())
         if count and int(symbols.max()) >= alphabet:

@@ -1,1 +1,1 @@
-"""Quantizers: how the values that are sent are written."""
+"""Quantizers write the values of the entries that are sent, in few bits."""

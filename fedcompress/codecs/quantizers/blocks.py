@@ -1,4 +1,7 @@
-"""What block-wise quantizers share: one bfloat16 scale a block, one symbol stream for all."""
+"""Holds what block-wise quantizers share: one bfloat16 scale a block, and one symbol stream for all entries.
+
+Blocks are cut in each vector by itself; the last block of a vector may be shorter.
+"""
 
 from __future__ import annotations
 
@@ -16,58 +19,107 @@ from fedcompress.types import Array
 
 
 def check_block(field: str, block: int) -> None:
-    """Raise ``ConfigError`` unless a block size is one."""
+    """Raise ``ConfigError`` unless a block size is 0 or more."""
     if block < 0:
         raise ConfigError(field, block, "must be >= 0 (0: one block a tensor)")
 
 
-def block_index(sizes: Sequence[int], block: int) -> tuple[int, NDArray[np.int64]]:
-    """Number of blocks of all vectors together, and the block of each entry."""
+def index_blocks(sizes: Sequence[int], block: int) -> tuple[int, NDArray[np.int64]]:
+    """Number the blocks of all vectors together.
+
+    Args:
+        sizes: entries of each vector.
+        block: entries of a block; 0 makes one block of each vector that is not empty.
+
+    Returns:
+        The number of blocks, and the block of each entry, shape (sum of sizes,).
+    """
     counts = [-(-size // block) if block else int(size > 0) for size in sizes]
     starts = np.cumsum([0, *counts])
-    pieces = [
-        start + (np.arange(size) // block if block else np.zeros(size, np.int64))
-        for start, size in zip(starts, sizes, strict=False)
-    ]
-    return int(starts[-1]), np.concatenate([np.zeros(0, np.int64), *pieces])
+    pieces = [np.zeros(0, np.int64)]
+    for start, size in zip(starts, sizes, strict=False):
+        within = np.arange(size) // block if block else np.zeros(size, np.int64)
+        pieces.append(start + within)
+    return int(starts[-1]), np.concatenate(pieces)
 
 
-def flatten(values: Sequence[Array]) -> Array:
-    """All vectors, one after another."""
+def concatenate(values: Sequence[Array]) -> Array:
+    """Return all vectors, one after another, as one float32 vector."""
     return np.concatenate([np.zeros(0, np.float32), *values])
 
 
-def split(flat: Array, places: Sequence[Support]) -> list[Array]:
-    """The vectors of places, from one."""
-    return list(np.split(flat, np.cumsum([p.count for p in places])[:-1])) if places else []
+def split_by_support(flat: Array, supports: Sequence[Support]) -> list[Array]:
+    """Split one vector into the vectors of the supports; inverts ``concatenate``."""
+    if not supports:
+        return []
+    return list(np.split(flat, np.cumsum([s.count for s in supports])[:-1]))
 
 
-def largest_by_block(flat: Array, index: NDArray[np.int64], blocks: int) -> Array:
-    """Largest magnitude of each block."""
-    top = np.zeros(blocks, np.float32)
-    np.maximum.at(top, index, np.abs(flat))
-    return top
+def find_block_maxima(flat: Array, index: NDArray[np.int64], blocks: int) -> Array:
+    """Find the largest magnitude of each block.
+
+    Args:
+        flat: all entries, float32.
+        index: the block of each entry, of the shape of ``flat``.
+        blocks: the number of blocks.
+
+    Returns:
+        Maxima, float32, shape (blocks,).
+    """
+    maxima = np.zeros(blocks, np.float32)
+    np.maximum.at(maxima, index, np.abs(flat))
+    return maxima
 
 
-def ratios(
-    values: Sequence[Array], block: int, norms: Callable[..., Array] = largest_by_block
+def normalize_blocks(
+    values: Sequence[Array], block: int, norms: Callable[..., Array] = find_block_maxima
 ) -> tuple[NDArray[np.uint16], Array]:
-    """Norms of all blocks, rounded up to bfloat16, and entries over the norm of their block; 0 where that is 0."""
-    flat = flatten(values)
-    blocks, index = block_index([v.size for v in values], block)
+    """Divide all entries by the norm of their block.
+
+    Args:
+        values: flat float32 vectors.
+        block: entries of a block; 0 means one block a vector.
+        norms: computes the norm of each block, with the arguments and the result of ``find_block_maxima``.
+
+    Returns:
+        The norms rounded up to bfloat16 bits, shape (blocks,); and the ratios, float32, shape (entries,), which are
+        0 in blocks whose norm is 0.
+    """
+    flat = concatenate(values)
+    blocks, index = index_blocks([v.size for v in values], block)
     scales = bfloat16.round_up(norms(flat, index, blocks))
     scale = bfloat16.from_bfloat16(scales)[index]
     return scales, np.divide(flat, scale, out=np.zeros_like(flat), where=scale > 0)
 
 
 def write_blocks(writer: Writer, scales: NDArray[np.uint16], symbols: NDArray[np.int64], alphabet: int) -> None:
-    """Append bfloat16 scales, then symbols."""
+    """Append the scales of all blocks and then the symbols of all entries.
+
+    Args:
+        writer: receives the bytes.
+        scales: bfloat16 bits, shape (blocks,).
+        symbols: integers in ``[0, alphabet)``, shape (entries,).
+        alphabet: the number of different symbols.
+    """
     writer.raw(scales.astype("<u2").tobytes())
     write_symbols(writer, symbols.astype(np.int32), alphabet)
 
 
 def read_blocks(reader: Reader, sizes: Sequence[int], block: int, alphabet: int) -> tuple[Array, NDArray[np.int32]]:
-    """The scale of each entry, and its symbol."""
-    blocks, index = block_index(sizes, block)
-    scales = bfloat16.scales_from(reader.raw(2 * blocks))
+    """Read what ``write_blocks`` wrote.
+
+    Args:
+        reader: stands before the scales.
+        sizes: entries of each vector.
+        block: entries of a block; 0 means one block a vector.
+        alphabet: the number of different symbols.
+
+    Returns:
+        The scale of each entry's block, float32, and each entry's symbol, both of shape (entries,).
+
+    Raises:
+        PayloadError: the bytes do not decode.
+    """
+    blocks, index = index_blocks(sizes, block)
+    scales = bfloat16.decode_scales(reader.raw(2 * blocks))
     return scales[index], read_symbols(reader, sum(sizes), alphabet)

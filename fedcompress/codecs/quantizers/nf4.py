@@ -1,4 +1,4 @@
-"""NormalFloat, 4 bits: sixteen quantiles of a Gaussian."""
+"""Quantizes to 4-bit NormalFloat: sixteen levels at the quantiles of a Gaussian."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ import numpy as np
 
 from fedcompress.codecs.base import Support
 from fedcompress.codecs.byte_io import Reader, Writer
-from fedcompress.codecs.quantizers.blocks import check_block, ratios, read_blocks, split, write_blocks
+from fedcompress.codecs.quantizers.blocks import (
+    check_block,
+    normalize_blocks,
+    read_blocks,
+    split_by_support,
+    write_blocks,
+)
 from fedcompress.types import Array
 
-# Levels of QLoRA (Dettmers et al. 2023, arXiv:2305.14314, appendix E).
+# The levels of QLoRA (Dettmers et al. 2023, arXiv:2305.14314, appendix E), as shares of a block's largest magnitude.
 LEVELS = np.array(
     [
         -1.0,
@@ -39,10 +45,17 @@ LEVELS = np.array(
 
 @dataclass(frozen=True, kw_only=True)
 class NormalFloat:
-    """Nearest of the 16 levels of NF4 times the largest magnitude of a block.
+    """Rounds each value to the nearest of the 16 levels of NF4 times the largest magnitude of its block.
 
-    As bitsandbytes' ``quantize_nf4``, but with a bfloat16 scale, rounded up, in place of its
-    float32 one, and with symbols that are entropy-coded.
+    It differs from ``quantize_nf4`` of bitsandbytes in the scale, which is a bfloat16, rounded up, where theirs is a
+    float32, and in that symbols are entropy-coded.
+
+    Args:
+        block: entries that share a scale; 0 means one block a tensor.
+
+    >>> from fedcompress.codecs import preview
+    >>> print(preview("nf4", [0.9, -0.2, -1.1, 0.1]))
+    7 bytes, relative squared error 0.0053: [0.796, -0.204, -1.1, 0.0877]
     """
 
     name: ClassVar[str] = "nf4"
@@ -51,13 +64,13 @@ class NormalFloat:
     def __post_init__(self) -> None:
         check_block("codec.nf4.block", self.block)
 
-    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Support], seed: int = 0) -> None:
-        """Scales of all blocks, then the levels of all entries."""
-        scales, ratio = ratios(values, self.block)
+    def write(self, writer: Writer, values: Sequence[Array], supports: Sequence[Support], seed: int = 0) -> None:
+        """Append the scales of all blocks, then the levels of all entries."""
+        scales, ratio = normalize_blocks(values, self.block)
         middles = (LEVELS[1:] + LEVELS[:-1]) / np.float32(2)
         write_blocks(writer, scales, np.searchsorted(middles, ratio), LEVELS.size)
 
-    def read(self, reader: Reader, places: Sequence[Support]) -> list[Array]:
-        """Level times scale."""
-        scale, symbols = read_blocks(reader, [p.count for p in places], self.block, LEVELS.size)
-        return split(LEVELS[symbols] * scale, places)
+    def read(self, reader: Reader, supports: Sequence[Support]) -> list[Array]:
+        """Read levels and multiply them by their scales."""
+        scale, symbols = read_blocks(reader, [s.count for s in supports], self.block, LEVELS.size)
+        return split_by_support(LEVELS[symbols] * scale, supports)

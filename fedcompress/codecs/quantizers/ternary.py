@@ -1,4 +1,4 @@
-"""Ternary quantization: after a selection, each kept value is +scale or -scale."""
+"""Quantizes to three values: what a selector keeps becomes +scale or -scale, all else is 0."""
 
 from __future__ import annotations
 
@@ -23,14 +23,23 @@ UNITS = ("tensor", "row")
 
 @dataclass(frozen=True, kw_only=True)
 class Ternary:
-    """Signs, and one bfloat16 scale for each tensor, or matrix row, with kept values.
+    """Writes signs, and one bfloat16 scale for each tensor, or each matrix row, that has entries to send.
 
-    ``scale="mse"`` is the mean magnitude of the kept values: for given signs it has the
-    least squared error (sparse ternary compression, arXiv:1903.02891, algorithm 1).
-    The code released with ComPEFT takes the signed mean in its STC baseline, which is
-    near zero for symmetric values; the paper's rule is followed here. ``gain`` multiplies it,
-    for a scale that was calibrated by what a model puts out (``codecs.calibrate``). With
-    ``by="row"`` the short side of each matrix has the scales: a LoRA factor's ranks differ.
+    ``scale="mse"`` is the mean magnitude of the entries that are sent; for given signs it has the least squared
+    error (sparse ternary compression, Sattler et al. 2019, arXiv:1903.02891, algorithm 1). The code released with
+    ComPEFT takes the signed mean in its STC baseline, which is near zero for symmetric values; here the paper's rule
+    is followed.
+
+    Args:
+        scale: the rule for the scale, one of ``SCALES``.
+        gain: multiplies the scale, from 0.01 to 100; other than 1 where the scale was calibrated by a model's output
+            (``codecs.calibrate``).
+        by: what has a scale of its own: ``tensor``, or ``row`` for each row of the matrix along its short side, since
+            the ranks of a LoRA factor differ.
+
+    >>> from fedcompress.codecs import preview
+    >>> print(preview("ternary", [0.9, -0.2, -1.1, 0.1]))
+    5 bytes, relative squared error 0.36: [0.574, -0.574, -0.574, 0.574]
     """
 
     name: ClassVar[str] = "ternary"
@@ -46,37 +55,39 @@ class Ternary:
         if self.by not in UNITS:
             raise ConfigError("codec.ternary.by", self.by, f"one of {list(UNITS)}")
 
-    def _units(self, place: Support) -> tuple[int, NDArray[np.int64]]:
-        """How many scales a tensor has, and which of them each entry takes."""
+    def _index_scales(self, support: Support) -> tuple[int, NDArray[np.int64]]:
+        """Return how many scales a tensor has, and the number of the scale of each entry that is sent."""
         if self.by == "tensor":
-            return int(place.count > 0), np.zeros(place.count, np.int64)
-        rows, used = np.unique(Grid.of(place.shape).locate(place.positions)[0], return_inverse=True)
-        return rows.size, used
+            return int(support.count > 0), np.zeros(support.count, np.int64)
+        rows, index = np.unique(Grid.of(support.shape).locate(support.positions)[0], return_inverse=True)
+        return rows.size, index
 
-    def write(self, writer: Writer, values: Sequence[Array], places: Sequence[Support], seed: int = 0) -> None:
-        """All scales, then all signs."""
+    def write(self, writer: Writer, values: Sequence[Array], supports: Sequence[Support], seed: int = 0) -> None:
+        """Append all scales, then all signs."""
         means = [np.zeros(0)]
-        for value, place in zip(values, places, strict=True):
+        for value, support in zip(values, supports, strict=True):
             magnitude = np.abs(value)
             if self.by == "tensor":
                 means.append(np.array([magnitude.mean(dtype=np.float64)] if value.size else []))
             else:
-                count, unit = self._units(place)
-                means.append(np.bincount(unit, magnitude, count) / np.bincount(unit, minlength=count))
+                count, index = self._index_scales(support)
+                means.append(np.bincount(index, magnitude, count) / np.bincount(index, minlength=count))
         scales = np.minimum(self.gain * np.concatenate(means), np.finfo(np.float32).max).astype(np.float32)
         writer.raw(bfloat16.to_bfloat16(scales).astype("<u2").tobytes())
-        write_signs(writer, [np.signbit(v) for v in values], places)
+        write_signs(writer, [np.signbit(v) for v in values], supports)
 
-    def read(self, reader: Reader, places: Sequence[Support]) -> list[Array]:
-        """``scale`` or ``-scale`` for each entry."""
-        units = [self._units(p) for p in places]
-        scales, at, out = bfloat16.scales_from(reader.raw(2 * sum(n for n, _ in units))), 0, []
-        for (count, unit), negative in zip(units, read_signs(reader, places), strict=True):
+    def read(self, reader: Reader, supports: Sequence[Support]) -> list[Array]:
+        """Read ``scale`` or ``-scale`` for each entry."""
+        units = [self._index_scales(s) for s in supports]
+        scales = bfloat16.decode_scales(reader.raw(2 * sum(count for count, _ in units)))
+        vectors = []
+        at = 0
+        for (count, index), negative in zip(units, read_signs(reader, supports), strict=True):
             own = scales[at : at + count]
             at += count
             if self.by == "tensor":
                 scale = own[0] if count else np.float32(0)
-                out.append(np.array([scale, -scale], np.float32)[negative.view(np.uint8)])
+                vectors.append(np.array([scale, -scale], np.float32)[negative.view(np.uint8)])
             else:
-                out.append(np.where(negative, -own[unit], own[unit]).astype(np.float32))
-        return out
+                vectors.append(np.where(negative, -own[index], own[index]).astype(np.float32))
+        return vectors

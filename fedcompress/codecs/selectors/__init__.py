@@ -1,1 +1,1 @@
-"""Selectors: which entries of a tensor are sent."""
+"""Selectors choose which entries of a tensor are sent."""

@@ -1,4 +1,4 @@
-"""Selection under a byte budget: densities by tensor, or by row, that leave the least error."""
+"""Selects under a byte budget: the density of each tensor, or row, is the one that leaves the least error."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.codecs.base import Indices, Shape
-from fedcompress.codecs.entropy.positions import CodedPlaces
+from fedcompress.codecs.entropy.positions import CodedPositions
 from fedcompress.codecs.matrix_view import Grid
-from fedcompress.codecs.selectors.topk import largest
+from fedcompress.codecs.selectors.topk import find_largest
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
 
-POINTS = 40  # densities that are tried for each tensor
-SCALE_BITS = 24.0  # a bf16 scale and a count
+POINTS = 40  # densities that are tried for each tensor or row
+SCALE_BITS = 24.0  # bits of a bfloat16 scale and a count
 UNITS = ("tensor", "row")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Allocate(CodedPlaces):
-    """Top-k with a density of its own for each tensor, for about ``budget`` bits a parameter.
+class Allocate(CodedPositions):
+    """Keeps the largest entries, with a density of its own for each tensor or row, for about ``budget`` bits an entry.
 
-    Of n entries, the k largest as plus or minus their mean save ``(sum |x|)^2 / k`` of squared
-    error, and cost ``n H(k/n) + k`` bits and a scale. Each tensor takes the k with the largest
-    ``saved - lambda * bits`` on its own curve; one lambda for all, found by bisection, makes the
-    bits fit the budget (Shoham and Gersho 1988). Made for ``|ternary``, and ``by="row"`` for
-    ``|ternary(by=row)``, where each row of a matrix has its own density; bits are counted for that.
+    Of n entries, the k largest, sent as plus or minus their mean, save ``(sum |x|)^2 / k`` of squared error; they
+    cost ``n H(k/n) + k`` bits and a scale. Each tensor takes the k with the largest ``saved - lambda * bits`` on its
+    own curve; one lambda for all, found by bisection, makes the bits fit the budget (Shoham and Gersho 1988). It is
+    made for ``|ternary``, and with ``by="row"`` for ``|ternary(by=row)``: bits are counted for that.
+
+    Args:
+        budget: bits a parameter, from 0.001 to 2.
+        by: what has a density of its own: ``tensor``, or ``row`` for each row of the matrix along its short side.
+
+    >>> from fedcompress.codecs import preview
+    >>> print(preview("allocate(budget=2)|ternary", [9, 0.1, -0.1, 0.1] * 16))
+    18 bytes, relative squared error 0.058: [8.5, 8.5, 0, 0, 8.5, 0, 0, 0, 8.5, ...]
     """
 
     name: ClassVar[str] = "allocate"
@@ -43,9 +50,9 @@ class Allocate(CodedPlaces):
             raise ConfigError("codec.allocate.by", self.by, f"one of {list(UNITS)}")
 
     def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Indices]:
-        """Positions in flat float32 vectors; rows are known from ``shapes``."""
+        """Choose positions under the budget; ``shapes`` is needed for ``by="row"`` alone."""
         units: list[Indices] = []  # the positions of each unit in its tensor
-        owner: list[int] = []
+        owner: list[int] = []  # the number of each unit's tensor
         for number, value in enumerate(values):
             parts = [np.arange(value.size)]
             if self.by == "row":
@@ -55,24 +62,31 @@ class Allocate(CodedPlaces):
             units += parts
             owner += [number] * len(parts)
         pieces = [values[o][u] for o, u in zip(owner, units, strict=True)]
-        counts = allot([curve(np.abs(p)) for p in pieces], self.budget * sum(v.size for v in values))
+        curves = [compute_curve(np.abs(piece)) for piece in pieces]
+        counts = allocate_counts(curves, self.budget * sum(v.size for v in values))
         chosen: list[list[Indices]] = [[] for _ in values]
         for number, unit, piece, count in zip(owner, units, pieces, counts, strict=True):
-            chosen[number].append(unit[largest([piece], count)[0]])
+            chosen[number].append(unit[find_largest([piece], count)[0]])
         return [np.sort(np.concatenate(c)) for c in chosen]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What k entries of a tensor cost and save."""
+    """A curve says what the k largest entries of a tensor cost and save, for some k.
+
+    Args:
+        counts: the values of k, ascending from 0, shape (points,).
+        bits: what these entries cost, float64, shape (points,).
+        saved: the squared error that they save, float64, shape (points,).
+    """
 
     counts: NDArray[np.int64]
     bits: NDArray[np.float64]
     saved: NDArray[np.float64]
 
 
-def curve(magnitudes: Array) -> Curve:
-    """The curve of one tensor at ``POINTS`` counts, nothing among them."""
+def compute_curve(magnitudes: Array) -> Curve:
+    """Compute the curve of one tensor at no more than ``POINTS`` geometrically spaced counts, and at 0."""
     size = magnitudes.size
     counts = np.unique(np.r_[0, np.geomspace(1, max(size, 1), POINTS).astype(np.int64)])
     counts = counts[counts <= size]
@@ -85,14 +99,17 @@ def curve(magnitudes: Array) -> Curve:
     return Curve(counts, bits, saved)
 
 
-def allot(curves: Sequence[Curve], budget: float) -> list[int]:
-    """The count of each tensor, for at most ``budget`` bits together."""
-    low, high, best = -100.0, 100.0, [0] * len(curves)
+def allocate_counts(curves: Sequence[Curve], budget: float) -> list[int]:
+    """Choose how many entries of each tensor are sent, for at most ``budget`` bits together."""
+    low = -100.0  # log2 of a lambda that is too small, and so spends too many bits
+    high = 100.0
+    best = [0] * len(curves)
     for _ in range(60):
         middle = (low + high) / 2
         picks = [int(np.argmax(c.saved - 2.0**middle * c.bits)) for c in curves]
         if sum(float(c.bits[p]) for c, p in zip(curves, picks, strict=True)) <= budget:
-            high, best = middle, [int(c.counts[p]) for c, p in zip(curves, picks, strict=True)]
+            high = middle
+            best = [int(c.counts[p]) for c, p in zip(curves, picks, strict=True)]
         else:
             low = middle
     return best

@@ -1,4 +1,4 @@
-"""Random selection: positions cost a seed."""
+"""Selects at random, from a seed that is all that a reader needs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedcompress.codecs.base import Indices, Shape, Support, read_seed, write_seed
+from fedcompress.codecs.base import Indices, Shape, Support
 from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.errors import ConfigError
 from fedcompress.numerics.philox import words
@@ -17,13 +17,20 @@ from fedcompress.types import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Random:
-    """Keep each entry with probability ``density``, and divide it by ``q``.
+    """Keeps each entry with probability ``density``, and divides it by ``q``.
 
-    DARE (Yu et al. 2024, arXiv:2311.03099, section 3.1) divides by the keep rate, which is
-    meant by ``q=0``: then the expected value is the entry itself. DAREx-q (Deng et al.
-    2025, arXiv:2410.09344, section 4) takes a larger q, which trades bias for variance;
-    ``fedcompress.codecs.calibrate`` finds one. Both ends draw the mask from the seed, so that
-    positions take a few bytes. Not for error feedback: with ``q < 2 * density`` the error grows.
+    DARE (Yu et al. 2024, arXiv:2311.03099, section 3.1) divides by the keep rate, as ``q=0`` does here: then the
+    expected value is the entry itself. DAREx-q (Deng et al. 2025, arXiv:2410.09344, section 4) takes a larger q,
+    which trades bias for variance; ``fedcompress.codecs.calibrate`` finds one. Both ends draw the mask from the seed,
+    so that positions take a few bytes. It is not for error feedback: with ``q < 2 * density`` the error grows.
+
+    Args:
+        density: the probability that an entry is kept, above 0 and at most 1.
+        q: the divisor, from 1e-6 to 1; 0 means ``density``.
+
+    >>> from fedcompress.codecs import preview
+    >>> print(preview("random(density=0.5)|bf16", [3, -1, 0, 2, 0, 0.5, -4, 1]))
+    14 bytes, relative squared error 1: [0, -2, 0, 4, 0, 1, -8, 2]
     """
 
     name: ClassVar[str] = "random"
@@ -38,23 +45,24 @@ class Random:
 
     @property
     def gain(self) -> float:
-        """What kept entries are multiplied by."""
+        """Return the factor that kept entries are multiplied by, ``1 / q``."""
         return 1.0 / (self.q or self.density)
 
-    def _positions(self, seed: int, number: int, size: int) -> Indices:
+    def _draw_positions(self, seed: int, number: int, size: int) -> Indices:
+        """Draw the positions of the tensor with this number in its clause."""
         if self.density == 1:
             return np.arange(size)
         return np.flatnonzero(words(seed, f"mask/{number}", size) < np.uint32(self.density * 2**32))
 
     def select(self, values: Sequence[Array], shapes: Sequence[Shape] = (), seed: int = 0) -> list[Indices]:
-        """Positions in flat float32 vectors."""
-        return [self._positions(seed, i, v.size) for i, v in enumerate(values)]
+        """Choose positions at random, independent of the values."""
+        return [self._draw_positions(seed, i, v.size) for i, v in enumerate(values)]
 
-    def write(self, writer: Writer, places: Sequence[Support], seed: int) -> None:
+    def write(self, writer: Writer, supports: Sequence[Support], seed: int) -> None:
         """Append the seed."""
-        write_seed(writer, seed)
+        writer.varint(seed)
 
-    def read(self, reader: Reader, shapes: Sequence[tuple[int, ...]]) -> list[Support]:
-        """The positions of the seed."""
-        seed = read_seed(reader)
-        return [Support(s, self._positions(seed, i, Support(s).numel)) for i, s in enumerate(shapes)]
+    def read(self, reader: Reader, shapes: Sequence[Shape]) -> list[Support]:
+        """Read the seed and draw the positions again."""
+        seed = reader.varint()
+        return [Support(s, self._draw_positions(seed, i, Support(s).numel)) for i, s in enumerate(shapes)]

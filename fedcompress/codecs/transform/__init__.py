@@ -1,1 +1,1 @@
-"""The transform code: rotation, bit allocation and trellis quantization."""
+"""The transform code consists of rotation, bit allocation and trellis-coded quantization."""

@@ -1,19 +1,19 @@
-"""Codebook of the trellis quantizer, made by ``python -m benchmarks.codebook``; frozen.
+"""Holds the codebook of the trellis quantizer, made once by ``python -m benchmarks.codebook`` and frozen.
 
-Class c is for a Gaussian source whose standard deviation is ``2^((c - 3) / 4)`` steps.
-Written as integers, so that it is the same on every machine.
+Class c is for a Gaussian source whose standard deviation is ``2^((c - 3) / 4)`` steps. Everything is written as
+integers, so that it is the same on every machine.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-LOG_STEP = 4  # classes an octave
+LOG_STEP = 4  # classes in each octave of the standard deviation
 LOWEST = -0.75  # log2 of the standard deviation of class 0, in steps
-CLASSES = 16
+CLASSES = 16  # classes that have a table; higher ones use these, and send low bits as they are
 ESCAPE = 16  # this magnitude stands for itself and all larger ones
 
-# How often each magnitude occurs, of 32768: [class][quantizer][magnitude].
+# How often each magnitude occurs, of 32768, shape (CLASSES, 2, ESCAPE + 1): class, quantizer, magnitude.
 # fmt: off
 TABLES = np.array([
     [[32430, 323, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1],
@@ -51,7 +51,7 @@ TABLES = np.array([
 ], np.int64)
 # fmt: on
 
-# Mean of a cell minus its point, in 1/256 steps: [class][quantizer][0, 1, 2 and more].
+# Mean of a cell minus its point, in steps, shape (CLASSES, 2, 3): class, quantizer, magnitude 0, 1, or more.
 OFFSETS = (
     np.array(
         [
@@ -77,11 +77,11 @@ OFFSETS = (
     / 256
 )
 
-# Bits an entry, times 4096.
+# Bits an entry, without low bits, shape (CLASSES,).
 RATES = (
     np.array([1106, 3309, 4157, 5050, 6042, 7025, 7989, 8958, 9909, 10865, 11837, 12812, 13788, 14772, 15761, 16759])
     / 4096
 )
 
-# Squared error an entry, in squared steps, times 4096.
+# Squared error an entry, in squared steps, shape (CLASSES,).
 DISTORTIONS = np.array([1107, 816, 852, 882, 887, 894, 907, 919, 937, 953, 965, 980, 991, 1001, 1011, 1018]) / 4096

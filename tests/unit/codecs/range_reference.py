@@ -42,26 +42,31 @@ def gap_positions(decoder: RangeDecoder, count: int, size: int) -> list[int]:
     alphabet = 4
     while alphabet < min(3 * size // count, 256):
         alphabet *= 2
-    density, tail, probabilities = count / size, 1.0, []
+    density = count / size
+    tail = 1.0
+    probabilities = []
     for _ in range(alphabet - 1):
         probabilities.append(tail * density)
         tail *= 1.0 - density
-    model, place, out = weighted([*probabilities, tail]), -1, []
-    while len(out) < count:
+    model = weighted([*probabilities, tail])
+    position = -1
+    positions: list[int] = []
+    while len(positions) < count:
         (symbol,) = decoder.symbols(model, 1)
         if symbol == alphabet - 1:
-            place += alphabet - 1
+            position += alphabet - 1
         else:
-            place += symbol + 1
-            out.append(place)
-    return out
+            position += symbol + 1
+            positions.append(position)
+    return positions
 
 
 class ColumnModel:
     """Bits of matrices by fading counts of the bits above them."""
 
     def __init__(self) -> None:
-        self._ones, self._totals = [1] * 12, [16] * 12
+        self._ones = [1] * 12
+        self._totals = [16] * 12
 
     def matrix(self, decoder: RangeDecoder, rows: int, columns: int) -> list[list[int]]:
         """The next matrix, row by row."""
@@ -89,7 +94,9 @@ class RangeDecoder:
 
     def __init__(self, data: bytes) -> None:
         self._words = iter(int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4))
-        self._lower, self._range, self._point = 0, MASK, 0
+        self._lower = 0
+        self._range = MASK
+        self._point = 0
         for _ in range(2):
             self._point = self._point << 32 | next(self._words, 0)
 

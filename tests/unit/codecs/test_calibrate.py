@@ -24,17 +24,17 @@ def change(q: float, seed: int, density: float = 0.1) -> float:
 
 
 def test_q_by_score_finds_the_top_of_a_hill() -> None:
-    assert calibrate.q_by_score(lambda q: -((q - 0.437) ** 2), 0.1) == pytest.approx(0.437, abs=0.01)
-    assert calibrate.q_by_score(lambda q: q, 0.3) == 1.0
-    assert calibrate.q_by_score(lambda q: -q, 0.3) == 0.3
+    assert calibrate.find_q_by_score(lambda q: -((q - 0.437) ** 2), 0.1) == pytest.approx(0.437, abs=0.01)
+    assert calibrate.find_q_by_score(lambda q: q, 0.3) == 1.0
+    assert calibrate.find_q_by_score(lambda q: -q, 0.3) == 0.3
     asked: list[float] = []
-    calibrate.q_by_score(lambda q: asked.append(q) or 0.0, 0.25)
+    calibrate.find_q_by_score(lambda q: asked.append(q) or 0.0, 0.25)
     assert all(0.25 <= q <= 1 for q in asked)
 
 
 def test_output_change_prefers_a_larger_q_than_the_keep_rate() -> None:
     """For independent entries the least squared change is at q = 1: half of DARE's claim is bias against variance."""
-    q = calibrate.q_by_output(change, 0.1)
+    q = calibrate.find_q_by_output(change, 0.1)
     exact = min((0.1, 0.2, 0.4, 0.6, 0.8, 1.0), key=lambda v: np.mean([change(v, s) for s in range(6)]))
     assert q > 0.1
     assert abs(q - exact) <= 0.25
@@ -43,7 +43,10 @@ def test_output_change_prefers_a_larger_q_than_the_keep_rate() -> None:
 
 def test_the_bound_equals_a_slow_twin() -> None:
     inputs = np.abs(INPUTS.mean(0))
-    density, eta, gamma, drop = 0.1, 0.5, 0.95, 0.9
+    density = 0.1
+    drop = 0.9
+    eta = 0.5
+    gamma = 0.95
     phi = (1 - 2 * drop) / math.log((1 - drop) / drop)
     best = []
     for row in DELTA:
@@ -54,19 +57,19 @@ def test_the_bound_equals_a_slow_twin() -> None:
             for q in np.arange(density, 1.0, 1e-3)
         }
         best.append(min(values, key=lambda q: values[q]))
-    got = calibrate.q_by_bound(DELTA, inputs, density, eta=eta, gamma=gamma)
+    got = calibrate.find_q_by_bound(DELTA, inputs, density, eta=eta, gamma=gamma)
     assert density <= got <= 1
     assert got <= np.mean(best) + 1e-9  # the common grid may end before the last rows are at their least
 
 
 @pytest.mark.parametrize("density", [0.5, 0.01, 0.99])
 def test_the_bound_is_finite_everywhere(density: float) -> None:
-    assert density <= calibrate.q_by_bound(DELTA, INPUTS.mean(0), density) <= 1
+    assert density <= calibrate.find_q_by_bound(DELTA, INPUTS.mean(0), density) <= 1
 
 
 def test_learned_q_goes_downhill_and_stays_in_range() -> None:
     goals = {"a": 0.6, "b": 0.05, "c": 2.0}
-    found = calibrate.q_learned(lambda q: {n: 2 * (q[n] - g) for n, g in goals.items()}, list(goals), 0.1)
+    found = calibrate.learn_q(lambda q: {n: 2 * (q[n] - g) for n, g in goals.items()}, list(goals), 0.1)
     assert found["a"] == pytest.approx(0.6, abs=0.05)
     assert found["b"] == pytest.approx(0.1)
     assert found["c"] >= 0.95
@@ -83,7 +86,7 @@ def test_ternary_scales_are_calibrated_by_what_a_layer_puts_out() -> None:
         return float(np.square(inputs @ (decoded["w"] - values["w"]).T).mean())
 
     spec = CodecSpec.parse("topk(density=0.05)|ternary")
-    found = calibrate.calibrated(spec, layout, values, distance)
+    found = calibrate.calibrate_ternary(spec, layout, values, distance)
     gain = found.clauses[0].code.quantize.gain
     assert gain > 1.3
     plain, better = (distance(decode_sections(s, layout, encode_sections(s, layout, values))) for s in (spec, found))
@@ -93,6 +96,6 @@ def test_ternary_scales_are_calibrated_by_what_a_layer_puts_out() -> None:
 
 def test_nothing_to_calibrate() -> None:
     with pytest.raises(ConfigError, match="ternary"):
-        calibrate.calibrated(CodecSpec.parse("int8"), LAYOUT, {"w": DELTA}, lambda _: 0.0)
+        calibrate.calibrate_ternary(CodecSpec.parse("int8"), LAYOUT, {"w": DELTA}, lambda _: 0.0)
     with pytest.raises(ConfigError, match="density"):
-        calibrate.q_by_score(lambda q: q, 0.0)
+        calibrate.find_q_by_score(lambda q: q, 0.0)

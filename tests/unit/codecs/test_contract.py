@@ -112,7 +112,8 @@ def test_law(name: str) -> None:
 def test_unbiased_codes(spec: str) -> None:
     """The mean over seeds approaches the values, within five deviations of the mean."""
     layout = Layout((TensorSpec(name="w", shape=(6, 50)),))
-    values, codec, draws = normal(layout, 0), CodecSpec.parse(spec), 400
+    values, codec = normal(layout, 0), CodecSpec.parse(spec)
+    draws = 400
     sums = squares = np.zeros((6, 50))
     for seed in range(draws):
         decoded = decode_sections(codec, layout, encode_sections(codec, layout, values, seed=seed))["w"].astype(float)

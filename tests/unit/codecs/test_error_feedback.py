@@ -24,7 +24,9 @@ LAYOUT = lora_layout(modules=1)
 def test_nothing_is_lost(spec: str, seed: int, fates: list[bool]) -> None:
     """Whether or not an update is merged; what is not merged is given back."""
     codec, feedback = CodecSpec.parse(spec), Feedback()
-    residual, merged, total = zeros(LAYOUT), zeros(LAYOUT), zeros(LAYOUT)
+    residual = zeros(LAYOUT)
+    merged = zeros(LAYOUT)
+    total = zeros(LAYOUT)
     for number, is_merged in enumerate(fates):
         delta = normal(LAYOUT, seed * 100 + number)
         total = add(total, delta)

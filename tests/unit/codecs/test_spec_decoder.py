@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fedcompress.adapters import seeded_init
 from fedcompress.codecs.base import Support
 from fedcompress.codecs.byte_io import Reader, Writer
-from fedcompress.codecs.entropy.positions import _write_columns, _write_gaps, read_places
+from fedcompress.codecs.entropy.positions import _write_columns, _write_gaps, read_positions
 from fedcompress.codecs.entropy.symbols import RANGE, read_symbols, write_symbols
 from fedcompress.types import Layout, TensorSpec
 from tests.unit.codecs import range_reference as reference
@@ -25,7 +25,7 @@ def test_masks_of_version_1(seed: int) -> None:
     masks = [generator.random(n) < generator.uniform(0, 0.3) for n in sizes]
     writer = Writer()
     write_masks(writer, masks)
-    again = read_places(Reader(writer.getvalue(), version=1), [(n,) for n in sizes])
+    again = read_positions(Reader(writer.getvalue(), version=1), [(n,) for n in sizes])
     assert all((np.flatnonzero(m) == a.positions).all() for m, a in zip(masks, again, strict=True))
     reader = Reader(writer.getvalue())
     counts = [reader.varint() for _ in sizes]

@@ -17,7 +17,8 @@ class Bytes:
     """A cursor."""
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
+        self._data = data
+        self._at = 0
 
     def take(self, size: int) -> bytes:
         self._at += size

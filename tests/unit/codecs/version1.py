@@ -9,7 +9,8 @@ import numpy as np
 from fedcompress.codecs.byte_io import Writer
 from fedcompress.codecs.entropy.range_coder import RangeWriter, bernoulli
 
-PACKED, RANGE = 0, 1
+PACKED = 0
+RANGE = 1
 
 
 def write_masks(writer: Writer, masks: Sequence[np.ndarray]) -> None:

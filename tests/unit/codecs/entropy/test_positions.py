@@ -13,7 +13,7 @@ from fedcompress.codecs import CodecSpec, encode_sections
 from fedcompress.codecs.base import Support
 from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy import positions as coders
-from fedcompress.codecs.entropy.positions import COLUMNS, GAPS, PACKED, ROWS, read_places, write_places
+from fedcompress.codecs.entropy.positions import COLUMNS, GAPS, PACKED, ROWS, read_positions, write_positions
 from fedcompress.codecs.entropy.signs import AGREEMENT, read_signs, write_signs
 from fedcompress.codecs.entropy.signs import PACKED as PACKED_SIGNS
 from fedcompress.errors import PayloadError
@@ -24,7 +24,7 @@ SHAPES = st.lists(st.sampled_from([(), (0, 3), (1,), (300,), (8, 50), (50, 8), (
 
 
 def write_rows(places: list[Support]) -> bytes:
-    return coders._write_gaps([row for p in places for row in coders._split(p)])
+    return coders._write_gaps([row for p in places for row in coders._split_rows(p)])
 
 
 WRITERS = {GAPS: coders._write_gaps, PACKED: coders._write_packed, COLUMNS: coders._write_columns, ROWS: write_rows}
@@ -52,12 +52,12 @@ def test_every_coder_round_trips(shapes: list[tuple[int, ...]], seed: int, densi
         data = write(places)
         sizes[coder] = len(data)
         reader = Reader(bytes([coder]) + data)
-        assert same(read_places(reader, shapes), places)
+        assert same(read_positions(reader, shapes), places)
         reader.finish()
     writer = Writer()
-    write_places(writer, places)
+    write_positions(writer, places)
     assert len(writer.getvalue()) <= 1 + min(sizes[GAPS], sizes[COLUMNS])
-    assert same(read_places(Reader(writer.getvalue()), shapes), places)
+    assert same(read_positions(Reader(writer.getvalue()), shapes), places)
 
 
 @settings(max_examples=100, deadline=None)
@@ -68,7 +68,7 @@ def test_version_1_is_still_read(seed: int, sizes: list[int], density: float) ->
     writer = Writer()
     write_masks(writer, masks)
     reader = Reader(writer.getvalue(), version=1)
-    again = read_places(reader, [(n,) for n in sizes])
+    again = read_positions(reader, [(n,) for n in sizes])
     reader.finish()
     assert [p.positions.tolist() for p in again] == [np.flatnonzero(m).tolist() for m in masks]
 
@@ -99,7 +99,7 @@ def test_coders_are_chosen_for_what_they_are_good_at() -> None:
     uneven = generator.random((16, 400)) < np.geomspace(0.001, 0.5, 16)[::-1, None]
     for mask, coder in ((rows, COLUMNS), (generator.random((1, 6400)) < 0.02, GAPS), (uneven[::3], ROWS)):
         writer = Writer()
-        write_places(writer, [Support(mask.shape, np.flatnonzero(mask))])
+        write_positions(writer, [Support(mask.shape, np.flatnonzero(mask))])
         assert writer.getvalue()[0] == coder
     signs = np.outer(generator.random(16) < 0.5, np.ones(400, bool)) ^ (generator.random(400) < 0.5)
     for negative, coder in ((signs, AGREEMENT), (generator.random((16, 400)) < 0.5, PACKED_SIGNS)):
@@ -125,7 +125,7 @@ def test_coders_are_chosen_for_what_they_are_good_at() -> None:
 def test_masks_that_lie(data: bytes) -> None:
     def read() -> None:
         reader = Reader(data)
-        read_places(reader, [(100,)])
+        read_positions(reader, [(100,)])
         reader.finish()
 
     with pytest.raises(PayloadError):
@@ -145,7 +145,7 @@ def test_garbage_is_refused_or_decodes(coder: int, count: int, words: list[int])
         writer.varint(count)
     writer.stream(np.array(words, "<u4").tobytes())
     try:
-        (place,) = read_places(Reader(writer.getvalue()), [(10, 10)])
+        (place,) = read_positions(Reader(writer.getvalue()), [(10, 10)])
     except PayloadError:
         return
     assert place.positions is not None

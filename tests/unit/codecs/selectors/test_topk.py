@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcompress.codecs.selectors.topk import TopK, largest
+from fedcompress.codecs.selectors.topk import TopK, find_largest
 from tests.unit.codecs import codec_reference as reference
 
 # few distinct values, so that ties are common
@@ -65,7 +65,7 @@ def test_large_tensors_take_the_sampled_path(kind: str, count: int) -> None:
         "one large": np.eye(1, 700_000, 31_337)[0],
         "zeros": np.zeros(700_000),
     }[kind].astype(np.float32)
-    found = largest([flat[:1], flat[1:600_000], flat[600_000:]], count)
+    found = find_largest([flat[:1], flat[1:600_000], flat[600_000:]], count)
     order = np.lexsort((np.arange(flat.size), -np.abs(flat)))
     together = np.concatenate([p + at for p, at in zip(found, (0, 1, 600_000), strict=True)])
     assert (together == np.sort(order[:count])).all()
@@ -73,6 +73,6 @@ def test_large_tensors_take_the_sampled_path(kind: str, count: int) -> None:
 
 def test_counts_out_of_range() -> None:
     values = np.arange(3, dtype=np.float32)
-    assert largest([values], 9)[0].tolist() == [0, 1, 2]
-    assert not largest([values], 0)[0].size
-    assert not largest([values], -1)[0].size
+    assert find_largest([values], 9)[0].tolist() == [0, 1, 2]
+    assert not find_largest([values], 0)[0].size
+    assert not find_largest([values], -1)[0].size

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.matrix_view import Grid
-from fedcompress.codecs.transform.bit_allocation import MAX_SIDE, Plan, spectrum_of, vector_bits
+from fedcompress.codecs.transform.bit_allocation import MAX_SIDE, Plan, compute_spectrum, vector_bits
 from fedcompress.codecs.transform.rotation import Basis, read_bases, rotate, write_bases
 from fedcompress.codecs.transform.trellis import MAX_CLASS
 from fedcompress.errors import PayloadError
@@ -56,7 +56,7 @@ def same(left: Basis, right: Basis) -> bool:
     if (left.grid, left.classes) != (right.grid, right.classes):
         return False
     if left.vectors is None or right.vectors is None:
-        return left.vectors is right.vectors and (left.kept == right.kept).all()
+        return left.vectors is right.vectors and (left.row_indices == right.row_indices).all()
     return bool((left.vectors == right.vectors).all())
 
 
@@ -93,7 +93,7 @@ def test_a_grid_is_a_matrix_and_back(shape: tuple[int, ...]) -> None:
 def test_rotations_are_least_squares(rows: int, columns: int, count: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     value = generator.standard_normal((rows, columns)).astype(np.float32)
-    spectrum = spectrum_of(value, 1.0)
+    spectrum = compute_spectrum(value, 1.0)
     count = min(count, spectrum.components.size)
     if not count:
         return

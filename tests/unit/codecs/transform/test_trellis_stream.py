@@ -21,10 +21,10 @@ from fedcompress.codecs.transform.trellis import (
     SEGMENT,
     STATES,
     _costs,
+    count_low_bits,
+    find_table,
     points,
     search,
-    shift_of,
-    table_of,
 )
 from fedcompress.codecs.transform.trellis_stream import Lanes, read_rows, write_rows
 
@@ -92,7 +92,7 @@ def test_rate_and_distortion_are_those_of_the_codebook(cls: int) -> None:
     size = 20 * SEGMENT
     row = deviation(cls) * np.random.default_rng(cls).standard_normal(size)
     written, (found,) = coded([row], [cls])
-    table, shift = int(table_of(np.array(cls))), int(shift_of(np.array(cls)))
+    table, shift = int(find_table(np.array(cls))), int(count_low_bits(np.array(cls)))
     # low bits are cut off towards zero, which makes the lowest cell twice as wide; the tables do not know
     assert 8 * written / size == pytest.approx(RATES[table] + shift, abs=0.3 if shift else 0.08)
     assert np.square(row - found).mean() == pytest.approx(DISTORTIONS[table], rel=0.15 if shift else 0.06)
@@ -127,7 +127,7 @@ def test_lanes_cover_each_entry_once(sizes: list[int]) -> None:
 
 def test_classes_beyond_the_codebook_send_low_bits() -> None:
     classes = np.arange(MAX_CLASS + 1)
-    shift, table = shift_of(classes), table_of(classes)
+    shift, table = count_low_bits(classes), find_table(classes)
     assert ((table >= 0) & (table < CLASSES)).all()
     assert (table + LOG_STEP * shift == classes).all()
     assert (shift[:CLASSES] == 0).all()
