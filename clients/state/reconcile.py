@@ -13,7 +13,7 @@ from clients.state.outbox import Outbox, OutboxEntry
 from clients.state.run_tensors import StoredTensors
 from fedcompress.chunks import read_slices
 from fedcompress.errors import StateError
-from fedcompress.pipeline.updates import stream_decoded_update
+from fedcompress.pipeline.coding import stream_decoded_update
 from fedcompress.storage.blobs import BlobStore
 from fedcompress.types import Layout, add, subtract
 

@@ -25,7 +25,7 @@ from fedcompress.chunks import TensorSlice, read_slices
 from fedcompress.codecs import CodecSpec
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import IdentityError, MismatchError, TrainingError
-from fedcompress.pipeline.updates import stream_update
+from fedcompress.pipeline.coding import stream_update
 from fedcompress.privacy import clip_factor
 from fedcompress.storage.failpoints import failpoint
 from fedcompress.storage.tensor_file import iterate_chunks, open_tensor_file

@@ -1,4 +1,4 @@
-"""Encodes and decodes chunk by chunk: what is in memory is bounded by a chunk, not by the update.
+"""Encodes and decodes updates chunk by chunk: what is in memory is bounded by a chunk, not by the update.
 
 An envelope of a layout with more than ``ROUND_CHUNK_ENTRIES`` entries has the sections of all clauses for the first
 chunk, then for the second, and so on. The chunks follow from the receiver's own layout. Updates and states that are in
@@ -17,7 +17,7 @@ from fedcompress.codecs.transform.code import Transform
 from fedcompress.errors import ConfigError, HeaderError, MismatchError, PayloadError
 from fedcompress.numerics.seeded_bases import shared_seed
 from fedcompress.types import Array, Layout, Tensors
-from fedcompress.wire import Envelope, Header, Limits, unpack
+from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack
 
 # Returns the values of a chunk by tensor name: float32 and finite, in the order of the slices.
 ReadChunk = Callable[[list[TensorSlice]], Tensors]
@@ -156,6 +156,43 @@ def encode_body(
     """
     seed, shared = derive_seed(header), shared_seed(header.run, header.round)
     return encode_chunks(codec, layout, read, seed=seed, shared=shared, last=last, on_encoded=on_encoded)
+
+
+def stream_update(
+    read: ReadChunk,
+    layout: Layout,
+    codec: CodecSpec,
+    header: Header,
+    on_encoded: OnEncoded,
+    *,
+    last: Mapping[str, Array] | None = None,
+) -> bytes:
+    """Encode an update of which no more than a chunk is in memory, and return the envelope.
+
+    Args:
+        read: gives the values of a chunk.
+        layout: the update's layout.
+        codec: how to encode it.
+        header: what else to say; codec and layout digest are filled in.
+        on_encoded: is told of each chunk what was encoded, and what the receiver will decode.
+        last: the update sent before, as decoded, for codecs that start from it.
+
+    Returns:
+        The envelope.
+
+    Raises:
+        NonFiniteError: a value is NaN or infinite; names the tensor.
+    """
+    sections = encode_body(codec, layout, read, header, last=last, on_encoded=on_encoded)
+    return pack(replace(header, codec=str(codec), layout_digest=layout.digest), sections)
+
+
+def stream_decoded_update(data: bytes | Envelope, layout: Layout) -> Iterator[tuple[list[TensorSlice], Tensors]]:
+    """Decode an UPDATE or DELTA envelope chunk by chunk; raises as ``open_envelope``."""
+    envelope = open_envelope(data, layout)
+    if envelope.header.kind not in (Kind.UPDATE, Kind.DELTA):
+        raise HeaderError(f"header.kind: {envelope.header.kind.name}: must be UPDATE or DELTA here")
+    return decode_chunks(parse_codec(envelope.header), layout, envelope.sections)
 
 
 def derive_seed(header: Header) -> int:

@@ -1,4 +1,4 @@
-"""Updates become envelopes, and come back: in memory, or chunk by chunk.
+"""Updates in memory become envelopes, and come back.
 
 >>> import numpy as np
 >>> from fedcompress import CodecSpec, Header, Kind, Layout, TensorSpec
@@ -16,24 +16,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 from fedcompress.chunks import TensorSlice, collect_slices
 from fedcompress.codecs import CodecSpec
-from fedcompress.errors import HeaderError
-from fedcompress.pipeline.coding import (
-    OnEncoded,
-    ReadChunk,
-    decode_chunks,
-    encode_body,
-    open_envelope,
-    parse_codec,
-    read_from,
-)
+from fedcompress.pipeline.coding import open_envelope, read_from, stream_decoded_update, stream_update
 from fedcompress.types import Array, Layout, Tensors, to_arrays
-from fedcompress.wire import Envelope, Header, Kind, Limits, pack
+from fedcompress.wire import Envelope, Header, Limits
 
 
 def encode_update(
@@ -75,35 +65,6 @@ def encode_update(
     return data, collect_slices(layout, chunks)
 
 
-def stream_update(
-    read: ReadChunk,
-    layout: Layout,
-    codec: CodecSpec,
-    header: Header,
-    on_encoded: OnEncoded,
-    *,
-    last: Mapping[str, Array] | None = None,
-) -> bytes:
-    """Encode an update of which no more than a chunk is in memory; as ``encode_update`` otherwise.
-
-    Args:
-        read: gives the values of a chunk.
-        layout: the update's layout.
-        codec: how to encode it.
-        header: what else to say; codec and layout digest are filled in.
-        on_encoded: is told of each chunk what was encoded, and what the receiver will decode.
-        last: the update sent before, as decoded, for codecs that start from it.
-
-    Returns:
-        The envelope.
-
-    Raises:
-        NonFiniteError: a value is NaN or infinite; names the tensor.
-    """
-    sections = encode_body(codec, layout, read, header, last=last, on_encoded=on_encoded)
-    return pack(replace(header, codec=str(codec), layout_digest=layout.digest), sections)
-
-
 def decode_update(data: bytes | Envelope, layout: Layout, limits: Limits | None = None) -> tuple[Envelope, Tensors]:
     """Check and decode an UPDATE or DELTA envelope.
 
@@ -121,11 +82,3 @@ def decode_update(data: bytes | Envelope, layout: Layout, limits: Limits | None 
     """
     envelope = open_envelope(data, layout, limits)
     return envelope, collect_slices(layout, stream_decoded_update(envelope, layout))
-
-
-def stream_decoded_update(data: bytes | Envelope, layout: Layout) -> Iterator[tuple[list[TensorSlice], Tensors]]:
-    """Decode an UPDATE or DELTA envelope chunk by chunk; raises as ``decode_update``."""
-    envelope = open_envelope(data, layout)
-    if envelope.header.kind not in (Kind.UPDATE, Kind.DELTA):
-        raise HeaderError(f"header.kind: {envelope.header.kind.name}: must be UPDATE or DELTA here")
-    return decode_chunks(parse_codec(envelope.header), layout, envelope.sections)

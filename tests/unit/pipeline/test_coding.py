@@ -12,8 +12,9 @@ from fedcompress.chunks import TensorSlice, read_slices, split_layout
 from fedcompress.codecs import CodecSpec, encode_sections
 from fedcompress.errors import MismatchError, PayloadError
 from fedcompress.pipeline import coding
+from fedcompress.pipeline.coding import stream_update
 from fedcompress.pipeline.states import decode_state, encode_delta, encode_snapshot, stream_state
-from fedcompress.pipeline.updates import decode_update, encode_update, stream_update
+from fedcompress.pipeline.updates import decode_update, encode_update
 from fedcompress.storage import tensor_file
 from fedcompress.storage.tensor_file import MAGIC, open_tensor_file, serialize_chunks, streamed_state_digest
 from fedcompress.types import Tensors, state_digest, zeros

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from fedcompress.adapters import load_adapter, seeded_init
 from fedcompress.errors import ConfigError, MismatchError, TrainingError
-from fedcompress.pipeline.updates import decode_update, stream_update
+from fedcompress.pipeline.coding import stream_update
+from fedcompress.pipeline.updates import decode_update
 from fedcompress.storage.tensor_file import TensorFile
 from fedcompress.types import add
 from server.ledger.ledger import Ledger

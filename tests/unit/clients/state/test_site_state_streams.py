@@ -13,8 +13,9 @@ from clients.state.site_state import SiteState
 from fedcompress.chunks import TensorSlice, read_slices
 from fedcompress.codecs import CodecSpec
 from fedcompress.errors import AccessError, StateError
+from fedcompress.pipeline.coding import stream_update
 from fedcompress.pipeline.states import encode_delta, encode_snapshot
-from fedcompress.pipeline.updates import decode_update, encode_update, stream_update
+from fedcompress.pipeline.updates import decode_update, encode_update
 from fedcompress.storage import tensor_file
 from fedcompress.storage.tensor_file import MAGIC, TensorFile, ZeroTensors
 from fedcompress.types import Tensors, add, state_digest, subtract, zeros
