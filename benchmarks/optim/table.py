@@ -1,6 +1,6 @@
-"""The table of optimizers in the README, from the benchmark's JSON.
+"""The table of optimizers in docs/optimizers.md, from the benchmark's JSON.
 
-python -m benchmarks.optim --json > optim.json; python -m benchmarks.optim.table optim.json README.md
+python -m benchmarks.optim --json > optim.json; python -m benchmarks.optim.table optim.json docs/optimizers.md
 """
 
 from __future__ import annotations
