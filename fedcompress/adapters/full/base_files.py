@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedcompress.adapters.folder import STORED_AS, to_float32
-from fedcompress.adapters.safetensors_io import METADATA, header_of
+from fedcompress.adapters.safetensors_io import METADATA, read_header
 from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.types import DTYPES, Array
@@ -61,7 +61,7 @@ class BaseWeights:
             raise ConfigError("model.path", self.folder, "must have weights as safetensors: they are read by the piece")
         out = {}
         for file in files:
-            header, start = header_of(file)
+            header, start = read_header(file)
             header.pop(METADATA, None)
             for name, raw in header.items():
                 at, end = raw["data_offsets"]
