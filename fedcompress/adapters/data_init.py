@@ -197,8 +197,8 @@ def set_loftq_factors(attached: AdaptedModel) -> None:
         for layer in _find_lora_layers(attached):
             weight = layer.get_base_layer().weight.detach().float().contiguous()
             codes, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
-            error = weight - dequantize_4bit(codes, state).reshape(weight.shape).float()
-            left, values, right = torch.linalg.svd(error.double(), full_matrices=False)
+            residual = weight - dequantize_4bit(codes, state).reshape(weight.shape).float()
+            left, values, right = torch.linalg.svd(residual.double(), full_matrices=False)
             a = layer.lora_A["default"].weight
             b = layer.lora_B["default"].weight
             rank = min(a.shape[0], values.numel())

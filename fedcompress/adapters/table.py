@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-PRODUCT = "product"  # how updates of an adapter merge; ``AdapterRow`` explains the three
+# How updates of an adapter merge; ``AdapterRow`` explains each.
+PRODUCT = "product"
 LINEAR = "linear"
 NEAR = "near"
 
