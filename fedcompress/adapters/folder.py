@@ -55,8 +55,10 @@ def load_adapter(folder: Path) -> Adapter:
     too: its state is all zero.
 
         >>> adapter = load_adapter(Path("adapter"))  # doctest: +SKIP
-        >>> adapter.config["peft_type"], adapter.layout.numel  # doctest: +SKIP
-        ('LORA', 4194304)
+        >>> adapter.config["peft_type"]  # doctest: +SKIP
+        'LORA'
+        >>> adapter.layout.numel == sum(value.size for value in adapter.tensors.values())  # doctest: +SKIP
+        True
 
     Args:
         folder: has adapter_config.json and adapter_model.safetensors.

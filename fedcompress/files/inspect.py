@@ -29,8 +29,8 @@ def inspect_file(
 ) -> dict[str, Any]:
     """Describe a .fcu file, an adapter folder or a safetensors file.
 
-        >>> inspect_file(Path("a.fcu"))["bits_per_parameter"]  # doctest: +SKIP
-        0.2801
+        >>> inspect_file(Path("a.fcu"))["kind"]  # doctest: +SKIP
+        'FILE'
 
     Args:
         path: one of the three.
