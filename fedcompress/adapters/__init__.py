@@ -1,4 +1,4 @@
-"""PEFT adapter folders to layouts and states, and back; templates of runs; fingerprints; seeded starts."""
+"""Loads and saves PEFT adapters and templates of runs, fingerprints bases, and makes seeded starts."""
 
 from fedcompress.adapters.fingerprint import base_fingerprint
 from fedcompress.adapters.folder import Adapter, adapter_digest, load_adapter, save_adapter

@@ -1,4 +1,4 @@
-"""The frozen base model: where it is, in what precision it is loaded, and what it is loaded as."""
+"""Finds and loads the frozen base model: where it is, in what precision, and as what kind of model."""
 
 from __future__ import annotations
 
@@ -8,29 +8,33 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcompress.adapters.fingerprint import SOURCE, WEIGHTS
 from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM
 from fedcompress.errors import ConfigError, MissingPackageError
 
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedTokenizerBase
+
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")  # names that transformers gives its implementations
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model", "chat_template*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BaseModel:
-    """A base model on this machine.
+    """Names a base model on this machine, and says how it is to be loaded.
 
     Args:
-        path: a folder with config.json and safetensors or GGUF weights.
+        path: a folder with config.json and weights as safetensors or GGUF.
         dtype: of the weights that are not quantised.
         quantization: ``4bit`` is NF4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314,
-            section 3), ``8bit`` is LLM.int8 (arXiv:2208.07339); both by bitsandbytes.
-        attention: implementation in transformers.
-        gradient_checkpointing: compute activations again in the backward pass.
+            section 3), ``8bit`` is LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339); both by bitsandbytes.
+        attention: the implementation of attention in transformers.
+        gradient_checkpointing: compute activations again in the backward pass, which saves memory.
         compile: pass the model through ``torch.compile``.
     """
 
@@ -50,22 +54,26 @@ class BaseModel:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: ``FEDCOMPRESS_CACHE``, or ``fedcompress`` in the user's cache."""
-    named = os.environ.get("FEDCOMPRESS_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedcompress"
+    """Return the folder for converted models: ``FEDCOMPRESS_CACHE``, or ``fedcompress`` in the user's cache."""
+    if own_cache := os.environ.get("FEDCOMPRESS_CACHE"):
+        return Path(own_cache)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedcompress"
 
 
 def resolve_model(name: str, base: Path, revision: str = "", *, field: str = "model.path") -> Path:
-    """Folder of a model that is a folder, a GGUF file, or a hub id.
+    """Find the folder of a model that is named by a folder, a GGUF file, or an id of the Hugging Face hub.
 
-    A GGUF file is widened once, to safetensors in ``cache_folder``. A hub id is looked up in the hub's cache,
-    and downloaded if it is not there and the machine may.
+    A GGUF file is converted once, to float32 safetensors in ``cache_folder``. A hub id is looked up in the hub's
+    cache, and downloaded if it is not there and the machine may.
 
     Args:
-        name: path, relative to ``base``, or hub id.
-        base: what relative paths start from.
-        revision: branch, tag or commit, of a hub id.
-        field: what errors name.
+        name: a path, relative to ``base``, or a hub id, ``organisation/name``.
+        base: the folder that relative paths start from.
+        revision: branch, tag or commit of a hub id; empty for the main branch.
+        field: what errors call the model.
+
+    Returns:
+        A folder with config.json and weights.
 
     Raises:
         ConfigError: there is no such model.
@@ -75,16 +83,16 @@ def resolve_model(name: str, base: Path, revision: str = "", *, field: str = "mo
         return convert_gguf(path)
     if (path / "config.json").is_file():
         return path
-    found = sorted(path.glob("*.gguf")) if path.is_dir() else []
-    if len(found) == 1:
-        return convert_gguf(found[0])
+    gguf_files = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if len(gguf_files) == 1:
+        return convert_gguf(gguf_files[0])
     if path.exists() or name.count("/") != 1 or name.startswith((".", "/")):
         rule = "must be a folder with config.json and weights, one GGUF file, or a hub id as organisation/name"
         raise ConfigError(field, name, rule)
-    return _from_hub(name, revision, field)
+    return _download(name, revision, field)
 
 
-def _from_hub(name: str, revision: str, field: str) -> Path:
+def _download(name: str, revision: str, field: str) -> Path:
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -97,10 +105,10 @@ def _from_hub(name: str, revision: str, field: str) -> Path:
 
 
 def convert_gguf(file: Path) -> Path:
-    """A GGUF file as a folder of safetensors in float32, made once; named by the file's content.
+    """Convert a GGUF file to a folder of float32 safetensors, once; the folder is named by the file's content.
 
     Raises:
-        MissingPackageError: gguf is absent.
+        MissingPackageError: the package gguf is absent.
         ConfigError: the file cannot be read.
     """
     with file.open("rb") as stream:
@@ -114,50 +122,54 @@ def convert_gguf(file: Path) -> Path:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     except ImportError as error:
         raise MissingPackageError(f"package {error.name}: is absent: pip install 'fedcompress[gguf]'") from error
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        plain = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=plain
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
         )
-        beside = any((file.parent / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-        names = {} if beside else {"gguf_file": file.name}
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **names)
+        has_tokenizer_files = any(
+            (file.parent / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
+        )
+        tokenizer_source = {} if has_tokenizer_files else {"gguf_file": file.name}
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **tokenizer_source)
     except (OSError, ValueError, KeyError) as error:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise ConfigError("model.path", file, f"must be a GGUF file that transformers reads: {error}") from error
     model.config.quantization_config = None
     del model.config.quantization_config
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    (part / SOURCE).write_text(digest + "\n")
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    (temporary / SOURCE).write_text(digest + "\n")
     try:
-        part.rename(folder)
+        temporary.rename(folder)
     except OSError:  # another process was first
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def tokenizer_digest(folder: Path) -> str:
-    """SHA-256, hex, of what the tokenizer makes of words: its vocabulary, merges and template."""
+    """Hash what decides how the tokenizer splits a text: vocabulary, merges and chat template; SHA-256 in hex."""
     tokenizer = load_tokenizer(folder)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     core = json.loads(backend.to_str()) if backend is not None else tokenizer.get_vocab()
     if isinstance(core, dict):
-        core.pop("padding", None)  # set by whoever called it last
+        core.pop("padding", None)  # both are state: they are as the last call has left them
         core.pop("truncation", None)
-    facts = [core, tokenizer.eos_token_id, getattr(tokenizer, "chat_template", None)]
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
+    identity = [core, tokenizer.eos_token_id, getattr(tokenizer, "chat_template", None)]
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The model's tokenizer, with a token to pad with.
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer; one without a padding token pads with its end-of-sequence token.
 
     Raises:
-        ConfigError: the folder has none.
+        ConfigError: the folder has no tokenizer.
     """
     from transformers import AutoTokenizer
 
@@ -170,8 +182,16 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def build_base(base: BaseModel, objective: Objective, *, meta: bool = False) -> Any:
-    """The model that an adapter is put on; with ``meta`` only its shapes, without reading weights.
+def build_base(base: BaseModel, objective: Objective, *, meta: bool = False) -> Module:
+    """Build the model that an adapter is put on.
+
+    Args:
+        base: what to load, and how.
+        objective: what is learnt; it decides the model's class and its head.
+        meta: make only the shapes, on the meta device, without reading weights.
+
+    Returns:
+        A model of transformers, or our own mean-pooled classifier.
 
     Raises:
         ConfigError: transformers has no such model for this objective, or cannot load it so.
@@ -181,14 +201,15 @@ def build_base(base: BaseModel, objective: Objective, *, meta: bool = False) -> 
 
     from fedcompress.adapters.classifier import build_classifier
 
-    options = _options(base)
-    extra: dict[str, Any] = {}
+    options = _build_load_options(base)
+    head_options: dict[str, Any] = {}
     match objective:
         case Classification(head="mean-pool-linear"):
             with torch.device("meta" if meta else "cpu"):
                 return build_classifier(base.path, len(objective.labels), None if meta else options)
         case Classification():
-            kind, extra = AutoModelForSequenceClassification, {"num_labels": len(objective.labels)}
+            kind = AutoModelForSequenceClassification
+            head_options = {"num_labels": len(objective.labels)}
         case CausalLM():
             kind = AutoModelForCausalLM
         case Seq2SeqLM():
@@ -196,8 +217,8 @@ def build_base(base: BaseModel, objective: Objective, *, meta: bool = False) -> 
     try:
         if meta:
             with torch.device("meta"):
-                return kind.from_config(AutoConfig.from_pretrained(base.path, **extra))
-        model = kind.from_pretrained(base.path, **extra, **options)
+                return kind.from_config(AutoConfig.from_pretrained(base.path, **head_options))
+        model = kind.from_pretrained(base.path, **head_options, **options)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError("model.path", base.path, f"cannot be loaded for {objective.name}: {error}") from error
     if getattr(model.config, "pad_token_id", None) is None and isinstance(objective, Classification):
@@ -205,8 +226,8 @@ def build_base(base: BaseModel, objective: Objective, *, meta: bool = False) -> 
     return model
 
 
-def _options(base: BaseModel) -> dict[str, Any]:
-    """Arguments of ``from_pretrained``."""
+def _build_load_options(base: BaseModel) -> dict[str, Any]:
+    """Build the arguments of ``from_pretrained``."""
     import torch
 
     options: dict[str, Any] = {"dtype": getattr(torch, base.dtype), "attn_implementation": base.attention}
@@ -214,16 +235,16 @@ def _options(base: BaseModel) -> dict[str, Any]:
         return options
     from transformers import BitsAndBytesConfig
 
-    four = {
+    options_4bit = {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
         "bnb_4bit_use_double_quant": True,
         "bnb_4bit_compute_dtype": options["dtype"],
     }
-    chosen = four if base.quantization == "4bit" else {"load_in_8bit": True}
-    return {**options, "quantization_config": BitsAndBytesConfig(**chosen)}
+    quantization_options = options_4bit if base.quantization == "4bit" else {"load_in_8bit": True}
+    return {**options, "quantization_config": BitsAndBytesConfig(**quantization_options)}
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether there are weight files, beside the config."""
+    """Return True if a folder has weight files, whose names match ``WEIGHTS``."""
     return any(next(folder.glob(pattern), None) is not None for pattern in WEIGHTS)

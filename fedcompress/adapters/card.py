@@ -1,4 +1,4 @@
-"""The model card beside an exported adapter: how to load it without this package."""
+"""Writes the model card beside an exported adapter, which shows how to load it without this package."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ BASE = {base!r}
 ADAPTER = "."
 {usage}```
 """
+# How a language model is loaded with its adapter; ``{kind}`` is the class of transformers.
 LANGUAGE = """\
 from peft import PeftModel
 from transformers import {kind}, AutoTokenizer
@@ -31,6 +32,7 @@ from transformers import {kind}, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained(BASE)
 model = PeftModel.from_pretrained({kind}.from_pretrained(BASE), ADAPTER).eval()
 """
+# How a classifier with the stock head of transformers is loaded.
 STOCK = """\
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
@@ -40,8 +42,11 @@ model = PeftModel.from_pretrained(base, ADAPTER).eval()
 """
 
 
-def usage_of(objective: Objective) -> str:
-    """Python that loads an adapter with stock PEFT from BASE and ADAPTER, as ``model``."""
+def format_usage(objective: Objective) -> str:
+    """Format the Python code that loads an adapter with stock PEFT.
+
+    The code needs ``BASE`` and ``ADAPTER``, two paths, and defines ``model``.
+    """
     match objective:
         case Classification(head="mean-pool-linear"):
             return f"LABELS = {list(objective.labels)!r}\n\n{USAGE}"
@@ -54,7 +59,14 @@ def usage_of(objective: Objective) -> str:
 
 
 def write_card(folder: Path, base: Path, objective: Objective, result: Mapping[str, Any]) -> None:
-    """Write ``README.md`` into an adapter folder."""
+    """Write ``README.md`` into an adapter folder.
+
+    Args:
+        folder: the exported adapter.
+        base: the folder of the base model, as it stands in the example.
+        objective: what was learnt.
+        result: of the run, with ``task``, ``sites``, ``rounds``, ``codec`` and ``accuracy_end``.
+    """
     text = _CARD.format(
         task=result["task"],
         sites=result["sites"],
@@ -62,6 +74,6 @@ def write_card(folder: Path, base: Path, objective: Objective, result: Mapping[s
         codec=result["codec"],
         accuracy=result["accuracy_end"],
         base=str(base),
-        usage=usage_of(objective),
+        usage=format_usage(objective),
     )
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -1,27 +1,31 @@
-"""Tensors of an adapter that are not trained: read from safetensors bytes, and compared by digest."""
+"""Reads, writes and compares the constants of an adapter: tensors that all sites must have and nobody trains."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fedcompress.errors import StateError
 
-MANIFEST, CONSTANTS = "fedcompress.json", "constants.safetensors"
+if TYPE_CHECKING:
+    from torch import Tensor
 
-
-INITIAL_FACTOR_SUFFIX = ".start"  # ends the names of factors that were taken out of the base
+MANIFEST = "fedcompress.json"  # file of a template that says what all sites must agree on
+CONSTANTS = "constants.safetensors"  # file of a template with the constants; absent if there are none
+INITIAL_FACTOR_SUFFIX = ".start"  # ends the names of initial factors, whose product the base is reduced by
 
 
 def load_constants(data: bytes) -> dict[str, Any]:
-    """Constants from the bytes of their file.
+    """Load constants from the bytes of a safetensors file, as numpy arrays by name.
 
     Raises:
-        StateError: they do not parse.
+        StateError: the bytes do not parse.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -32,20 +36,40 @@ def load_constants(data: bytes) -> dict[str, Any]:
         raise StateError(f"constants: do not parse: {error}") from error
 
 
+def save_constants(path: Path, constants: Mapping[str, NDArray[Any]]) -> None:
+    """Write constants to a safetensors file."""
+    from safetensors.numpy import save_file
+
+    save_file({n: np.ascontiguousarray(v) for n, v in constants.items()}, path)
+
+
+def select_initial_factors(constants: Mapping[str, Any]) -> dict[str, Any]:
+    """Select the initial factors among constants, by the names of the trained factors that they belong to."""
+    return {
+        name.removesuffix(INITIAL_FACTOR_SUFFIX): value
+        for name, value in constants.items()
+        if name.endswith(INITIAL_FACTOR_SUFFIX)
+    }
+
+
 def constants_digest(constants: Mapping[str, Any]) -> str:
-    """SHA-256, hex, over names, dtypes, shapes and bytes; empty if there are none."""
+    """Hash names, dtypes, shapes and bytes of constants, numpy arrays or torch tensors, in order of name.
+
+    Returns:
+        The SHA-256 in hex; empty if there are no constants.
+    """
     if not constants:
         return ""
     sha = hashlib.sha256(b"fedcompress-constants-v1")
     for name, value in sorted(constants.items()):
-        array = constant_array(value) if hasattr(value, "detach") else value
+        array = to_numpy(value) if hasattr(value, "detach") else value
         sha.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
 
 
-def constant_array(tensor: Any) -> NDArray[Any]:
-    """A tensor as numpy has it; bfloat16 widened."""
-    value = tensor.detach().cpu().contiguous()
-    array: NDArray[Any] = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+def to_numpy(tensor: Tensor) -> NDArray[Any]:
+    """Convert a tensor to a numpy array of the same dtype; bfloat16, which numpy lacks, becomes float32."""
+    host_tensor = tensor.detach().cpu().contiguous()
+    array: NDArray[Any] = (host_tensor.float() if str(host_tensor.dtype) == "torch.bfloat16" else host_tensor).numpy()
     return array

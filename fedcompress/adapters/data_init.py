@@ -1,90 +1,122 @@
-"""First factors that need more than the base and a seed: sample texts (EVA, CorDA), or the error of 4 bits (LoftQ).
+"""Finds initial LoRA factors that need more than a seed: sample texts (EVA, CorDA), or the error of 4 bits (LoftQ).
 
-They are found once, where the template is made. Sites are sent them, as ordinary LoRA.
+They are found once, where the template is made, and sent to the sites as those of an ordinary LoRA.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcompress.adapters.base_model import BaseModel, load_tokenizer
 from fedcompress.config.objective import Objective
 from fedcompress.errors import ConfigError, MissingPackageError
 
-LENGTH, ROWS = 256, 4  # tokens of a text that are read, texts at a time
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+    from fedcompress.adapters.attach import AdaptedModel
+
+LENGTH = 256  # tokens of a text that are read; the rest is cut off
+ROWS = 4  # texts in a batch
 
 
-def batches_of(base: BaseModel, texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Texts as inputs of the model."""
+def tokenize_texts(base: BaseModel, texts: Sequence[str]) -> list[dict[str, Tensor]]:
+    """Tokenize texts into batches: ``input_ids`` and ``attention_mask``, int64, shape (up to ``ROWS``, tokens)."""
     tokenizer = load_tokenizer(base.path)
-    out = []
-    for at in range(0, len(texts), ROWS):
-        part = list(texts[at : at + ROWS])
-        made = tokenizer(part, truncation=True, max_length=LENGTH, padding=True, return_tensors="pt")
-        out.append({k: made[k] for k in ("input_ids", "attention_mask")})
-    return out
+    batches = []
+    for start in range(0, len(texts), ROWS):
+        rows = list(texts[start : start + ROWS])
+        encoding = tokenizer(rows, truncation=True, max_length=LENGTH, padding=True, return_tensors="pt")
+        batches.append({key: encoding[key] for key in ("input_ids", "attention_mask")})
+    return batches
 
 
-def _run(module: Any, batch: Mapping[str, Any]) -> None:
+def _run_forward(module: Module, batch: Mapping[str, Tensor]) -> None:
+    """Run a model on a batch for what its hooks see; a decoder reads the input, too."""
     inputs = dict(batch)
     if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = inputs["input_ids"]
     module(**inputs)
 
 
-def targets_of(base: BaseModel, objective: Objective, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Names of the modules that a config means, and the shapes of their weights; found without reading weights.
+def find_target_shapes(base: BaseModel, objective: Objective, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Find the modules that a config targets, without reading weights.
+
+    Args:
+        base: the base model.
+        objective: what is learnt; it decides the model's class.
+        config: the JSON of an adapter_config.json of any type.
+
+    Returns:
+        The shape (out features, in features) of each module's weight, by the module's name in the base.
 
     Raises:
-        ConfigError: it means none.
+        ConfigError: the config targets no module.
     """
     from fedcompress.adapters.attach import attach_adapter
     from fedcompress.adapters.base_model import build_base
 
-    same = ("task_type", "target_modules", "exclude_modules", "modules_to_save")
-    plain = {"peft_type": "LORA", "r": 1, **{k: config[k] for k in same if k in config}}
-    model = attach_adapter(build_base(base, objective, meta=True), plain).model
+    target_keys = ("task_type", "target_modules", "exclude_modules", "modules_to_save")
+    lora_config = {"peft_type": "LORA", "r": 1, **{k: config[k] for k in target_keys if k in config}}
+    model = attach_adapter(build_base(base, objective, meta=True), lora_config).model
     layers = {n.removeprefix("base_model.model."): m for n, m in model.named_modules() if hasattr(m, "lora_A")}
     return {n: (m.out_features, m.in_features) for n, m in layers.items()}
 
 
-def eva(
-    module: Any, config: Mapping[str, Any], batches: Sequence[Mapping[str, Any]], options: Mapping[str, Any]
-) -> tuple[dict[str, Any], Any]:
-    """Principal directions of what each module reads (Paischer et al. 2024, arXiv:2410.07170).
+def find_eva_factors(
+    module: Module, config: Mapping[str, Any], batches: Sequence[Mapping[str, Tensor]], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Find the principal directions of what each module reads (EVA, Paischer et al. 2024, arXiv:2410.07170).
+
+    Args:
+        module: the base; PEFT replaces its modules in place.
+        config: the JSON of a LoRA's adapter_config.json.
+        batches: from ``tokenize_texts``.
+        options: fields of PEFT's ``EvaConfig``, as rho and tau.
 
     Returns:
-        A LoRA config, with the ranks that modules get, and the first A by name.
+        The config with the ranks that modules get, and the initial A of each, shape (rank, in features), by the name
+        in PEFT's state dict.
+
+    Raises:
+        ConfigError: PEFT refuses an option, or finds no directions in the texts.
     """
     from peft import EvaConfig, get_peft_model, get_peft_model_state_dict, initialize_lora_eva_weights
 
     from fedcompress.adapters.attach import build_peft_config
 
-    made = build_peft_config({**config, "init_lora_weights": "eva"})
+    peft_config = build_peft_config({**config, "init_lora_weights": "eva"})
     try:
-        made.eva_config = EvaConfig(**options)
+        peft_config.eva_config = EvaConfig(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError("adapter.eva", dict(options), f"is refused by PEFT: {error}") from error
-    model = get_peft_model(module.eval(), made)
+    model = get_peft_model(module.eval(), peft_config)
     try:
         initialize_lora_eva_weights(
-            model, list(batches), forward_fn=_run, show_progress_bar=False, gather_distributed_inputs=False
+            model, list(batches), forward_fn=_run_forward, show_progress_bar=False, gather_distributed_inputs=False
         )
     except (ValueError, RuntimeError) as error:
         raise ConfigError("texts", f"{len(batches)} batches", f"do not give directions: {error}") from error
-    found = model.peft_config["default"]
+    resolved = model.peft_config["default"]
     saved = get_peft_model_state_dict(model, save_embedding_layers=False)
-    patterns = {"rank_pattern": found.rank_pattern, "alpha_pattern": found.alpha_pattern}
-    resolved = {**config, **patterns, "target_modules": sorted(found.target_modules)}
-    return resolved, {n: t.detach().clone() for n, t in saved.items() if ".lora_A." in n}
+    patterns = {"rank_pattern": resolved.rank_pattern, "alpha_pattern": resolved.alpha_pattern}
+    resolved_config = {**config, **patterns, "target_modules": sorted(resolved.target_modules)}
+    return resolved_config, {n: t.detach().clone() for n, t in saved.items() if ".lora_A." in n}
 
 
-def corda(attached: Any, batches: Sequence[Mapping[str, Any]], method: str) -> None:
-    """Set the factors to a part of each weight W, and take it out (Yang et al. 2024, arXiv:2406.05223).
+def set_corda_factors(attached: AdaptedModel, batches: Sequence[Mapping[str, Tensor]], method: str) -> None:
+    """Set the factors to a part of each weight W, and subtract that part from it (CorDA, Yang et al. 2024).
 
     With C the covariance of what the module reads and U S V the singular value decomposition of W C, the part is
-    r terms of U S V C^-1: the least of them, so that knowledge is preserved (kpm), or the first (ipm).
+    r terms of U S V C^-1: the least of them, so that knowledge is preserved (kpm), or the first (ipm); see
+    arXiv:2406.05223, section 3. C is damped by a hundredth of the mean of its diagonal, and all is computed in float64.
+
+    Args:
+        attached: a model with LoRA; factors and base weights are changed in place.
+        batches: from ``tokenize_texts``.
+        method: ``kpm`` or ``ipm``.
 
     Raises:
         ConfigError: there is no such method.
@@ -95,52 +127,65 @@ def corda(attached: Any, batches: Sequence[Mapping[str, Any]], method: str) -> N
 
     if method not in ("kpm", "ipm"):
         raise ConfigError("adapter.corda.corda_method", method, "must be kpm or ipm")
-    layers = _factored(attached)
+    layers = _find_lora_layers(attached)
     with torch.no_grad():
-        sums = _covariances(attached.model, layers, batches)
+        covariances = _measure_covariances(attached.model, layers, batches)
         for layer in layers:
             weight = layer.get_base_layer().weight
-            plain = (weight.T if getattr(layer, "fan_in_fan_out", False) else weight).double()
-            total = sums.pop(layer).double()
-            total += 0.01 * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype, device=total.device)
-            left, values, right = torch.linalg.svd(plain @ total, full_matrices=False)
+            oriented = (weight.T if getattr(layer, "fan_in_fan_out", False) else weight).double()  # (out, in)
+            covariance = covariances.pop(layer).double()  # (in, in)
+            damping = 0.01 * covariance.diagonal().mean()
+            covariance += damping * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+            left, values, right = torch.linalg.svd(oriented @ covariance, full_matrices=False)
             rank = layer.r["default"]
-            part = slice(-rank, None) if method == "kpm" else slice(rank)
-            root = (values[part] / layer.scaling["default"]).sqrt()
-            a = root[:, None] * torch.linalg.solve(total, right[part].T).T
+            terms = slice(-rank, None) if method == "kpm" else slice(rank)
+            root = (values[terms] / layer.scaling["default"]).sqrt()
+            a = root[:, None] * torch.linalg.solve(covariance, right[terms].T).T
             layer.lora_A["default"].weight.copy_(a)
-            layer.lora_B["default"].weight.copy_(left[:, part] * root)
+            layer.lora_B["default"].weight.copy_(left[:, terms] * root)
             weight -= initial_product(layer, layer.lora_A["default"].weight, layer.lora_B["default"].weight)
 
 
-def _factored(attached: Any) -> list[Any]:
+def _find_lora_layers(attached: AdaptedModel) -> list[Module]:
     return [m for m in attached.model.modules() if hasattr(m, "lora_A") and "default" in m.lora_A]
 
 
-def _covariances(model: Any, layers: Sequence[Any], batches: Sequence[Mapping[str, Any]]) -> dict[Any, Any]:
-    """Mean outer product of what each layer reads of tokens that are not padding."""
-    sums: dict[Any, Any] = {}
-    kept: list[Any] = [None]
+def _measure_covariances(
+    model: Module, layers: Sequence[Module], batches: Sequence[Mapping[str, Tensor]]
+) -> dict[Module, Tensor]:
+    """Measure the mean outer product of what each layer reads of tokens that are not padding.
 
-    def read(layer: Any, inputs: tuple[Any, ...]) -> None:
-        mask, rows = kept[0], inputs[0].float()
-        rows = rows[mask] if rows.shape[:2] == mask.shape else rows.reshape(-1, rows.shape[-1])
-        sums[layer] = sums.get(layer, 0) + rows.T @ rows / len(rows)
+    Returns:
+        Float32 of shape (in features, in features) by layer: the sum over batches of each batch's mean.
+    """
+    covariances: dict[Module, Tensor] = {}
+    token_mask: Tensor | None = None  # (rows, tokens), of the batch that runs
 
-    hooks = [layer.register_forward_pre_hook(read) for layer in layers]
+    def accumulate(layer: Module, inputs: tuple[Tensor, ...]) -> None:
+        assert token_mask is not None
+        rows = inputs[0].float()
+        has_tokens = rows.shape[:2] == token_mask.shape
+        rows = rows[token_mask] if has_tokens else rows.reshape(-1, rows.shape[-1])
+        covariances[layer] = covariances.get(layer, 0) + rows.T @ rows / len(rows)
+
+    hooks = [layer.register_forward_pre_hook(accumulate) for layer in layers]
     model.eval()
     for batch in batches:
-        kept[0] = batch["attention_mask"].bool()
-        _run(model, batch)
+        token_mask = batch["attention_mask"].bool()
+        _run_forward(model, batch)
     for hook in hooks:
         hook.remove()
-    return sums
+    return covariances
 
 
-def loftq(attached: Any) -> None:
-    """Set the factors to the best of their rank for what NF4 loses of each weight (Li et al. 2023, arXiv:2310.08659).
+def set_loftq_factors(attached: AdaptedModel) -> None:
+    """Set the factors to the best ones of their rank for what NF4 loses of each weight (LoftQ, Li et al. 2023).
 
-    One step of the alternation: sites quantise the base itself, so that there is nothing to alternate with.
+    One step of the alternation of arXiv:2310.08659, Algorithm 1, is made: sites quantise the base itself, and not
+    the base minus the product, so that there is nothing to alternate with.
+
+    Raises:
+        MissingPackageError: bitsandbytes is absent.
     """
     import torch
 
@@ -149,12 +194,13 @@ def loftq(attached: Any) -> None:
     except ImportError as error:
         raise MissingPackageError(f"package {error.name}: is absent: pip install bitsandbytes") from error
     with torch.no_grad():
-        for layer in _factored(attached):
+        for layer in _find_lora_layers(attached):
             weight = layer.get_base_layer().weight.detach().float().contiguous()
-            small, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
-            lost = weight - dequantize_4bit(small, state).reshape(weight.shape).float()
-            left, values, right = torch.linalg.svd(lost.double(), full_matrices=False)
-            a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            codes, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
+            residual = weight - dequantize_4bit(codes, state).reshape(weight.shape).float()
+            left, values, right = torch.linalg.svd(residual.double(), full_matrices=False)
+            a = layer.lora_A["default"].weight
+            b = layer.lora_B["default"].weight
             rank = min(a.shape[0], values.numel())
             root = (values[:rank] / layer.scaling["default"]).sqrt()
             a.zero_()

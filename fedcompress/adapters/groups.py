@@ -1,9 +1,10 @@
-"""Which group a tensor of a PEFT state dict belongs to."""
+"""Decides which group a tensor of a PEFT state dict belongs to."""
 
 from __future__ import annotations
 
 import re
 
+# The factors A and B of LoRA; a layer of embeddings has an underscore where others have a dot.
 FACTOR_A = re.compile(r"\.lora_(?:embedding_A|A\.)")
 FACTOR_B = re.compile(r"\.lora_(?:embedding_B|B\.)")
 # What PEFT's other types call their tensors; AdaLoRA's factors end in lora_A, without a dot.
@@ -15,7 +16,12 @@ PART = re.compile(
 
 
 def group_of(name: str) -> str:
-    """``lora_a``, ``lora_b``, ``other`` (of another type) or ``head`` (of a module that is saved whole)."""
+    """Return the group of a tensor by its name.
+
+    Returns:
+        ``lora_a`` or ``lora_b`` for LoRA's factors, ``other`` for a tensor of another adapter type, and ``head`` for
+        any other: it is of a module that is trained and saved whole.
+    """
     if FACTOR_A.search(name):
         return "lora_a"
     if FACTOR_B.search(name):

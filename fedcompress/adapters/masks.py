@@ -1,19 +1,25 @@
-"""Which weights a sparse adapter trains, chosen from the base: the same wherever the same base is."""
+"""Chooses the weights that a sparse adapter trains, from the base: the same wherever the base is the same."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcompress.errors import ConfigError
 
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import Tensor
+    from torch.nn import Module
+
 KINDS = ("random", "sara", "lift")
+# The types that we add to PEFT's own, with the rank of lift's approximation.
 _TYPE = re.compile(r"(sara|lift)(?::([1-9][0-9]*))?")
 
 
-def mask_type(kind: str, rank: int) -> str:
-    """How a mask is named in a SHiRA config of ours: ``random``, ``sara`` or ``lift:32``.
+def format_mask_type(kind: str, rank: int) -> str:
+    """Format the name that a mask has in a SHiRA config of ours: ``random``, ``sara`` or ``lift:32``.
 
     Raises:
         ConfigError: there is no such kind.
@@ -23,26 +29,42 @@ def mask_type(kind: str, rank: int) -> str:
     return f"lift:{rank}" if kind == "lift" else kind
 
 
-def with_mask(config: Mapping[str, Any], make: Callable[..., Any]) -> Any:
-    """PEFT's config, with a function that chooses places if the mask is one of ours."""
-    named = _TYPE.fullmatch(str(config.get("mask_type", "")))
-    if named is None:
+def build_masked_config(config: Mapping[str, Any], make: Callable[..., PeftConfig]) -> PeftConfig:
+    """Build PEFT's config, with a function that chooses the mask if its type is one that PEFT does not have.
+
+    Args:
+        config: fields of PEFT's config; ``mask_type`` may be one of ours.
+        make: PEFT's constructor.
+    """
+    mask_type = _TYPE.fullmatch(str(config.get("mask_type", "")))
+    if mask_type is None:
         return make(**config)
-    made = make(**{**config, "mask_type": "random"})
-    kind, rank = named.group(1), int(named.group(2) or 0)
+    peft_config = make(**{**config, "mask_type": "random"})
+    kind, rank = mask_type.group(1), int(mask_type.group(2) or 0)
 
-    def chosen(layer: Any, r: int, **options: Any) -> Any:
-        return mask_of(layer.weight.detach(), kind, r, rank)
+    def choose_mask(layer: Module, r: int, **options: Any) -> Tensor:
+        return build_mask(layer.weight.detach(), kind, r, rank)
 
-    made.mask_fn = chosen
-    return made
+    peft_config.mask_fn = choose_mask
+    return peft_config
 
 
-def mask_of(weight: Any, kind: str, r: int, rank: int) -> Any:
-    """A mask with ``r * (rows + columns)`` ones.
+def build_mask(weight: Tensor, kind: str, r: int, rank: int) -> Tensor:
+    """Build a mask of 0 and 1 with ``r * (rows + columns)`` ones, as many as LoRA of rank ``r`` has parameters.
 
-    ``sara``: the smallest magnitudes. ``lift``: the largest of the best approximation of ``rank``. Of equal ones the
-    first.
+    Args:
+        weight: shape (rows, columns), of any float dtype.
+        kind: ``sara`` takes the weights of the smallest magnitude (SaRA, Hu et al. 2024, arXiv:2409.06633); ``lift``
+            those that are the largest in the weight's best approximation of rank ``rank`` (LIFT, Liu et al. 2025,
+            arXiv:2506.00772). Of equal ones the first are taken, so that all machines choose the same.
+        r: decides how many weights are trained.
+        rank: of the approximation; only for ``lift``. Its singular values are found in float64.
+
+    Returns:
+        A tensor of the shape, dtype and device of ``weight``.
+
+    Raises:
+        ConfigError: the weight is quantised.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""An adapter merged into its base: a model folder that stock transformers loads, without PEFT."""
+"""Merges an adapter into its base: the result is a model folder that stock transformers loads, without PEFT."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from fedcompress.errors import ConfigError
 
 
 def save_merged(folder: Path, base: BaseModel, adapter: Path, objective: Objective) -> None:
-    """Write full weights, config and tokenizer.
+    """Merge an adapter into its base, and write weights, config and tokenizer.
 
     Args:
         folder: where to write.
         base: the model that the adapter was trained on; its dtype is that of the weights written.
         adapter: a stock PEFT folder.
-        objective: what was learnt, which says what the model is loaded as.
+        objective: what was learnt; it decides the class that the model is loaded as.
 
     Raises:
-        ConfigError: the head is none that transformers has, or the adapter cannot be merged into weights.
+        ConfigError: transformers has no such head, or the adapter cannot be merged into weights.
     """
     from peft import PeftModel
 

@@ -1,4 +1,4 @@
-"""The start of a run from a seed, so that no bytes are needed to send it."""
+"""Makes the start of a run from a seed, so that no bytes are needed to send it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,27 @@ from fedcompress.types import Array, Layout, Tensors
 
 
 def seeded_init(layout: Layout, seed: int) -> Tensors:
-    """A from its usual distribution, everything else zero; bit-identical on every machine.
+    """Initialize LoRA's A at random and everything else to zero, bit by bit the same on every machine.
 
-    LoRA's A is uniform within ``1/sqrt(columns)``, as Kaiming's rule with ``a=sqrt(5)`` gives
-    in PEFT; B and new heads start at zero, so the adapted model is the base model. Values
-    come from 24 Philox bits each, by exact conversions and one rounded multiplication.
+    A is uniform within ``1/sqrt(columns)``, as Kaiming's rule with ``a=sqrt(5)`` gives in PEFT (He et al. 2015,
+    arXiv:1502.01852); B and new heads start at zero, so that the adapted model is the base model. Values come from
+    24 Philox bits each, by exact conversions and one rounded multiplication.
 
     Args:
-        layout: names, shapes and groups.
-        seed: 64-bit, shared by all sites of a run.
+        layout: names, shapes and groups; tensors of the group ``lora_a`` are drawn.
+        seed: 64 bits, shared by all sites of a run.
+
+    Returns:
+        Float32 values by name.
     """
     return {
-        t.name: _uniform(t.name, t.shape, seed) if t.group == "lora_a" else np.zeros(t.shape, np.float32)
+        t.name: _draw_uniform(t.name, t.shape, seed) if t.group == "lora_a" else np.zeros(t.shape, np.float32)
         for t in layout.tensors
     }
 
 
-def _uniform(name: str, shape: tuple[int, ...], seed: int) -> Array:
+def _draw_uniform(name: str, shape: tuple[int, ...], seed: int) -> Array:
+    """Draw float32 values within ``1/sqrt(columns)``; each name of a tensor has a stream of its own."""
     key = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], "little")
     bits = np.random.Philox(key=key).random_raw(math.prod(shape))
     centred = (bits >> np.uint64(40)).astype(np.int64) * 2 - ((1 << 24) - 1)  # odd, |.| < 2^24

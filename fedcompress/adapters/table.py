@@ -1,4 +1,4 @@
-"""The one literal table of adapters."""
+"""Holds the one literal table of adapters, and of those that are refused, with the reasons."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-PRODUCT, LINEAR, NEAR = "product", "linear", "near"
+# How updates of an adapter merge; ``AdapterRow`` explains each.
+PRODUCT = "product"
+LINEAR = "linear"
+NEAR = "near"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterRow:
-    """One kind of adapter: a PEFT type with some of its fields set.
+    """A row describes one kind of adapter: a PEFT type with some of its fields set.
 
     Args:
-        peft: PEFT's name of the type; empty if weights of the base are trained.
+        peft: PEFT's name of the type; empty if the base's own weights are trained.
         merge: ``product``: LoRA factors, for rules that merge their products. ``linear``: the weights that result are
-            linear in what is trained, so that the mean is exact. ``near``: they are not, and the mean of updates
-            from one start differs from the mean of the weights in the second order of the updates.
-        paper: where it is from.
-        start: ``base``: nothing but the base is needed; ``seed``: the first state is made from the run's seed, without
-            reading the base; ``template``: it is made once, by PEFT, and sent; ``texts``: so, and from sample texts.
+            linear in what is trained, so that the mean of updates is exact. ``near``: they are not, and the mean of
+            updates from one start differs from the mean of the weights in the second order of the updates.
+        paper: where the method is from.
+        start: where the first state comes from. ``base``: nothing but the base is needed. ``seed``: it is made from
+            the run's seed, without reading the base. ``template``: PEFT makes it once, and it is sent. ``texts``:
+            it is made once from sample texts, and sent.
         quantization: with which sites must load the base; empty if it is theirs to choose.
-        quantized: whether it learns on a base of 4 or 8 bits as it does on others.
+        quantized: True if the adapter learns on a base of 4 or 8 bits as it does on others.
         defaults: fields of PEFT's config that this row sets; a user may set them otherwise.
-        note: what to know.
+        note: what a user should know.
     """
 
     peft: str
@@ -358,6 +362,7 @@ ADAPTERS: dict[str, AdapterRow] = {
         paper="intrinsic dimension, Li et al. 2018 (arXiv:1804.08838); bases as in DCT-AdamW (arXiv:2505.17967)",
     ),
 }
+# Adapters that cannot be averaged -> the reason, and what to use instead.
 REFUSED: dict[str, str] = {
     "p-tuning": "trains an encoder that PEFT does not save: use prompt-tuning",
     "delora": "divides by norms of what is trained, so that a mean means nothing: use lora",

@@ -1,4 +1,4 @@
-"""Updates on disk: adapter folders and safetensors files to self-contained .fcu files and back.
+"""Encodes adapter folders and safetensors files into self-contained .fcu files, and decodes and inspects these.
 
 Tensors are read, coded and written part by part, so that memory is bounded by a part and
 not by the file. The bytes are specified in protos/README.md, section 9.

@@ -1,4 +1,4 @@
-"""Decodes .fcu files to adapter folders and safetensors files."""
+"""Decodes .fcu files into adapter folders and safetensors files."""
 
 from __future__ import annotations
 
@@ -9,28 +9,36 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
-from fedcompress.adapters.safetensors_io import PEFT, SUFFIX, Sink, Source, open_source
-from fedcompress.chunks import TensorSlice, layout_of_slices
-from fedcompress.codecs import decode_sections
-from fedcompress.errors import ConfigError, MismatchError
+from fedcompress.adapters.safetensors_io import PEFT, SUFFIX, Sink, Source
+from fedcompress.chunks import layout_of_slices
+from fedcompress.errors import ConfigError
 from fedcompress.files.container import Container, EnvelopeEntry, open_container
-from fedcompress.files.encode import Progress, silent
-from fedcompress.pipeline.coding import codec_of
+from fedcompress.files.part_values import decode_part, open_base, read_base
+from fedcompress.files.progress import Progress, ignore_progress
 from fedcompress.pipeline.states import check_result
-from fedcompress.types import Layout, Tensors, add, state_digest
-from fedcompress.wire import Header
+from fedcompress.types import Tensors, add
 
 
-def decode_file(path: Path, out: Path, *, base: Path | None = None, progress: Progress = silent) -> dict[str, Any]:
-    """Restore what ``encode_file`` was given: a stock PEFT folder, or a safetensors file.
+def decode_file(
+    path: Path, out: Path, *, base: Path | None = None, progress: Progress = ignore_progress
+) -> dict[str, Any]:
+    """Decode a .fcu file into what ``encode_file`` was given: a stock PEFT folder, or a safetensors file.
 
-    Every envelope is checked before anything is written.
+    Every envelope is checked before anything is written, and the values of each part against the digest in its
+    header. The output appears under its name when all of it is written.
+
+        >>> decode_file(Path("a.fcu"), Path("adapter"))["format"]  # doctest: +SKIP
+        'peft'
 
     Args:
         path: a .fcu file that ``encode_file`` wrote.
-        out: the folder, or the file, to write.
+        out: the folder, or the .safetensors file, to write.
         base: what the file was encoded against, if it was.
-        progress: called with entries done and entries in all.
+        progress: is called with the entries that are done and the entries in all.
+
+    Returns:
+        What was written: ``path``, ``format``, numbers of ``tensors`` and ``parameters``, and ``bytes`` of the
+        safetensors file.
 
     Raises:
         ConfigError: the base is missing or not needed, or ``out`` does not suit what is in the file.
@@ -41,17 +49,17 @@ def decode_file(path: Path, out: Path, *, base: Path | None = None, progress: Pr
     if not container.manifests:
         rule = "must be a file that `fedcompress encode` wrote; an envelope of a run has no layout inside"
         raise ConfigError("PATH", path, rule)
-    held = find_base(container, base)
+    base_source = open_base(container, base)
     layout, config = container.layout, container.config
-    target = _target(out, container.manifests[0].format)
+    weights_file = _choose_weights_file(out, container.manifests[0].format)
     done = 0
     progress(0, layout.numel)
-    with Sink(target, layout, container.manifests[0].metadata) as sink:
+    with Sink(weights_file, layout, container.manifests[0].metadata) as sink:
         for part in container.parts:
-            values = decode_entry(container, part, held)
-            for piece in entry_slices(part):
-                sink.write(piece, values[piece.spec.name])
-            done += sum(p.spec.numel for p in entry_slices(part))
+            values = _restore_part(container, part, base_source)
+            for tensor_slice in part.slices:
+                sink.write(tensor_slice, values[tensor_slice.spec.name])
+                done += tensor_slice.spec.numel
             progress(done, layout.numel)
         if config is not None:
             _write_config(out / CONFIG_FILE, config)
@@ -60,13 +68,13 @@ def decode_file(path: Path, out: Path, *, base: Path | None = None, progress: Pr
         "format": container.manifests[0].format,
         "tensors": len(layout.tensors),
         "parameters": layout.numel,
-        "bytes": target.stat().st_size,
+        "bytes": weights_file.stat().st_size,
     }
 
 
-def _target(out: Path, stored: str) -> Path:
-    """The safetensors file to write."""
-    if stored == PEFT:
+def _choose_weights_file(out: Path, file_format: str) -> Path:
+    """Return the safetensors file to write, or raise ``ConfigError`` if ``out`` does not suit the format."""
+    if file_format == PEFT:
         if out.exists() and not out.is_dir():
             raise ConfigError("-o", out, "must be a folder: there is an adapter in the file")
         return out / WEIGHTS_FILE
@@ -75,59 +83,21 @@ def _target(out: Path, stored: str) -> Path:
     return out
 
 
-def find_base(container: Container, base: Path | None) -> Source | None:
-    """The base of a file, if it has one; its values are checked part by part.
-
-    Raises:
-        ConfigError: it is missing, not needed, or has other tensors.
-    """
-    if container.has_base and base is None:
-        raise ConfigError("--base", "missing", "must be given: the file has the difference from a base")
-    if not container.has_base and base is not None:
-        raise ConfigError("--base", base, "must be left out: the file has the values themselves")
-    if base is None:
-        return None
-    held = open_source(base, "--base")
-    held.check_fits(container.layout, "--base")
-    return held
-
-
-def entry_slices(part: EnvelopeEntry) -> list[TensorSlice]:
-    """What a part of a file holds."""
-    assert part.manifest is not None
-    return part.manifest.pieces
-
-
-def decode_entry(container: Container, part: EnvelopeEntry, base: Source | None) -> Tensors:
-    """Float32 values that a part leads to.
+def _restore_part(container: Container, part: EnvelopeEntry, base: Source | None) -> Tensors:
+    """Restore the float32 values of a part, and check that they are those that the encoder reached.
 
     Raises:
         MismatchError: ``base-digest`` or ``result-digest``.
         PayloadError: a section does not decode.
     """
-    pieces = entry_slices(part)
-    layout, header = layout_of_slices(pieces), part.header
-    values = decode_sections(codec_of(header), layout, container.read(part).sections[1:])
+    values = decode_part(container, part)
     if base is not None:
-        held = base.values(pieces)
-        check_base(header, layout, held, base.path)
-        values = add(held, values)
-    check_result(header, layout, values)
+        values = add(read_base(base, part.header, part.slices), values)
+    check_result(part.header, layout_of_slices(part.slices), values)
     return values
 
 
-def check_base(header: Header, layout: Layout, held: Tensors, path: Path) -> None:
-    """Raise ``MismatchError`` unless these are the values that the update was made from."""
-    found = state_digest(layout, held)
-    if found != header.base_digest:
-        raise MismatchError(
-            "base-digest",
-            f"--base: {path}: must be the base that the update was made from: "
-            f"its digest is {header.base_digest.hex()[:16]}, this one's {found.hex()[:16]}",
-        )
-
-
 def _write_config(path: Path, config: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(json.dumps(dict(config), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,9 +1,8 @@
-"""Encoding adapters and checkpoints into .fcu files, and decoding them."""
+"""Encodes adapter folders and safetensors files into .fcu files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,24 +13,29 @@ from fedcompress.chunks import FILE_CHUNK_ENTRIES, TensorSlice, layout_of_slices
 from fedcompress.codecs import Clause, CodecSpec, decode_sections, encode_sections
 from fedcompress.codecs.transform.code import Transform
 from fedcompress.errors import ConfigError
+from fedcompress.files.container import compute_size_ratios
 from fedcompress.files.distortion import Distortion
 from fedcompress.files.manifest import MAX_PARTS, Manifest
+from fedcompress.files.progress import Progress, ignore_progress
 from fedcompress.pipeline.coding import share_of
-from fedcompress.traffic.accounting import bits_per_parameter
-from fedcompress.types import DTYPES, Layout, Tensors, add, state_digest, subtract
-from fedcompress.wire import Header, Kind, pack
+from fedcompress.types import Tensors, add, state_digest, subtract
+from fedcompress.wire import Header, Kind, digest_of, pack
 
-DEFAULT_CODEC = "transform(budget=0.28)"
-Progress = Callable[[int, int], None]  # entries done, entries in all
-
-
-def silent(done: int, total: int) -> None:
-    """No progress is shown."""
+DEFAULT_CODEC = "transform(budget=0.28)"  # 0.28 bits a parameter
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What is the same for all parts of a file that is encoded."""
+class _EncodedPart:
+    """One envelope of a file, with what is needed to measure what was lost in it."""
+
+    data: bytes
+    values: Tensors  # what was encoded: values, or differences from the base
+    decoded: Tensors  # what a reader will decode in their place
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EncodingJob:
+    """Everything that is the same for all parts of a file that is encoded."""
 
     source: Source
     base: Source | None
@@ -39,11 +43,12 @@ class _Job:
     parts: list[list[TensorSlice]]
     seed: int
 
-    def part(self, number: int, after: str) -> tuple[bytes, Tensors, Tensors]:
-        """An envelope, the values in it, and what they decode to."""
-        pieces = self.parts[number]
-        layout, values = layout_of_slices(pieces), self.source.values(pieces)
-        base = self.base.values(pieces) if self.base else None
+    def encode_part(self, number: int, after: str) -> _EncodedPart:
+        """Encode a part; ``after`` is the digest in hex of the envelope before it, empty for the first."""
+        slices = self.parts[number]
+        layout = layout_of_slices(slices)
+        values = self.source.values(slices)
+        base = self.base.values(slices) if self.base else None
         if base is not None:
             layout.check(base, what="--base")
             values = subtract(values, base)
@@ -52,7 +57,7 @@ class _Job:
         decoded = decode_sections(spec, layout, sections)
         reached = decoded if base is None else add(base, decoded)
         layout.check(reached, what="encode: values reached")
-        manifest = self._manifest(number, after)
+        manifest = self._build_manifest(number, after)
         header = Header(
             kind=Kind.FILE,
             run="",
@@ -64,9 +69,11 @@ class _Job:
             result_digest=state_digest(layout, reached),
             adapter_digest=adapter_digest(self.source.config) if self.source.config is not None else b"",
         )
-        return pack(header, (manifest.to_section(), *sections)), values, decoded
+        data = pack(header, (manifest.to_section(), *sections))
+        return _EncodedPart(data=data, values=values, decoded=decoded)
 
-    def _manifest(self, number: int, after: str) -> Manifest:
+    def _build_manifest(self, number: int, after: str) -> Manifest:
+        """Build the manifest of a part; the first one says what is true of the whole file, too."""
         manifest = Manifest(
             format=self.source.format,
             pieces=self.parts[number],
@@ -81,7 +88,11 @@ class _Job:
 
 
 def choose_codec(codec: str = "", budget: str = "") -> CodecSpec:
-    """The codec that two options ask for.
+    """Choose the codec that two options ask for; without either it is ``DEFAULT_CODEC``.
+
+    Args:
+        codec: a codec spec.
+        budget: a size, as ``64KiB``, or bits a parameter, as ``0.28``, for the transform code.
 
     Raises:
         ConfigError: both are given, or one does not parse.
@@ -105,22 +116,28 @@ def encode_file(
     budget: str = "",
     seed: int = 0,
     part_entries: int = FILE_CHUNK_ENTRIES,
-    progress: Progress = silent,
+    progress: Progress = ignore_progress,
 ) -> dict[str, Any]:
     """Encode a PEFT folder or a safetensors file into a .fcu file, written whole or not at all.
 
+        >>> written = encode_file(Path("adapter"), Path("a.fcu"), budget="0.28")  # doctest: +SKIP
+        >>> written["bytes"] == Path("a.fcu").stat().st_size  # doctest: +SKIP
+        True
+
     Args:
-        path: of a PEFT folder or a safetensors file.
+        path: a PEFT folder or a safetensors file.
         out: the file to write.
-        base: like ``path``; the difference from it is encoded.
-        codec: a codec spec; default ``transform(budget=0.28)``.
-        budget: instead, a size for the transform code.
-        seed: of what is random in the codec.
+        base: a folder or file with the same tensors; the difference from it is encoded.
+        codec: a codec spec; ``transform(budget=0.28)`` if empty.
+        budget: in place of a codec, a size or bits a parameter for the transform code.
+        seed: of what is random in the codec, from 0 to 2^63 - 1.
         part_entries: entries that are coded together; memory grows with it.
-        progress: called with entries done and entries in all.
+        progress: is called with the entries that are done and the entries in all.
 
     Returns:
-        Sizes, and how much of the energy was captured.
+        What was written: ``path``, ``format``, ``codec``, ``bytes``, numbers of ``parts``, ``tensors`` and
+        ``parameters``, ``bits_per_parameter``, ``ratio_fp32`` and ``ratio_bf16``, and ``captured``, the share of the
+        energy that a decoder gets.
 
     Raises:
         ConfigError: an option is wrong, or the base does not fit.
@@ -131,13 +148,13 @@ def encode_file(
         raise ConfigError("--seed", seed, "must be from 0 to 2^63 - 1")
     if out.is_dir():
         raise ConfigError("-o", out, "must be a file, not a folder")
-    job = _job(path, base, choose_codec(codec, budget), seed, part_entries)
-    distortion, size = _encode_parts(job, out, progress)
-    return {"path": str(out), **_facts(job, size), "captured": distortion.captured}
+    job = _prepare(path, base, choose_codec(codec, budget), seed, part_entries)
+    distortion, size = _write_parts(job, out, progress)
+    return {"path": str(out), **_describe(job, size), "captured": distortion.captured}
 
 
-def _facts(job: _Job, size: int) -> dict[str, Any]:
-    """What was encoded, and into how many bytes."""
+def _describe(job: _EncodingJob, size: int) -> dict[str, Any]:
+    """Say what was encoded, and into how many bytes."""
     layout = job.source.layout
     return {
         "format": job.source.format,
@@ -146,48 +163,43 @@ def _facts(job: _Job, size: int) -> dict[str, Any]:
         "parts": len(job.parts),
         "tensors": len(layout.tensors),
         "parameters": layout.numel,
-        **ratios(size, layout),
+        **compute_size_ratios(size, layout),
     }
 
 
-def _job(path: Path, base: Path | None, spec: CodecSpec, seed: int, part_entries: int) -> _Job:
-    """Headers read and compared, before any value is."""
+def _prepare(path: Path, base: Path | None, spec: CodecSpec, seed: int, part_entries: int) -> _EncodingJob:
+    """Read and compare headers, and cut the layout, before any value is read."""
     source = open_source(path)
-    held = open_source(base, "--base") if base is not None else None
-    if held is not None:
-        held.check_fits(source.layout, "--base")
+    base_source = open_source(base, "--base") if base is not None else None
+    if base_source is not None:
+        base_source.check_fits(source.layout, "--base")
     spec.assign(source.layout)
     parts = split_layout(source.layout, part_entries)
     if len(parts) > MAX_PARTS:
         raise ConfigError("PATH", path, f"at most {MAX_PARTS} parts of {part_entries} entries")
-    return _Job(source=source, base=held, spec=spec, parts=parts, seed=seed)
+    return _EncodingJob(source=source, base=base_source, spec=spec, parts=parts, seed=seed)
 
 
-def _encode_parts(job: _Job, out: Path, progress: Progress) -> tuple[Distortion, int]:
-    """Write the parts one after another; their distortion, and the bytes."""
-    distortion, size, done, after = Distortion(), 0, 0, ""
+def _write_parts(job: _EncodingJob, out: Path, progress: Progress) -> tuple[Distortion, int]:
+    """Write the parts one after another; return what was lost in them, and the bytes of the file."""
+    distortion = Distortion()
+    size = 0
+    done = 0
+    after = ""
     temporary = out.with_name(out.name + ".part")
     out.parent.mkdir(parents=True, exist_ok=True)
     progress(0, job.source.layout.numel)
     try:
         with temporary.open("wb") as file:
-            for number, pieces in enumerate(job.parts):
-                data, values, decoded = job.part(number, after)
-                file.write(data)
-                distortion.add(pieces, values, decoded)
-                size, after = size + len(data), data[-32:].hex()
-                done += sum(p.spec.numel for p in pieces)
+            for number, slices in enumerate(job.parts):
+                part = job.encode_part(number, after)
+                file.write(part.data)
+                distortion.add(slices, part.values, part.decoded)
+                size += len(part.data)
+                after = digest_of(part.data).hex()
+                done += sum(s.spec.numel for s in slices)
                 progress(done, job.source.layout.numel)
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
     return distortion, size
-
-
-def ratios(size: int, layout: Layout) -> dict[str, float]:
-    """Bits a parameter, and how many times smaller than the values at 4 and 2 bytes each."""
-    plain = {name: layout.plain_bytes(DTYPES[dtype]) for name, dtype in (("fp32", "float32"), ("bf16", "bfloat16"))}
-    return {
-        "bits_per_parameter": bits_per_parameter(size, layout),
-        **{f"ratio_{name}": count / size if size else 0.0 for name, count in plain.items()},
-    }

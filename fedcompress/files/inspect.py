@@ -1,4 +1,4 @@
-"""What is in a .fcu file, an adapter folder or a safetensors file, as facts for a program or a person."""
+"""Inspects a .fcu file, an adapter folder or a safetensors file, for a program or a person to read."""
 
 from __future__ import annotations
 
@@ -11,28 +11,36 @@ from fedcompress.adapters.safetensors_io import SUFFIX, Source, open_source
 from fedcompress.chunks import TensorSlice, layout_of_slices
 from fedcompress.codecs import CodecSpec, decode_sections
 from fedcompress.errors import ConfigError
-from fedcompress.files.container import Container, open_container
-from fedcompress.files.decode import check_base, entry_slices, find_base
+from fedcompress.files.container import Container, compute_size_ratios, open_container
 from fedcompress.files.distortion import Distortion
-from fedcompress.files.encode import Progress, ratios, silent
-from fedcompress.files.statistics import Survey
+from fedcompress.files.part_values import decode_part, open_base, read_base
+from fedcompress.files.progress import Progress, ignore_progress
+from fedcompress.files.statistics import SourceStatistics
 from fedcompress.pipeline.coding import check_layout, codec_of
-from fedcompress.types import GROUPS, Layout, Tensors, state_digest, subtract
+from fedcompress.types import GROUPS, Layout, state_digest, subtract
 from fedcompress.wire import Kind
 
-DIGESTS = ("base_digest", "result_digest", "layout_digest", "base_fingerprint", "adapter_digest")
+FIELDS = ("run", "site", "round", "version", "codec", "examples", "init_seed")  # of a header, shown as they are
+DIGESTS = ("base_digest", "result_digest", "layout_digest", "base_fingerprint", "adapter_digest")  # shown in hex
 
 
 def inspect_file(
-    path: Path, *, reference: Path | None = None, base: Path | None = None, progress: Progress = silent
+    path: Path, *, reference: Path | None = None, base: Path | None = None, progress: Progress = ignore_progress
 ) -> dict[str, Any]:
-    """Facts about a .fcu file, an adapter folder or a safetensors file.
+    """Describe a .fcu file, an adapter folder or a safetensors file.
+
+        >>> inspect_file(Path("a.fcu"))["kind"]  # doctest: +SKIP
+        'FILE'
 
     Args:
-        path: of one of them.
-        reference: for a .fcu file, what was encoded: adds how much of its energy was captured.
-        base: what the .fcu file was encoded against, if it was.
-        progress: called with entries done and entries in all.
+        path: one of the three.
+        reference: only for a .fcu file: what was encoded; adds how much of its energy was captured.
+        base: only with a reference: what the .fcu file was encoded against.
+        progress: is called with the entries that are done and the entries in all.
+
+    Returns:
+        Sizes, digests and, for stored values, statistics by group, under the names that ``fedcompress inspect
+        --json`` prints.
 
     Raises:
         ConfigError: an option is wrong, or does not fit the file.
@@ -40,86 +48,91 @@ def inspect_file(
         MismatchError: ``base`` or ``reference`` is another one.
         StateError: an adapter does not parse.
     """
-    values = path.is_dir() or path.suffix == SUFFIX
+    has_values = path.is_dir() or path.suffix == SUFFIX
     for name, option in (("--reference", reference), ("--base", base)):
-        if option is not None and (values or reference is None):
+        if option is not None and (has_values or reference is None):
             raise ConfigError(name, option, "is for an .fcu file; --base is for a --reference")
-    if values:
-        return _of_values(open_source(path), progress)
+    if has_values:
+        return _describe_values(open_source(path), progress)
     container = open_container(path)
-    facts = _of_container(container)
+    description = _describe_container(container)
     if reference is not None:
         source = open_source(reference, "--reference")
-        compare = _distortion if container.manifests else _distortion_of_update
-        facts |= compare(container, source, base, progress).facts()
-    return facts
+        measure = _measure_file if container.manifests else _measure_update
+        description |= measure(container, source, base, progress).summarize()
+    return description
 
 
-def _by_group(layout: Layout) -> dict[str, int]:
+def _count_by_group(layout: Layout) -> dict[str, int]:
+    """Count the parameters of each group that has any."""
     sizes = Counter({g: 0 for g in GROUPS})
     for spec in layout.tensors:
         sizes[spec.group] += spec.numel
-    return {g: n for g, n in sizes.items() if n}
+    return {group: count for group, count in sizes.items() if count}
 
 
-def _of_values(source: Source, progress: Progress) -> dict[str, Any]:
-    layout, survey = source.layout, Survey(source, progress)
-    digest = state_digest(layout, survey)  # reads every tensor, once
+def _describe_values(source: Source, progress: Progress) -> dict[str, Any]:
+    layout = source.layout
+    statistics = SourceStatistics(source, progress)
+    digest = state_digest(layout, statistics)  # reads every tensor once, which fills the statistics
     return {
         "format": source.format,
         "tensors": len(layout.tensors),
         "parameters": layout.numel,
-        "parameters_by_group": _by_group(layout),
-        "bytes": survey.bytes,
+        "parameters_by_group": _count_by_group(layout),
+        "bytes": statistics.bytes,
         "bf16_bytes": layout.plain_bytes(2),
         "layout_digest": layout.digest.hex(),
         "adapter_digest": adapter_digest(source.config).hex() if source.config is not None else "",
         "state_digest": digest.hex(),
-        "groups": survey.groups(),
-        "worth_dropping": survey.notes(),
+        "groups": statistics.groups(),
+        "worth_dropping": statistics.notes(),
     }
 
 
-def _of_container(container: Container) -> dict[str, Any]:
+def _describe_container(container: Container) -> dict[str, Any]:
     header = container.parts[0].header
-    facts: dict[str, Any] = {"bytes": container.size, "digest": container.digest.hex(), "kind": header.kind.name}
-    for name in ("run", "site", "round", "version", "codec", "examples", "init_seed"):
-        facts[name] = getattr(header, name)
-    for name in DIGESTS:
-        facts[name] = getattr(header, name).hex()
-    facts["signed"] = all(part.signed for part in container.parts)  # by whom, only a registry can tell
-    facts["section_bytes"] = [size for part in container.parts for size in part.section_sizes]
-    facts["metrics"] = dict(header.metrics)
+    description: dict[str, Any] = {
+        "bytes": container.size,
+        "digest": container.digest.hex(),
+        "kind": header.kind.name,
+        **{name: getattr(header, name) for name in FIELDS},
+        **{name: getattr(header, name).hex() for name in DIGESTS},
+        "signed": all(part.signed for part in container.parts),  # by whom, only a registry can tell
+        "section_bytes": [size for part in container.parts for size in part.section_sizes],
+        "metrics": dict(header.metrics),
+    }
     if not container.manifests:
-        return facts
+        return description
     layout = container.layout
-    return facts | {
+    return description | {
         "codec": container.manifests[0].codec or header.codec,
         "format": container.manifests[0].format,
         "difference": container.has_base,
         "parts": len(container.parts),
         "tensors": len(layout.tensors),
         "parameters": layout.numel,
-        "parameters_by_group": _by_group(layout),
-        **ratios(container.size, layout),
+        "parameters_by_group": _count_by_group(layout),
+        **compute_size_ratios(container.size, layout),
         "manifest_bytes": sum(p.section_sizes[0] for p in container.parts),
-        "sections": _sections(container),
+        "sections": _describe_sections(container),
     }
 
 
-def _sections(container: Container) -> list[dict[str, Any]]:
-    """Bytes by clause, over all parts."""
-    spec = container.manifests[0].codec
-    names = [str(c) for c in CodecSpec.parse(spec, field="manifest.codec").clauses] if spec else []
+def _describe_sections(container: Container) -> list[dict[str, Any]]:
+    """Sum up bytes and parameters by clause of the codec, over all parts."""
+    whole_codec = container.manifests[0].codec
+    clauses = CodecSpec.parse(whole_codec, field="manifest.codec").clauses if whole_codec else ()
+    names = [str(clause) for clause in clauses]
     rows: list[dict[str, Any]] = []
     for part in container.parts:
         codec = codec_of(part.header)
-        assigned = codec.assign(layout_of_slices(entry_slices(part)))
+        assigned = codec.assign(layout_of_slices(part.slices))
+        sizes = part.section_sizes[1:]  # the first one is the manifest
         for number, (clause, members) in enumerate(zip(codec.clauses, assigned, strict=True)):
             if number == len(rows):
                 name = names[number] if number < len(names) else str(clause)
                 rows.append({"clause": name, "bytes": 0, "parameters": 0})
-            sizes = part.section_sizes[1:]
             rows[number]["bytes"] += sizes[number] if number < len(sizes) else 0
             rows[number]["parameters"] += sum(m.numel for m in members)
     for row in rows:
@@ -127,41 +140,38 @@ def _sections(container: Container) -> list[dict[str, Any]]:
     return rows
 
 
-def _distortion(container: Container, source: Source, base: Path | None, progress: Progress) -> Distortion:
-    """Of a file with its layout inside."""
+def _measure_file(container: Container, source: Source, base: Path | None, progress: Progress) -> Distortion:
+    """Measure what a file with its layout inside has lost of its source."""
     source.check_fits(container.layout, "--reference")
-    held, distortion, done = find_base(container, base), Distortion(), 0
+    base_source = open_base(container, base)
+    distortion = Distortion()
+    done = 0
     for part in container.parts:
-        pieces = entry_slices(part)
-        layout, values = layout_of_slices(pieces), source.values(pieces)
+        layout = layout_of_slices(part.slices)
+        values = source.values(part.slices)
         layout.check(values, what="--reference")
-        if held is not None:
-            before = held.values(pieces)
-            check_base(part.header, layout, before, held.path)
-            values = subtract(values, before)
-        decoded = decode_sections(codec_of(part.header), layout, container.read(part).sections[1:])
-        distortion.add(pieces, values, decoded)
+        if base_source is not None:
+            values = subtract(values, read_base(base_source, part.header, part.slices))
+        distortion.add(part.slices, values, decode_part(container, part))
         done += layout.numel
         progress(done, source.layout.numel)
     return distortion
 
 
-def _distortion_of_update(container: Container, source: Source, base: Path | None, progress: Progress) -> Distortion:
-    """Of an envelope from the network, decoded with the layout of the reference."""
+def _measure_update(container: Container, source: Source, base: Path | None, progress: Progress) -> Distortion:
+    """Measure what an envelope from the network has lost of its source, whose layout it is decoded with."""
     part, layout = container.parts[0], source.layout
     if part.header.kind not in (Kind.UPDATE, Kind.DELTA):
         raise ConfigError("--reference", source.path, f"is for an UPDATE, DELTA or FILE, not a {part.header.kind.name}")
     check_layout(part.header, layout)
-    pieces = [TensorSlice(spec=t) for t in layout.tensors]
-    values: Tensors = source.values(pieces)
+    slices = [TensorSlice(spec=t) for t in layout.tensors]
+    values = source.values(slices)
     layout.check(values, what="--reference")
     if base is not None:
-        held = open_source(base, "--base")
-        held.check_fits(layout, "--base")
-        before = held.values(pieces)
-        check_base(part.header, layout, before, base)
-        values = subtract(values, before)
+        base_source = open_source(base, "--base")
+        base_source.check_fits(layout, "--base")
+        values = subtract(values, read_base(base_source, part.header, slices))
     distortion = Distortion()
-    distortion.add(pieces, values, decode_sections(codec_of(part.header), layout, container.read(part).sections))
+    distortion.add(slices, values, decode_sections(codec_of(part.header), layout, container.read(part).sections))
     progress(layout.numel, layout.numel)
     return distortion

@@ -1,4 +1,4 @@
-"""The first section of a FILE envelope: what one needs to decode it without a receiver's layout."""
+"""The manifest is the first section of a FILE envelope: what one needs to decode it without a layout of one's own."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from fedcompress.chunks import MAX_CHUNK_ENTRIES, TensorSlice, layout_of_slices
 from fedcompress.errors import FedCompressError, LimitError, PayloadError
 from fedcompress.types import Layout
 
-VERSION = 1
-MAX_BYTES = 1 << 24  # of the JSON
-MAX_PARTS = 100_000
-_AFTER = re.compile(r"(?:[0-9a-f]{64})?")
+VERSION = 1  # first byte of the section
+MAX_BYTES = 1 << 24  # bytes of the JSON, inflated
+MAX_PARTS = 100_000  # in one file
+_AFTER = re.compile(r"(?:[0-9a-f]{64})?")  # a digest in hex; nothing for the first part
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a part holds, and where it stands in its file; the fields are those of the JSON."""
+    """A manifest says what a part holds, and where it stands in its file; the fields are those of the JSON."""
 
-    format: str
-    pieces: list[TensorSlice]
-    part: int
-    parts: int
-    after: str
-    codec: str = ""
+    format: str  # peft or safetensors
+    pieces: list[TensorSlice]  # the tensors of the part, or rows of them
+    part: int  # its number, from 0
+    parts: int  # how many the file has
+    after: str  # digest in hex of the envelope before it; empty for the first part
+    codec: str = ""  # codec of the whole file; only the first part has it, and what follows
     adapter_config: Mapping[str, Any] | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)  # of the safetensors file
 
     @property
     def layout(self) -> Layout:
-        """Layout of the part."""
+        """Return the layout of the part."""
         return layout_of_slices(self.pieces)
 
     def to_section(self) -> bytes:
-        """Version and deflated JSON.
+        """Serialize to a section: a byte with the version, then deflated JSON.
 
         Raises:
-            LimitError: too long.
+            LimitError: the JSON is too long.
         """
         entries: dict[str, Any] = {
             "format": self.format,
@@ -63,12 +63,12 @@ class Manifest:
         return bytes([VERSION]) + zlib.compress(text, 9)
 
 
-def manifest_from(section: bytes) -> Manifest:
-    """Inverse of ``Manifest.to_section``.
+def parse_manifest(section: bytes) -> Manifest:
+    """Parse what ``Manifest.to_section`` makes.
 
     Raises:
-        LimitError: it expands to too much, or promises too many entries.
-        PayloadError: it is malformed.
+        LimitError: the section expands to too much, or promises too many entries.
+        PayloadError: the section is malformed.
     """
     if section[:1] != bytes([VERSION]):
         raise PayloadError(f"manifest.version: {section[:1].hex()}: this library reads {VERSION}")
@@ -83,7 +83,7 @@ def manifest_from(section: bytes) -> Manifest:
         raise PayloadError("manifest: the zlib stream does not end where the section ends")
     try:
         entries = json.loads(text)
-        manifest = _manifest_of(entries)
+        manifest = _build_manifest(entries)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, FedCompressError) as error:
         if isinstance(error, LimitError):
             raise
@@ -91,7 +91,7 @@ def manifest_from(section: bytes) -> Manifest:
     return manifest
 
 
-def _manifest_of(entries: dict[str, Any]) -> Manifest:
+def _build_manifest(entries: dict[str, Any]) -> Manifest:
     layout = Layout.from_json(json.dumps(entries["layout"]))
     if layout.numel > MAX_CHUNK_ENTRIES:
         raise LimitError(f"manifest.layout: {layout.numel} entries: at most {MAX_CHUNK_ENTRIES} in a part")
@@ -103,8 +103,9 @@ def _manifest_of(entries: dict[str, Any]) -> Manifest:
             raise TypeError(f"rows.{spec.name}: must be integers")
         if total and (not spec.shape or not 0 <= start <= start + spec.shape[0] <= total):
             raise ValueError(f"rows.{spec.name}: {start} of {total}: must hold {list(spec.shape)}")
-        pieces.append(TensorSlice(spec=spec, start=start, total=total))
-        _ = pieces[-1].whole  # checked as a spec
+        piece = TensorSlice(spec=spec, start=start, total=total)
+        _ = piece.whole  # making the spec of the whole tensor checks it
+        pieces.append(piece)
     manifest = Manifest(
         format=entries["format"],
         pieces=pieces,
@@ -121,8 +122,8 @@ def _manifest_of(entries: dict[str, Any]) -> Manifest:
 
 def _check(manifest: Manifest, unknown_rows: Mapping[str, object]) -> None:
     config, metadata = manifest.adapter_config, manifest.metadata
-    json.dumps(metadata, ensure_ascii=False).encode()  # refuses halves of characters
-    good = {
+    json.dumps(metadata, ensure_ascii=False).encode()  # raises on lone surrogates
+    is_valid = {
         "format": manifest.format in (PEFT, SAFETENSORS),
         "part": type(manifest.part) is int and type(manifest.parts) is int and 0 <= manifest.part < manifest.parts,
         "parts": type(manifest.parts) is int and manifest.parts <= MAX_PARTS,
@@ -133,6 +134,6 @@ def _check(manifest: Manifest, unknown_rows: Mapping[str, object]) -> None:
         "adapter_config": config is None or isinstance(config, dict),
         "metadata": isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()),
     }
-    wrong = [name for name, is_good in good.items() if not is_good]
-    if wrong:
-        raise ValueError(f"{wrong[0]}: not as specified")
+    for name, is_field_valid in is_valid.items():
+        if not is_field_valid:
+            raise ValueError(f"{name}: not as specified")

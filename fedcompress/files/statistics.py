@@ -1,4 +1,4 @@
-"""Statistics of stored tensors, and what in them is worth dropping."""
+"""Computes statistics of stored tensors, and finds what in them is worth dropping."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from fedcompress.adapters.safetensors_io import Source
 from fedcompress.chunks import TensorSlice
 from fedcompress.types import DTYPES, Array, TensorSpec
 
-CHUNK = 1 << 20
-DENSITY = 0.05
+CHUNK = 1 << 20  # entries that are widened to float64 at a time
+DENSITY = 0.05  # share of entries that the ternary bound keeps
 LARGE = 4.0  # heads with so many times the bytes of the factors are worth a note
-FACTORS = ("lora_a", "lora_b")
-EXAMPLES = 3
+FACTORS = ("lora_a", "lora_b")  # the groups of LoRA's factors
+EXAMPLES = 3  # names of tensors in a note
 
 
 def sign_bits(density: float) -> float:
-    """Bits a parameter of a mask of this density and a sign for each entry that is kept: H(p) + p.
+    """Compute the bits a parameter of a mask of density p and a sign for each entry that is kept: H(p) + p.
 
     >>> round(sign_bits(0.05), 4)
     0.3364
@@ -32,15 +32,22 @@ def sign_bits(density: float) -> float:
 
 
 @dataclass
-class _Group:
+class _GroupStatistics:
     tensors: int = 0
     parameters: int = 0
     bytes: int = 0
-    finite: int = 0
+    finite: int = 0  # values that are neither NaN nor infinite; the moments are of these
     moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros(4))  # sums of powers 1 to 4
 
+    def add(self, values: Array) -> None:
+        """Add finite values, float32 of shape (n,); the sums are float64."""
+        wide = values.astype(np.float64)
+        square = np.square(wide)
+        self.finite += wide.size
+        self.moments += [wide.sum(), square.sum(), wide @ square, square @ square]
+
     def kurtosis(self) -> float:
-        """Fourth central moment over the squared variance; 3 for Gaussian values, 0 for constant ones."""
+        """Compute the fourth central moment over the squared variance; 3 for Gaussian values, 0 for constant ones."""
         if not self.finite:
             return 0.0
         m1, m2, m3, m4 = (self.moments / self.finite).tolist()
@@ -49,8 +56,8 @@ class _Group:
             return 0.0
         return float((m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / variance**2)
 
-    def facts(self) -> dict[str, Any]:
-        """The row of a group."""
+    def summarize(self) -> dict[str, Any]:
+        """Return the row of a group: sizes, norm, kurtosis and the bytes of a ternary code."""
         return {
             "tensors": self.tensors,
             "parameters": self.parameters,
@@ -61,14 +68,18 @@ class _Group:
         }
 
 
-class Survey(Mapping[str, Array]):
-    """The tensors of a source: each is read, and looked at, when it is asked for."""
+class SourceStatistics(Mapping[str, Array]):
+    """Gives the tensors of a source by name; each is read, and enters the statistics, whenever it is asked for.
+
+    So one pass over a file serves the digest of its state and the statistics. Ask for each tensor once.
+    """
 
     def __init__(self, source: Source, progress: Callable[[int, int], None]) -> None:
-        self._source, self._progress = source, progress
-        self._groups: dict[str, _Group] = defaultdict(_Group)
-        self._odd: dict[str, list[TensorSpec]] = defaultdict(list)
-        self._done = 0
+        self._source = source
+        self._progress = progress
+        self._groups: dict[str, _GroupStatistics] = defaultdict(_GroupStatistics)
+        self._findings: dict[str, list[TensorSpec]] = defaultdict(list)  # code of a note -> tensors that it is about
+        self._done = 0  # entries that were read
 
     def __len__(self) -> int:
         return len(self._source.layout.tensors)
@@ -79,82 +90,88 @@ class Survey(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         spec = self._source.layout.by_name[name]
         values = self._source.read(TensorSlice(spec=spec))
-        self._look(spec, values)
+        self._record(spec, values)
         self._done += spec.numel
         self._progress(self._done, self._source.layout.numel)
         return values
 
     @property
     def bytes(self) -> int:
-        """Of all tensors, as stored."""
-        return sum(_size(t) for t in self._source.layout.tensors)
+        """Return the bytes of all tensors, as they are stored."""
+        return sum(_stored_bytes(t) for t in self._source.layout.tensors)
 
     def groups(self) -> dict[str, dict[str, Any]]:
-        """Sizes and statistics of each group."""
-        return {name: self._groups[name].facts() for name in sorted(self._groups)}
+        """Return sizes and statistics of each group, by the group's name."""
+        return {name: self._groups[name].summarize() for name in sorted(self._groups)}
 
     def notes(self) -> list[dict[str, Any]]:
-        """What is worth dropping, each with the bytes that it is about."""
+        """List what is worth dropping, each with the tensors and bytes that it is about."""
         notes = [
-            _note(code, text, self._odd[code])
+            _build_note(code, text, self._findings[code])
             for code, text in (
                 ("non-finite", "values are NaN or infinite: cannot be encoded"),
                 ("zeros", "every value is 0: need not be stored"),
                 ("bf16-in-fp32", "float32 copies of bfloat16 values: half of the bytes are zero"),
                 ("not-trainable", "neither a factor nor in modules_to_save: a saved copy of the base?"),
             )
-            if self._odd[code]
+            if self._findings[code]
         ]
-        head, factors = self._groups.get("head"), sum(self._groups[g].bytes for g in FACTORS if g in self._groups)
-        if head is not None and factors and head.bytes > LARGE * factors:
+        head = self._groups.get("head")
+        factor_bytes = sum(self._groups[g].bytes for g in FACTORS if g in self._groups)
+        if head is not None and factor_bytes and head.bytes > LARGE * factor_bytes:
             members = [t for t in self._source.layout.tensors if t.group == "head"]
             share = 100 * head.bytes / self.bytes
-            notes.append(_note("large-heads", f"modules saved whole are {share:.0f} % of the bytes", members))
+            notes.append(_build_note("large-heads", f"modules saved whole are {share:.0f} % of the bytes", members))
         return notes
 
-    def _look(self, spec: TensorSpec, values: Array) -> None:
+    def _record(self, spec: TensorSpec, values: Array) -> None:
+        """Take a tensor into the statistics of its group, and note what is odd about it."""
         group = self._groups[spec.group]
         group.tensors += 1
         group.parameters += spec.numel
-        group.bytes += _size(spec)
-        flat, zero, halves, broken = values.reshape(-1), True, spec.dtype == "float32", False
-        for at in range(0, flat.size, CHUNK):
-            part = flat[at : at + CHUNK]
-            zero = zero and not part.any()
-            halves = halves and not (part.view(np.uint32) & 0xFFFF).any()
-            finite = np.isfinite(part)
-            if not finite.all():
-                broken, part = True, part[finite]
-            wide = part.astype(np.float64)
-            square = np.square(wide)
-            group.finite += wide.size
-            group.moments += [wide.sum(), square.sum(), wide @ square, square @ square]
-        for code, found in (("non-finite", broken), ("zeros", zero), ("bf16-in-fp32", halves and not zero)):
-            if found and flat.size:
-                self._odd[code].append(spec)
+        group.bytes += _stored_bytes(spec)
+        flat = values.reshape(-1)
+        is_zero = True
+        is_bfloat16 = spec.dtype == "float32"  # the lower half of every word is zero
+        has_non_finite = False
+        for start in range(0, flat.size, CHUNK):
+            chunk = flat[start : start + CHUNK]
+            is_zero = is_zero and not chunk.any()
+            is_bfloat16 = is_bfloat16 and not (chunk.view(np.uint32) & 0xFFFF).any()
+            is_finite = np.isfinite(chunk)
+            if not is_finite.all():
+                has_non_finite = True
+                chunk = chunk[is_finite]
+            group.add(chunk)
+        if flat.size and has_non_finite:
+            self._findings["non-finite"].append(spec)
+        if flat.size and is_zero:
+            self._findings["zeros"].append(spec)
+        if flat.size and is_bfloat16 and not is_zero:
+            self._findings["bf16-in-fp32"].append(spec)
         if spec.group == "head" and not self._is_trainable(spec.name):
-            self._odd["not-trainable"].append(spec)
+            self._findings["not-trainable"].append(spec)
 
     def _is_trainable(self, name: str) -> bool:
-        """Whether a tensor that is no factor has a reason to be in an adapter."""
+        """Return True if a tensor that is no factor has a reason to be in an adapter."""
         config = self._source.config or {}
         parts = name.split(".")
-        saved = config.get("modules_to_save") or []
+        saved_modules = config.get("modules_to_save") or []
         if config.get("bias", "none") != "none" and parts[-1] == "bias":
             return True
-        known = any(isinstance(m, str) and f".{m}." in f".{name}." for m in saved)
-        return known or any(p.startswith("lora_") for p in parts) or "trainable_tokens" in name
+        is_saved = any(isinstance(m, str) and f".{m}." in f".{name}." for m in saved_modules)
+        return is_saved or any(p.startswith("lora_") for p in parts) or "trainable_tokens" in name
 
 
-def _size(spec: TensorSpec) -> int:
+def _stored_bytes(spec: TensorSpec) -> int:
     return spec.numel * DTYPES[spec.dtype]
 
 
-def _note(code: str, text: str, members: list[TensorSpec]) -> dict[str, Any]:
+def _build_note(code: str, text: str, members: list[TensorSpec]) -> dict[str, Any]:
     return {
         "code": code,
         "text": text,
         "tensors": len(members),
-        "bytes": sum(_size(t) for t in members),
+        "bytes": sum(_stored_bytes(t) for t in members),
         "examples": [t.name for t in members[:EXAMPLES]],
     }

@@ -1,4 +1,4 @@
-"""Ed25519 keys as files, and what they sign.
+"""Reads and writes Ed25519 keys as files, signs with them, and verifies.
 
 A private key is PKCS8 in PEM, readable by its owner only; a public key is one line of text:
 ``fedcompress-ed25519 BASE64 NAME``.
@@ -20,34 +20,38 @@ from fedcompress.types import NAME
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-KIND = "fedcompress-ed25519"
-KEY_SIZE = 32  # bytes
-MAX_FILE = 4096  # bytes
+KIND = "fedcompress-ed25519"  # first word of a public key's line
+KEY_SIZE = 32  # bytes of a raw public key
+MAX_FILE = 4096  # bytes of a key's file; no more is read
 
 
 @dataclass(frozen=True)
 class PublicKey:
-    """32 bytes, and the name that its maker gave it."""
+    """A public key has 32 raw bytes, and the name that its maker gave it; the name may be empty."""
 
     data: bytes
     name: str = ""
 
     @property
     def id(self) -> str:
-        """16 hex digits of the key's SHA-256: for people and logs, not for comparisons."""
+        """Return the first 16 hex digits of the key's SHA-256: for people and logs, not for comparisons."""
         return hashlib.sha256(self.data).hexdigest()[:16]
 
     @property
     def line(self) -> str:
-        """The text form, without a newline."""
+        """Return the text form, without a newline."""
         return f"{KIND} {base64.b64encode(self.data).decode()} {self.name}".rstrip()
 
     @classmethod
     def parse(cls, text: str, *, field: str = "public key") -> PublicKey:
-        """Inverse of ``line``.
+        """Parse the text form, as ``line`` gives it.
+
+        Args:
+            text: one line; white space around it is ignored.
+            field: what an error calls the key.
 
         Raises:
-            ConfigError: it is something else.
+            ConfigError: the text is something else.
         """
         rule = f"must be one line: {KIND}, 32 bytes in base64, a name"
         match text.split():
@@ -68,12 +72,12 @@ class PublicKey:
         """Read a public key's file.
 
         Raises:
-            ConfigError: it cannot be read, or is something else.
+            ConfigError: the file cannot be read, or is something else.
         """
         return cls.parse(_read(path, field).decode("utf-8", "replace"), field=field)
 
     def verifies(self, signature: bytes, statement: bytes) -> bool:
-        """Whether this key's owner has signed these bytes."""
+        """Verify a signature of 64 bytes: True if this key's owner has signed ``statement``."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -85,7 +89,7 @@ class PublicKey:
 
 
 class PrivateKey:
-    """Signs; never printed, never sent."""
+    """Holds a private key and signs with it; the key is never printed and never sent."""
 
     def __init__(self, key: Ed25519PrivateKey, name: str) -> None:
         self._key = key
@@ -93,10 +97,13 @@ class PrivateKey:
 
     @classmethod
     def new(cls, name: str) -> PrivateKey:
-        """A fresh key.
+        """Generate a key.
+
+        Args:
+            name: of its files, and in the text form of its public half.
 
         Raises:
-            ConfigError: ``name`` is not one.
+            ConfigError: ``name`` is not a valid name.
         """
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -109,7 +116,7 @@ class PrivateKey:
         """Read a private key's file.
 
         Raises:
-            ConfigError: it cannot be read, others may read it, or it is no Ed25519 key.
+            ConfigError: the file cannot be read, others may read it, or it holds no Ed25519 key.
         """
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -127,23 +134,28 @@ class PrivateKey:
 
     @property
     def public(self) -> PublicKey:
-        """Its public half."""
+        """Return the public half."""
         return PublicKey(self._key.public_key().public_bytes_raw(), self._name)
 
     def sign(self, statement: bytes) -> bytes:
-        """The signature, 64 bytes; the same for the same bytes."""
+        """Sign some bytes: 64 bytes of Ed25519, the same for the same ``statement``."""
         return self._key.sign(statement)
 
     def save(self, folder: Path, *, force: bool = False) -> tuple[Path, Path]:
-        """Write ``NAME.key`` and ``NAME.pub``; returns their paths.
+        """Write ``NAME.key``, for its owner alone, and ``NAME.pub``; return their paths.
+
+        Args:
+            folder: where to write; it is made where it is missing.
+            force: replace files that are there already.
 
         Raises:
-            ConfigError: one of them is there already, or cannot be written.
+            ConfigError: one of the files is there already, or cannot be written.
         """
         from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
         pem = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        key, public = folder / f"{self._name}.key", folder / f"{self._name}.pub"
+        key = folder / f"{self._name}.key"
+        public = folder / f"{self._name}.pub"
         write_file(key, pem, mode=0o600, force=force)
         write_file(public, f"{self.public.line}\n".encode(), mode=0o644, force=force)
         return key, public
@@ -157,17 +169,25 @@ def check_private(path: Path, field: str) -> None:
 
 
 def write_file(path: Path, data: bytes, *, mode: int, force: bool = False) -> None:
-    """Create a file with a mode from its first byte on, and fsync it; the folder that a private one needs is private.
+    """Create a file that has its mode from the first byte on, and fsync it.
+
+    A folder that is made for a private file is private, too.
+
+    Args:
+        path: of the file.
+        data: what to write.
+        mode: permission bits, such as 0o600; the umask does not change them.
+        force: replace, in one step, a file that is there already.
 
     Raises:
-        ConfigError: it is there already and ``force`` is not given, or cannot be written.
+        ConfigError: the file is there already and ``force`` is not given, or it cannot be written.
     """
     target = path.with_name(f".{path.name}.{os.getpid()}.part") if force else path
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700 if mode == 0o600 else 0o777)
         handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(handle, "wb") as stream:
-            os.fchmod(handle, mode)  # the umask may have taken more away
+            os.fchmod(handle, mode)  # the umask may have cleared bits
             stream.write(data)
             stream.flush()
             os.fsync(handle)

@@ -1,6 +1,6 @@
-"""The coordinator's registry: which key may speak for which site.
+"""The coordinator's registry knows which key may speak for which site.
 
-One SQLite file in the state directory. A key is never deleted: a revoked one stays, so that
+It is one SQLite file in the state directory. A key is never deleted: a revoked one stays, so that
 its signatures are refused with that reason, and it cannot be registered again.
 """
 
@@ -18,7 +18,7 @@ from fedcompress.storage.file_access import is_passing
 from fedcompress.types import NAME
 from fedcompress.wire import Seal
 
-FILE = "keys.db"
+FILE = "keys.db"  # in the state directory
 COORDINATOR = "coordinator"  # name of the coordinator's own key in its state directory
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS key (
@@ -28,26 +28,26 @@ CREATE TABLE IF NOT EXISTS key (
 
 @dataclass(frozen=True)
 class Signer:
-    """A registered key and the site that it speaks for."""
+    """A signer is a registered key together with the site that it speaks for."""
 
     site: str
     key: PublicKey
     added: float  # seconds since 1970
-    revoked: float | None = None
+    revoked: float | None = None  # seconds since 1970; None while the key may be used
 
 
 Log = Callable[[Signer], None]
 
 
 class Registry:
-    """Keys of the sites of one coordinator; may be read while another process writes."""
+    """Holds the keys of the sites of one coordinator; may be read while another process writes."""
 
     def __init__(self, folder: Path) -> None:
         """Open or create the registry of a state directory.
 
         Raises:
             ConfigError: the folder cannot be made or written.
-            AccessError: the registry is there, and cannot be opened now.
+            AccessError: the registry is there, but cannot be opened now.
         """
         import sqlite3
 
@@ -66,15 +66,20 @@ class Registry:
         self._db.close()
 
     def register(self, key: PublicKey, site: str, *, log: Log = lambda signer: None) -> Signer:
-        """Let a key speak for a site; a site may have several, to change from one to the next.
+        """Register a key for a site; a site may have several, to change from one to the next.
+
+        A key that already speaks for this site is left as it is.
 
         Args:
-            key: the site's.
-            site: its name.
-            log: is told what is new, before it counts; if it raises, nothing is changed.
+            key: the site's public key.
+            site: the site's name.
+            log: is called with a new signer before the registration is committed; if it raises, nothing is changed.
+
+        Returns:
+            The signer as it is registered now.
 
         Raises:
-            ConfigError: the key is revoked or another site's, or ``site`` is not a name.
+            ConfigError: the key is revoked or another site's, or ``site`` is not a valid name.
         """
         if not NAME.fullmatch(site):
             raise ConfigError("--site", repr(site[:80]), f"must match {NAME.pattern}")
@@ -94,52 +99,58 @@ class Registry:
         return signer
 
     def revoke(self, name: str, *, log: Log = lambda signer: None) -> list[Signer]:
-        """Revoke a key by its id, or all keys of a site; returns those that were not revoked before.
+        """Revoke one key, or all keys of a site.
 
         Args:
-            name: of a site, or the id of a key.
-            log: as for ``register``, once for each key.
+            name: the name of a site, or the id of a key.
+            log: is called once for each key before the change is committed; if it raises, nothing is changed.
+
+        Returns:
+            The signers that were not revoked before.
 
         Raises:
             ConfigError: there is no such key or site.
         """
         with transaction(self._db):
-            found = [s for s in self.signers() if name in (s.site, s.key.id)]
-            if not found:
+            matching = [s for s in self.signers() if name in (s.site, s.key.id)]
+            if not matching:
                 known = sorted({s.site for s in self.signers()})
                 raise ConfigError("NAME", repr(name[:80]), f"must be a site, one of {known}, or the id of a key")
             now = time.time()
-            revoked = [replace(s, revoked=now) for s in found if s.revoked is None]
+            revoked = [replace(s, revoked=now) for s in matching if s.revoked is None]
             for signer in revoked:
                 self._db.execute("UPDATE key SET revoked=? WHERE public=?", (now, signer.key.data.hex()))
                 log(signer)
         return revoked
 
     def signers(self) -> list[Signer]:
-        """All keys, revoked ones too, by site and time."""
+        """Return all signers, revoked ones too, ordered by site and by the time when they were added."""
         rows = self._db.execute("SELECT site, public, name, added, revoked FROM key ORDER BY site, added, public")
-        return [Signer(site, PublicKey(bytes.fromhex(data), name), added, off) for site, data, name, added, off in rows]
+        return [
+            Signer(site, PublicKey(bytes.fromhex(public), name), added, revoked)
+            for site, public, name, added, revoked in rows
+        ]
 
     def knows(self, site: str) -> bool:
-        """Whether a key was ever registered for a site."""
+        """Return True if a key was ever registered for a site, be it revoked since."""
         return self._db.execute("SELECT 1 FROM key WHERE site=? LIMIT 1", (site,)).fetchone() is not None
 
     def signer_of(self, seal: Seal, *, claimed: str = "") -> Signer | None:
-        """Whose signature it is; None if no registered key made it.
+        """Find the registered key, revoked or not, that made a signature; None if none did.
 
         Args:
             seal: digest and signature of an envelope.
-            claimed: the site to try first.
+            claimed: the site that says it has signed; its keys are tried first.
         """
         signers = sorted(self.signers(), key=lambda s: s.site != claimed)
         return next((s for s in signers if s.key.verifies(seal.signature, seal.statement)), None)
 
 
 def coordinator_key(folder: Path) -> PrivateKey | None:
-    """The coordinator's own key in its state directory, or None.
+    """Load the coordinator's own key from its state directory; None if it has none.
 
     Raises:
-        ConfigError: the file is no key, or others may read it.
+        ConfigError: the file holds no key, or others may read it.
     """
     path = folder / f"{COORDINATOR}.key"
     return PrivateKey.load(path, field="coordinator.key") if path.exists() else None

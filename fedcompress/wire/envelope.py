@@ -1,4 +1,4 @@
-"""Envelope bytes, as specified in protos/README.md.
+"""Packs and unpacks the bytes of an envelope, as specified in protos/README.md.
 
     offset  size  field
     0       4     magic "FCU\\x01"
@@ -28,12 +28,21 @@ from google.protobuf.message import DecodeError
 from fedcompress.errors import HeaderError, LimitError
 from fedcompress.proto.v1 import update_pb2
 from fedcompress.types import NAME
-from fedcompress.wire.frame import DIGEST_SIZE, MAGIC, MAX_HEADER, PREFIX, WIRE_VERSION, Limits, check_frame
+from fedcompress.wire.frame import (
+    DIGEST_SIZE,
+    MAGIC,
+    MAX_HEADER,
+    PREFIX,
+    WIRE_VERSION,
+    CheckedFrame,
+    Limits,
+    check_frame,
+)
 
-MAX_SECTIONS = 8192
-MAX_METRICS = 64
-MAX_CODEC_SPEC = 1024
-# Metrics that travel as a number and a float32, from wire version 2 on; only ever appended to.
+MAX_SECTIONS = 8192  # in one envelope
+MAX_METRICS = 64  # in one header
+MAX_CODEC_SPEC = 1024  # characters
+# From wire version 2 on, these metrics travel as their number here and a float32. The tuple may only grow at its end.
 KNOWN_METRICS = (
     "eval_correct",
     "eval_loss_sum",
@@ -43,24 +52,35 @@ KNOWN_METRICS = (
     "seconds_evaluate",
     "seconds_train",
 )
-MAX_FLOAT = 3.4e38
-METRIC = re.compile(r"[a-z][a-z0-9_]{0,63}")
+MAX_FLOAT = 3.4e38  # metrics of this size or more do not fit float32, and travel by name as float64
+METRIC = re.compile(r"[a-z][a-z0-9_]{0,63}")  # the name of a metric
 
 
 class Kind(IntEnum):
-    """What an envelope carries; the numbers are those of the protobuf enum."""
+    """The kind says what an envelope carries; the numbers are those of the protobuf enum."""
 
-    UPDATE = 1
-    DELTA = 2
-    SNAPSHOT = 3
-    REPORT = 4
-    FILE = 5
-    CONSTANTS = 6
+    UPDATE = 1  # what a site has learnt: its values minus the base that it began with
+    DELTA = 2  # the step from one published state to the next
+    SNAPSHOT = 3  # a whole published state, or the seed that it is made from
+    REPORT = 4  # metrics of an evaluation; no tensors
+    FILE = 5  # an adapter or checkpoint on disk, with a manifest as its first section
+    CONSTANTS = 6  # tensors that all sites must have and nobody trains
+
+
+# Digests that a header of each kind must have; others may be left empty.
+_NEEDED_DIGESTS = {
+    Kind.UPDATE: ("base_digest", "layout_digest"),
+    Kind.DELTA: ("base_digest", "result_digest", "layout_digest"),
+    Kind.SNAPSHOT: ("result_digest", "layout_digest"),
+    Kind.REPORT: ("base_digest", "layout_digest"),
+    Kind.FILE: ("result_digest", "layout_digest"),
+    Kind.CONSTANTS: ("result_digest", "layout_digest"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """The header's fields; see update.proto for their meaning. Digests are 32 bytes."""
+    """A header says what an envelope is about; update.proto explains its fields. Digests have 32 bytes."""
 
     kind: Kind
     run: str
@@ -96,23 +116,16 @@ class Header:
                 raise HeaderError(f"header.metrics: {name[:80]!r}={value}: must match {METRIC.pattern}, finite")
 
     def _check_digests(self) -> None:
-        needs = {
-            Kind.UPDATE: ("base_digest", "layout_digest"),
-            Kind.DELTA: ("base_digest", "result_digest", "layout_digest"),
-            Kind.SNAPSHOT: ("result_digest", "layout_digest"),
-            Kind.REPORT: ("base_digest", "layout_digest"),
-            Kind.FILE: ("result_digest", "layout_digest"),
-            Kind.CONSTANTS: ("result_digest", "layout_digest"),
-        }[self.kind]
+        needed = _NEEDED_DIGESTS[self.kind]
         for name in ("base_digest", "result_digest", "layout_digest", "base_fingerprint", "adapter_digest"):
             size = len(getattr(self, name))
-            if size != DIGEST_SIZE and (size or name in needs):
+            if size != DIGEST_SIZE and (size or name in needed):
                 raise HeaderError(f"header.{name}: {size} bytes: must be {DIGEST_SIZE} for {self.kind.name}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """A checked envelope: header, sections, the SHA-256 that ended it, and a signature that nobody has verified."""
+    """An envelope that was checked has a header, sections and its SHA-256; nobody has verified its signature."""
 
     header: Header
     sections: tuple[bytes, ...]
@@ -121,15 +134,30 @@ class Envelope:
 
 
 def pack(header: Header, sections: tuple[bytes, ...]) -> bytes:
-    """Serialize without a signature; equal input gives equal bytes.
+    """Serialize an envelope without a signature; equal input gives equal bytes.
 
     Raises:
-        LimitError: too many sections or too large a header.
+        LimitError: there are too many sections, or the header is too large.
     """
     if len(sections) > MAX_SECTIONS:
         raise LimitError(f"sections: {len(sections)}: at most {MAX_SECTIONS}")
-    known = [n for n in KNOWN_METRICS if abs(header.metrics.get(n, math.inf)) < MAX_FLOAT]
-    message = update_pb2.Header(
+    message = _build_message(header, sections)
+    header_bytes = message.SerializeToString(deterministic=True)
+    if len(header_bytes) > MAX_HEADER:
+        raise LimitError(f"header: {len(header_bytes)} bytes: at most {MAX_HEADER}")
+    body_size = sum(map(len, sections))
+    prefix = PREFIX.pack(MAGIC, WIRE_VERSION, 0, len(header_bytes), body_size)
+    sha = hashlib.sha256()
+    for piece in (prefix, header_bytes, *sections):
+        sha.update(piece)
+    return b"".join((prefix, header_bytes, *sections, sha.digest()))
+
+
+def _build_message(header: Header, sections: tuple[bytes, ...]) -> update_pb2.Header:
+    """Build the protobuf message; metrics that float32 holds travel by number, the others by name."""
+    numbered = [n for n in KNOWN_METRICS if abs(header.metrics.get(n, math.inf)) < MAX_FLOAT]
+    named = sorted(set(header.metrics) - set(numbered))
+    return update_pb2.Header(
         kind=int(header.kind),  # type: ignore[arg-type]
         run=header.run,
         site=header.site,
@@ -142,53 +170,50 @@ def pack(header: Header, sections: tuple[bytes, ...]) -> bytes:
         adapter_digest=header.adapter_digest,
         codec=header.codec,
         examples=header.examples,
-        metrics=[update_pb2.Metric(name=n, value=header.metrics[n]) for n in sorted(set(header.metrics) - set(known))],
-        metric_codes=[KNOWN_METRICS.index(n) for n in known],
-        metric_values=[header.metrics[n] for n in known],
+        metrics=[update_pb2.Metric(name=n, value=header.metrics[n]) for n in named],
+        metric_codes=[KNOWN_METRICS.index(n) for n in numbered],
+        metric_values=[header.metrics[n] for n in numbered],
         sections=[update_pb2.Section(size=len(s)) for s in sections],
         init_seed=header.init_seed,
     )
-    head = message.SerializeToString(deterministic=True)
-    if len(head) > MAX_HEADER:
-        raise LimitError(f"header: {len(head)} bytes: at most {MAX_HEADER}")
-    prefix, sha = PREFIX.pack(MAGIC, WIRE_VERSION, 0, len(head), sum(map(len, sections))), hashlib.sha256()
-    for piece in (prefix, head, *sections):
-        sha.update(piece)
-    return b"".join((prefix, head, *sections, sha.digest()))
 
 
-def unpack(data: bytes, limits: Limits) -> Envelope:
+def unpack(data: bytes | CheckedFrame, limits: Limits) -> Envelope:
     """Parse and check one envelope.
 
+    Bytes that ``check_frame`` has checked are not hashed again.
+
     Raises:
-        WireError: one subclass for each way of being malformed.
+        WireError: the envelope is malformed; there is one subclass for each way.
     """
-    frame, seal = check_frame(data, limits)
-    head_end = PREFIX.size + frame.header
+    checked = check_frame(data, limits)
+    data, body_end = checked.data, checked.frame.checked
+    header_end = PREFIX.size + checked.frame.header
     message = update_pb2.Header()
     try:
-        message.ParseFromString(data[PREFIX.size : head_end])
+        message.ParseFromString(data[PREFIX.size : header_end])
     except DecodeError as error:
         raise HeaderError(f"header: not a protobuf message: {error}") from error
-    header = _header_from(message)
+    header = _parse_header(message)
     sizes = [s.size for s in message.sections]
     if len(sizes) > MAX_SECTIONS:
         raise LimitError(f"sections: {len(sizes)}: at most {MAX_SECTIONS}")
-    if sum(sizes) != frame.checked - head_end:
-        raise HeaderError(f"sections: sizes add up to {sum(sizes)}: body has {frame.checked - head_end}")
-    sections, at = [], head_end
+    if sum(sizes) != body_end - header_end:
+        raise HeaderError(f"sections: sizes add up to {sum(sizes)}: body has {body_end - header_end}")
+    sections = []
+    start = header_end
     for size in sizes:
-        sections.append(data[at : at + size])
-        at += size
+        sections.append(data[start : start + size])
+        start += size
+    seal = checked.seal
     return Envelope(header=header, sections=tuple(sections), digest=seal.digest, signature=seal.signature)
 
 
-def _header_from(message: update_pb2.Header) -> Header:
+def _parse_header(message: update_pb2.Header) -> Header:
     try:
         kind = Kind(message.kind)
     except ValueError as error:
         raise HeaderError(f"header.kind: {message.kind}: one of {[int(k) for k in Kind]}") from error
-    metrics = _metrics_from(message)
     return Header(
         kind=kind,
         run=message.run,
@@ -202,12 +227,12 @@ def _header_from(message: update_pb2.Header) -> Header:
         adapter_digest=message.adapter_digest,
         codec=message.codec,
         examples=message.examples,
-        metrics=metrics,
+        metrics=_parse_metrics(message),
         init_seed=message.init_seed if message.HasField("init_seed") else None,
     )
 
 
-def _metrics_from(message: update_pb2.Header) -> dict[str, float]:
+def _parse_metrics(message: update_pb2.Header) -> dict[str, float]:
     if len(message.metric_codes) != len(message.metric_values):
         count = len(message.metric_values)
         raise HeaderError(f"header.metric_codes: {len(message.metric_codes)}: as many as metric_values, {count}")

@@ -1,4 +1,4 @@
-"""Training of the base's own weights: what a run's state is then the difference from the base, read piece by piece."""
+"""Trains the base's own weights: the state of such a run is the difference from the base, read slice by slice."""
 
 from fedcompress.adapters.full.modes import (
     Full,

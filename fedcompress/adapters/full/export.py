@@ -1,17 +1,18 @@
-"""A published state as a model folder that stock transformers loads."""
+"""Exports a state of a run that trains the base's own weights, as a model folder that stock transformers loads."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters.base_model import TOKENIZER_FILES
 from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.folder import STORED_AS
-from fedcompress.adapters.full.base_files import BaseWeights
+from fedcompress.adapters.full.base_files import BaseWeights, Entry
 from fedcompress.adapters.full.modes import Subspace, load_trainable_set, trains_base_weights
 from fedcompress.adapters.safetensors_io import Sink
 from fedcompress.adapters.template import Template
@@ -21,14 +22,15 @@ from fedcompress.config.objective import Classification
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array, Layout, TensorSpec
 
-MODEL, HEAD = "model.safetensors", "classifier.safetensors"
+MODEL = "model.safetensors"  # the weights, as transformers looks for them
+HEAD = "classifier.safetensors"  # the head of a mean-pooled classifier, which transformers does not know
 
 
-def base_of(template: Template) -> BaseWeights:
-    """Files of the base, where the template was made from them.
+def open_base(template: Template) -> BaseWeights:
+    """Open the base's files where they were when the template was made.
 
     Raises:
-        ConfigError: it is not there any more.
+        ConfigError: the base is not there any more.
     """
     path = Path(str(template.adapter.config["base_model_name_or_path"]))
     if not (path / "config.json").is_file():
@@ -37,29 +39,45 @@ def base_of(template: Template) -> BaseWeights:
 
 
 def check_run(template: Template, codec: str, downlink_codec: str) -> None:
-    """Raise unless a coordinator can begin a run that trains weights: the base is there, and codecs fit the kind.
+    """Raise ``ConfigError`` unless a coordinator can begin a run that trains the base's own weights.
+
+    Such a coordinator needs the base's files. With a subspace, both codecs must be those of the same rank and basis,
+    so that nothing but coefficients travels. A run of a PEFT adapter passes.
+
+    Args:
+        template: what the run starts from.
+        codec: of the updates.
+        downlink_codec: of the published states.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: the base is not there, or a codec does not fit the subspace.
     """
     if not trains_base_weights(template.adapter.config):
         return
-    _ = base_of(template).entries
-    kind = load_trainable_set(template.adapter.config)
-    if not isinstance(kind, Subspace):
+    _ = open_base(template).entries  # reads the headers
+    subspace = load_trainable_set(template.adapter.config)
+    if not isinstance(subspace, Subspace):
         return
     for field, text in (("codec", codec), ("downlink-codec", downlink_codec)):
-        codes = [clause.code for clause in CodecSpec.parse(text, field=field).clauses]
-        if any((getattr(c, "rank", 0), getattr(c, "basis", "")) != (kind.rank, kind.basis) for c in codes):
-            wanted = f"subspace(rank={kind.rank},basis={kind.basis})"
-            raise ConfigError(field, text, f"must be {wanted}, with bits as you like: so only coefficients travel")
+        for clause in CodecSpec.parse(text, field=field).clauses:
+            rank = getattr(clause.code, "rank", 0)
+            basis = getattr(clause.code, "basis", "")
+            if (rank, basis) != (subspace.rank, subspace.basis):
+                call = f"subspace(rank={subspace.rank},basis={subspace.basis})"
+                raise ConfigError(field, text, f"must be {call}, with bits as you like: so only coefficients travel")
 
 
 def export_run(folder: Path, template: Template, state: Mapping[str, Array], constants: Mapping[str, Any]) -> None:
-    """Write what a run has made: a model, or a stock PEFT adapter.
+    """Export what a run has learnt: a model if it trained the base's own weights, else a stock PEFT adapter.
+
+    Args:
+        folder: where to write.
+        template: what the run started from.
+        state: float32 values by name, as in the template's layout.
+        constants: numpy arrays by name, as in the template's constants.safetensors.
 
     Raises:
-        ConfigError: the base of a model is not where the template was made from it.
+        ConfigError: the base of a model is not where it was when the template was made.
     """
     if trains_base_weights(template.adapter.config):
         export_model(folder, template, state)
@@ -68,60 +86,87 @@ def export_run(folder: Path, template: Template, state: Mapping[str, Array], con
 
 
 def export_model(folder: Path, template: Template, state: Mapping[str, Array]) -> None:
-    """Write config, tokenizer and weights: base plus state, in float32, piece by piece.
+    """Write config, tokenizer and weights: base plus state, in float32, slice by slice.
 
-    The head of a mean-pooled classifier, which is no part of a transformers model, is in a file of its own.
+    The head of a mean-pooled classifier, which is no part of a transformers model, gets a file of its own.
+
+    Args:
+        folder: where to write.
+        template: what the run started from.
+        state: differences from the base, float32 by name, in memory or in a file.
 
     Raises:
-        ConfigError: the base is not where the template was made from it.
+        ConfigError: the base is not where it was when the template was made.
     """
-    files, layout = base_of(template), template.adapter.layout
-    keys = {t.name: files.key_of(t.name, t.shape) for t in layout.tensors}
-    is_pooled = isinstance(template.objective, Classification) and template.objective.head == "mean-pool-linear"
-    added = _prefix({n: k for n, k in keys.items() if k})
-    prefix = "" if is_pooled else added
-    new = [t for t in layout.tensors if not keys[t.name]]
-    renamed = {t.name: prefix + (keys[t.name] or t.name) for t in layout.tensors if keys[t.name]}
-    renamed |= {} if is_pooled else {t.name: t.name for t in new}
-    dropped = set(template.adapter.config.get("tied", ()))
-    rest = {
-        prefix + key: entry
-        for key, entry in files.entries.items()
-        if prefix + key not in renamed.values() and not {key, added + key} & dropped and entry.dtype in STORED_AS
-    }
-    specs = [TensorSpec(name=renamed[t.name], shape=t.shape) for t in layout.tensors if t.name in renamed]
-    specs += [TensorSpec(name=name, shape=entry.shape) for name, entry in rest.items()]
+    base = open_base(template)
+    layout = template.adapter.layout
+    names = _choose_names(template, base)
+    trained = Layout(tuple(t for t in layout.tensors if t.name in names.trained))
+    specs = [TensorSpec(name=names.trained[t.name], shape=t.shape) for t in trained.tensors]
+    specs += [TensorSpec(name=name, shape=entry.shape) for name, (_, entry) in names.untrained.items()]
     folder.mkdir(parents=True, exist_ok=True)
     with Sink(folder / MODEL, Layout(tuple(specs)), {"format": "pt"}) as sink:
-        for pieces in split_layout(Layout(tuple(t for t in layout.tensors if t.name in renamed)), ROUND_CHUNK_ENTRIES):
-            change = read_slices(state, pieces)
-            for piece in pieces:
+        for slices in split_layout(trained, ROUND_CHUNK_ENTRIES):
+            changes = read_slices(state, slices)
+            for piece in slices:
                 name = piece.spec.name
-                sink.write(_named(piece, renamed[name]), files.read(piece) + change[name])
-        for name, entry in rest.items():
-            spec = TensorSpec(name=name.removeprefix(prefix), shape=entry.shape)
-            for (piece,) in ([p] for part in split_layout(Layout((spec,)), ROUND_CHUNK_ENTRIES) for p in part):
-                sink.write(_named(piece, name), files.read(piece))
-    if is_pooled and new:
-        with Sink(folder / HEAD, Layout(tuple(new)), {"format": "pt"}) as sink:
-            for spec in new:
+                sink.write(_rename(piece, names.trained[name]), base.read(piece) + changes[name])
+        for name, (key, entry) in names.untrained.items():
+            stored = Layout((TensorSpec(name=key, shape=entry.shape),))
+            for slices in split_layout(stored, ROUND_CHUNK_ENTRIES):
+                for piece in slices:
+                    sink.write(_rename(piece, name), base.read(piece))
+    if names.separate_head:
+        with Sink(folder / HEAD, Layout(names.separate_head), {"format": "pt"}) as sink:
+            for spec in names.separate_head:
                 sink.write(TensorSlice(spec=spec), state[spec.name])
-    _describe(folder, files.folder, template)
+    _write_config(folder, base.folder, template)
 
 
-def _named(piece: TensorSlice, name: str) -> TensorSlice:
+@dataclass(frozen=True)
+class _Names:
+    """Names that tensors have in the exported file."""
+
+    trained: Mapping[str, str]  # name in the layout -> in the file
+    untrained: Mapping[str, tuple[str, Entry]]  # name in the file -> name in the base's files, and where it is there
+    separate_head: tuple[TensorSpec, ...]  # tensors of the layout that get a file of their own
+
+
+def _choose_names(template: Template, base: BaseWeights) -> _Names:
+    """Choose names as the model's class saves them, with its prefix, or as the base's files if its head is ours."""
+    tensors = template.adapter.layout.tensors
+    objective = template.objective
+    is_pooled = isinstance(objective, Classification) and objective.head == "mean-pool-linear"
+    keys = {t.name: base.find_key(t.name, t.shape) for t in tensors}
+    class_prefix = _find_prefix({name: key for name, key in keys.items() if key})
+    prefix = "" if is_pooled else class_prefix
+    trained = {name: prefix + key for name, key in keys.items() if key}
+    new = tuple(t for t in tensors if not keys[t.name])
+    if not is_pooled:
+        trained |= {t.name: t.name for t in new}
+    tied = set(template.adapter.config.get("tied", ()))
+    used_names = set(trained.values())
+    untrained = {}
+    for key, entry in base.entries.items():
+        is_tied = key in tied or class_prefix + key in tied
+        if prefix + key not in used_names and not is_tied and entry.dtype in STORED_AS:
+            untrained[prefix + key] = (key, entry)
+    return _Names(trained, untrained, separate_head=new if is_pooled else ())
+
+
+def _rename(piece: TensorSlice, name: str) -> TensorSlice:
     spec = TensorSpec(name=name, shape=piece.spec.shape)
     return TensorSlice(spec=spec, start=piece.start, total=piece.total)
 
 
-def _prefix(keys: Mapping[str, str]) -> str:
-    """What the model's class puts before the names in the files."""
-    found = {name.removesuffix(key) for name, key in keys.items() if name.endswith(key)}
-    return found.pop() if len(found) == 1 else ""
+def _find_prefix(keys: Mapping[str, str]) -> str:
+    """Find what the model's class puts before the names in its files; empty if it is not one and the same."""
+    prefixes = {name.removesuffix(key) for name, key in keys.items() if name.endswith(key)}
+    return prefixes.pop() if len(prefixes) == 1 else ""
 
 
-def _describe(folder: Path, base: Path, template: Template) -> None:
-    """The base's config and tokenizer; the weights are float32, and have the labels of the run."""
+def _write_config(folder: Path, base: Path, template: Template) -> None:
+    """Write the base's config, for float32 weights and with the labels of the run, and copy its tokenizer."""
     config: dict[str, Any] = json.loads((base / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     config["dtype"] = "float32"

@@ -1,4 +1,4 @@
-"""What of a base is trained, and the choice that all places of a run make alike."""
+"""Defines the trainable sets: which of the base's own weights a run trains, the same at all its sites."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from fedcompress.errors import ConfigError
 from fedcompress.numerics.philox import words
 from fedcompress.numerics.seeded_bases import BASES
 
-KEY = "weights"  # of a config, in the place of PEFT's
-REFRESH = ("round",)
+KEY = "weights"  # the key of a config that has a trainable set, where others have fields of PEFT's
+REFRESH = ("round",)  # when a subspace gets another basis
+_NAME_LISTS = ("target_modules", "always")  # fields whose values are parts of names, joined by + in a call
 
 
 @dataclass(frozen=True, kw_only=True)
 class Full:
-    """All weights, or those with one of ``target_modules`` in their names."""
+    """Trains all weights, or those with one of ``target_modules`` in their names."""
 
     name: ClassVar[str] = "full"
     target_modules: tuple[str, ...] = ()
@@ -27,7 +28,9 @@ class Full:
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """All weights of ``k`` layers, drawn anew for each round, as in LISA (Pan et al. 2024, arXiv:2403.17919).
+    """Trains all weights of ``k`` layers, which are drawn anew for each round.
+
+    The idea is that of LISA (Pan et al. 2024, arXiv:2403.17919), which draws anew every few steps of one machine.
 
     Args:
         k: layers in a round.
@@ -45,13 +48,13 @@ class Layers:
 
 @dataclass(frozen=True, kw_only=True)
 class Subspace:
-    """Coefficients of each linear layer's weight in a seeded basis of its rows.
+    """Trains the coefficients of each linear layer's weight in a seeded basis of its rows.
 
     Args:
-        rank: coefficients of a row.
+        rank: coefficients of a row, from 1 to 4096.
         basis: ``random`` signs, or ``dct`` cosines.
-        refresh: another basis each ``round``.
-        target_modules: as PEFT has it; ``all-linear`` if empty.
+        refresh: when another basis is taken: each ``round``.
+        target_modules: names of modules, as PEFT has them; all linear layers but the output layer if empty.
     """
 
     name: ClassVar[str] = "subspace"
@@ -77,59 +80,69 @@ TRAINABLE_SETS: dict[str, type[Full] | type[Layers] | type[Subspace]] = {
 
 
 def trains_base_weights(config: Mapping[str, Any]) -> bool:
-    """Whether a config is of weights, and not of a PEFT adapter."""
+    """Return True if a run's config has a trainable set, and False if it is one of a PEFT adapter."""
     return KEY in config
 
 
 def parse_trainable_set(spec: AdapterSpec) -> TrainableSet:
-    """The kind that a user named.
+    """Build the trainable set that a user named in a call such as ``layers(k=2,always=embed_tokens)``.
 
     Raises:
-        ConfigError: unknown key, or a value out of range.
+        ConfigError: a key is unknown, or a value is out of range.
     """
-    kind: Callable[..., TrainableSet] = TRAINABLE_SETS[spec.name]
-    settings = {}
+    build: Callable[..., TrainableSet] = TRAINABLE_SETS[spec.name]
     known = [f.name for f in fields(TRAINABLE_SETS[spec.name])]
+    settings = {}
     for key, value in spec.settings.items():
         if key not in known:
             raise ConfigError(f"adapter.{spec.name}", key, f"unknown key: must be one of {known}")
-        if key in ("target_modules", "always"):
-            value = tuple(value.split("+")) if isinstance(value, str) else tuple(value)
-            value = () if value == ("all-linear",) else value
-        settings[key] = value
-    return kind(**settings)
+        if key in _NAME_LISTS:
+            names = tuple(value.split("+")) if isinstance(value, str) else tuple(value)
+            settings[key] = () if names == ("all-linear",) else names
+        else:
+            settings[key] = value
+    return build(**settings)
 
 
 def load_trainable_set(config: Mapping[str, Any]) -> TrainableSet:
-    """The kind of a config.
+    """Load the trainable set of a run's config, as ``trainable_set_config`` writes it.
 
     Raises:
-        ConfigError: it is not of a kind that this version knows.
+        ConfigError: this version knows no such set.
     """
-    raw = dict(config[KEY])
-    name = raw.pop("name", "")
+    settings = dict(config[KEY])
+    name = settings.pop("name", "")
     if name not in TRAINABLE_SETS:
         raise ConfigError("adapter.weights", name, f"must be one of {list(TRAINABLE_SETS)}")
-    make: Callable[..., TrainableSet] = TRAINABLE_SETS[name]
+    build: Callable[..., TrainableSet] = TRAINABLE_SETS[name]
     try:
-        return make(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+        return build(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})
     except TypeError as error:
-        raise ConfigError(f"adapter.{name}", raw, "has a key that this version does not know") from error
+        raise ConfigError(f"adapter.{name}", settings, "has a key that this version does not know") from error
 
 
-def trainable_set_config(kind: TrainableSet) -> dict[str, Any]:
-    """Its part of a config."""
-    made = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(kind).items()}
-    return {KEY: {"name": kind.name, **made}}
+def trainable_set_config(trainable_set: TrainableSet) -> dict[str, Any]:
+    """Return the part of a run's config that has the trainable set, in the types of JSON."""
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(trainable_set).items()}
+    return {KEY: {"name": trainable_set.name, **settings}}
 
 
-def draw_layers(kind: Layers, count: int, seed: int, round_: int) -> list[int]:
-    """Layers of a round, ascending; equal wherever seed and round are.
+def draw_layers(trainable_set: Layers, count: int, seed: int, round_: int) -> list[int]:
+    """Draw the layers that are trained in a round, the same on every machine.
+
+    Args:
+        trainable_set: says how many are drawn.
+        count: layers of the model.
+        seed: of the run.
+        round_: the round's number; each round has a draw of its own.
+
+    Returns:
+        Numbers of layers from 0, ascending.
 
     Raises:
-        ConfigError: the model has fewer.
+        ConfigError: the model has fewer layers than are to be drawn.
     """
-    if kind.k > count:
-        raise ConfigError("adapter.layers.k", kind.k, f"must be at most {count}, the layers of this model")
+    if trainable_set.k > count:
+        raise ConfigError("adapter.layers.k", trainable_set.k, f"must be at most {count}, the layers of this model")
     order = np.argsort(words(seed, f"layers/{round_}", count), kind="stable")
-    return sorted(int(i) for i in order[: kind.k])
+    return sorted(int(i) for i in order[: trainable_set.k])

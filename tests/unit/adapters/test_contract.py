@@ -358,10 +358,10 @@ def test_training_on_four_bits_after_an_evaluation_has_the_same_gradients(
 
 
 def test_masks_are_of_the_weights_that_they_name(base: Path, tmp_path: Path) -> None:
-    from fedcompress.adapters.masks import mask_of
+    from fedcompress.adapters.masks import build_mask
 
     weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(0))
-    sara, lift = (mask_of(weight, kind, 2, 4).bool() for kind in ("sara", "lift"))
+    sara, lift = (build_mask(weight, kind, 2, 4).bool() for kind in ("sara", "lift"))
     assert int(sara.sum()) == int(lift.sum()) == 2 * (24 + 32)
     assert float(weight[sara].abs().max()) <= float(weight[~sara].abs().min())
     left, values, right = torch.linalg.svd(weight)

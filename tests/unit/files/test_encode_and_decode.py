@@ -21,8 +21,8 @@ from fedcompress.chunks import MAX_CHUNK_ENTRIES, layout_of_slices, split_layout
 from fedcompress.codecs import CodecSpec
 from fedcompress.files import decode_file, encode_file, inspect_file
 from fedcompress.files.container import open_container
-from fedcompress.files.encode import share_of
-from fedcompress.files.manifest import MAX_BYTES, manifest_from
+from fedcompress.files.manifest import MAX_BYTES, parse_manifest
+from fedcompress.pipeline.coding import share_of
 from fedcompress.pipeline.states import decode_state
 from fedcompress.pipeline.updates import decode_update, encode_update
 from fedcompress.types import Layout, Tensors, TensorSpec, state_digest
@@ -307,16 +307,16 @@ def section(**changes: object) -> bytes:
 )
 def test_malformed_manifests(bad: bytes) -> None:
     with pytest.raises(errors.PayloadError, match="manifest"):
-        manifest_from(bad)
+        parse_manifest(bad)
 
 
 def test_manifests_are_bounded() -> None:
     bomb = b"\x01" + zlib.compress(b" " * (8 * MAX_BYTES), 1)
     tracemalloc.start()
     with pytest.raises(errors.LimitError, match="manifest"):
-        manifest_from(bomb)
+        parse_manifest(bomb)
     with pytest.raises(errors.LimitError, match=r"manifest.layout: .* at most"):
-        manifest_from(section(layout=[["w", [MAX_CHUNK_ENTRIES + 1], "float32", "other"]]))
+        parse_manifest(section(layout=[["w", [MAX_CHUNK_ENTRIES + 1], "float32", "other"]]))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * MAX_BYTES

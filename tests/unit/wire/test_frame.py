@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from fedcompress import errors
 from fedcompress.identity import PrivateKey
-from fedcompress.wire import Limits, digest_of, pack, seal_of, sign_envelope, size_of, split_bundle, unpack
+from fedcompress.wire import (
+    Limits,
+    check_frame,
+    digest_of,
+    pack,
+    seal_of,
+    sign_envelope,
+    size_of,
+    split_bundle,
+    unpack,
+)
 from tests.support import lora_layout, normal, update_header
 
 LAYOUT = lora_layout(modules=1)
@@ -75,3 +85,19 @@ def test_no_changed_bit_is_signed(at: int, bit: int) -> None:
         except errors.WireError:
             continue
         assert not seal.signature or not KEY.public.verifies(seal.signature, seal.statement)
+
+
+def test_bytes_that_were_checked_are_not_hashed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checked frame gives what the bytes give, and is still held to the limits of who reads it."""
+    for data in (PLAIN, SIGNED):
+        checked = check_frame(data, LIMITS)
+        expected = unpack(data, LIMITS)
+        resigned = sign_envelope(data, OTHER.sign)
+        with monkeypatch.context() as patch:
+            patch.setattr("fedcompress.wire.frame.hashlib.sha256", None)
+            assert check_frame(checked, LIMITS) is checked
+            assert unpack(checked, LIMITS) == expected
+            assert seal_of(checked, LIMITS).digest == expected.digest == digest_of(data)
+            with pytest.raises(errors.LimitError, match="body_size"):
+                unpack(checked, Limits(max_body=7))
+        assert sign_envelope(checked, OTHER.sign) == resigned
