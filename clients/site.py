@@ -70,7 +70,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from clients.data_sources import absolute, source_of
+from clients.data_sources import make_absolute, parse_source
 from clients.network.link_speed import Link
 from fedcompress.adapters.base_model import BaseModel, resolve_model
 from fedcompress.errors import ConfigError
@@ -126,10 +126,10 @@ class Engine:
             if getattr(self, name) < least:
                 raise ConfigError(f"engine.{name}", getattr(self, name), f"must be at least {least}")
         if self.nodes > 1:
-            address_of(self.rendezvous)
+            parse_address(self.rendezvous)
 
 
-def address_of(rendezvous: str) -> tuple[str, int]:
+def parse_address(rendezvous: str) -> tuple[str, int]:
     """Host and port of a rendezvous.
 
     Raises:
@@ -161,7 +161,7 @@ class Data:
         for name in ("train", "heldout"):
             text = getattr(self, name)
             if text or name == "train":
-                source_of(text, name).check()
+                parse_source(text, name).check()
         if self.streaming_above < 0:
             raise ConfigError("data.streaming_above", self.streaming_above, "must be at least 0")
         if not 0 < self.heldout_share < 1:
@@ -246,7 +246,7 @@ class SiteConfig:
                 raise ConfigError(name, "nothing", "must be set in site.toml")
         site, data, model = raw["site"], raw["data"], dict(raw["model"])
         folder = resolve_model(model.pop("path"), base, model.pop("revision", ""))
-        sources = {k: absolute(data[k], base) for k in ("train", "heldout") if data.get(k)}
+        sources = {k: make_absolute(data[k], base) for k in ("train", "heldout") if data.get(k)}
         return cls(
             name=site["name"],
             state_dir=base / site["state_dir"],

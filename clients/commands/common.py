@@ -51,7 +51,7 @@ def no_worker(state_dir: Path) -> str:
     return f"no worker runs on {state_dir}: `fedcompress site up` starts one"
 
 
-def status_facts(reply: worker_pb2.StatusReply) -> dict[str, Any]:
+def status_to_dict(reply: worker_pb2.StatusReply) -> dict[str, Any]:
     """A status for JSON."""
     from google.protobuf.json_format import MessageToDict
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from clients.commands.common import site_path
-from clients.runtime.logs import KEPT, log_file, rotated
+from clients.runtime.logs import KEPT, log_file, rotated_file
 from clients.runtime.paths import log_dir
 from clients.site import SiteConfig
 from fedcompress.errors import ConfigError
@@ -52,18 +52,18 @@ def run(options: Options, sleep: Callable[[float], None] = time.sleep) -> int:
     last: deque[str] = deque(maxlen=options.lines)
     at = 0
     for number in range(KEPT, -1, -1):
-        file = rotated(path, number) if number else path
+        file = rotated_file(path, number) if number else path
         if file.is_file():
             data = file.read_bytes()
             at = data.rfind(b"\n") + 1 if not number else 0
             whole = data[:at] if not number else data
             last.extend(line for line in _decoded(whole) if _is_wanted(line, options.rank))
     for line in last:
-        print(line if options.as_json else rendered(line))
+        print(line if options.as_json else render_line(line))
     if options.follow:
         for line in follow(path, at, sleep):
             if _is_wanted(line, options.rank):
-                print(line if options.as_json else rendered(line))
+                print(line if options.as_json else render_line(line))
                 sys.stdout.flush()
     return 0
 
@@ -109,7 +109,7 @@ def _is_wanted(line: str, rank: int | None) -> bool:
     return rank is None or _parsed(line).get("rank") == rank
 
 
-def rendered(line: str) -> str:
+def render_line(line: str) -> str:
     """One line of the file for people; what a message says stays in its line."""
     found = _parsed(line)
     who = f"rank {found['rank']}" if "rank" in found else "worker"

@@ -14,7 +14,7 @@ from clients.commands.common import (
     progress_line,
     read_status,
     site_path,
-    status_facts,
+    status_to_dict,
 )
 from clients.commands.supervisor import up_lock
 from clients.runtime.paths import lock_path
@@ -63,13 +63,13 @@ def _show(site: SiteConfig, options: Options) -> int:
     if options.as_json:
         held = holder(lock_path(site.state_dir)) or None
         facts = {"running": reply is not None, "held_by": held, "up_pid": up, "wire": vars(wire) if wire else None}
-        more = status_facts(reply) if reply is not None else {"site": site.name, "reason": no_worker(site.state_dir)}
+        more = status_to_dict(reply) if reply is not None else {"site": site.name, "reason": no_worker(site.state_dir)}
         print(json.dumps({**facts, **more}))
     elif reply is None:
         print(f"{site.name}: {no_worker(site.state_dir)}")
     else:
-        print("\n".join(lines_of(reply)))
-        print(f"{'connected':<11}{connection(up)}{crossed(wire)}")
+        print("\n".join(status_lines(reply)))
+        print(f"{'connected':<11}{describe_connection(up)}{describe_traffic(wire)}")
     return 0 if reply is not None else 1
 
 
@@ -81,14 +81,14 @@ def _watch(site: SiteConfig, options: Options) -> int:
     with Live(console=Console(), auto_refresh=False) as live:
         while True:
             reply = read_status(site.state_dir)
-            lines = lines_of(reply) if reply is not None else [f"{site.name}: {no_worker(site.state_dir)}"]
-            up = connection(holder(up_lock(site.state_dir)) or None)
-            lines.append(f"{'connected':<11}{up}{crossed(read_wire(site.state_dir))}")
+            lines = status_lines(reply) if reply is not None else [f"{site.name}: {no_worker(site.state_dir)}"]
+            up = describe_connection(holder(up_lock(site.state_dir)) or None)
+            lines.append(f"{'connected':<11}{up}{describe_traffic(read_wire(site.state_dir))}")
             live.update(Text("\n".join(lines)), refresh=True)
             time.sleep(options.interval)
 
 
-def lines_of(reply: worker_pb2.StatusReply) -> list[str]:
+def status_lines(reply: worker_pb2.StatusReply) -> list[str]:
     """The status for people."""
     rows = [
         ("site", f"{reply.site} (worker pid {reply.pid}, up {duration(reply.uptime_seconds)})"),
@@ -110,12 +110,12 @@ def lines_of(reply: worker_pb2.StatusReply) -> list[str]:
     return [f"{name:<11}{escaped(text)}" for name, text in rows if text]
 
 
-def connection(up: int | None) -> str:
+def describe_connection(up: int | None) -> str:
     """Whether somebody keeps a SuperNode up."""
     return f"by `site up`, pid {up}" if up else "not by `site up`"
 
 
-def crossed(wire: Wire | None) -> str:
+def describe_traffic(wire: Wire | None) -> str:
     """What has crossed the site's link since it is up."""
     return f", sent {size(wire.up)} and received {size(wire.down)} in all" if wire else ""
 

@@ -26,7 +26,7 @@ def up_lock(state_dir: Path) -> Path:
     return state_dir / "up.lock"
 
 
-def up_facts(state_dir: Path) -> Path:
+def up_file(state_dir: Path) -> Path:
     """What a running ``up`` has started, for one that comes after a crash."""
     return state_dir / "up.json"
 
@@ -105,7 +105,7 @@ class Supervisor:
         )
         child.running, child.began = True, self.clock()
         child.starts += 1
-        remember(up_facts(self.site.state_dir), child.name, process.pid)
+        remember(up_file(self.site.state_dir), child.name, process.pid)
         self.say(f"{child.name}: started, pid {process.pid}")
 
     def _check(self, child: Child) -> None:
@@ -125,9 +125,9 @@ class Supervisor:
 
 def end_orphans(state_dir: Path) -> list[str]:
     """End what an ``up`` that was killed has left, known by process id and time of birth; say what it was."""
-    return end_noted(up_facts(state_dir))
+    return end_noted(up_file(state_dir))
 
 
-def logs_of(site: SiteConfig) -> Path:
+def make_log_dir(site: SiteConfig) -> Path:
     """Folder of all logs of a site, made if it is not there."""
     return make_state_dir(site.state_dir)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from clients.commands.common import is_terminal, no_worker, progress_line, python_environment, read_status, site_path
-from clients.commands.status import lines_of
-from clients.commands.supervisor import Supervisor, end_orphans, logs_of, up_facts, up_lock, worker_command
-from clients.network.proxy_route import proxy_variables, route_of, system_proxies
+from clients.commands.status import status_lines
+from clients.commands.supervisor import Supervisor, end_orphans, make_log_dir, up_file, up_lock, worker_command
+from clients.network.proxy_route import find_route, proxy_variables, system_proxies
 from clients.runtime.paths import make_state_dir
 from clients.site import SiteConfig
 from fedcompress.errors import ConfigError, LockedError, ProcessError
@@ -61,7 +61,7 @@ class Options:
                 raise ConfigError("--" + name.replace("_", "-"), value, "must be an existing file")
 
 
-def completed(options: Options, site: SiteConfig) -> Options:
+def complete_options(options: Options, site: SiteConfig) -> Options:
     """With what site.toml says where the command line says nothing.
 
     Raises:
@@ -110,7 +110,7 @@ def node_command(options: Options, site_file: Path) -> list[str | Path]:
     return [*command, "--port", str(free_port()), "--node-config", f'site-config="{site_file}"']
 
 
-def advice_of(options: Options) -> str:
+def explain_exit(options: Options) -> str:
     """What may be the matter with a SuperNode that ends, as far as keys are; empty if nothing."""
     if options.auth_supernode_private_key:
         return (
@@ -133,7 +133,7 @@ def run(options: Options) -> int:
     pid = holder(up_lock(site.state_dir))
     if pid:
         raise LockedError(_held(site) + f" {pid}: `fedcompress site down` ends it")
-    options = completed(options, site)
+    options = complete_options(options, site)
     node_command(options, site_file)  # what is wrong with it is said before anything starts
     if options.detach:
         return _detach(options, site, site_file)
@@ -149,7 +149,7 @@ def _held(site: SiteConfig) -> str:
 def _detach(options: Options, site: SiteConfig, site_file: Path) -> int:
     """Start the same command in a session of its own, and wait until it holds its lock."""
     inner = asdict(replace(options, site=str(site_file), detach=False, as_json=False))
-    log = logs_of(site) / "up.log"
+    log = make_log_dir(site) / "up.log"
     with log.open("ab") as stream:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "clients.commands", "up", json.dumps(inner)],
@@ -160,7 +160,7 @@ def _detach(options: Options, site: SiteConfig, site_file: Path) -> int:
             env=python_environment({}),
         )
     deadline = time.monotonic() + DETACH_TIMEOUT
-    while read_facts(up_facts(site.state_dir)).get("by") != process.pid:
+    while read_facts(up_file(site.state_dir)).get("by") != process.pid:
         if process.poll() is not None or time.monotonic() > deadline:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             raise ProcessError(f"up: did not start: {lines[-1]} (see {log})")
@@ -173,10 +173,10 @@ def _detach(options: Options, site: SiteConfig, site_file: Path) -> int:
 
 
 @contextmanager
-def counted(options: Options, site: SiteConfig) -> Iterator[tuple[str, dict[str, str]]]:
+def meter_link(options: Options, site: SiteConfig) -> Iterator[tuple[str, dict[str, str]]]:
     """The address for the SuperNode and variables that lead it through a relay which counts, if that can be."""
     host, port = host_and_port(options.superlink)
-    route = route_of(host, port, insecure=options.insecure, proxies=system_proxies())
+    route = find_route(host, port, insecure=options.insecure, proxies=system_proxies())
     if route is None:
         yield options.superlink, {}
         return
@@ -192,8 +192,8 @@ def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
     home = site.state_dir / "flower"
     home.mkdir(parents=True, exist_ok=True)
     view = LiveView(site) if is_terminal() else PlainView(site)
-    group = ProcessGroup(logs_of(site), environment(home))
-    with stop_signals() as stopped, counted(options, site) as (address, variables), group, view:
+    group = ProcessGroup(make_log_dir(site), environment(home))
+    with stop_signals() as stopped, meter_link(options, site) as (address, variables), group, view:
         for what in end_orphans(site.state_dir):
             view.say(f"ended what was left over: {what}")
         if options.insecure:
@@ -204,7 +204,7 @@ def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
             group=group,
             node=node_command(replace(options, superlink=address), site_file),
             worker=worker_command(site_file),
-            advice=advice_of(options),
+            advice=explain_exit(options),
             say=view.say,
             cwd=app_folder(),
             node_env={**site.link.environment(), **variables},
@@ -217,7 +217,7 @@ def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
                 looked = time.monotonic()
             time.sleep(POLL)
         view.say("stopping")
-    up_facts(site.state_dir).unlink(missing_ok=True)
+    up_file(site.state_dir).unlink(missing_ok=True)
     print(f"{site.name}: down", flush=True)
     return 0
 
@@ -275,6 +275,6 @@ class LiveView:
         from rich.text import Text
 
         reply = read_status(self._site.state_dir, timeout=1.0)
-        lines = lines_of(reply) if reply is not None else [f"{self._site.name}: {no_worker(self._site.state_dir)}"]
+        lines = status_lines(reply) if reply is not None else [f"{self._site.name}: {no_worker(self._site.state_dir)}"]
         text = "\n".join([*lines, "", *self._said, "", "Ctrl-C stops the site"])
         self._live.update(Text(text), refresh=True)

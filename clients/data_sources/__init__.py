@@ -13,7 +13,7 @@ from clients.data_sources.jsonl import JsonLines
 from clients.data_sources.parquet import Parquet
 from clients.data_sources.separated import Separated
 
-__all__ = ["ENDINGS", "SOURCES", "Row", "Source", "absolute", "kind_of", "source_of"]
+__all__ = ["ENDINGS", "SOURCES", "Row", "Source", "make_absolute", "parse_kind", "parse_source"]
 
 SOURCES: dict[str, type[Source]] = {
     "jsonl": JsonLines,
@@ -27,7 +27,7 @@ ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", 
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
-def kind_of(text: str) -> str:
+def parse_kind(text: str) -> str:
     """The kind of a source, a key of ``SOURCES``: by prefix, by ending, by form, and else a folder."""
     if text.startswith(PREFIX):
         return "hub"
@@ -37,11 +37,11 @@ def kind_of(text: str) -> str:
     return "function" if _FUNCTION.fullmatch(text) else "folder"
 
 
-def absolute(text: str, base: Path) -> str:
+def make_absolute(text: str, base: Path) -> str:
     """A source as site.toml has it, with a path made absolute."""
-    return text if kind_of(text) in ("hub", "function") else str(base / text)
+    return text if parse_kind(text) in ("hub", "function") else str(base / text)
 
 
-def source_of(text: str, part: str) -> Source:
+def parse_source(text: str, part: str) -> Source:
     """The source of a part, ``train`` or ``heldout``; nothing is opened yet."""
-    return SOURCES[kind_of(text)](text, part)
+    return SOURCES[parse_kind(text)](text, part)

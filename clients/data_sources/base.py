@@ -15,7 +15,7 @@ _PLAIN = re.compile(r"[A-Za-z_][\w.-]{0,39}")
 _MOST = 16  # names in a message
 
 
-def told(names: Iterable[object]) -> str:
+def describe_columns(names: Iterable[object]) -> str:
     """Names of columns for a message, or their number where they may be content, as of a file without a header."""
     found = sorted(str(name) for name in names)
     if not all(_PLAIN.fullmatch(name) for name in found):
@@ -38,7 +38,9 @@ class Row:
             ConfigError: there is none.
         """
         if key not in self.values:
-            raise ConfigError(self.where, f"a row without {key!r}", f"must have it: it has {told(self.values)}")
+            raise ConfigError(
+                self.where, f"a row without {key!r}", f"must have it: it has {describe_columns(self.values)}"
+            )
         return self.values[key]
 
     def text(self, key: str) -> str:

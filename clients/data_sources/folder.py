@@ -13,7 +13,7 @@ from fedcompress.errors import ConfigError, MissingPackageError
 ONE, MANY = "state.json", "dataset_dict.json"  # what save_to_disk marks its folders with
 
 
-def datasets_package() -> Any:
+def import_datasets() -> Any:
     """The package of that name.
 
     Raises:
@@ -26,9 +26,9 @@ def datasets_package() -> Any:
     return datasets
 
 
-def rows_of_dataset(dataset: Any, name: str) -> Iterator[Row]:
+def read_dataset_rows(dataset: Any, name: str) -> Iterator[Row]:
     """Rows by their number, from 1; class labels by their names."""
-    kind = datasets_package().ClassLabel
+    kind = import_datasets().ClassLabel
     classes = {key: feature for key, feature in dataset.features.items() if isinstance(feature, kind)}
     for number, values in enumerate(dataset, start=1):
         # -1 is how a hub data set writes that the label is not known
@@ -76,13 +76,13 @@ class Folder(Source):
 
     def rows(self) -> Iterator[Row]:
         """Rows, which stay on disk until they are asked for."""
-        datasets, place = datasets_package(), self._place()
+        datasets, place = import_datasets(), self._place()
         try:
             dataset = datasets.load_from_disk(str(place))
         except (OSError, ValueError, KeyError) as error:
             rule = f"must be a data set that save_to_disk wrote: {type(error).__name__}"
             raise ConfigError(self.field, self.text, rule) from None
-        yield from rows_of_dataset(dataset, place.name)
+        yield from read_dataset_rows(dataset, place.name)
 
     def _files(self) -> list[Path]:
         return sorted(p for p in self._place().rglob("*") if p.is_file())

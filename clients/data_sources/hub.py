@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from clients.data_sources.base import Row, Source
-from clients.data_sources.folder import datasets_package, rows_of_dataset
+from clients.data_sources.folder import import_datasets, read_dataset_rows
 from fedcompress.errors import ConfigError
 
 PREFIX = "hf:"
@@ -18,7 +18,7 @@ _FORM = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(/(?P<subset>[\w.-]+))?(:(?P<sp
 @lru_cache(maxsize=2)
 def _loaded(text: str) -> Any:
     """Opened once: each time asks the hub whether there is a newer one."""
-    datasets, found = datasets_package(), _FORM.fullmatch(text)
+    datasets, found = import_datasets(), _FORM.fullmatch(text)
     assert found is not None
     return datasets.load_dataset(found["name"], found["subset"], split=found["split"] or "train")
 
@@ -42,7 +42,7 @@ class Hub(Source):
 
     def rows(self) -> Iterator[Row]:
         """Rows, which stay on disk until they are asked for."""
-        yield from rows_of_dataset(self._dataset, self.text)
+        yield from read_dataset_rows(self._dataset, self.text)
 
     def size(self) -> int:
         """Bytes in memory."""

@@ -25,7 +25,7 @@ class Route:
     kept: tuple[str, ...] = field(default=())  # of no_proxy
 
 
-def route_of(host: str, port: int, *, insecure: bool, proxies: Mapping[str, str]) -> Route | None:
+def find_route(host: str, port: int, *, insecure: bool, proxies: Mapping[str, str]) -> Route | None:
     """The route to a SuperLink; None where it cannot be counted: through a proxy without TLS, or one that is not HTTP.
 
     Args:

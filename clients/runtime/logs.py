@@ -33,7 +33,7 @@ def log_file(folder: Path) -> Path:
     return folder / "worker.jsonl"
 
 
-def rotated(path: Path, number: int) -> Path:
+def rotated_file(path: Path, number: int) -> Path:
     """An older file; 1 is the newest of them."""
     return path.with_name(f"{path.name}.{number}")
 
@@ -112,9 +112,9 @@ class SharedFile(logging.Handler):
         if not full:
             return
         for number in range(self._kept, 0, -1):
-            older = self._path if number == 1 else rotated(self._path, number - 1)
+            older = self._path if number == 1 else rotated_file(self._path, number - 1)
             with contextlib.suppress(FileNotFoundError):
-                older.replace(rotated(self._path, number))
+                older.replace(rotated_file(self._path, number))
 
 
 def set_up(folder: Path, site: str, *, rank: int | None = None, quiet: bool = False) -> None:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from clients.site import SiteConfig, address_of
+from clients.site import SiteConfig, parse_address
 from fedcompress.errors import ConfigError
 
 KEPT_STARTS = 8  # folders with what ranks of earlier workers printed
@@ -60,7 +60,7 @@ class Launcher:
                     env=environment,
                 )
 
-    def dead(self) -> str:
+    def find_dead_rank(self) -> str:
         """Which rank has ended, and how; empty while all run."""
         for rank, process in self._running.items():
             code = process.poll()
@@ -129,7 +129,7 @@ def rank_environment(site: SiteConfig, site_file: Path, address: str) -> dict[st
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     host, interface = "127.0.0.1", "lo"
     if site.engine.nodes > 1:
-        host = address_of(site.engine.rendezvous)[0]
+        host = parse_address(site.engine.rendezvous)[0]
         interface = interface_towards(host)
     return {
         "FEDCOMPRESS_SITE_TOML": str(site_file),

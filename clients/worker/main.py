@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
     import grpc
 
-    stop = stopped_by_signal()
+    stop = stop_on_signal()
     keep_until_trimmed()
     session = SiteState(site.state_dir / "session")
     counters = Counters(site.state_dir / "session")
@@ -114,7 +114,7 @@ def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
     return 0
 
 
-def stopped_by_signal() -> threading.Event:
+def stop_on_signal() -> threading.Event:
     """Set when this process is told to end, by SIGTERM or SIGINT."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -152,14 +152,14 @@ def keep_ranks(
     deaths = 0
     try:
         while not stop.is_set():
-            if nodes is not None and not nodes.gathered(stop):
+            if nodes is not None and not nodes.wait_for_nodes(stop):
                 return
             group = hub.begin()
             if nodes is not None:
                 nodes.announce(group, hub.ranks)
             launcher.start(group, hub.ranks)
             started = time.monotonic()
-            while not (how := launcher.dead() or (nodes.lost() if nodes is not None else "")):
+            while not (how := launcher.find_dead_rank() or (nodes.find_loss() if nodes is not None else "")):
                 if stop.wait(POLL):
                     return
             launcher.stop()

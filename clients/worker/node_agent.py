@@ -20,9 +20,9 @@ from clients.runtime.logs import set_up
 from clients.runtime.malloc import return_large_blocks
 from clients.runtime.node_token import HEADER, read_token
 from clients.runtime.paths import log_dir
-from clients.site import SiteConfig, address_of
+from clients.site import SiteConfig, parse_address
 from clients.worker.launcher import Launcher, rank_environment
-from clients.worker.main import POLL, lease, stopped_by_signal
+from clients.worker.main import POLL, lease, stop_on_signal
 from clients.worker.node_registry import KEEPALIVE
 from fedcompress import __version__
 from fedcompress.adapters import base_fingerprint
@@ -58,9 +58,9 @@ def _attend(site: SiteConfig, site_file: Path, node: int) -> int:
     """Join node 0, again and again, until this process is told to end."""
     import grpc
 
-    stop = stopped_by_signal()
+    stop = stop_on_signal()
     return_large_blocks()
-    host, port = address_of(site.engine.rendezvous)
+    host, port = parse_address(site.engine.rendezvous)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     metadata = ((HEADER, read_token(Path(site.engine.token))),)
     base_fingerprint(site.model.path, site.state_dir / "fingerprint.json")  # kept there for the ranks
@@ -98,7 +98,7 @@ def _follow(stub: Any, hello: Any, metadata: Any, launcher: Launcher, stop: thre
             try:
                 item = heard.get(timeout=POLL)
             except queue.Empty:
-                how = launcher.dead()
+                how = launcher.find_dead_rank()
                 if how and group:
                     LOG.warning("%s: node 0 is told", how)
                     loss = worker_pb2.NodeLoss(node=hello.node, group=group, message=how)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clients.runtime.node_token import guard, read_token
-from clients.site import SiteConfig, address_of
+from clients.site import SiteConfig, parse_address
 from clients.worker.rank_group import RankGroup
 from fedcompress import __version__
 from fedcompress.errors import ConfigError
@@ -95,7 +95,7 @@ class NodeRegistry(worker_pb2_grpc.NodesServicer):
         names = ", ".join(f"node {n}" for n in absent)
         self._hub.absent = f"{names} has not joined: fedcompress site node --node-rank" if absent else ""
 
-    def gathered(self, stop: threading.Event) -> bool:
+    def wait_for_nodes(self, stop: threading.Event) -> bool:
         """Wait until all nodes have joined; False if ``stop`` was set before."""
         with self._changed:
             while self._hub.absent:
@@ -111,7 +111,7 @@ class NodeRegistry(worker_pb2_grpc.NodesServicer):
             for commands in self._joined.values():
                 commands.put(Command(group=group, world=world))
 
-    def lost(self) -> str:
+    def find_loss(self) -> str:
         """Why the group cannot go on; empty while it can."""
         with self._changed:
             return self._lost or self._hub.absent
@@ -125,7 +125,7 @@ def serve_nodes(site: SiteConfig, hub: RankGroup, nodes: NodeRegistry) -> Any:
     """
     import grpc
 
-    host, port = address_of(site.engine.rendezvous)
+    host, port = parse_address(site.engine.rendezvous)
     token = read_token(Path(site.engine.token), make=True)
     threads = site.engine.world + 2 * site.engine.nodes + 8
     options = (*KEEPALIVE, ("grpc.so_reuseport", 0))

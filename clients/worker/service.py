@@ -23,7 +23,7 @@ from clients.state.counters import Counters
 from clients.state.site_state import SiteState
 from clients.worker.rank_group import RankGroup
 from clients.worker.round_runner import Reply, RoundRunner
-from clients.worker.status import status_reply
+from clients.worker.status import build_status
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import (
     AdmissionError,
@@ -189,7 +189,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         """What the worker is doing."""
         current = self._current
         busy = current is not None and not current.finished
-        reply = status_reply(self._site.name, self._hub, self._counters)
+        reply = build_status(self._site.name, self._hub, self._counters)
         reply.uptime_seconds = time.monotonic() - self._started
         reply.model_loads = self._runner.model_loads
         if current is None:

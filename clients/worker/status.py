@@ -10,7 +10,7 @@ from clients.worker.rank_group import RankGroup
 from fedcompress.proto.v1 import worker_pb2
 
 
-def status_reply(site: str, hub: RankGroup, counters: Counters) -> worker_pb2.StatusReply:
+def build_status(site: str, hub: RankGroup, counters: Counters) -> worker_pb2.StatusReply:
     """The part that does not depend on a round: it is idle."""
     total, available = host_memory()
     reply = worker_pb2.StatusReply(

@@ -61,7 +61,7 @@ def check_device(subject: Subject) -> list[Check]:
     except ImportError as error:
         return [fail("device", f"torch does not import: {error}", "pip install torch")]
     site, cards = subject.site, gpus()
-    named = named_absent(os.environ.get("CUDA_VISIBLE_DEVICES"), len(cards))
+    named = find_absent_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), len(cards))
     if named:
         return [fail("device", f"CUDA_VISIBLE_DEVICES names {named}, of {len(cards)} GPUs", "name those that exist")]
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
@@ -81,7 +81,7 @@ def check_device(subject: Subject) -> list[Check]:
     return [ok("device", about)]
 
 
-def named_absent(visible: str | None, count: int) -> list[str]:
+def find_absent_gpus(visible: str | None, count: int) -> list[str]:
     """GPUs that are named by number in CUDA_VISIBLE_DEVICES, and are not there."""
     parts = [p.strip() for p in (visible or "").split(",")]
     return [p for p in parts if p.isdigit() and int(p) >= count]
@@ -102,7 +102,7 @@ def _cpu(subject: Subject, torch: Any) -> list[Check]:
 def check_memory(subject: Subject) -> list[Check]:
     """The planner's bytes of a rank against what is free."""
     try:
-        need = planned(subject)
+        need = plan_rank_bytes(subject)
     except (FedCompressError, ValueError, KeyError, OSError, ImportError) as error:
         return [warn("memory", f"not planned: {error}".splitlines()[0], "`fedcompress plan` may say more")]
     assumed = (
@@ -121,7 +121,7 @@ def check_memory(subject: Subject) -> list[Check]:
     return [warn("memory", text, f"end what uses it, or {remedy}") if need > have else ok("memory", text)]
 
 
-def planned(subject: Subject) -> int:
+def plan_rank_bytes(subject: Subject) -> int:
     """Bytes of a rank.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 from clients.commands.checks.base import Check, Subject, fail, ok, warn
 from clients.data_sources import Row
-from clients.training.data.rows import rows_of
+from clients.training.data.rows import read_rows
 from clients.training.tasks import task_for
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.adapters.fingerprint import SOURCE, WEIGHTS, base_fingerprint
@@ -33,7 +33,7 @@ def check_model(subject: Subject) -> list[Check]:
     except (OSError, ValueError, AttributeError) as error:
         return [fail("model", f"{folder}/config.json: {type(error).__name__}", "copy the model again")]
     files = sorted({f for pattern in WEIGHTS for f in folder.glob(pattern)})
-    bad = [f"{f.name}: {why}" for f in files if (why := unreadable(f))]
+    bad = [f"{f.name}: {why}" for f in files if (why := find_defect(f))]
     if bad or not files:
         return [fail("model", bad[0] if bad else f"{folder}: no weights", "copy the model again, whole")]
     total = sum(f.stat().st_size for f in files)
@@ -55,7 +55,7 @@ def _fingerprint(subject: Subject, total: int) -> Check:
     return ok(name, f"{here[:16]}, as the template has it")
 
 
-def unreadable(file: Path) -> str:
+def find_defect(file: Path) -> str:
     """Why a weight file cannot be used; empty if it can. Reads the header, not the weights."""
     try:
         if file.suffix == ".safetensors":
@@ -107,7 +107,7 @@ def _part(subject: Subject, part: str, task: Any) -> Check:
     name, data = f"data.{part}", subject.site.data
     deadline, count, checked, odd = time.monotonic() + DATA_SECONDS, 0, 0, ""
     try:
-        for row in rows_of(data, part):
+        for row in read_rows(data, part):
             count += 1
             if time.monotonic() > deadline:
                 continue
@@ -138,7 +138,7 @@ def _lacks(row: Row, subject: Subject) -> str:
     return f"{row.where} has {sorted(has)[:6]}, none of the fields of [data]"
 
 
-def nearest(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """The path, or the closest folder above it that exists."""
     path = path.absolute()
     return next(p for p in (path, *path.parents) if p.exists())
@@ -146,7 +146,7 @@ def nearest(path: Path) -> Path:
 
 def check_disk(subject: Subject) -> list[Check]:
     """Room for states, residual and outbox."""
-    free = shutil.disk_usage(nearest(subject.site.state_dir)).free
+    free = shutil.disk_usage(nearest_existing(subject.site.state_dir)).free
     numel = subject.template.adapter.layout.numel if subject.template is not None else 0
     need = max(LEAST_DISK, COPIES * 4 * numel)
     text = f"{size(free)} free for {subject.site.state_dir}"
@@ -158,7 +158,7 @@ def check_disk(subject: Subject) -> list[Check]:
 def check_permissions(subject: Subject) -> list[Check]:
     """Nobody else writes the state, or reads a key."""
     out, folder = [], subject.site.state_dir
-    place = nearest(folder)
+    place = nearest_existing(folder)
     if not os.access(place, os.W_OK | os.X_OK):
         return [fail("state_dir", f"{place}: cannot be written by this user", f"chown or chmod {place}")]
     mode = folder.stat().st_mode & 0o777 if folder.is_dir() else 0o700

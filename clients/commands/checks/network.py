@@ -75,10 +75,10 @@ def check_clock(subject: Subject) -> list[Check]:
     remote = _remote_time(subject) if subject.superlink else None
     if remote is None:
         return [warn(name, "not checked: the SuperLink tells no time", "see that this machine's clock is set by NTP")]
-    return [judged(abs((datetime.now(UTC) - remote).total_seconds()))]
+    return [judge_skew(abs((datetime.now(UTC) - remote).total_seconds()))]
 
 
-def judged(skew: float) -> Check:
+def judge_skew(skew: float) -> Check:
     """A difference of clocks, in seconds."""
     text = f"differs from the SuperLink's by {skew:.0f} s"
     if skew > SKEW_FAIL:

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from clients.site import Data
-from clients.training.data.rows import rows_of, source_for
+from clients.training.data.rows import find_source, read_rows
 from clients.training.data.token_store import shared_store
 from clients.training.tasks import Example, Task
-from clients.training.tasks.packing import Packed
+from clients.training.tasks.packing import PackedExamples
 from fedcompress.errors import ConfigError
 
 OnProgress = Callable[..., None]
@@ -54,7 +54,7 @@ def load_examples(
     examples: Sequence[Example]
     if data.packing and task.packs is None:
         raise ConfigError("data.packing", "true", "is for causal language models")
-    source_for(data, part).check()
+    find_source(data, part).check()
     if place is not None and is_streamed(data, part):
         examples = shared_store(
             place.folder / part,
@@ -66,27 +66,27 @@ def load_examples(
     else:
         examples = list(_tokenized(data, part, task, progress))
     if not examples:
-        raise ConfigError(f"data.{part}: {source_for(data, part).text}", "0 rows", "must have at least one")
+        raise ConfigError(f"data.{part}: {find_source(data, part).text}", "0 rows", "must have at least one")
     if data.packing and part == "train" and task.packs is not None:
-        return Packed(examples, task.packs)
+        return PackedExamples(examples, task.packs)
     return examples
 
 
 def row_count(examples: Sequence[Example]) -> int:
     """Rows that examples were made of; packed ones hold several."""
-    return examples.rows if isinstance(examples, Packed) else len(examples)
+    return examples.rows if isinstance(examples, PackedExamples) else len(examples)
 
 
 def is_streamed(data: Data, part: str) -> bool:
     """Whether a part's tokens are kept on disk: the site says so, or the source is large."""
     if data.streaming or not data.streaming_above:
         return data.streaming
-    return source_for(data, part).size() > data.streaming_above * MIB
+    return find_source(data, part).size() > data.streaming_above * MIB
 
 
 def _digest(data: Data, part: str, task: Task, place: Place) -> str:
     """Of what the tokens are made from; empty where nobody can know whether the rows are the same."""
-    stamp = source_for(data, part).stamp()
+    stamp = find_source(data, part).stamp()
     if not stamp:
         return ""
     names = {k: v for k, v in asdict(data).items() if k not in ("streaming", "streaming_above", "packing")}
@@ -96,7 +96,7 @@ def _digest(data: Data, part: str, task: Task, place: Place) -> str:
 
 def _tokenized(data: Data, part: str, task: Task, progress: OnProgress | None) -> Iterator[Example]:
     told = time.monotonic()
-    for number, row in enumerate(rows_of(data, part, task.columns), start=1):
+    for number, row in enumerate(read_rows(data, part, task.columns), start=1):
         yield task.example(row)
         if progress is not None and time.monotonic() - told > REPORT:
             told = time.monotonic()

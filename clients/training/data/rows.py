@@ -6,18 +6,18 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 
-from clients.data_sources import Row, Source, source_of
-from clients.data_sources.base import told
+from clients.data_sources import Row, Source, parse_source
+from clients.data_sources.base import describe_columns
 from clients.site import Data
 from fedcompress.errors import ConfigError
 
-__all__ = ["is_heldout", "rows_of", "source_for"]
+__all__ = ["is_heldout", "read_rows", "find_source"]
 
 
-def source_for(data: Data, part: str) -> Source:
+def find_source(data: Data, part: str) -> Source:
     """Where the rows of ``train`` or ``heldout`` are; without a source for the second, both are cut from the first."""
     cut = part == "train" or not data.heldout
-    return source_of(data.train if cut else data.heldout, "train" if cut else "heldout")
+    return parse_source(data.train if cut else data.heldout, "train" if cut else "heldout")
 
 
 def is_heldout(row: Row, share: float) -> bool:
@@ -27,7 +27,7 @@ def is_heldout(row: Row, share: float) -> bool:
     return bits < share * (1 << 32)
 
 
-def rows_of(data: Data, part: str, wants: Sequence[Sequence[str]] = ()) -> Iterator[Row]:
+def read_rows(data: Data, part: str, wants: Sequence[Sequence[str]] = ()) -> Iterator[Row]:
     """Rows of a part.
 
     Args:
@@ -39,7 +39,7 @@ def rows_of(data: Data, part: str, wants: Sequence[Sequence[str]] = ()) -> Itera
         ConfigError: the source cannot be read, lacks columns, or has a malformed row.
         MissingPackageError: what reads the source is absent.
     """
-    source = source_for(data, part)
+    source = find_source(data, part)
     source.check()
     for number, row in enumerate(source.rows()):
         if number == 0:
@@ -53,4 +53,4 @@ def _check_columns(source: Source, row: Row, wants: Sequence[Sequence[str]]) -> 
         return
     needed = ", or ".join(" and ".join(repr(name) for name in names) for names in wants)
     rule = f"must have {needed}; other names are told under [data] in site.toml"
-    raise ConfigError(f"{source.field}: {row.where}", told(row.values), rule)
+    raise ConfigError(f"{source.field}: {row.where}", describe_columns(row.values), rule)

@@ -12,7 +12,7 @@ ANSWERS = "assistant"
 Turns = Sequence[Mapping[str, str]]
 
 
-def chat_tokens(tokenizer: Any, turns: Turns, where: str) -> tuple[list[int], list[int]]:
+def tokenize_chat(tokenizer: Any, turns: Turns, where: str) -> tuple[list[int], list[int]]:
     """Tokens up to the last answer, and labels: what the model has to say, with the marks that end its turns.
 
     An answer is what a conversation has beyond the prompt for it. That is only so where the template writes the

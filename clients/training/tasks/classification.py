@@ -8,7 +8,7 @@ from typing import Any
 from clients.data_sources import Row
 from clients.site import Data
 from clients.training.tasks.base import Example, Sums
-from clients.training.tasks.padding import padded
+from clients.training.tasks.padding import pad_rows
 from fedcompress.config.objective import Classification
 from fedcompress.errors import ConfigError
 
@@ -35,7 +35,7 @@ class ClassificationTask:
         """``input_ids`` and ``attention_mask`` of (n, length), ``labels`` of (n,)."""
         import torch
 
-        ids, mask = padded([e.tokens for e in examples], self._tokenizer.pad_token_id)
+        ids, mask = pad_rows([e.tokens for e in examples], self._tokenizer.pad_token_id)
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([e.labels[0] for e in examples])}
 
     def measure(self, module: Any, batch: dict[str, Any]) -> Sums:

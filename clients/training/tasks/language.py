@@ -9,13 +9,13 @@ from typing import Any
 from clients.data_sources import Row
 from clients.site import Data
 from clients.training.tasks.base import IGNORED, Example, Sums
-from clients.training.tasks.chat import ANSWERS, chat_tokens
-from clients.training.tasks.packing import keeps_apart, positions, run_apart
-from clients.training.tasks.padding import padded
+from clients.training.tasks.chat import ANSWERS, tokenize_chat
+from clients.training.tasks.packing import compute_packed_logits, keeps_examples_apart, position_ids
+from clients.training.tasks.padding import pad_rows
 from fedcompress.errors import ConfigError
 
 
-def turns_of(row: Row, data: Data) -> list[dict[str, str]]:
+def read_turns(row: Row, data: Data) -> list[dict[str, str]]:
     """A row as turns of a chat: its messages, or its prompt and completion.
 
     Raises:
@@ -50,9 +50,9 @@ class CausalTask:
         What is longer than ``max_length`` loses its beginning, up to the token before the first answer, and then
         its end.
         """
-        turns = turns_of(row, self._data)
+        turns = read_turns(row, self._data)
         chat = bool(self._tokenizer.chat_template)
-        tokens, labels = chat_tokens(self._tokenizer, turns, row.where) if chat else self._plain(turns)
+        tokens, labels = tokenize_chat(self._tokenizer, turns, row.where) if chat else self._plain(turns)
         over = len(tokens) - self._max_length
         if over > 0:
             first = next((i for i, label in enumerate(labels) if label != IGNORED), len(labels))
@@ -78,10 +78,10 @@ class CausalTask:
 
     def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
         """``input_ids``, ``attention_mask`` and ``labels`` of (n, length); packed, ``position_ids`` for a mask."""
-        ids, mask = padded([e.tokens for e in examples], self._tokenizer.pad_token_id)
-        labels, _ = padded([e.labels for e in examples], IGNORED)
+        ids, mask = pad_rows([e.tokens for e in examples], self._tokenizer.pad_token_id)
+        labels, _ = pad_rows([e.labels for e in examples], IGNORED)
         if any(e.starts for e in examples):
-            return {"input_ids": ids, "position_ids": positions(examples, ids.shape[1]), "labels": labels}
+            return {"input_ids": ids, "position_ids": position_ids(examples, ids.shape[1]), "labels": labels}
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def measure(self, module: Any, batch: dict[str, Any]) -> Sums:
@@ -93,7 +93,7 @@ class CausalTask:
         self._check_apart(module)
         labels = batch["labels"][:, 1:]
         if "position_ids" in batch:
-            logits = run_apart(module, batch["input_ids"], batch["position_ids"])
+            logits = compute_packed_logits(module, batch["input_ids"], batch["position_ids"])
         else:
             inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
             if self._narrow is None:
@@ -107,7 +107,7 @@ class CausalTask:
 
     def _check_apart(self, module: Any) -> None:
         """Once, on all ranks together: not all models can, and those that cannot do not say so."""
-        if self.packs is not None and not self._apart and not keeps_apart(module):
+        if self.packs is not None and not self._apart and not keeps_examples_apart(module):
             rule = "must be false with this model or adapter: what is packed before an example changes its loss"
             raise ConfigError("data.packing", "true", rule)
         self._apart = True
@@ -132,8 +132,8 @@ class Seq2SeqTask:
 
     def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
         """``input_ids`` and ``attention_mask`` of (n, length), ``labels`` of (n, length of completions)."""
-        ids, mask = padded([e.tokens for e in examples], self._tokenizer.pad_token_id)
-        labels, _ = padded([e.labels for e in examples], IGNORED)
+        ids, mask = pad_rows([e.tokens for e in examples], self._tokenizer.pad_token_id)
+        labels, _ = pad_rows([e.labels for e in examples], IGNORED)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
     def measure(self, module: Any, batch: dict[str, Any]) -> Sums:

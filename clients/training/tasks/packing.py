@@ -11,7 +11,7 @@ import numpy as np
 from clients.training.tasks.base import IGNORED, Example
 
 
-class Packed(Sequence[Example]):
+class PackedExamples(Sequence[Example]):
     """Examples joined to blocks of at most ``length`` tokens; each is in one block, whole.
 
     The blocks are made once and do not depend on a seed: the longest example first, into the block that it fills best.
@@ -23,7 +23,7 @@ class Packed(Sequence[Example]):
 
     def __init__(self, examples: Sequence[Example], length: int) -> None:
         self._examples = examples
-        self._blocks = fill(lengths_of(examples), length)
+        self._blocks = fill_blocks(count_tokens(examples), length)
 
     @property
     def rows(self) -> int:
@@ -41,16 +41,16 @@ class Packed(Sequence[Example]):
         """A block, or a list of them."""
         if isinstance(at, slice):
             return [self[i] for i in range(*at.indices(len(self)))]
-        return joined([self._examples[i] for i in self._blocks[at]])
+        return join_examples([self._examples[i] for i in self._blocks[at]])
 
 
-def lengths_of(examples: Sequence[Example]) -> list[int]:
+def count_tokens(examples: Sequence[Example]) -> list[int]:
     """Tokens of each example; a store knows them without reading tokens."""
     known = getattr(examples, "lengths", None)
     return [len(e.tokens) for e in examples] if known is None else known().tolist()
 
 
-def fill(lengths: Sequence[int], most: int) -> list[list[int]]:
+def fill_blocks(lengths: Sequence[int], most: int) -> list[list[int]]:
     """Numbers of examples for each block: best fit, the longest first; what is longer than ``most`` is alone."""
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable").tolist()
     blocks: list[list[int]] = []
@@ -74,7 +74,7 @@ def fill(lengths: Sequence[int], most: int) -> list[list[int]]:
     return blocks
 
 
-def joined(examples: Sequence[Example]) -> Example:
+def join_examples(examples: Sequence[Example]) -> Example:
     """Examples one after the other; the first token of each is no label of the last token before it."""
     if len(examples) == 1:
         return examples[0]
@@ -89,7 +89,7 @@ def joined(examples: Sequence[Example]) -> Example:
     return Example(where, tokens, labels, sum(e.predictions for e in examples), tuple(starts))
 
 
-def positions(examples: Sequence[Example], length: int) -> Any:
+def position_ids(examples: Sequence[Example], length: int) -> Any:
     """Position ids of (n, length), int64: from 0 at every start, and at the padding."""
     import torch
 
@@ -101,7 +101,7 @@ def positions(examples: Sequence[Example], length: int) -> Any:
     return out
 
 
-def run_apart(module: Any, ids: Any, places: Any) -> Any:
+def compute_packed_logits(module: Any, ids: Any, places: Any) -> Any:
     """Logits of packed blocks, attention staying within each example.
 
     A model of transformers that gets positions and neither mask nor cache masks what is before a position 0: with
@@ -117,7 +117,7 @@ def run_apart(module: Any, ids: Any, places: Any) -> Any:
     return logits.reshape(*shape, -1) if flat and logits.shape[1] == ids.shape[1] else logits
 
 
-def keeps_apart(module: Any) -> bool:
+def keeps_examples_apart(module: Any) -> bool:
     """Whether what a model says of an example is the same whatever is packed before it.
 
     Two blocks differ in their first example only. What that changes in the second is compared with what it changes
@@ -133,7 +133,7 @@ def keeps_apart(module: Any) -> bool:
     module.eval()
     try:
         with torch.no_grad():
-            apart = run_apart(module, ids, places)
+            apart = compute_packed_logits(module, ids, places)
             mixed = module(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     finally:
         module.train(training)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def padded(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> tuple[Any, Any]:
+def pad_rows(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> tuple[Any, Any]:
     """Values and mask of (n, longest), int64; ``left`` puts the filling first."""
     import torch
 

@@ -161,7 +161,7 @@ def test_the_way_to_the_superlink(site_file: Path, dated_host: str) -> None:
     assert (
         states([*network.check_superlink(subject(site_file)), *network.check_clock(subject(site_file))]) == [WARN] * 2
     )
-    assert [network.judged(s).status for s in (2, 61, 301)] == [OK, WARN, FAIL]
+    assert [network.judge_skew(s).status for s in (2, 61, 301)] == [OK, WARN, FAIL]
 
 
 def _certificate(path: Path, begins: datetime, ends: datetime) -> None:
@@ -201,8 +201,8 @@ def test_packages(site_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpus_that_are_named_or_cannot_be_used(site_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert compute.named_absent("0,3,GPU-ab", 2) == ["3"]
-    assert compute.named_absent(None, 0) == compute.named_absent("", 0) == []
+    assert compute.find_absent_gpus("0,3,GPU-ab", 2) == ["3"]
+    assert compute.find_absent_gpus(None, 0) == compute.find_absent_gpus("", 0) == []
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(compute, "gpus", lambda: [Gpu(index=0, name="H200", total=1 << 37, used=0)])
     import torch
@@ -218,7 +218,7 @@ def test_gpus_that_are_named_or_cannot_be_used(site_file: Path, monkeypatch: pyt
 
 def test_memory_by_the_planner(site_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "gpus", list)
-    monkeypatch.setattr(compute, "planned", lambda subject: 1 << 30)
+    monkeypatch.setattr(compute, "plan_rank_bytes", lambda subject: 1 << 30)
     for total, free, status in ((8 << 30, 4 << 30, OK), (8 << 30, 1 << 30, WARN), (1 << 30, 1 << 30, FAIL)):
         monkeypatch.setattr(compute, "host_memory", lambda total=total, free=free: (total, free))
         assert states(compute.check_memory(subject(site_file))) == [status]

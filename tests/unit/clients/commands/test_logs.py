@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from clients.commands.logs import Options, follow, rendered, run
-from clients.runtime.logs import JsonFormatter, SharedFile, log_file, log_round, rotated
+from clients.commands.logs import Options, follow, render_line, run
+from clients.runtime.logs import JsonFormatter, SharedFile, log_file, log_round, rotated_file
 from fedcompress.errors import ConfigError
 
 
@@ -71,11 +71,11 @@ def test_a_message_cannot_forge_a_line(tmp_path: Path) -> None:
     (found,) = lines_of(path)
     assert found["message"] == nasty
     assert path.read_bytes().count(b"\n") == 1
-    shown = rendered(path.read_text().strip())
+    shown = render_line(path.read_text().strip())
     assert "\n" not in shown
     assert "\x1b" not in shown
     assert "\\x1b[2J" in shown
-    assert rendered("not json\x07").endswith("not json\\x07")
+    assert render_line("not json\x07").endswith("not json\\x07")
 
 
 def _write(path: Path, who: int, count: int) -> None:
@@ -112,7 +112,7 @@ def test_the_command_filters_and_counts(site_file: Path, capsys: pytest.CaptureF
         run(Options(site=str(site_file)))
     path = log_file(site_file.parent / "state" / "logs")
     logger(path).info("of the worker")
-    path.replace(rotated(path, 1))
+    path.replace(rotated_file(path, 1))
     for number in range(5):
         logger(path, rank=number % 2).info("number %d", number)
     assert run(Options(site=str(site_file), lines=2, rank=0, as_json=True)) == 0

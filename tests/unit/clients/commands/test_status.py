@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from clients.commands.common import read_status
-from clients.commands.status import Options, lines_of, run
+from clients.commands.status import Options, run, status_lines
 from clients.runtime.hardware import parse_gpus
 from clients.state.counters import Counters
 from clients.worker.main import lease
@@ -115,4 +115,4 @@ def test_gpus_and_figures_for_people() -> None:
     assert [size(n) for n in (0, 1023, 1536, 5 << 30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
     reply = worker_pb2.StatusReply(site="x", phase="idle")
     reply.gpus.add(index=0, name="H200", total_bytes=1 << 30, used_bytes=1 << 20)
-    assert any("0 H200: 1.0 MiB of 1.0 GiB" in line for line in lines_of(reply))
+    assert any("0 H200: 1.0 MiB of 1.0 GiB" in line for line in status_lines(reply))
