@@ -1,4 +1,8 @@
-"""Where rows come from: one class for each kind of source, chosen by how the source is written."""
+"""Rows come from a source: one class for each kind of source, which is chosen by how the source is written.
+
+``base`` has the contract. A source is written in site.toml as a file, a folder, ``hf:organisation/name`` or
+``package.module:function``; no key names its kind.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from clients.data_sources.separated import Separated
 
 __all__ = ["ENDINGS", "SOURCES", "Row", "Source", "make_absolute", "parse_kind", "parse_source"]
 
+# classes by kind
 SOURCES: dict[str, type[Source]] = {
     "jsonl": JsonLines,
     "csv": Separated,
@@ -23,12 +28,13 @@ SOURCES: dict[str, type[Source]] = {
     "hub": Hub,
     "function": Function,
 }
+# kinds of files, by ending
 ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 def parse_kind(text: str) -> str:
-    """The kind of a source, a key of ``SOURCES``: by prefix, by ending, by form, and else a folder."""
+    """Return the kind of a source, a key of ``SOURCES``: by prefix, by ending, by form, and else a folder."""
     if text.startswith(PREFIX):
         return "hub"
     ending = Path(text).suffix.lower()
@@ -38,10 +44,10 @@ def parse_kind(text: str) -> str:
 
 
 def make_absolute(text: str, base: Path) -> str:
-    """A source as site.toml has it, with a path made absolute."""
+    """Return a source as site.toml has it, with a path made absolute from the folder ``base``."""
     return text if parse_kind(text) in ("hub", "function") else str(base / text)
 
 
 def parse_source(text: str, part: str) -> Source:
-    """The source of a part, ``train`` or ``heldout``; nothing is opened yet."""
+    """Return the source of a part, ``train`` or ``heldout``; nothing is opened yet."""
     return SOURCES[parse_kind(text)](text, part)
