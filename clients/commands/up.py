@@ -1,4 +1,4 @@
-"""``fedcompress site up``: the SuperNode and the warm worker of a site, in the foreground or detached."""
+"""``fedcompress site up`` runs the SuperNode and the warm worker of a site, in the foreground or detached."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clients.commands.common import is_terminal, no_worker, progress_line, python_environment, read_status, site_path
-from clients.commands.status import status_lines
+from clients.commands.common import is_terminal, progress_line, python_environment, read_status, site_path
+from clients.commands.status import worker_lines
 from clients.commands.supervisor import Supervisor, end_orphans, make_log_dir, up_file, up_lock, worker_command
 from clients.network.proxy_route import find_route, proxy_variables, system_proxies
 from clients.runtime.paths import make_state_dir
@@ -26,10 +26,12 @@ from fedcompress.runtime.supervision import read_facts, stop_signals
 from fedcompress.storage.locks import hold, holder
 from fedcompress.traffic.relay import Counter, MeteringRelay, wire_path
 
-POLL = 0.5  # seconds
+POLL = 0.5  # seconds between looks at the processes
 LOOK = 2.0  # seconds between looks at the worker's status
 DETACH_TIMEOUT = 30.0  # seconds until a detached ``up`` holds its lock
-LINES = 8  # of what was said, in the live view
+STATUS_TIMEOUT = 1.0  # seconds that the worker has to answer, so that the view does not stand still
+LINES = 8  # last lines that were said, in the live view
+# what to do for a SuperNode without a key
 KEY_REMEDY = (
     "make one with `fedcompress certs new --node NAME`, let NAME.node.pub be registered, set superlink.node_key"
 )
@@ -38,7 +40,17 @@ KEY_PAUSE = 60  # seconds for which a SuperLink takes a key of a crashed SuperNo
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be set from the command line."""
+    """Holds what can be set from the command line.
+
+    Attributes:
+        site: path of site.toml.
+        superlink: HOST:PORT; empty: site.toml's.
+        insecure: whether the connection is without TLS.
+        root_certificates: path of a PEM file; None: site.toml's.
+        auth_supernode_private_key: path of the SuperNode's key; None: site.toml's.
+        detach: go on in the background.
+        as_json: print JSON, with ``detach``.
+    """
 
     site: str
     superlink: str = ""  # empty: site.toml's
@@ -62,21 +74,20 @@ class Options:
 
 
 def complete_options(options: Options, site: SiteConfig) -> Options:
-    """With what site.toml says where the command line says nothing.
+    """Return the options, with what site.toml says where the command line says nothing.
 
     Raises:
         ConfigError: neither has an address, or what they have does not go together.
     """
-    said = site.superlink
-    address = options.superlink or said.address
+    configured = site.superlink
+    address = options.superlink or configured.address
     if not address:
         raise ConfigError("--superlink", "nothing", "must be given here, or as superlink.address in site.toml")
-    root, key = options.root_certificates, options.auth_supernode_private_key
     return replace(
         options,
         superlink=address,
-        root_certificates=root or _text(said.root_certificates),
-        auth_supernode_private_key=key or _text(said.node_key),
+        root_certificates=options.root_certificates or _text(configured.root_certificates),
+        auth_supernode_private_key=options.auth_supernode_private_key or _text(configured.node_key),
     )
 
 
@@ -85,7 +96,7 @@ def _text(path: Path | None) -> str | None:
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """The parts of HOST:PORT.
+    """Return the parts of HOST:PORT.
 
     Raises:
         ConfigError: it is something else.
@@ -97,7 +108,11 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def node_command(options: Options, site_file: Path) -> list[str | Path]:
-    """The SuperNode's command; TLS unless ``--insecure`` was said."""
+    """Return the SuperNode's command; it uses TLS unless the options say ``insecure``.
+
+    Raises:
+        ConfigError: the path of site.toml has quotes, with which Flower cannot be told it.
+    """
     if '"' in str(site_file):
         raise ConfigError("SITE", site_file, "its path must not contain quotes")
     command: list[str | Path] = [script("flower-supernode"), "--superlink", options.superlink]
@@ -111,7 +126,7 @@ def node_command(options: Options, site_file: Path) -> list[str | Path]:
 
 
 def explain_exit(options: Options) -> str:
-    """What may be the matter with a SuperNode that ends, as far as keys are; empty if nothing."""
+    """Return what may be the matter with a SuperNode that ends, as far as keys are; empty if nothing."""
     if options.auth_supernode_private_key:
         return (
             "the SuperLink refuses its key until the coordinator has registered it, and may do so for "
@@ -121,7 +136,7 @@ def explain_exit(options: Options) -> str:
 
 
 def run(options: Options) -> int:
-    """Start both and keep them up.
+    """Start both processes and keep them up, here or in a detached process; return the exit code.
 
     Raises:
         ConfigError: an option or site.toml is wrong.
@@ -132,17 +147,17 @@ def run(options: Options) -> int:
     site = SiteConfig.load(site_file)
     pid = holder(up_lock(site.state_dir))
     if pid:
-        raise LockedError(_held(site) + f" {pid}: `fedcompress site down` ends it")
+        raise LockedError(_up_already(site) + f" {pid}: `fedcompress site down` ends it")
     options = complete_options(options, site)
     node_command(options, site_file)  # what is wrong with it is said before anything starts
     if options.detach:
         return _detach(options, site, site_file)
     make_state_dir(site.state_dir)
-    with hold(up_lock(site.state_dir), _held(site)):
+    with hold(up_lock(site.state_dir), _up_already(site)):
         return _stay(options, site, site_file)
 
 
-def _held(site: SiteConfig) -> str:
+def _up_already(site: SiteConfig) -> str:
     return f"site {site.name}: is up already, with pid"
 
 
@@ -174,7 +189,7 @@ def _detach(options: Options, site: SiteConfig, site_file: Path) -> int:
 
 @contextmanager
 def meter_link(options: Options, site: SiteConfig) -> Iterator[tuple[str, dict[str, str]]]:
-    """The address for the SuperNode and variables that lead it through a relay which counts, if that can be."""
+    """Yield the address for the SuperNode, and variables that lead it through a relay that counts, if that can be."""
     host, port = host_and_port(options.superlink)
     route = find_route(host, port, insecure=options.insecure, proxies=system_proxies())
     if route is None:
@@ -189,13 +204,14 @@ def meter_link(options: Options, site: SiteConfig) -> Iterator[tuple[str, dict[s
 
 
 def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
+    """Keep both processes up, and show how they are, until this process is told to stop."""
     home = site.state_dir / "flower"
     home.mkdir(parents=True, exist_ok=True)
     view = LiveView(site) if is_terminal() else PlainView(site)
     group = ProcessGroup(make_log_dir(site), environment(home))
     with stop_signals() as stopped, meter_link(options, site) as (address, variables), group, view:
-        for what in end_orphans(site.state_dir):
-            view.say(f"ended what was left over: {what}")
+        for orphan in end_orphans(site.state_dir):
+            view.say(f"ended what was left over: {orphan}")
         if options.insecure:
             view.say(f"warning: --insecure: the connection to {options.superlink} is not encrypted")
         supervisor = Supervisor(
@@ -209,12 +225,12 @@ def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
             cwd=app_folder(),
             node_env={**site.link.environment(), **variables},
         )
-        looked = 0.0
+        shown_at = 0.0
         while not stopped():
             supervisor.tick()
-            if time.monotonic() - looked > LOOK:
+            if time.monotonic() - shown_at > LOOK:
                 view.show()
-                looked = time.monotonic()
+                shown_at = time.monotonic()
             time.sleep(POLL)
         view.say("stopping")
     up_file(site.state_dir).unlink(missing_ok=True)
@@ -223,7 +239,7 @@ def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
 
 
 class PlainView:
-    """A line when something changes, for logs."""
+    """Prints a line when something changes, for logs."""
 
     def __init__(self, site: SiteConfig) -> None:
         self._site = site
@@ -241,7 +257,7 @@ class PlainView:
 
     def show(self) -> None:
         """Print what the worker does, if it does something else than before."""
-        reply = read_status(self._site.state_dir, timeout=1.0)
+        reply = read_status(self._site.state_dir, timeout=STATUS_TIMEOUT)
         line = progress_line(reply) if reply is not None else ""
         if line and line != self._last:
             self.say(line)
@@ -249,13 +265,13 @@ class PlainView:
 
 
 class LiveView:
-    """The status, redrawn in place, and the last lines that were said."""
+    """Redraws the status in place, with the last lines that were said below it."""
 
     def __init__(self, site: SiteConfig) -> None:
         from rich.live import Live
 
         self._site = site
-        self._said: list[str] = []
+        self._lines: list[str] = []  # the last ones that were said
         self._live = Live(auto_refresh=False)
 
     def __enter__(self) -> LiveView:
@@ -266,15 +282,14 @@ class LiveView:
         self._live.__exit__(*error)
 
     def say(self, line: str) -> None:
-        """Add a line."""
-        self._said = [*self._said, f"{time.strftime('%H:%M:%S')} {escaped(line)}"][-LINES:]
+        """Add a line, and redraw."""
+        self._lines = [*self._lines, f"{time.strftime('%H:%M:%S')} {escaped(line)}"][-LINES:]
         self.show()
 
     def show(self) -> None:
-        """Redraw."""
+        """Draw the status and the lines anew."""
         from rich.text import Text
 
-        reply = read_status(self._site.state_dir, timeout=1.0)
-        lines = status_lines(reply) if reply is not None else [f"{self._site.name}: {no_worker(self._site.state_dir)}"]
-        text = "\n".join([*lines, "", *self._said, "", "Ctrl-C stops the site"])
+        lines = worker_lines(self._site, read_status(self._site.state_dir, timeout=STATUS_TIMEOUT))
+        text = "\n".join([*lines, "", *self._lines, "", "Ctrl-C stops the site"])
         self._live.update(Text(text), refresh=True)

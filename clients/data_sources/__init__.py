@@ -1,4 +1,4 @@
-"""Rows come from a source: one class for each kind of source, which is chosen by how the source is written.
+"""A source gives the rows of a site: there is one class for each kind, chosen by how the source is written.
 
 ``base`` has the contract. A source is written in site.toml as a file, a folder, ``hf:organisation/name`` or
 ``package.module:function``; no key names its kind.

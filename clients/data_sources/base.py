@@ -20,7 +20,10 @@ _MOST = 16  # how many of them are shown
 
 
 def describe_columns(names: Iterable[object]) -> str:
-    """Return names of columns for a message, or their number where they may be content, as of a file without a header."""
+    """Return names of columns for a message.
+
+    It is their number where the names may be content, as of a file without a header.
+    """
     columns = sorted(str(name) for name in names)
     if not all(_PLAIN.fullmatch(name) for name in columns):
         return f"{len(columns)} columns, which are not named as columns are"

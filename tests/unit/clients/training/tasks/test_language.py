@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
-from clients.training.tasks.language import CausalTask, _sums, _can_choose_positions
+from clients.training.tasks.language import CausalTask, _can_choose_positions, _sums
 from tests.unit.clients.training.tasks.test_packing import llama, task
 
 
