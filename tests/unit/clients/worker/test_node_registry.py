@@ -104,23 +104,6 @@ def test_a_rendezvous_is_host_and_port() -> None:
         interface_towards("nowhere.invalid")
 
 
-def test_a_token_is_drawn_once_and_nobody_elses(tmp_path: Path) -> None:
-    path = tmp_path / "token"
-    with pytest.raises(ConfigError, match="copy it"):
-        read_token(path)
-    token = read_token(path, make=True)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert read_token(path) == read_token(path, make=True) == token
-    path.chmod(0o640)
-    with pytest.raises(ConfigError, match="chmod 600"):
-        read_token(path)
-    path.chmod(0o600)
-    for text in ("short", "x" * 40 + " y", "é" * 40):
-        path.write_text(text)
-        with pytest.raises(ConfigError, match=r"engine\.token"):
-            read_token(path)
-
-
 def test_calls_without_the_token_are_refused(place: Place) -> None:
     for metadata in ((), ((HEADER, "0" * 64),), ((HEADER, ""),)):
         for call in (
