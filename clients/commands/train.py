@@ -92,7 +92,7 @@ def run(options: Options) -> int:
     make_state_dir(site.state_dir)  # its folder, too, is private
     lock = hold(private.state_dir / "train.lock", f"site {site.name}: trains already, with pid")
     with lock, _worker(site_file, private), View(options) as view:
-        found, state = _rounds(options, template, site_file, private, view.note)
+        metrics_by_round, state = _rounds(options, template, site_file, private, view.note)
     constants = _constants(options, template)
     out = Path(options.out).absolute()
     shutil.rmtree(private.state_dir / "session", ignore_errors=True)
@@ -100,12 +100,12 @@ def run(options: Options) -> int:
     result = {
         "site": site.name,
         "rounds": options.rounds,
-        "steps": int(sum(m.get("steps_done", options.steps) for m in found[:-1])),
-        "before": quality(found[0]),
-        "after": quality(found[-1]),
-        "by_round": [quality(metrics) for metrics in found],
-        "train_loss": [metrics["train_loss"] for metrics in found[:-1]],
-        "train_examples": int(found[0]["examples"]),
+        "steps": int(sum(metrics.get("steps_done", options.steps) for metrics in metrics_by_round[:-1])),
+        "before": quality(metrics_by_round[0]),
+        "after": quality(metrics_by_round[-1]),
+        "by_round": [quality(metrics) for metrics in metrics_by_round],
+        "train_loss": [metrics["train_loss"] for metrics in metrics_by_round[:-1]],
+        "train_examples": int(metrics_by_round[0]["examples"]),
         "seconds": round(time.monotonic() - began, 2),
         "adapter_dir": str(out),
     }
@@ -165,10 +165,14 @@ def _rounds(
     Returns:
         The metrics of each round, and the trained state.
     """
-    layout, state, found = template.adapter.layout, template.adapter.tensors, []
+    layout = template.adapter.layout
+    state = template.adapter.tensors
+    metrics_by_round = []
     is_stream = trains_base_weights(template.adapter.config)
-    constants, merged = _constants(options, template), tuple[str, ...]()
-    first = encode_constants(constants, template.constants, run=RUN) if constants else b""
+    constants = _constants(options, template)
+    # the first downlink brings the constants; each further one says that the update before it was merged
+    prefix = encode_constants(constants, template.constants, run=RUN) if constants else b""
+    merged: tuple[str, ...] = ()
     for round_ in range(1, options.rounds + 2):
         steps = options.steps if round_ <= options.rounds else 0
         task = task_of(options, template, round_, steps)
@@ -177,13 +181,14 @@ def _rounds(
             site_file,
             site,
             replace(task, merged=merged),
-            first + bundle,
+            prefix + bundle,
             lambda line: None,
             lambda progress, round_=round_: note(round_, progress),  # type: ignore[misc]
         )
         envelope = unpack(payload, Limits.for_numel(layout.numel))
-        found.append({**envelope.header.metrics, "examples": float(envelope.header.examples)})
-        merged, first = (envelope.digest.hex(),), b""
+        metrics_by_round.append({**envelope.header.metrics, "examples": float(envelope.header.examples)})
+        merged = (envelope.digest.hex(),)
+        prefix = b""
         if steps:  # as the ranks left it, before the clipping of what would be sent
             results = site.state_dir / "work" / "trained"
             if is_stream:
@@ -191,7 +196,7 @@ def _rounds(
                 continue
             trained = load_adapter(results).tensors
             state = {t.name: trained[t.name] for t in layout.tensors}
-    return found, state
+    return metrics_by_round, state
 
 
 @contextmanager

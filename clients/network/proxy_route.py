@@ -20,13 +20,13 @@ class Route:
         tunnel: whether the SuperNode asks the relay by ``CONNECT``; not without TLS, nor where the target is a proxy of
             the site's own, which is asked through the relay.
         proxy: URL of that proxy; empty without one.
-        kept: the exceptions of ``no_proxy`` that do not match the SuperLink, and so still hold.
+        exceptions: those of ``no_proxy`` that do not match the SuperLink, and so still hold.
     """
 
     target: tuple[str, int]
     tunnel: bool = False
     proxy: str = ""
-    kept: tuple[str, ...] = field(default=())
+    exceptions: tuple[str, ...] = field(default=())
 
 
 def find_route(host: str, port: int, *, insecure: bool, proxies: Mapping[str, str]) -> Route | None:
@@ -42,16 +42,16 @@ def find_route(host: str, port: int, *, insecure: bool, proxies: Mapping[str, st
     Returns:
         The route; None where bytes cannot be counted: through a proxy without TLS, or one that is not HTTP.
     """
-    exceptions = [entry.strip() for entry in proxies.get("no", "").split(",") if entry.strip()]
-    kept = tuple(entry for entry in exceptions if not _matches(entry, host))
+    all_exceptions = [entry.strip() for entry in proxies.get("no", "").split(",") if entry.strip()]
+    exceptions = tuple(entry for entry in all_exceptions if not _matches(entry, host))
     configured = proxies.get("http" if insecure else "https") or proxies.get("all") or ""
-    proxy = configured if len(kept) == len(exceptions) else ""  # an exception matches: no proxy for this host
+    proxy = configured if len(exceptions) == len(all_exceptions) else ""  # an exception matches: no proxy for this host
     if not proxy:
-        return Route(target=(host, port), tunnel=not insecure, kept=kept)
+        return Route(target=(host, port), tunnel=not insecure, exceptions=exceptions)
     url = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if insecure or url.scheme != "http" or not url.hostname:
         return None
-    return Route(target=(url.hostname, url.port or 80), proxy=url.geturl(), kept=kept)
+    return Route(target=(url.hostname, url.port or 80), proxy=url.geturl(), exceptions=exceptions)
 
 
 def proxy_variables(route: Route, relay: str) -> dict[str, str]:
@@ -62,8 +62,8 @@ def proxy_variables(route: Route, relay: str) -> dict[str, str]:
     if not route.tunnel and not route.proxy:
         return {}
     user, at, _ = urllib.parse.urlsplit(route.proxy).netloc.rpartition("@")
-    exceptions = ",".join(route.kept)
-    return {"https_proxy": f"http://{user}{at}{relay}", "no_proxy": exceptions, "http_proxy": "", "all_proxy": ""}
+    no_proxy = ",".join(route.exceptions)
+    return {"https_proxy": f"http://{user}{at}{relay}", "no_proxy": no_proxy, "http_proxy": "", "all_proxy": ""}
 
 
 def _matches(entry: str, host: str) -> bool:

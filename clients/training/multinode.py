@@ -70,11 +70,11 @@ def digest_of_rows(examples: Sequence[Example]) -> bytes:
     return digest.digest()
 
 
-def check_equal(facts: Mapping[str, bytes], ranks_per_node: int) -> None:
+def check_equal(digests: Mapping[str, bytes], ranks_per_node: int) -> None:
     """Compare digests of what must be the same on all nodes; all ranks call this together.
 
     Args:
-        facts: SHA-256 digests by the name that a message gives to what they are of; the same names on all ranks.
+        digests: SHA-256 by the name that a message gives to what they are of; the same names on all ranks.
         ranks_per_node: tells the node of a rank.
 
     Raises:
@@ -82,13 +82,13 @@ def check_equal(facts: Mapping[str, bytes], ranks_per_node: int) -> None:
     """
     import torch
 
-    own = torch.frombuffer(bytearray(b"".join(facts.values())), dtype=torch.uint8).to(_device())
-    digests = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(digests, own)
-    for rank, other in enumerate(digests):
-        for number, name in enumerate(facts):
+    own = torch.frombuffer(bytearray(b"".join(digests.values())), dtype=torch.uint8).to(_device())
+    gathered = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(gathered, own)
+    for rank, other in enumerate(gathered):
+        for number, name in enumerate(digests):
             part = slice(number * DIGEST, (number + 1) * DIGEST)
-            if not torch.equal(other[part], digests[0][part]):
+            if not torch.equal(other[part], gathered[0][part]):
                 raise ConfigError(name, f"node {rank // ranks_per_node}", "must be as on node 0")
 
 

@@ -31,8 +31,8 @@ class ClassificationTask:
         """Tokenize the text, cut to ``max_length``, and look up its class."""
         text, label = row.text(self._data.text), row.get(self._data.label)
         if not isinstance(label, str) or label not in self._index:
-            found = "another string" if isinstance(label, str) else type(label).__name__
-            raise ConfigError(f"{row.where}.{self._data.label}", found, f"must be one of {tuple(self._index)}")
+            description = "another string" if isinstance(label, str) else type(label).__name__
+            raise ConfigError(f"{row.where}.{self._data.label}", description, f"must be one of {tuple(self._index)}")
         tokens = self._tokenizer(text, truncation=True, max_length=self._max_length)["input_ids"]
         return Example(row.where, tokens, [self._index[label]], 1)
 

@@ -106,12 +106,12 @@ def position_ids(examples: Sequence[Example], length: int) -> Tensor:
     """
     import torch
 
-    out = torch.empty((len(examples), length), dtype=torch.int64)
+    positions = torch.empty((len(examples), length), dtype=torch.int64)
     for row, example in enumerate(examples):
         edges = [*(example.starts or (0,)), len(example.tokens), length]
         for begin, end in pairwise(edges):
-            out[row, begin:end] = torch.arange(end - begin)
-    return out
+            positions[row, begin:end] = torch.arange(end - begin)
+    return positions
 
 
 def compute_packed_logits(module: Any, ids: Tensor, positions: Tensor) -> Tensor:
