@@ -148,7 +148,7 @@ class _Round(threading.Thread):
 
     @property
     def is_finished(self) -> bool:
-        """Whether there is a reply or a failure."""
+        """Return whether there is a reply or a failure."""
         with self._changed:
             return self.reply is not None or self.failure is not None
 

@@ -85,7 +85,7 @@ def check_device(subject: Subject) -> list[Check]:
 
 
 def _hides_gpus() -> bool:
-    """Whether CUDA_VISIBLE_DEVICES hides all GPUs."""
+    """Return whether CUDA_VISIBLE_DEVICES hides all GPUs."""
     return os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
 
 
