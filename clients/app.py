@@ -1,4 +1,7 @@
-"""The ClientApp: one message in, one reply out. A thin relay to the warm worker."""
+"""The ClientApp hands each message of the coordinator to the warm worker, and sends back the worker's reply.
+
+Flower starts a process for every message, which imports no torch; all that is slow or durable is in the worker.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ app = ClientApp()
 
 @app.train()
 def handle(message: Message, context: Context) -> Message:
-    """Relay a round to the worker; a failure is a reply with a reason, not an exception."""
+    """Relay a round to the worker; a failure becomes a reply with a reason, not an exception."""
     site_name = ""
     try:
         require_version(LIBRARY)
@@ -42,12 +45,12 @@ def handle(message: Message, context: Context) -> Message:
             code = "site-config"
         status = {"status": "failed", "site": site_name, "code": code, "message": str(error)}
         return Message(to_records(status, b""), reply_to=message)
-    done: dict[str, bool | int | str] = {"status": "ok", "site": site_name, "replayed": replayed}
-    done |= _wire(site)
-    return Message(to_records(done, payload), reply_to=message)
+    reply_fields: dict[str, bool | int | str] = {"status": "ok", "site": site_name, "replayed": replayed}
+    reply_fields |= _link_traffic(site)
+    return Message(to_records(reply_fields, payload), reply_to=message)
 
 
-def _wire(site: SiteConfig) -> dict[str, int]:
-    """What has crossed the site's link until now, if that is counted."""
-    found = read_wire(site.state_dir)
-    return {} if found is None else {"wire_life": found.life, "wire_up": found.up, "wire_down": found.down}
+def _link_traffic(site: SiteConfig) -> dict[str, int]:
+    """Return the bytes that have crossed the site's link until now; empty where they are not counted."""
+    wire = read_wire(site.state_dir)
+    return {} if wire is None else {"wire_life": wire.life, "wire_up": wire.up, "wire_down": wire.down}

@@ -1,4 +1,4 @@
-"""site.toml: what a site team writes, and nothing else configures a site.
+"""A site is configured by its site.toml alone; this is the whole file, with every key and its default.
 
 [site]
 name = "hospital-north"      # unique in the federation
@@ -70,21 +70,24 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from clients.data_sources import absolute, source_of
+from clients.data_sources import make_absolute, parse_source
 from clients.network.link_speed import Link
 from fedcompress.adapters.base_model import BaseModel, resolve_model
 from fedcompress.errors import ConfigError
 from fedcompress.types import NAME
 
-KINDS = ("deepspeed", "accelerate")
-OFFLOADS = ("none", "cpu", "nvme")
-SHARDINGS = ("none", "fsdp2")
-KEEPS = ("always", "pressure", "never")
+KINDS = ("deepspeed", "accelerate")  # engine.kind
+OFFLOADS = ("none", "cpu", "nvme")  # engine.offload
+SHARDINGS = ("none", "fsdp2")  # engine.sharding
+KEEPS = ("always", "pressure", "never")  # engine.keep_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """How a site computes."""
+    """Says how a site computes: engine, processes, memory; each field is the key of that name in ``[engine]``.
+
+    More about a key is in the file at the head of this module.
+    """
 
     kind: str = "deepspeed"
     ranks: int = 1
@@ -103,7 +106,7 @@ class Engine:
 
     @property
     def world(self) -> int:
-        """Ranks on all nodes."""
+        """Return the number of ranks on all nodes."""
         return self.ranks * self.nodes
 
     def __post_init__(self) -> None:
@@ -121,19 +124,19 @@ class Engine:
             raise ConfigError("engine.offload_path", repr(self.offload_path), "must be a folder on an NVMe drive")
         if self.sharding != "none" and self.kind != "accelerate":
             raise ConfigError("engine.sharding", self.sharding, "is for kind accelerate: DeepSpeed has zero_stage")
-        least_of = {"micro_batch": 0, "threads": 1, "collective_timeout": 1, "nodes": 1, "start_timeout": 1}
-        for name, least in least_of.items():
+        lower_bounds = {"micro_batch": 0, "threads": 1, "collective_timeout": 1, "nodes": 1, "start_timeout": 1}
+        for name, least in lower_bounds.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"engine.{name}", getattr(self, name), f"must be at least {least}")
         if self.nodes > 1:
-            address_of(self.rendezvous)
+            parse_address(self.rendezvous)
 
 
-def address_of(rendezvous: str) -> tuple[str, int]:
-    """Host and port of a rendezvous.
+def parse_address(rendezvous: str) -> tuple[str, int]:
+    """Return host and port of a rendezvous, which is written as ``host:port``, an IPv6 host in brackets.
 
     Raises:
-        ConfigError: it is not written as host:port.
+        ConfigError: it is not written so.
     """
     host, _, port = rendezvous.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
@@ -141,9 +144,14 @@ def address_of(rendezvous: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def format_address(host: str, port: int) -> str:
+    """Return host and port as gRPC writes them: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Where the site's rows are, and what their fields are called."""
+    """Says where the site's rows are, and what their fields are called; the section ``[data]``."""
 
     train: str  # a source, see clients.data_sources; paths are absolute
     heldout: str = ""  # empty: cut from train
@@ -161,7 +169,7 @@ class Data:
         for name in ("train", "heldout"):
             text = getattr(self, name)
             if text or name == "train":
-                source_of(text, name).check()
+                parse_source(text, name).check()
         if self.streaming_above < 0:
             raise ConfigError("data.streaming_above", self.streaming_above, "must be at least 0")
         if not 0 < self.heldout_share < 1:
@@ -170,7 +178,12 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Key files of a site; None: not signed, or not verified."""
+    """Names the key files of a site, the section ``[identity]``.
+
+    Attributes:
+        key: the site's private key; None: what it sends is not signed.
+        coordinator: the coordinator's public key; None: tasks are not verified.
+    """
 
     key: Path | None = None
     coordinator: Path | None = None
@@ -181,7 +194,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class SuperLink:
-    """How a site reaches the SuperLink, where ``site up`` is not told."""
+    """Says how a site reaches the SuperLink where the options of ``site up`` do not; the section ``[superlink]``."""
 
     address: str = ""
     root_certificates: Path | None = None  # None: those of the system
@@ -192,15 +205,29 @@ class SuperLink:
 
 
 def _check_files(section: str, config: Identity | SuperLink) -> None:
-    for known in fields(config):
-        path = getattr(config, known.name)
+    """Raise ``ConfigError`` unless all files that a section names are there."""
+    for field_ in fields(config):
+        path = getattr(config, field_.name)
         if isinstance(path, Path) and not path.is_file():
-            raise ConfigError(f"{section}.{known.name}", path, "must be an existing file")
+            raise ConfigError(f"{section}.{field_.name}", path, "must be an existing file")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteConfig:
-    """A checked site.toml; paths are absolute."""
+    """Holds a checked site.toml; all paths are absolute.
+
+    Attributes:
+        name: unique in the federation.
+        state_dir: folder of residuals and outbox.
+        model: the base model, and how it is loaded.
+        data: where the rows are.
+        engine: how the site computes.
+        max_update_norm: L2 norm that an update is clipped to before it is encoded; 0: it is not clipped.
+        rank: LoRA components of a module that are trained in a round; 0: all.
+        identity: key files.
+        superlink: how the SuperLink is reached.
+        link: speed of the link to it.
+    """
 
     name: str
     state_dir: Path
@@ -239,14 +266,16 @@ class SiteConfig:
         except (OSError, ValueError) as error:
             raise ConfigError("site.toml", path, f"must be a readable TOML file: {error}") from error
         _check_keys(raw, KNOWN)
-        base = path.resolve().parent
+        base = path.resolve().parent  # relative paths are from there
         for name in ("site.name", "site.state_dir", "model.path", "data.train"):
             section, _, key = name.partition(".")
             if raw.get(section, {}).get(key, "") == "":
                 raise ConfigError(name, "nothing", "must be set in site.toml")
-        site, data, model = raw["site"], raw["data"], dict(raw["model"])
+        site = raw["site"]
+        data = raw["data"]
+        model = dict(raw["model"])
         folder = resolve_model(model.pop("path"), base, model.pop("revision", ""))
-        sources = {k: absolute(data[k], base) for k in ("train", "heldout") if data.get(k)}
+        sources = {k: make_absolute(data[k], base) for k in ("train", "heldout") if data.get(k)}
         return cls(
             name=site["name"],
             state_dir=base / site["state_dir"],
@@ -262,21 +291,23 @@ class SiteConfig:
 
 
 def _engine(raw: dict[str, Any], base: Path) -> Engine:
+    """Return the engine's section, with the token's path relative to the folder ``base`` made absolute."""
     engine = Engine(**raw)
     return replace(engine, token=str(base / engine.token))
 
 
 def _files(section: dict[str, str], base: Path) -> dict[str, Any]:
-    """Names of files as absolute paths; what is empty is left out."""
+    """Return a section's names of files as absolute paths; what is empty is left out."""
     return {k: v if k == "address" else base / v for k, v in section.items() if v}
 
 
 def _kinds(config: type, **others: type) -> dict[str, type]:
-    """TOML types of a dataclass's fields; paths are written as text."""
+    """Return the TOML types of a dataclass's fields and of ``others``; paths are written as text."""
     types: dict[str, type] = {"int": int, "float": float, "str": str, "bool": bool}
     return {f.name: types.get(str(f.type), str) for f in fields(config)} | others
 
 
+# types of all keys, by section and key
 KNOWN: dict[str, dict[str, type]] = {
     "site": {"name": str, "state_dir": str},
     "model": _kinds(BaseModel, revision=str),
@@ -291,6 +322,7 @@ KNOWN: dict[str, dict[str, type]] = {
 
 
 def _check_keys(raw: dict[str, Any], known: dict[str, dict[str, type]]) -> None:
+    """Raise ``ConfigError`` for an unknown section or key, or a value of another type."""
     for section, body in raw.items():
         if section not in known or not isinstance(body, dict):
             raise ConfigError(section, body, f"unknown section: must be one of {list(known)}")

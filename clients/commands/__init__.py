@@ -1,1 +1,1 @@
-"""What ``fedcompress site`` runs, a file for each command."""
+"""Each command of ``fedcompress site`` is one file here: its options, and ``run``."""

@@ -1,4 +1,4 @@
-"""Entry point of ``fedcompress site``: ``python -m clients.commands NAME OPTIONS``, with options as JSON."""
+"""Entry point of ``fedcompress site``, which runs ``python -m clients.commands NAME OPTIONS``, with options as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NAMES = ("doctor", "down", "init", "logs", "status", "train", "up")
 
 
 def main(argv: list[str]) -> int:
-    """Run a command: exit 2 on bad input, 1 on other failures, 130 on Ctrl-C."""
+    """Run a command; return 2 on bad input, 1 on other failures, 130 on Ctrl-C."""
     return run_command("clients.commands", NAMES, argv)
 
 

@@ -1,4 +1,4 @@
-"""What several commands of a site need: its worker's status, sizes and times for people."""
+"""Several commands of a site need these: its worker's status, and the environment of processes that they start."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clients.runtime.paths import lock_path, socket_path
+from clients.runtime.paths import lock_path, python_path, socket_path
 from fedcompress.errors import ConfigError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 from fedcompress.storage.locks import holder
 
 ANSWER = 2.0  # seconds that a worker has to answer
-COUNTS = ("bytes_received", "bytes_sent", "requests", "replies")
+COUNTS = ("bytes_received", "bytes_sent", "requests", "replies")  # 64-bit fields, beside those that end in _bytes
 
 
 def site_path(text: str) -> Path:
-    """Path of a site.toml.
+    """Return the absolute path of a site.toml.
 
     Raises:
         ConfigError: there is no such file.
@@ -30,7 +30,7 @@ def site_path(text: str) -> Path:
 
 
 def read_status(state_dir: Path, timeout: float = ANSWER) -> worker_pb2.StatusReply | None:
-    """The status of the worker in a state directory; None if none answers."""
+    """Return the status of the worker in a state directory; None if none answers within ``timeout`` seconds."""
     import grpc
 
     with grpc.insecure_channel(f"unix:{socket_path(state_dir)}") as channel:
@@ -44,15 +44,15 @@ def read_status(state_dir: Path, timeout: float = ANSWER) -> worker_pb2.StatusRe
 
 
 def no_worker(state_dir: Path) -> str:
-    """Why no worker answers, in one line."""
+    """Return why no worker answers, in one line."""
     pid = holder(lock_path(state_dir))
     if pid:
         return f"a worker (pid {pid}) holds {state_dir} but does not answer: it is starting, or hangs"
     return f"no worker runs on {state_dir}: `fedcompress site up` starts one"
 
 
-def status_facts(reply: worker_pb2.StatusReply) -> dict[str, Any]:
-    """A status for JSON."""
+def status_to_dict(reply: worker_pb2.StatusReply) -> dict[str, Any]:
+    """Return a status as values for JSON, by the names of the fields."""
     from google.protobuf.json_format import MessageToDict
 
     whole: dict[str, Any] = MessageToDict(
@@ -62,14 +62,14 @@ def status_facts(reply: worker_pb2.StatusReply) -> dict[str, Any]:
 
 
 def _number(key: str, value: Any) -> Any:
-    """Protobuf writes 64-bit numbers as text; JSON for programs has numbers."""
+    """Return a value of a field as a number where protobuf, which writes 64-bit numbers as text, has made it text."""
     if isinstance(value, list):
         return [{k: _number(k, v) for k, v in row.items()} for row in value]
     return int(value) if key.endswith("_bytes") or key in COUNTS else value
 
 
 def progress_line(reply: worker_pb2.StatusReply) -> str:
-    """What a worker is doing, in one line."""
+    """Return what a worker is doing, in one line."""
     ranks = "" if reply.ranks_ready == reply.ranks else f", {reply.ranks_ready} of {reply.ranks} ranks ready"
     if reply.phase == "idle":
         last = f", last was run {reply.run} round {reply.round}" if reply.run else ""
@@ -81,12 +81,10 @@ def progress_line(reply: worker_pb2.StatusReply) -> str:
 
 
 def python_environment(more: Mapping[str, str]) -> dict[str, str]:
-    """The environment, in which ``python -m clients...`` works from any folder."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+    """Return this process's environment and ``more``, in which ``python -m clients...`` works from any folder."""
+    return {**os.environ, **more, "PYTHONPATH": python_path()}
 
 
 def is_terminal() -> bool:
-    """Whether somebody watches stdout."""
+    """Return whether stdout is a terminal, which somebody watches."""
     return sys.stdout.isatty()

@@ -1,4 +1,4 @@
-"""``fedcompress site doctor``: one line for each thing that a site needs, and what to do where it is not so."""
+"""``fedcompress site doctor`` prints one line for each thing that a site needs, and what to do where it is not so."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from fedcompress.adapters.template import Template, load_template
 from fedcompress.errors import ConfigError, FedCompressError
 from fedcompress.formatting import escaped
 
+# all checks, in the order of their lines
 CHECKS: tuple[Callable[[Subject], list[Check]], ...] = (
     check_packages,
     check_permissions,
@@ -40,12 +41,23 @@ CHECKS: tuple[Callable[[Subject], list[Check]], ...] = (
     check_memory,
 )
 
-OFFLINE = "HF_HUB_OFFLINE"
+OFFLINE = "HF_HUB_OFFLINE"  # variable that keeps the hub's packages from asking the hub
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be set from the command line."""
+    """Holds what can be set from the command line.
+
+    Attributes:
+        site: path of site.toml.
+        superlink: HOST:PORT; empty: site.toml's.
+        insecure: whether the connection is to be without TLS.
+        root_certificates: path of a PEM file; None: site.toml's.
+        auth_supernode_private_key: path of the SuperNode's key; None: site.toml's.
+        run_template: folder of the run's template, to compare with.
+        max_length: tokens of an example.
+        as_json: print JSON.
+    """
 
     site: str
     superlink: str = ""
@@ -64,31 +76,32 @@ class Options:
 
 
 def run(options: Options, checks: tuple[Callable[[Subject], list[Check]], ...] = CHECKS) -> int:
-    """Print every check as it is done; 1 if one fails.
+    """Print every check as it is done; return 1 if one fails.
 
     Raises:
         ConfigError: there is no such site.toml.
     """
-    found = []
+    results = []
     with _quiet():
         for check in examine(options, site_path(options.site), checks):
-            found.append(check)
+            results.append(check)
             if not options.as_json:
                 print(f"{check.status:<5} {check.name:<13} {escaped(check.text)}", flush=True)
                 if check.remedy:
                     print(f"{'':<19} -> {escaped(check.remedy)}", flush=True)
-    failed = sum(check.status == FAIL for check in found)
+    failed = sum(check.status == FAIL for check in results)
     if options.as_json:
-        print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in found]}))
+        print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in results]}))
     elif failed:
-        print(f"{failed} of {len(found)} checks failed")
+        print(f"{failed} of {len(results)} checks failed")
     return 1 if failed else 0
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What packages say when they are imported is not a result."""
-    before, offline = logging.root.manager.disable, os.environ.get(OFFLINE)
+    """Silence, within the block, what packages say when they are imported: it is not a result."""
+    before = logging.root.manager.disable
+    offline = os.environ.get(OFFLINE)
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -101,7 +114,16 @@ def _quiet() -> Iterator[None]:
 
 
 def examine(options: Options, file: Path, checks: tuple[Callable[[Subject], list[Check]], ...]) -> Iterator[Check]:
-    """All checks; only the first, if site.toml does not load."""
+    """Yield the results of all checks; only the first, if site.toml does not load.
+
+    Args:
+        options: from the command line.
+        file: the site.toml.
+        checks: functions from ``CHECKS``.
+
+    Yields:
+        Results, as each check is done.
+    """
     try:
         site = SiteConfig.load(file)
     except FedCompressError as error:
@@ -116,7 +138,8 @@ def examine(options: Options, file: Path, checks: tuple[Callable[[Subject], list
             yield ok("template", f"{options.run_template}: {template.name}, {template.objective.name}")
         except FedCompressError as error:
             yield fail("template", str(error), "ask the coordinator for the run's template")
-    key, root = options.auth_supernode_private_key, options.root_certificates
+    key = options.auth_supernode_private_key
+    root = options.root_certificates
     subject = Subject(
         file=file,
         site=site,

@@ -1,4 +1,4 @@
-"""``fedcompress site down``: ends what ``up`` has started."""
+"""``fedcompress site down`` ends what ``up`` has started."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from fedcompress.storage.locks import holder
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be set from the command line."""
+    """Holds what can be set from the command line."""
 
     site: str
-    timeout: float = 30.0  # seconds
+    timeout: float = 30.0  # seconds that ``up`` has to end before it is killed
     as_json: bool = False
 
     def __post_init__(self) -> None:
@@ -27,23 +27,24 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """End the site's ``up``, and what is left of one that was killed; 1 if there is nothing to end.
+    """End the site's ``up``, and what is left of one that was killed; return 1 if there is nothing to end.
 
     Raises:
         ConfigError: site.toml is wrong.
     """
     site = SiteConfig.load(site_path(options.site))
     ended: list[str] = []
-    killed = False
+    is_killed = False
     pid = holder(up_lock(site.state_dir))
     if pid:
-        killed = not end_process(pid, grace=options.timeout)
+        is_killed = not end_process(pid, grace=options.timeout)
         ended.append(f"up (pid {pid})")
     ended += end_orphans(site.state_dir)
     if options.as_json:
-        print(json.dumps({"site": site.name, "ended": ended, "killed": killed}))
+        print(json.dumps({"site": site.name, "ended": ended, "killed": is_killed}))
     elif ended:
-        print(f"{site.name}: ended {', '.join(ended)}" + (f": killed after {options.timeout:.0f} s" if killed else ""))
+        suffix = f": killed after {options.timeout:.0f} s" if is_killed else ""
+        print(f"{site.name}: ended {', '.join(ended)}{suffix}")
     else:
         print(f"{site.name}: is not up")
     return 0 if ended else 1

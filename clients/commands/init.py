@@ -1,4 +1,4 @@
-"""``fedcompress site init``: asks, and writes a commented site.toml.
+"""``fedcompress site init`` asks, and writes a commented site.toml.
 
 The file is the example in ``clients.site``'s docstring with the answers in it, so that every key that a site knows
 is there with its comment. Keys that were not asked for stand as they are if the example has their default, and
@@ -26,14 +26,21 @@ from fedcompress.adapters.base_model import DTYPES, QUANTIZATIONS, BaseModel
 from fedcompress.errors import ConfigError
 from fedcompress.types import NAME
 
-_KEY = re.compile(r"^(\w+)( *= *)([^#]*?)( *)(#.*)?$")
+_KEY = re.compile(r"^(\w+)( *= *)([^#]*?)( *)(#.*)?$")  # key, equals sign, value, gap and comment of a line
+# dataclasses with the defaults of a section's keys
 DEFAULTS: dict[str, type] = {"model": BaseModel, "data": Data, "engine": Engine, "link": Link}
 Ask = Callable[[str, Any], str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One answer: its key in site.toml, and how it is asked for."""
+    """Describes one question that is asked.
+
+    Attributes:
+        key: of its answer in site.toml, ``section.key``.
+        text: what is asked.
+        required: whether there is no file without an answer.
+    """
 
     key: str
     text: str
@@ -60,7 +67,15 @@ QUESTIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be set from the command line; ``answers`` are by key, others are asked for."""
+    """Holds what can be set from the command line.
+
+    Attributes:
+        out: path of the file to write.
+        answers: by ``section.key``; the others are asked for.
+        yes: take defaults instead of asking.
+        force: overwrite a file that is there.
+        as_json: print JSON.
+    """
 
     out: str
     answers: dict[str, Any] = field(default_factory=dict)
@@ -70,7 +85,7 @@ class Options:
 
 
 def run(options: Options, ask: Ask | None = None) -> int:
-    """Write the file, and load it as the worker will.
+    """Write the file, after it was loaded as the worker will load it; return 0.
 
     Raises:
         ConfigError: the file is there already, an answer is missing, or the file would not load.
@@ -88,9 +103,9 @@ def run(options: Options, ask: Ask | None = None) -> int:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-    facts = {"file": str(path), "site": site.name, "state_dir": str(site.state_dir), "model": str(site.model.path)}
+    result = {"file": str(path), "site": site.name, "state_dir": str(site.state_dir), "model": str(site.model.path)}
     if options.as_json:
-        print(json.dumps(facts))
+        print(json.dumps(result))
     else:
         print(f"{path}: site {site.name}, model {site.model.path.name}")
         print(f"next: fedcompress site doctor {path}")
@@ -98,7 +113,15 @@ def run(options: Options, ask: Ask | None = None) -> int:
 
 
 def collect(options: Options, base: Path, ask: Ask | None = None) -> dict[str, Any]:
-    """All answers: given, asked for, or defaults if nobody can be asked.
+    """Return all answers: given, asked for, or defaults if nobody can be asked.
+
+    Args:
+        options: has answers, and says whether to ask.
+        base: folder of the new file.
+        ask: takes a question's text and its default, and returns the answer; None: a prompt, on a terminal.
+
+    Returns:
+        Answers by ``section.key``; an empty ``data.heldout`` is left out.
 
     Raises:
         ConfigError: an answer without a default is missing, or is of the wrong type.
@@ -112,16 +135,16 @@ def collect(options: Options, base: Path, ask: Ask | None = None) -> dict[str, A
         default = _default(question.key, base)
         if ask is not None:
             while True:
-                found: Any = ask(question.text, default)
-                if found or not question.required:
+                answer: Any = ask(question.text, default)
+                if answer or not question.required:
                     break
-            answers[question.key] = _typed(question.key, found)
+            answers[question.key] = _typed(question.key, answer)
         elif question.required and default in ("", None):
             option = "--" + question.key.partition(".")[2].replace("path", "model").replace("_", "-")
             raise ConfigError(option, "nothing", "must be given where nobody can be asked")
         else:
             answers[question.key] = default
-    return {key: value for key, value in answers.items() if value != "" or key not in ("data.heldout",)}
+    return {key: value for key, value in answers.items() if value != "" or key != "data.heldout"}
 
 
 def _prompt(text: str, default: Any) -> str:
@@ -131,7 +154,7 @@ def _prompt(text: str, default: Any) -> str:
 
 
 def _default(key: str, base: Path) -> Any:
-    """What is probably right on this machine, with files beside the new one."""
+    """Return what is probably right on this machine, with files beside the new one."""
     section, _, name = key.partition(".")
     match key:
         case "site.name":
@@ -152,15 +175,15 @@ def _default(key: str, base: Path) -> Any:
 
 
 def _field_default(section: str, name: str) -> Any:
-    """A key's default in its dataclass; None if it has none."""
-    for known in fields(DEFAULTS[section]) if section in DEFAULTS else ():
-        if known.name == name and known.default is not MISSING:
-            return known.default
+    """Return a key's default in its dataclass; None if it has none."""
+    for field_ in fields(DEFAULTS[section]) if section in DEFAULTS else ():
+        if field_.name == name and field_.default is not MISSING:
+            return field_.default
     return 0.0 if section == "privacy" else None
 
 
 def _typed(key: str, value: Any) -> Any:
-    """An answer of its key's type.
+    """Return an answer as a value of its key's type.
 
     Raises:
         ConfigError: it is not one.
@@ -176,9 +199,15 @@ def _typed(key: str, value: Any) -> Any:
 
 
 def render(answers: dict[str, Any]) -> str:
-    """The text of site.toml."""
+    """Return the text of site.toml.
+
+    Raises:
+        ConfigError: an answer has no place in the example.
+    """
     example = (clients.site.__doc__ or "").splitlines()
-    section, lines, left = "", [], dict(answers)
+    section = ""
+    lines = []
+    left = dict(answers)
     start = next(i for i, line in enumerate(example) if line.startswith("["))
     for line in example[start:]:
         if line.startswith("["):
@@ -190,10 +219,13 @@ def render(answers: dict[str, Any]) -> str:
 
 
 def _filled(section: str, line: str, left: dict[str, Any]) -> str:
-    found = _KEY.match(line)
-    if found is None:
+    """Return a line of the example with its answer, which is then removed from ``left``; without one, as its default
+    says.
+    """
+    match = _KEY.match(line)
+    if match is None:
         return line
-    name, equals, value, gap, comment = found.groups("")
+    name, equals, value, gap, comment = match.groups("")
     key = f"{section}.{name}"
     if key in left:
         new = json.dumps(left.pop(key), ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""``fedcompress site status``: what the worker of a site is doing."""
+"""``fedcompress site status`` shows what the worker of a site is doing."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from clients.commands.common import (
     is_terminal,
@@ -14,7 +15,7 @@ from clients.commands.common import (
     progress_line,
     read_status,
     site_path,
-    status_facts,
+    status_to_dict,
 )
 from clients.commands.supervisor import up_lock
 from clients.runtime.paths import lock_path
@@ -25,15 +26,17 @@ from fedcompress.proto.v1 import worker_pb2
 from fedcompress.storage.locks import holder
 from fedcompress.traffic.relay import Wire, read_wire
 
+BAR = 20  # characters of the progress bar
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be set from the command line."""
+    """Holds what can be set from the command line."""
 
     site: str
     as_json: bool = False
     watch: bool = False
-    interval: float = 2.0  # seconds
+    interval: float = 2.0  # seconds between two prints while watching
 
     def __post_init__(self) -> None:
         if not 0.1 <= self.interval <= 3600:
@@ -41,7 +44,7 @@ class Options:
 
 
 def run(options: Options, sleep: Callable[[float], None] = time.sleep) -> int:
-    """Print the status, once or until Ctrl-C; 1 if no worker answers.
+    """Print the status, once or until Ctrl-C; return 1 if no worker answers.
 
     Raises:
         ConfigError: site.toml is wrong.
@@ -58,38 +61,58 @@ def run(options: Options, sleep: Callable[[float], None] = time.sleep) -> int:
 
 
 def _show(site: SiteConfig, options: Options) -> int:
-    reply, up = read_status(site.state_dir), holder(up_lock(site.state_dir)) or None
-    wire = read_wire(site.state_dir)
+    """Print the status once; return 1 if no worker answers."""
+    reply = read_status(site.state_dir)
     if options.as_json:
-        held = holder(lock_path(site.state_dir)) or None
-        facts = {"running": reply is not None, "held_by": held, "up_pid": up, "wire": vars(wire) if wire else None}
-        more = status_facts(reply) if reply is not None else {"site": site.name, "reason": no_worker(site.state_dir)}
-        print(json.dumps({**facts, **more}))
-    elif reply is None:
-        print(f"{site.name}: {no_worker(site.state_dir)}")
-    else:
-        print("\n".join(lines_of(reply)))
-        print(f"{'connected':<11}{connection(up)}{crossed(wire)}")
-    return 0 if reply is not None else 1
+        print(json.dumps(_to_json(site, reply)))
+        return 0 if reply is not None else 1
+    print("\n".join(worker_lines(site, reply)))
+    if reply is None:
+        return 1
+    print(connection_line(site))
+    return 0
+
+
+def _to_json(site: SiteConfig, reply: worker_pb2.StatusReply | None) -> dict[str, Any]:
+    """Return the status as values for JSON, also where no worker answers."""
+    wire = read_wire(site.state_dir)
+    result: dict[str, Any] = {
+        "running": reply is not None,
+        "held_by": holder(lock_path(site.state_dir)) or None,
+        "up_pid": holder(up_lock(site.state_dir)) or None,
+        "wire": vars(wire) if wire else None,
+    }
+    if reply is None:
+        return {**result, "site": site.name, "reason": no_worker(site.state_dir)}
+    return {**result, **status_to_dict(reply)}
 
 
 def _watch(site: SiteConfig, options: Options) -> int:
+    """Redraw the status in place until Ctrl-C."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     with Live(console=Console(), auto_refresh=False) as live:
         while True:
-            reply = read_status(site.state_dir)
-            lines = lines_of(reply) if reply is not None else [f"{site.name}: {no_worker(site.state_dir)}"]
-            up = connection(holder(up_lock(site.state_dir)) or None)
-            lines.append(f"{'connected':<11}{up}{crossed(read_wire(site.state_dir))}")
+            lines = [*worker_lines(site, read_status(site.state_dir)), connection_line(site)]
             live.update(Text("\n".join(lines)), refresh=True)
             time.sleep(options.interval)
 
 
-def lines_of(reply: worker_pb2.StatusReply) -> list[str]:
-    """The status for people."""
+def worker_lines(site: SiteConfig, reply: worker_pb2.StatusReply | None) -> list[str]:
+    """Return a status as lines for people, or why there is none."""
+    return status_lines(reply) if reply is not None else [f"{site.name}: {no_worker(site.state_dir)}"]
+
+
+def connection_line(site: SiteConfig) -> str:
+    """Return who keeps the site's SuperNode up, and what has crossed its link, as a line below its status."""
+    up = holder(up_lock(site.state_dir)) or None
+    return f"{'connected':<11}{describe_connection(up)}{describe_traffic(read_wire(site.state_dir))}"
+
+
+def status_lines(reply: worker_pb2.StatusReply) -> list[str]:
+    """Return a status as lines for people."""
     rows = [
         ("site", f"{reply.site} (worker pid {reply.pid}, up {duration(reply.uptime_seconds)})"),
         ("doing", progress_line(reply)),
@@ -98,36 +121,35 @@ def lines_of(reply: worker_pb2.StatusReply) -> list[str]:
         ("traffic", f"received {size(reply.bytes_received)}, sent {size(reply.bytes_sent)}"),
     ]
     for row in reply.traffic[:5]:
-        counts = (
-            f"{size(row.received_bytes)} in {row.requests} requests, {size(row.sent_bytes)} in {row.replies} replies"
-        )
-        rows.append(("", f"run {row.run}: {counts}"))
+        received = f"{size(row.received_bytes)} in {row.requests} requests"
+        sent = f"{size(row.sent_bytes)} in {row.replies} replies"
+        rows.append(("", f"run {row.run}: {received}, {sent}"))
     used = reply.host_total_bytes - reply.host_available_bytes
-    own = f"worker {size(reply.rss_bytes)}, ranks {size(reply.ranks_rss_bytes)}"
-    rows.append(("memory", f"{own}; host {size(used)} of {size(reply.host_total_bytes)}"))
+    processes = f"worker {size(reply.rss_bytes)}, ranks {size(reply.ranks_rss_bytes)}"
+    rows.append(("memory", f"{processes}; host {size(used)} of {size(reply.host_total_bytes)}"))
     rows += [("gpu", f"{g.index} {g.name}: {size(g.used_bytes)} of {size(g.total_bytes)}") for g in reply.gpus]
     rows.append(("last error", _last_error(reply)))
     return [f"{name:<11}{escaped(text)}" for name, text in rows if text]
 
 
-def connection(up: int | None) -> str:
-    """Whether somebody keeps a SuperNode up."""
+def describe_connection(up: int | None) -> str:
+    """Return who keeps a SuperNode up; ``up`` is the process id of the site's ``up``, None if none runs."""
     return f"by `site up`, pid {up}" if up else "not by `site up`"
 
 
-def crossed(wire: Wire | None) -> str:
-    """What has crossed the site's link since it is up."""
+def describe_traffic(wire: Wire | None) -> str:
+    """Return what has crossed the site's link since it is up, to follow the connection; empty if it is not counted."""
     return f", sent {size(wire.up)} and received {size(wire.down)} in all" if wire else ""
 
 
 def _progress(reply: worker_pb2.StatusReply) -> str:
     if reply.phase == "idle":
         return ""
-    of = f" of {reply.rounds}" if reply.rounds > 1 else ""
-    text = f"round {reply.round}{of}"
+    rounds = f" of {reply.rounds}" if reply.rounds > 1 else ""
+    text = f"round {reply.round}{rounds}"
     if reply.steps:
-        done = 20 * reply.step // reply.steps
-        text += f" [{'#' * done}{'.' * (20 - done)}] {100 * reply.step // reply.steps} %"
+        filled = BAR * reply.step // reply.steps
+        text += f" [{'#' * filled}{'.' * (BAR - filled)}] {100 * reply.step // reply.steps} %"
     return f"{text}, last sign {duration(reply.phase_seconds)} ago {reply.text}".rstrip()
 
 

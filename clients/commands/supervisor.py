@@ -1,4 +1,4 @@
-"""A site's SuperNode and warm worker, kept up until they are told to stop."""
+"""The supervisor keeps a site's SuperNode and warm worker up until it is told to stop."""
 
 from __future__ import annotations
 
@@ -16,29 +16,42 @@ from fedcompress.runtime.supervision import end_noted, put_aside, reason, rememb
 from fedcompress.storage.locks import holder
 
 Command = Sequence[str | Path]
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between restarts
+FIRST_PAUSE = 1.0  # seconds before the first restart; doubles each time
+LONGEST_PAUSE = 30.0  # seconds, above which the pause does not grow
 STEADY = 300.0  # seconds of life after which the pauses begin anew
-NODE, WORKER = "supernode", "worker"
+NODE = "supernode"  # names of the two processes, in messages and of their logs
+WORKER = "worker"
 
 
 def up_lock(state_dir: Path) -> Path:
-    """Held by a running ``up``."""
+    """Return the file that a running ``up`` holds locked."""
     return state_dir / "up.lock"
 
 
-def up_facts(state_dir: Path) -> Path:
-    """What a running ``up`` has started, for one that comes after a crash."""
+def up_file(state_dir: Path) -> Path:
+    """Return the file in which a running ``up`` notes what it has started, for one that comes after a crash."""
     return state_dir / "up.json"
 
 
 def worker_command(site_file: Path) -> Command:
-    """The warm worker, which ends when this process does."""
+    """Return the command of the warm worker, which ends when this process does."""
     return [sys.executable, "-m", "clients.worker.main", "--site", site_file, "--owner", str(os.getpid()), "--quiet"]
 
 
 @dataclass
 class Child:
-    """One of the two processes, and when it may be started again."""
+    """Holds the state of one of the two processes.
+
+    Attributes:
+        name: ``supernode`` or ``worker``.
+        command: that starts it.
+        starts: how often it was started.
+        began: when it was started last, seconds of the supervisor's clock.
+        pause: seconds to wait when it ends the next time; doubles each time.
+        due: when it may be started again, seconds of the same clock.
+        running: whether it is.
+        log_size: bytes of its log before it was started.
+    """
 
     name: str
     command: Command
@@ -52,9 +65,9 @@ class Child:
 
 @dataclass
 class Supervisor:
-    """Starts what does not run, waits longer each time it ends at once.
+    """Starts what does not run, and waits longer each time that it ends at once.
 
-    Args:
+    Attributes:
         site: whose processes they are.
         site_file: its site.toml.
         group: where processes are started.
@@ -63,6 +76,7 @@ class Supervisor:
         advice: what to say when the SuperNode has ended; empty for nothing.
         say: takes one line for people.
         clock: seconds, monotonic.
+        cwd: folder that both are started in.
         node_env: variables of the SuperNode, which the worker does not get.
     """
 
@@ -77,13 +91,13 @@ class Supervisor:
     cwd: Path = field(default_factory=Path)
     node_env: Mapping[str, str] = field(default_factory=dict)
     _children: list[Child] = field(default_factory=list)
-    _foreign: int = 0
+    _foreign: int = 0  # process id of a worker that somebody else has started; 0: none
 
     def __post_init__(self) -> None:
         self._children = [Child(WORKER, self.worker), Child(NODE, self.node)]
 
     def tick(self) -> None:
-        """Look at both once."""
+        """Look at both processes once: note what has ended, and start what is due."""
         for child in self._children:
             if child.running:
                 self._check(child)
@@ -91,43 +105,50 @@ class Supervisor:
                 self._start(child)
 
     def _start(self, child: Child) -> None:
+        """Start a child, unless it is the worker and somebody else's holds the site already."""
         if child.name == WORKER:
             pid = holder(lock_path(self.site.state_dir))
             if pid:
                 if pid != self._foreign:
                     self.say(f"worker: pid {pid} runs already: it is used")
-                self._foreign, child.due = pid, self.clock() + FIRST_PAUSE
+                self._foreign = pid
+                child.due = self.clock() + FIRST_PAUSE
                 return
             self._foreign = 0
         child.log_size = put_aside(self.group.logs / f"{child.name}.log")
-        process = self.group.start(
-            child.name, child.command, cwd=self.cwd, env=self.node_env if child.name == NODE else {}
-        )
-        child.running, child.began = True, self.clock()
+        variables = self.node_env if child.name == NODE else {}
+        process = self.group.start(child.name, child.command, cwd=self.cwd, env=variables)
+        child.running = True
+        child.began = self.clock()
         child.starts += 1
-        remember(up_facts(self.site.state_dir), child.name, process.pid)
+        remember(up_file(self.site.state_dir), child.name, process.pid)
         self.say(f"{child.name}: started, pid {process.pid}")
 
     def _check(self, child: Child) -> None:
+        """Say so if a child has ended, and set when it is started again."""
         code = self.group.ended(child.name)
-        if code is not None:
-            child.running = False
-            log = self.group.logs / f"{child.name}.log"
-            error = f"{child.name}: ended with exit code {code}: {reason(log, child.log_size)} (see {log})"
-            if self.clock() - child.began > STEADY:
-                child.pause = FIRST_PAUSE
-            child.due = self.clock() + child.pause
-            self.say(f"{error}: started again in {child.pause:.0f} s")
-            if child.name == NODE and self.advice:
-                self.say(f"supernode: {self.advice}")
-            child.pause = min(2 * child.pause, LONGEST_PAUSE)
+        if code is None:
+            return
+        child.running = False
+        log = self.group.logs / f"{child.name}.log"
+        error = f"{child.name}: ended with exit code {code}: {reason(log, child.log_size)} (see {log})"
+        if self.clock() - child.began > STEADY:
+            child.pause = FIRST_PAUSE
+        child.due = self.clock() + child.pause
+        self.say(f"{error}: started again in {child.pause:.0f} s")
+        if child.name == NODE and self.advice:
+            self.say(f"supernode: {self.advice}")
+        child.pause = min(2 * child.pause, LONGEST_PAUSE)
 
 
 def end_orphans(state_dir: Path) -> list[str]:
-    """End what an ``up`` that was killed has left, known by process id and time of birth; say what it was."""
-    return end_noted(up_facts(state_dir))
+    """End what an ``up`` that was killed has left; return its names.
+
+    It is known by process id and time of birth, so that a process that has got the same id since is not ended.
+    """
+    return end_noted(up_file(state_dir))
 
 
-def logs_of(site: SiteConfig) -> Path:
-    """Folder of all logs of a site, made if it is not there."""
+def make_log_dir(site: SiteConfig) -> Path:
+    """Return the folder of all logs of a site, which is made if it is not there."""
     return make_state_dir(site.state_dir)

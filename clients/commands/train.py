@@ -1,4 +1,4 @@
-"""``fedcompress site train --local``: the run's training on this site's rows alone, as a baseline.
+"""``fedcompress site train --local`` does the run's training on this site's rows alone, as a baseline.
 
 A worker of its own, on a state folder of its own, is asked as the coordinator would ask it, and its result is the
 published state of the next round. Nothing is sent, compressed or clipped to ``privacy.max_update_norm``.
@@ -39,15 +39,16 @@ from fedcompress.storage.tensor_file import open_tensor_file
 from fedcompress.types import Tensors, add
 from fedcompress.wire import Limits, unpack
 
-RUN = "local"
-START_TIMEOUT, STOP_TIMEOUT = 60.0, 20.0  # seconds
+RUN = "local"  # name of the run that the worker is told
+START_TIMEOUT = 60.0  # seconds until the worker answers
+STOP_TIMEOUT = 20.0  # seconds that the worker has to end
 Metrics = dict[str, float]
 OnNote = Callable[[int, worker_pb2.Progress], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be set from the command line; what is trained with is checked as a run's is."""
+    """Holds what can be set from the command line; what is trained with is checked as a run's is."""
 
     site: str
     template: str
@@ -74,7 +75,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Train, evaluate before and after, and write the adapter.
+    """Train, evaluate before and after, and write the adapter; return 0.
 
     Raises:
         ConfigError: an option, site.toml or the template is wrong.
@@ -89,7 +90,7 @@ def run(options: Options) -> int:
     make_state_dir(site.state_dir)  # its folder, too, is private
     lock = hold(private.state_dir / "train.lock", f"site {site.name}: trains already, with pid")
     with lock, _worker(site_file, private), View(options) as view:
-        found, state = _rounds(options, template, site_file, private, view.note)
+        metrics_by_round, state = _rounds(options, template, site_file, private, view.note)
     constants = _constants(options, template)
     out = Path(options.out).absolute()
     shutil.rmtree(private.state_dir / "session", ignore_errors=True)
@@ -97,12 +98,12 @@ def run(options: Options) -> int:
     result = {
         "site": site.name,
         "rounds": options.rounds,
-        "steps": int(sum(m.get("steps_done", options.steps) for m in found[:-1])),
-        "before": quality(found[0]),
-        "after": quality(found[-1]),
-        "by_round": [quality(metrics) for metrics in found],
-        "train_loss": [metrics["train_loss"] for metrics in found[:-1]],
-        "train_examples": int(found[0]["examples"]),
+        "steps": int(sum(metrics.get("steps_done", options.steps) for metrics in metrics_by_round[:-1])),
+        "before": quality(metrics_by_round[0]),
+        "after": quality(metrics_by_round[-1]),
+        "by_round": [quality(metrics) for metrics in metrics_by_round],
+        "train_loss": [metrics["train_loss"] for metrics in metrics_by_round[:-1]],
+        "train_examples": int(metrics_by_round[0]["examples"]),
         "seconds": round(time.monotonic() - began, 2),
         "adapter_dir": str(out),
     }
@@ -143,16 +144,32 @@ def task_of(options: Options, template: Template, round_: int, steps: int) -> Tr
 
 
 def _constants(options: Options, template: Template) -> bytes:
+    """Return the file of the template's constants; empty if it has none."""
     return (Path(options.template) / CONSTANTS).read_bytes() if template.constants else b""
 
 
 def _rounds(
     options: Options, template: Template, site_file: Path, site: SiteConfig, note: OnNote
 ) -> tuple[list[Metrics], Tensors]:
-    """Metrics of each round, of which the last only evaluates; and the trained state."""
-    layout, state, found = template.adapter.layout, template.adapter.tensors, []
-    constants, merged = _constants(options, template), tuple[str, ...]()
-    first = encode_constants(constants, template.constants, run=RUN) if constants else b""
+    """Run all rounds, and one more that only evaluates.
+
+    Args:
+        options: from the command line.
+        template: of the run.
+        site_file: the site.toml.
+        site: what it says, with the state folder of local training.
+        note: takes a round's number and a progress note.
+
+    Returns:
+        The metrics of each round, and the trained state.
+    """
+    layout = template.adapter.layout
+    state = template.adapter.tensors
+    metrics_by_round = []
+    constants = _constants(options, template)
+    # the first downlink brings the constants; each further one says that the update before it was merged
+    prefix = encode_constants(constants, template.constants, run=RUN) if constants else b""
+    merged: tuple[str, ...] = ()
     for round_ in range(1, options.rounds + 2):
         steps = options.steps if round_ <= options.rounds else 0
         task = task_of(options, template, round_, steps)
@@ -161,21 +178,22 @@ def _rounds(
             site_file,
             site,
             replace(task, merged=merged),
-            first + bundle,
+            prefix + bundle,
             lambda line: None,
             lambda progress, round_=round_: note(round_, progress),  # type: ignore[misc]
         )
         envelope = unpack(payload, Limits.for_numel(layout.numel))
-        found.append({**envelope.header.metrics, "examples": float(envelope.header.examples)})
-        merged, first = (envelope.digest.hex(),), b""
+        metrics_by_round.append({**envelope.header.metrics, "examples": float(envelope.header.examples)})
+        merged = (envelope.digest.hex(),)
+        prefix = b""
         if steps:  # as the ranks left it, before the clipping of what would be sent
             state = add(state, open_tensor_file(site.state_dir / "work" / "trained" / DELTA, layout))
-    return found, state
+    return metrics_by_round, state
 
 
 @contextmanager
 def _worker(site_file: Path, site: SiteConfig) -> Iterator[None]:
-    """A fresh worker on a private state folder, ended with the block."""
+    """Run a fresh worker on a private state folder during the block."""
     shutil.rmtree(site.state_dir / "session", ignore_errors=True)
     process = worker_client.start_worker(site_file, site, os.getpid())
 
@@ -200,7 +218,7 @@ def _worker(site_file: Path, site: SiteConfig) -> Iterator[None]:
 
 
 def quality(metrics: Metrics) -> dict[str, float]:
-    """Held-out figures."""
+    """Return a round's held-out figures: loss in nats and accuracy of a prediction, and the number of predictions."""
     count = max(1.0, metrics["eval_examples"])
     return {
         "loss": round(metrics["eval_loss_sum"] / count, 6),
@@ -210,6 +228,7 @@ def quality(metrics: Metrics) -> dict[str, float]:
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:
+    """Print the result, as JSON or for people."""
     if as_json:
         print(json.dumps(result))
         return
@@ -221,7 +240,7 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
 
 
 class View:
-    """A progress bar on a terminal, else a line for each phase and each tenth of a round; on stderr."""
+    """Shows a progress bar on a terminal, else a line for each phase and each tenth of a round; on stderr."""
 
     def __init__(self, options: Options) -> None:
         from rich.console import Console
@@ -248,13 +267,14 @@ class View:
         self._bar.__exit__(*error)
 
     def note(self, round_: int, progress: worker_pb2.Progress) -> None:
-        """Take in a note of the worker."""
+        """Show a progress note of the worker."""
         steps, rounds = self._options.steps, self._options.rounds
-        what = f"round {round_}/{rounds}: {progress.phase}" if round_ <= rounds else f"after: {progress.phase}"
-        text = f"{what} loss {progress.loss:.4f}" if progress.steps else what
-        done = (round_ - 1) * steps + progress.step if progress.steps else None
-        self._bar.update(self._task, description=text, completed=done)
-        mark = f"{what} {10 * progress.step // progress.steps if progress.steps else ''}"
+        phase = f"round {round_}/{rounds}: {progress.phase}" if round_ <= rounds else f"after: {progress.phase}"
+        text = f"{phase} loss {progress.loss:.4f}" if progress.steps else phase
+        completed = (round_ - 1) * steps + progress.step if progress.steps else None
+        self._bar.update(self._task, description=text, completed=completed)
+        tenth = 10 * progress.step // progress.steps if progress.steps else ""
+        mark = f"{phase} {tenth}"
         if self._bar.disable and mark != self._last:
             at = f" step {progress.step}/{progress.steps}" if progress.steps else ""
             print(f"{text}{at}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""``fedcompress site up``: the SuperNode and the warm worker of a site, in the foreground or detached."""
+"""``fedcompress site up`` runs the SuperNode and the warm worker of a site, in the foreground or detached."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clients.commands.common import is_terminal, no_worker, progress_line, python_environment, read_status, site_path
-from clients.commands.status import lines_of
-from clients.commands.supervisor import Supervisor, end_orphans, logs_of, up_facts, up_lock, worker_command
-from clients.network.proxy_route import proxy_variables, route_of, system_proxies
+from clients.commands.common import is_terminal, progress_line, python_environment, read_status, site_path
+from clients.commands.status import worker_lines
+from clients.commands.supervisor import Supervisor, end_orphans, make_log_dir, up_file, up_lock, worker_command
+from clients.network.proxy_route import find_route, proxy_variables, system_proxies
 from clients.runtime.paths import make_state_dir
 from clients.site import SiteConfig
 from fedcompress.errors import ConfigError, LockedError, ProcessError
@@ -26,10 +26,12 @@ from fedcompress.runtime.supervision import read_facts, stop_signals
 from fedcompress.storage.locks import hold, holder
 from fedcompress.traffic.relay import Counter, MeteringRelay, wire_path
 
-POLL = 0.5  # seconds
+POLL = 0.5  # seconds between looks at the processes
 LOOK = 2.0  # seconds between looks at the worker's status
 DETACH_TIMEOUT = 30.0  # seconds until a detached ``up`` holds its lock
-LINES = 8  # of what was said, in the live view
+STATUS_TIMEOUT = 1.0  # seconds that the worker has to answer, so that the view does not stand still
+LINES = 8  # last lines that were said, in the live view
+# what to do for a SuperNode without a key
 KEY_REMEDY = (
     "make one with `fedcompress certs new --node NAME`, let NAME.node.pub be registered, set superlink.node_key"
 )
@@ -38,7 +40,17 @@ KEY_PAUSE = 60  # seconds for which a SuperLink takes a key of a crashed SuperNo
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be set from the command line."""
+    """Holds what can be set from the command line.
+
+    Attributes:
+        site: path of site.toml.
+        superlink: HOST:PORT; empty: site.toml's.
+        insecure: whether the connection is without TLS.
+        root_certificates: path of a PEM file; None: site.toml's.
+        auth_supernode_private_key: path of the SuperNode's key; None: site.toml's.
+        detach: go on in the background.
+        as_json: print JSON, with ``detach``.
+    """
 
     site: str
     superlink: str = ""  # empty: site.toml's
@@ -61,22 +73,21 @@ class Options:
                 raise ConfigError("--" + name.replace("_", "-"), value, "must be an existing file")
 
 
-def completed(options: Options, site: SiteConfig) -> Options:
-    """With what site.toml says where the command line says nothing.
+def complete_options(options: Options, site: SiteConfig) -> Options:
+    """Return the options, with what site.toml says where the command line says nothing.
 
     Raises:
         ConfigError: neither has an address, or what they have does not go together.
     """
-    said = site.superlink
-    address = options.superlink or said.address
+    configured = site.superlink
+    address = options.superlink or configured.address
     if not address:
         raise ConfigError("--superlink", "nothing", "must be given here, or as superlink.address in site.toml")
-    root, key = options.root_certificates, options.auth_supernode_private_key
     return replace(
         options,
         superlink=address,
-        root_certificates=root or _text(said.root_certificates),
-        auth_supernode_private_key=key or _text(said.node_key),
+        root_certificates=options.root_certificates or _text(configured.root_certificates),
+        auth_supernode_private_key=options.auth_supernode_private_key or _text(configured.node_key),
     )
 
 
@@ -85,7 +96,7 @@ def _text(path: Path | None) -> str | None:
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """The parts of HOST:PORT.
+    """Return the parts of HOST:PORT.
 
     Raises:
         ConfigError: it is something else.
@@ -97,7 +108,11 @@ def host_and_port(address: str) -> tuple[str, int]:
 
 
 def node_command(options: Options, site_file: Path) -> list[str | Path]:
-    """The SuperNode's command; TLS unless ``--insecure`` was said."""
+    """Return the SuperNode's command; it uses TLS unless the options say ``insecure``.
+
+    Raises:
+        ConfigError: the path of site.toml has quotes, with which Flower cannot be told it.
+    """
     if '"' in str(site_file):
         raise ConfigError("SITE", site_file, "its path must not contain quotes")
     command: list[str | Path] = [script("flower-supernode"), "--superlink", options.superlink]
@@ -110,8 +125,8 @@ def node_command(options: Options, site_file: Path) -> list[str | Path]:
     return [*command, "--port", str(free_port()), "--node-config", f'site-config="{site_file}"']
 
 
-def advice_of(options: Options) -> str:
-    """What may be the matter with a SuperNode that ends, as far as keys are; empty if nothing."""
+def explain_exit(options: Options) -> str:
+    """Return what may be the matter with a SuperNode that ends, as far as keys are; empty if nothing."""
     if options.auth_supernode_private_key:
         return (
             "the SuperLink refuses its key until the coordinator has registered it, and may do so for "
@@ -121,7 +136,7 @@ def advice_of(options: Options) -> str:
 
 
 def run(options: Options) -> int:
-    """Start both and keep them up.
+    """Start both processes and keep them up, here or in a detached process; return the exit code.
 
     Raises:
         ConfigError: an option or site.toml is wrong.
@@ -132,24 +147,24 @@ def run(options: Options) -> int:
     site = SiteConfig.load(site_file)
     pid = holder(up_lock(site.state_dir))
     if pid:
-        raise LockedError(_held(site) + f" {pid}: `fedcompress site down` ends it")
-    options = completed(options, site)
+        raise LockedError(_up_already(site) + f" {pid}: `fedcompress site down` ends it")
+    options = complete_options(options, site)
     node_command(options, site_file)  # what is wrong with it is said before anything starts
     if options.detach:
         return _detach(options, site, site_file)
     make_state_dir(site.state_dir)
-    with hold(up_lock(site.state_dir), _held(site)):
+    with hold(up_lock(site.state_dir), _up_already(site)):
         return _stay(options, site, site_file)
 
 
-def _held(site: SiteConfig) -> str:
+def _up_already(site: SiteConfig) -> str:
     return f"site {site.name}: is up already, with pid"
 
 
 def _detach(options: Options, site: SiteConfig, site_file: Path) -> int:
     """Start the same command in a session of its own, and wait until it holds its lock."""
     inner = asdict(replace(options, site=str(site_file), detach=False, as_json=False))
-    log = logs_of(site) / "up.log"
+    log = make_log_dir(site) / "up.log"
     with log.open("ab") as stream:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "clients.commands", "up", json.dumps(inner)],
@@ -160,7 +175,7 @@ def _detach(options: Options, site: SiteConfig, site_file: Path) -> int:
             env=python_environment({}),
         )
     deadline = time.monotonic() + DETACH_TIMEOUT
-    while read_facts(up_facts(site.state_dir)).get("by") != process.pid:
+    while read_facts(up_file(site.state_dir)).get("by") != process.pid:
         if process.poll() is not None or time.monotonic() > deadline:
             lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
             raise ProcessError(f"up: did not start: {lines[-1]} (see {log})")
@@ -173,10 +188,10 @@ def _detach(options: Options, site: SiteConfig, site_file: Path) -> int:
 
 
 @contextmanager
-def counted(options: Options, site: SiteConfig) -> Iterator[tuple[str, dict[str, str]]]:
-    """The address for the SuperNode and variables that lead it through a relay which counts, if that can be."""
+def meter_link(options: Options, site: SiteConfig) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the address for the SuperNode, and variables that lead it through a relay that counts, if that can be."""
     host, port = host_and_port(options.superlink)
-    route = route_of(host, port, insecure=options.insecure, proxies=system_proxies())
+    route = find_route(host, port, insecure=options.insecure, proxies=system_proxies())
     if route is None:
         yield options.superlink, {}
         return
@@ -189,13 +204,14 @@ def counted(options: Options, site: SiteConfig) -> Iterator[tuple[str, dict[str,
 
 
 def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
+    """Keep both processes up, and show how they are, until this process is told to stop."""
     home = site.state_dir / "flower"
     home.mkdir(parents=True, exist_ok=True)
     view = LiveView(site) if is_terminal() else PlainView(site)
-    group = ProcessGroup(logs_of(site), environment(home))
-    with stop_signals() as stopped, counted(options, site) as (address, variables), group, view:
-        for what in end_orphans(site.state_dir):
-            view.say(f"ended what was left over: {what}")
+    group = ProcessGroup(make_log_dir(site), environment(home))
+    with stop_signals() as stopped, meter_link(options, site) as (address, variables), group, view:
+        for orphan in end_orphans(site.state_dir):
+            view.say(f"ended what was left over: {orphan}")
         if options.insecure:
             view.say(f"warning: --insecure: the connection to {options.superlink} is not encrypted")
         supervisor = Supervisor(
@@ -204,26 +220,26 @@ def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
             group=group,
             node=node_command(replace(options, superlink=address), site_file),
             worker=worker_command(site_file),
-            advice=advice_of(options),
+            advice=explain_exit(options),
             say=view.say,
             cwd=app_folder(),
             node_env={**site.link.environment(), **variables},
         )
-        looked = 0.0
+        shown_at = 0.0
         while not stopped():
             supervisor.tick()
-            if time.monotonic() - looked > LOOK:
+            if time.monotonic() - shown_at > LOOK:
                 view.show()
-                looked = time.monotonic()
+                shown_at = time.monotonic()
             time.sleep(POLL)
         view.say("stopping")
-    up_facts(site.state_dir).unlink(missing_ok=True)
+    up_file(site.state_dir).unlink(missing_ok=True)
     print(f"{site.name}: down", flush=True)
     return 0
 
 
 class PlainView:
-    """A line when something changes, for logs."""
+    """Prints a line when something changes, for logs."""
 
     def __init__(self, site: SiteConfig) -> None:
         self._site = site
@@ -241,7 +257,7 @@ class PlainView:
 
     def show(self) -> None:
         """Print what the worker does, if it does something else than before."""
-        reply = read_status(self._site.state_dir, timeout=1.0)
+        reply = read_status(self._site.state_dir, timeout=STATUS_TIMEOUT)
         line = progress_line(reply) if reply is not None else ""
         if line and line != self._last:
             self.say(line)
@@ -249,13 +265,13 @@ class PlainView:
 
 
 class LiveView:
-    """The status, redrawn in place, and the last lines that were said."""
+    """Redraws the status in place, with the last lines that were said below it."""
 
     def __init__(self, site: SiteConfig) -> None:
         from rich.live import Live
 
         self._site = site
-        self._said: list[str] = []
+        self._lines: list[str] = []  # the last ones that were said
         self._live = Live(auto_refresh=False)
 
     def __enter__(self) -> LiveView:
@@ -266,15 +282,14 @@ class LiveView:
         self._live.__exit__(*error)
 
     def say(self, line: str) -> None:
-        """Add a line."""
-        self._said = [*self._said, f"{time.strftime('%H:%M:%S')} {escaped(line)}"][-LINES:]
+        """Add a line, and redraw."""
+        self._lines = [*self._lines, f"{time.strftime('%H:%M:%S')} {escaped(line)}"][-LINES:]
         self.show()
 
     def show(self) -> None:
-        """Redraw."""
+        """Draw the status and the lines anew."""
         from rich.text import Text
 
-        reply = read_status(self._site.state_dir, timeout=1.0)
-        lines = lines_of(reply) if reply is not None else [f"{self._site.name}: {no_worker(self._site.state_dir)}"]
-        text = "\n".join([*lines, "", *self._said, "", "Ctrl-C stops the site"])
+        lines = worker_lines(self._site, read_status(self._site.state_dir, timeout=STATUS_TIMEOUT))
+        text = "\n".join([*lines, "", *self._lines, "", "Ctrl-C stops the site"])
         self._live.update(Text(text), refresh=True)

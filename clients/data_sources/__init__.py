@@ -1,4 +1,8 @@
-"""Where rows come from: one class for each kind of source, chosen by how the source is written."""
+"""A source gives the rows of a site: there is one class for each kind, chosen by how the source is written.
+
+``base`` has the contract. A source is written in site.toml as a file, a folder, ``hf:organisation/name`` or
+``package.module:function``; no key names its kind.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,9 @@ from clients.data_sources.jsonl import JsonLines
 from clients.data_sources.parquet import Parquet
 from clients.data_sources.separated import Separated
 
-__all__ = ["ENDINGS", "SOURCES", "Row", "Source", "absolute", "kind_of", "source_of"]
+__all__ = ["ENDINGS", "SOURCES", "Row", "Source", "make_absolute", "parse_kind", "parse_source"]
 
+# classes by kind
 SOURCES: dict[str, type[Source]] = {
     "jsonl": JsonLines,
     "csv": Separated,
@@ -23,12 +28,13 @@ SOURCES: dict[str, type[Source]] = {
     "hub": Hub,
     "function": Function,
 }
+# kinds of files, by ending
 ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
-def kind_of(text: str) -> str:
-    """The kind of a source, a key of ``SOURCES``: by prefix, by ending, by form, and else a folder."""
+def parse_kind(text: str) -> str:
+    """Return the kind of a source, a key of ``SOURCES``: by prefix, by ending, by form, and else a folder."""
     if text.startswith(PREFIX):
         return "hub"
     ending = Path(text).suffix.lower()
@@ -37,11 +43,11 @@ def kind_of(text: str) -> str:
     return "function" if _FUNCTION.fullmatch(text) else "folder"
 
 
-def absolute(text: str, base: Path) -> str:
-    """A source as site.toml has it, with a path made absolute."""
-    return text if kind_of(text) in ("hub", "function") else str(base / text)
+def make_absolute(text: str, base: Path) -> str:
+    """Return a source as site.toml has it, with a path made absolute from the folder ``base``."""
+    return text if parse_kind(text) in ("hub", "function") else str(base / text)
 
 
-def source_of(text: str, part: str) -> Source:
-    """The source of a part, ``train`` or ``heldout``; nothing is opened yet."""
-    return SOURCES[kind_of(text)](text, part)
+def parse_source(text: str, part: str) -> Source:
+    """Return the source of a part, ``train`` or ``heldout``; nothing is opened yet."""
+    return SOURCES[parse_kind(text)](text, part)

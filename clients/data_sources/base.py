@@ -1,4 +1,8 @@
-"""Rows, and the contract of what they come from."""
+"""The contract of a source, and the rows that it gives.
+
+A source is checked without being read (``check``), read row by row (``rows``), and described for the store of its
+tokens (``size``, ``stamp``). Messages say where a row is, and which fields it has; never what is in it.
+"""
 
 from __future__ import annotations
 
@@ -11,38 +15,48 @@ from typing import Any
 
 from fedcompress.errors import ConfigError
 
-_PLAIN = re.compile(r"[A-Za-z_][\w.-]{0,39}")
-_MOST = 16  # names in a message
+_PLAIN = re.compile(r"[A-Za-z_][\w.-]{0,39}")  # names that are shown in a message
+_MOST = 16  # how many of them are shown
 
 
-def told(names: Iterable[object]) -> str:
-    """Names of columns for a message, or their number where they may be content, as of a file without a header."""
-    found = sorted(str(name) for name in names)
-    if not all(_PLAIN.fullmatch(name) for name in found):
-        return f"{len(found)} columns, which are not named as columns are"
-    more = f" and {len(found) - _MOST} more" if len(found) > _MOST else ""
-    return f"{found[:_MOST]}{more}"
+def describe_columns(names: Iterable[object]) -> str:
+    """Return names of columns for a message.
+
+    It is their number where the names may be content, as of a file without a header.
+    """
+    columns = sorted(str(name) for name in names)
+    if not all(_PLAIN.fullmatch(name) for name in columns):
+        return f"{len(columns)} columns, which are not named as columns are"
+    more = f" and {len(columns) - _MOST} more" if len(columns) > _MOST else ""
+    return f"{columns[:_MOST]}{more}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row, and where it is: ``file:line``, or ``file:row`` of what has no lines."""
+    """Holds one row, and where it is.
+
+    Attributes:
+        where: ``file:line``, or ``file:row`` of what has no lines.
+        values: by the name of the field.
+    """
 
     where: str
     values: Mapping[str, Any]
 
     def get(self, key: str) -> Any:
-        """A field.
+        """Return a field.
 
         Raises:
             ConfigError: there is none.
         """
         if key not in self.values:
-            raise ConfigError(self.where, f"a row without {key!r}", f"must have it: it has {told(self.values)}")
+            raise ConfigError(
+                self.where, f"a row without {key!r}", f"must have it: it has {describe_columns(self.values)}"
+            )
         return self.values[key]
 
     def text(self, key: str) -> str:
-        """A field that is text.
+        """Return a field that is text.
 
         Raises:
             ConfigError: there is none, or it is something else.
@@ -55,10 +69,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """A source of rows.
+    """Gives the rows of one part of a site's data.
 
-    Args:
-        text: as in site.toml, a path being absolute.
+    Attributes:
+        text: the source as in site.toml, a path being absolute.
         part: ``train`` or ``heldout``.
     """
 
@@ -67,16 +81,16 @@ class Source(ABC):
 
     @property
     def field(self) -> str:
-        """What messages about the whole source start with."""
+        """Return what messages about the whole source start with."""
         return f"data.{self.part}"
 
     @property
     def path(self) -> Path:
-        """Of a file or folder."""
+        """Return the path of a source that is a file or folder."""
         return Path(self.text)
 
     def check(self) -> None:
-        """Whether it is there; cheap, without reading it.
+        """Check that the source is there; cheap, without reading it.
 
         Raises:
             ConfigError: there is no such file.
@@ -86,18 +100,18 @@ class Source(ABC):
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:
-        """All rows, in order.
+        """Yield all rows, in order.
 
         Raises:
             ConfigError: the source cannot be read, or a row is malformed; says where, not what is in it.
-            MissingPackageError: what reads it is absent.
+            MissingPackageError: a package that reads it is absent.
         """
 
     def size(self) -> int:
-        """Bytes, 0 where nobody knows."""
+        """Return the bytes of the source, 0 where nobody knows."""
         return self.path.stat().st_size
 
     def stamp(self) -> str:
-        """Text that changes when the rows may have; empty where nobody can know."""
-        facts = self.path.stat()
-        return f"{self.path}/{facts.st_size}/{facts.st_mtime_ns}"
+        """Return text that changes when the rows may have; empty where nobody can know."""
+        status = self.path.stat()
+        return f"{self.path}/{status.st_size}/{status.st_mtime_ns}"

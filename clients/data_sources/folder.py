@@ -1,4 +1,4 @@
-"""A folder that ``Dataset.save_to_disk`` wrote."""
+"""A folder that ``Dataset.save_to_disk`` wrote is read by the package datasets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 from clients.data_sources.base import Row, Source
 from fedcompress.errors import ConfigError, MissingPackageError
 
-ONE, MANY = "state.json", "dataset_dict.json"  # what save_to_disk marks its folders with
+ONE = "state.json"  # file by which save_to_disk marks the folder of a Dataset
+MANY = "dataset_dict.json"  # file by which it marks that of a DatasetDict; has the names of the splits
 
 
-def datasets_package() -> Any:
-    """The package of that name.
+def import_datasets() -> Any:
+    """Import and return the package datasets.
 
     Raises:
         MissingPackageError: it is absent.
@@ -26,29 +27,32 @@ def datasets_package() -> Any:
     return datasets
 
 
-def rows_of_dataset(dataset: Any, name: str) -> Iterator[Row]:
-    """Rows by their number, from 1; class labels by their names."""
-    kind = datasets_package().ClassLabel
+def read_dataset_rows(dataset: Any, name: str) -> Iterator[Row]:
+    """Yield the rows of a ``Dataset`` by their number, from 1; class labels are replaced by their names."""
+    kind = import_datasets().ClassLabel
     classes = {key: feature for key, feature in dataset.features.items() if isinstance(feature, kind)}
     for number, values in enumerate(dataset, start=1):
-        # -1 is how a hub data set writes that the label is not known
-        named = {k: f.int2str(values[k]) for k, f in classes.items() if values[k] is not None and values[k] >= 0}
-        yield Row(f"{name}:{number}", {**values, **named})
+        labels = {}
+        for key, feature in classes.items():
+            label = values[key]
+            if label is not None and label >= 0:  # -1 is how a hub data set writes that the label is not known
+                labels[key] = feature.int2str(label)
+        yield Row(f"{name}:{number}", {**values, **labels})
 
 
 class Folder(Source):
-    """A saved ``Dataset``, or of a saved ``DatasetDict`` the split after a colon: ``folder:split``."""
+    """Reads a saved ``Dataset``, or of a saved ``DatasetDict`` the split after a colon: ``folder:split``."""
 
-    def _found(self) -> tuple[Path, str]:
-        """Folder and split."""
+    def _split_text(self) -> tuple[Path, str]:
+        """Return folder and split; the split is empty where the text names none."""
         if self.path.is_dir():
             return self.path, ""
         head, colon, split = self.text.rpartition(":")
         return (Path(head), split) if colon and Path(head).is_dir() else (self.path, "")
 
     def check(self) -> None:
-        """Whether the folder is one that ``save_to_disk`` wrote."""
-        folder, split = self._found()
+        """Check that the folder is one that ``save_to_disk`` wrote, and has the split."""
+        folder, split = self._split_text()
         if (folder / MANY).is_file():
             splits = self._splits(folder)
             if not split and splits != [self.part]:
@@ -64,34 +68,36 @@ class Folder(Source):
 
     def _splits(self, folder: Path) -> list[str]:
         try:
-            found = json.loads((folder / MANY).read_text(encoding="utf-8"))["splits"]
-            return [str(name) for name in found]
+            splits = json.loads((folder / MANY).read_text(encoding="utf-8"))["splits"]
+            return [str(name) for name in splits]
         except (OSError, ValueError, KeyError, TypeError) as error:
             rule = f"must be a data set that save_to_disk wrote: {type(error).__name__}"
             raise ConfigError(self.field, folder / MANY, rule) from None
 
-    def _place(self) -> Path:
-        folder, split = self._found()
+    def _dataset_folder(self) -> Path:
+        """Return the folder of the ``Dataset`` itself."""
+        folder, split = self._split_text()
         return folder / (split or self.part) if (folder / MANY).is_file() else folder
 
     def rows(self) -> Iterator[Row]:
-        """Rows, which stay on disk until they are asked for."""
-        datasets, place = datasets_package(), self._place()
+        """Yield the rows, which stay on disk until they are asked for."""
+        datasets = import_datasets()
+        folder = self._dataset_folder()
         try:
-            dataset = datasets.load_from_disk(str(place))
+            dataset = datasets.load_from_disk(str(folder))
         except (OSError, ValueError, KeyError) as error:
             rule = f"must be a data set that save_to_disk wrote: {type(error).__name__}"
             raise ConfigError(self.field, self.text, rule) from None
-        yield from rows_of_dataset(dataset, place.name)
+        yield from read_dataset_rows(dataset, folder.name)
 
     def _files(self) -> list[Path]:
-        return sorted(p for p in self._place().rglob("*") if p.is_file())
+        return sorted(p for p in self._dataset_folder().rglob("*") if p.is_file())
 
     def size(self) -> int:
-        """Bytes of all files."""
+        """Return the bytes of all files."""
         return sum(p.stat().st_size for p in self._files())
 
     def stamp(self) -> str:
-        """Sizes and times of all files."""
-        facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in self._files()]
-        return f"{self._place()}/{facts}"
+        """Return names, sizes and times of all files."""
+        files = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in self._files()]
+        return f"{self._dataset_folder()}/{files}"

@@ -1,4 +1,4 @@
-"""A Python function of the site's own."""
+"""Rows may come from a Python function of the site's own."""
 
 from __future__ import annotations
 
@@ -11,28 +11,30 @@ from fedcompress.errors import ConfigError
 
 
 class Function(Source):
-    """``package.module:function``, called with the part's name; it yields mappings.
+    """Calls ``package.module:function`` with the part's name; the function yields mappings from field names.
 
-    The function may have an attribute ``version``; while that is equal, its rows are taken to be.
+    The function may have an attribute ``version``; while that is equal, its rows are taken to be the same.
     """
 
     def check(self) -> None:
-        """Nothing: the module is not imported before its rows are wanted."""
+        """Check nothing: the module is not imported before its rows are wanted."""
 
     def _function(self) -> Any:
+        """Import the module and return its function."""
         module, _, name = self.text.partition(":")
         try:
-            found = getattr(importlib.import_module(module), name, None)
+            function = getattr(importlib.import_module(module), name, None)
         except Exception as error:  # whatever the module does when it is imported
             rule = f"must be of a module that can be imported: {type(error).__name__}"
             raise ConfigError(self.field, self.text, rule) from error
-        if not callable(found):
+        if not callable(function):
             raise ConfigError(self.field, self.text, f"must be a function of {module}")
-        return found
+        return function
 
     def rows(self) -> Iterator[Row]:
-        """What the function yields, by its number from 1."""
-        function, number = self._function(), 0
+        """Yield what the function yields, by its number from 1."""
+        function = self._function()
+        number = 0
         try:
             for number, values in enumerate(function(self.part), start=1):
                 where = f"{self.text}:{number}"
@@ -46,10 +48,10 @@ class Function(Source):
             raise ConfigError(self.field, self.text, rule) from None
 
     def size(self) -> int:
-        """Nobody knows."""
+        """Return 0: nobody knows."""
         return 0
 
     def stamp(self) -> str:
-        """The function's version, if it has one."""
+        """Return the function's version; empty if it has none."""
         version = getattr(self._function(), "version", None)
         return "" if version is None else f"{self.text}/{version!r}"

@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face hub; nothing is fetched unless site.toml names it."""
+"""A data set of the Hugging Face hub is a source; nothing is fetched unless site.toml names it."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ from functools import lru_cache
 from typing import Any
 
 from clients.data_sources.base import Row, Source
-from clients.data_sources.folder import datasets_package, rows_of_dataset
+from clients.data_sources.folder import import_datasets, read_dataset_rows
 from fedcompress.errors import ConfigError
 
-PREFIX = "hf:"
+PREFIX = "hf:"  # of a source on the hub
 _FORM = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(/(?P<subset>[\w.-]+))?(:(?P<split>[\w.\[\]:%+-]+))?")
 
 
 @lru_cache(maxsize=2)
 def _loaded(text: str) -> Any:
-    """Opened once: each time asks the hub whether there is a newer one."""
-    datasets, found = datasets_package(), _FORM.fullmatch(text)
-    assert found is not None
-    return datasets.load_dataset(found["name"], found["subset"], split=found["split"] or "train")
+    """Return a data set, which is opened once: each time asks the hub whether there is a newer one."""
+    datasets = import_datasets()
+    parts = _FORM.fullmatch(text)
+    assert parts is not None
+    return datasets.load_dataset(parts["name"], parts["subset"], split=parts["split"] or "train")
 
 
 class Hub(Source):
-    """``hf:organisation/name``, with ``/subset`` and ``:split`` where the data set has several; the split is train."""
+    """Reads ``hf:organisation/name``, with ``/subset`` and ``:split`` where the data set has several.
+
+    Without ``:split`` the split is train.
+    """
 
     def check(self) -> None:
-        """Only how it is written."""
+        """Check only how the source is written."""
         if not _FORM.fullmatch(self.text):
             raise ConfigError(self.field, self.text, "must be hf:organisation/name, /subset and :split being optional")
 
@@ -41,13 +45,13 @@ class Hub(Source):
             raise ConfigError(self.field, self.text, rule) from error
 
     def rows(self) -> Iterator[Row]:
-        """Rows, which stay on disk until they are asked for."""
-        yield from rows_of_dataset(self._dataset, self.text)
+        """Yield the rows, which stay on disk until they are asked for."""
+        yield from read_dataset_rows(self._dataset, self.text)
 
     def size(self) -> int:
-        """Bytes in memory."""
+        """Return the bytes of the data set in memory."""
         return int(self._dataset.data.nbytes)
 
     def stamp(self) -> str:
-        """By the fingerprint that ``datasets`` keeps."""
+        """Return the fingerprint that ``datasets`` keeps."""
         return f"{self.text}/{getattr(self._dataset, '_fingerprint', '')}"

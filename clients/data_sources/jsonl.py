@@ -1,4 +1,4 @@
-"""JSONL: one JSON object a line."""
+"""A JSONL file has one JSON object a line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fedcompress.errors import ConfigError
 
 
 class JsonLines(Source):
-    """A file with a JSON object a line, in UTF-8; empty lines are skipped."""
+    """Reads a file with a JSON object a line, in UTF-8; empty lines are skipped."""
 
     def rows(self) -> Iterator[Row]:
-        """Rows by line."""
+        """Yield the rows by line, from 1."""
         with self.path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 if not line.strip():

@@ -1,4 +1,4 @@
-"""Parquet, by pyarrow."""
+"""Parquet files are read by pyarrow."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from clients.data_sources.base import Row, Source
 from fedcompress.errors import ConfigError, MissingPackageError
 
-BATCH = 1024  # rows
+BATCH = 1024  # rows that are in memory at a time
 
 
 class Parquet(Source):
-    """A parquet file, of which one batch of rows is in memory at a time."""
+    """Reads a parquet file, of which one batch of rows is in memory at a time."""
 
     def rows(self) -> Iterator[Row]:
-        """Rows by their number, from 1."""
+        """Yield the rows by their number, from 1."""
         number = 0
         for batch in self._batches():
             for values in batch.to_pylist():
@@ -23,6 +23,7 @@ class Parquet(Source):
                 yield Row(f"{self.path.name}:{number}", values)
 
     def _batches(self) -> Iterator[Any]:
+        """Yield the file's rows as ``pyarrow.RecordBatch``, each of ``BATCH`` at most."""
         try:
             import pyarrow
             import pyarrow.parquet

@@ -1,4 +1,4 @@
-"""CSV and TSV, with a header."""
+"""CSV and TSV files, with a header, are read by Python's csv module."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ MOST = 1 << 26  # bytes of a field; Python's own limit is 128 KiB
 
 
 class Separated(Source):
-    """A file of values separated by commas (by tabs in ``.tsv``), in UTF-8, with column names in the first line.
+    """Reads values separated by commas (by tabs in ``.tsv``), in UTF-8, with column names in the first line.
 
     All values are text. Quotes and line ends within quotes are as RFC 4180 has them.
     """
 
     def rows(self) -> Iterator[Row]:
-        """Rows by the line that each begins in."""
+        """Yield the rows by the line that each begins in, from 1."""
         names: list[str] = []
         for number, values in self._records():
             where = f"{self.path.name}:{number}"
@@ -32,7 +32,7 @@ class Separated(Source):
                 yield Row(where, dict(zip(names, values, strict=True)))
 
     def _records(self) -> Iterator[tuple[int, list[str]]]:
-        """First line, and values, of each record that is not empty."""
+        """Yield the number of the first line, and the values, of each record that is not empty."""
         csv.field_size_limit(MOST)
         dialect = "excel-tab" if self.path.suffix.lower() == ".tsv" else "excel"
         with self.path.open("rb") as stream:

@@ -1,1 +1,1 @@
-"""The site's link to the coordinator."""
+"""Settings of the site's link to the coordinator are made here: its speed, and the route through a proxy."""

@@ -1,4 +1,7 @@
-"""How a SuperNode is led through the relay that counts: its address without TLS, the variables of a proxy with it."""
+"""A SuperNode is led through the relay that counts bytes: by its address without TLS, by proxy variables with TLS.
+
+With TLS the SuperNode must keep the SuperLink's own address, which the certificate names; the relay is then its proxy.
+"""
 
 from __future__ import annotations
 
@@ -10,56 +13,64 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """Where the relay connects to.
+    """Says where the relay connects to, and how the SuperNode reaches it.
 
     Attributes:
         target: host and port.
         tunnel: whether the SuperNode asks the relay by ``CONNECT``; not without TLS, nor where the target is a proxy of
             the site's own, which is asked through the relay.
         proxy: URL of that proxy; empty without one.
+        exceptions: those of ``no_proxy`` that do not match the SuperLink, and so still hold.
     """
 
     target: tuple[str, int]
     tunnel: bool = False
     proxy: str = ""
-    kept: tuple[str, ...] = field(default=())  # of no_proxy
+    exceptions: tuple[str, ...] = field(default=())
 
 
-def route_of(host: str, port: int, *, insecure: bool, proxies: Mapping[str, str]) -> Route | None:
-    """The route to a SuperLink; None where it cannot be counted: through a proxy without TLS, or one that is not HTTP.
+def find_route(host: str, port: int, *, insecure: bool, proxies: Mapping[str, str]) -> Route | None:
+    """Return the route to a SuperLink.
 
     Args:
         host: of the SuperLink.
         port: of the SuperLink.
         insecure: whether it is spoken to without TLS.
-        proxies: as ``urllib.request.getproxies`` gives them: of ``http``, ``https``, ``all``; ``no`` are exceptions.
+        proxies: as ``urllib.request.getproxies`` gives them: URLs by ``http``, ``https`` and ``all``; under ``no`` the
+            exceptions, separated by commas.
+
+    Returns:
+        The route; None where bytes cannot be counted: through a proxy without TLS, or one that is not HTTP.
     """
-    exceptions = [entry.strip() for entry in proxies.get("no", "").split(",") if entry.strip()]
-    kept = tuple(entry for entry in exceptions if not _matches(entry, host))
-    found = proxies.get("http" if insecure else "https") or proxies.get("all") or ""
-    proxy = found if len(kept) == len(exceptions) else ""
+    all_exceptions = [entry.strip() for entry in proxies.get("no", "").split(",") if entry.strip()]
+    exceptions = tuple(entry for entry in all_exceptions if not _matches(entry, host))
+    configured = proxies.get("http" if insecure else "https") or proxies.get("all") or ""
+    proxy = configured if len(exceptions) == len(all_exceptions) else ""  # an exception matches: no proxy for this host
     if not proxy:
-        return Route(target=(host, port), tunnel=not insecure, kept=kept)
+        return Route(target=(host, port), tunnel=not insecure, exceptions=exceptions)
     url = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if insecure or url.scheme != "http" or not url.hostname:
         return None
-    return Route(target=(url.hostname, url.port or 80), proxy=url.geturl(), kept=kept)
+    return Route(target=(url.hostname, url.port or 80), proxy=url.geturl(), exceptions=exceptions)
 
 
 def proxy_variables(route: Route, relay: str) -> dict[str, str]:
-    """Variables that lead TLS through the relay at HOST:PORT; the rest of what a SuperNode speaks to is on loopback."""
+    """Return the variables that lead TLS through the relay at ``HOST:PORT``; none without TLS and without a proxy.
+
+    All else that a SuperNode speaks to is on loopback, so nothing else goes through the relay.
+    """
     if not route.tunnel and not route.proxy:
         return {}
     user, at, _ = urllib.parse.urlsplit(route.proxy).netloc.rpartition("@")
-    no = ",".join(route.kept)
-    return {"https_proxy": f"http://{user}{at}{relay}", "no_proxy": no, "http_proxy": "", "all_proxy": ""}
+    no_proxy = ",".join(route.exceptions)
+    return {"https_proxy": f"http://{user}{at}{relay}", "no_proxy": no_proxy, "http_proxy": "", "all_proxy": ""}
 
 
 def _matches(entry: str, host: str) -> bool:
-    """Whether an exception holds for a host, read as widely as any program reads it."""
+    """Return whether an exception of ``no_proxy`` holds for a host, read as widely as any program reads it."""
     return entry == "*" or host.lower().endswith(entry.lower().lstrip("*."))
 
 
 def system_proxies() -> dict[str, str]:
-    """The proxies of this process's environment."""
+    """Return the proxies that this process's environment names."""
     return urllib.request.getproxies()

@@ -1,1 +1,1 @@
-"""Processes, paths, logs and hardware of a site's machine."""
+"""Serves all processes of a site's machine: paths, logs, memory, and the token of its nodes."""

@@ -1,4 +1,4 @@
-"""Logs of a site: JSON objects, one a line, of the worker and its ranks, in one file of bounded size.
+"""A site logs JSON objects, one a line, of its worker and ranks, in one file of bounded size.
 
     {"time": ..., "level": ..., "logger": ..., "message": ..., "site": ..., "run": ..., "round": ..., "rank": ...}
 
@@ -22,25 +22,25 @@ from typing import Any
 
 from fedcompress.formatting import escaped
 
-MAX_BYTES = 8 << 20  # of a file
-KEPT = 4  # rotated files
-MAX_MESSAGE = 1 << 16  # characters
-_ROUND: ContextVar[tuple[str, int] | None] = ContextVar("round", default=None)
+MAX_BYTES = 8 << 20  # bytes of a file, above which it is rotated
+KEPT = 4  # rotated files that are kept
+MAX_MESSAGE = 1 << 16  # characters of a message, or of an exception's end
+_ROUND: ContextVar[tuple[str, int] | None] = ContextVar("round", default=None)  # run and round of this thread
 
 
 def log_file(folder: Path) -> Path:
-    """The file that is written to now."""
+    """Return the file in a folder of logs that is written to now."""
     return folder / "worker.jsonl"
 
 
-def rotated(path: Path, number: int) -> Path:
-    """An older file; 1 is the newest of them."""
+def rotated_file(path: Path, number: int) -> Path:
+    """Return an older file of a log; number 1 is the newest of them."""
     return path.with_name(f"{path.name}.{number}")
 
 
 @contextmanager
 def log_round(run: str, round_: int) -> Iterator[None]:
-    """Lines that this thread logs within the block say run and round."""
+    """Make the lines that this thread logs within the block say run and round."""
     token = _ROUND.set((run, round_))
     try:
         yield
@@ -49,18 +49,19 @@ def log_round(run: str, round_: int) -> Iterator[None]:
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line: ASCII, so that no character of a message can end or start one."""
+    """Writes a record as one line of JSON: ASCII, so that no character of a message can end or start a line."""
 
-    def __init__(self, facts: dict[str, Any]) -> None:
+    def __init__(self, fields: dict[str, Any]) -> None:
+        """Add ``fields`` to every line."""
         super().__init__()
-        self._facts = facts
+        self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line of JSON, without its end."""
-        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line: dict[str, Any] = {"time": when, "level": record.levelname, "logger": record.name}
+        """Return one line of JSON, without its end."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, Any] = {"time": time, "level": record.levelname, "logger": record.name}
         line["message"] = record.getMessage()[:MAX_MESSAGE]
-        line |= self._facts
+        line |= self._fields
         current = _ROUND.get()
         if current is not None:
             line["run"], line["round"] = current
@@ -70,10 +71,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A record as text; a message stays on its line."""
+    """Writes a record as text; control characters are escaped, so that a message stays on its line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Return the line, without an exception's lines."""
         record.message = escaped(record.message)
         return super().formatMessage(record)
 
@@ -87,10 +88,12 @@ class SharedFile(logging.Handler):
     def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES, kept: int = KEPT) -> None:
         super().__init__()
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._max_bytes, self._kept = path, max_bytes, kept
+        self._path = path
+        self._max_bytes = max_bytes
+        self._kept = kept
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line; a full disk must not end a round."""
+        """Write one line; an error is handed to ``handleError``, as a full disk must not end a round."""
         try:
             line = (self.format(record) + "\n").encode()
             with self._path.with_name(f".{self._path.name}.lock").open("ab") as lock:
@@ -105,25 +108,33 @@ class SharedFile(logging.Handler):
             self.handleError(record)
 
     def _rotate(self, size: int) -> None:
+        """Rename the files if the present one has no room for ``size`` more bytes; the oldest is overwritten."""
         try:
-            full = self._path.stat().st_size + size > self._max_bytes
+            is_full = self._path.stat().st_size + size > self._max_bytes
         except FileNotFoundError:
             return
-        if not full:
+        if not is_full:
             return
         for number in range(self._kept, 0, -1):
-            older = self._path if number == 1 else rotated(self._path, number - 1)
+            older = self._path if number == 1 else rotated_file(self._path, number - 1)
             with contextlib.suppress(FileNotFoundError):
-                older.replace(rotated(self._path, number))
+                older.replace(rotated_file(self._path, number))
 
 
 def set_up(folder: Path, site: str, *, rank: int | None = None, quiet: bool = False) -> None:
-    """Log to the site's file, and as text to stderr, there only warnings if ``quiet``."""
-    facts: dict[str, Any] = {"site": site} if rank is None else {"site": site, "rank": rank}
+    """Log to the site's file, and as text to stderr.
+
+    Args:
+        folder: the folder of logs.
+        site: name of the site, which every line says.
+        rank: number of this rank, which every line says, too; None in the worker.
+        quiet: whether stderr gets only warnings and errors.
+    """
+    fields: dict[str, Any] = {"site": site} if rank is None else {"site": site, "rank": rank}
     shared = SharedFile(log_file(folder))
-    shared.setFormatter(JsonFormatter(facts))
+    shared.setFormatter(JsonFormatter(fields))
     stream = logging.StreamHandler(sys.stderr)
-    who = "%(name)s" if rank is None else f"rank {rank}"
-    stream.setFormatter(TextFormatter(f"%(asctime)s {who} %(levelname)s %(message)s"))
+    writer = "%(name)s" if rank is None else f"rank {rank}"
+    stream.setFormatter(TextFormatter(f"%(asctime)s {writer} %(levelname)s %(message)s"))
     stream.setLevel(logging.WARNING if quiet else logging.INFO)
     logging.basicConfig(level=logging.INFO, handlers=[shared, stream])

@@ -1,4 +1,7 @@
-"""Memory that is free goes back to the machine: a site's processes idle between rounds, beside others."""
+"""glibc's allocator is set so that free memory goes back to the machine: a site's processes idle between rounds.
+
+Where there is no glibc these functions do nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,17 @@ import os
 import sys
 from collections.abc import Mapping
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8  # of mallopt(3)
-MAPPED = 1 << 20  # bytes
-# One heap, from which all up to the largest size that glibc allows is taken, and which grows by large steps.
+M_TRIM_THRESHOLD = -1  # numbers of options of mallopt(3), from malloc.h
+M_TOP_PAD = -2
+M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
+MAPPED = 1 << 20  # bytes of the smallest block that return_large_blocks maps by itself
+# options of keep_until_trimmed: one heap, which grows by large steps, for all blocks up to glibc's largest threshold
 KEPT = {M_ARENA_MAX: 1, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 512 << 20, M_TOP_PAD: 32 << 20}
 
 
 def return_large_blocks() -> None:
-    """From now on blocks of ``MAPPED`` bytes and more are unmapped as soon as they are freed.
+    """Give back to the system, from now on, blocks of ``MAPPED`` bytes and more as soon as they are freed.
 
     glibc raises that size to 32 MiB by itself, and keeps what is smaller in a heap that only shrinks from its end:
     activations and copies of a state then stay for ever. ``MALLOC_MMAP_THRESHOLD_``, if it is set, is kept.
@@ -23,15 +29,16 @@ def return_large_blocks() -> None:
 
 
 def keep_until_trimmed() -> None:
-    """From now on blocks that are freed stay in the heap until ``trim``.
+    """Keep blocks that are freed, from now on, in the heap until ``trim``.
 
-    A code makes and drops arrays of a few MiB many times; where each is mapped anew, half of its time goes to
+    A codec makes and drops arrays of a few MiB many times; where each is mapped anew, half of its time goes to
     pages that the kernel clears. ``MALLOC_MMAP_THRESHOLD_``, if it is set, is kept.
     """
     _set(KEPT)
 
 
 def _set(options: Mapping[int, int]) -> None:
+    """Set options of mallopt(3), unless the environment sets the threshold of mapping."""
     if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         call = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
         if call is not None:
@@ -40,7 +47,7 @@ def _set(options: Mapping[int, int]) -> None:
 
 
 def trim() -> None:
-    """Give back what the heap holds and nobody uses."""
+    """Give back to the machine what the heap holds and nobody uses."""
     if sys.platform == "linux":
         call = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if call is not None:

@@ -1,4 +1,4 @@
-"""What the nodes of a site know each other by: a secret in a file, the same on all of them."""
+"""The nodes of a site know each other by a token: a secret in a file, which is the same on all of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from fedcompress.errors import ConfigError
 
-HEADER = "fedcompress-token"  # of a call
-LEAST = 32  # characters
+HEADER = "fedcompress-token"  # key of the token in a call's metadata
+LEAST = 32  # characters of a token, letters and digits
 
 
 def read_token(path: Path, *, make: bool = False) -> str:
-    """The secret; with ``make`` it is drawn and written, for its owner's eyes only, if there is none.
+    """Read the secret; with ``make``, draw and write it first if there is none, readable by its owner only.
 
     Raises:
         ConfigError: there is none, it is too short, or others may read it.
@@ -26,10 +26,11 @@ def read_token(path: Path, *, make: bool = False) -> str:
         with os.fdopen(handle, "w") as stream:
             stream.write(secrets.token_hex(32) + "\n")
     try:
-        facts, token = path.stat(), path.read_text(encoding="ascii").strip()
+        mode = path.stat().st_mode
+        token = path.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
         raise ConfigError("engine.token", path, "must be a file as on node 0, which makes it: copy it") from None
-    if facts.st_mode & 0o077:
+    if mode & 0o077:
         raise ConfigError("engine.token", path, "must be readable by its owner only: chmod 600")
     if len(token) < LEAST or not token.isalnum():
         raise ConfigError("engine.token", path, f"must have at least {LEAST} letters and digits")
@@ -37,7 +38,7 @@ def read_token(path: Path, *, make: bool = False) -> str:
 
 
 def guard(token: str) -> Any:
-    """A server's interceptor that refuses calls without the token."""
+    """Return an interceptor for a ``grpc.Server`` that refuses calls without the token."""
     import grpc
 
     def refuse(request: Any, context: Any) -> None:
@@ -45,8 +46,8 @@ def guard(token: str) -> Any:
 
     class Guard(grpc.ServerInterceptor):  # type: ignore[misc,type-arg]  # its stub is generic, the class is not
         def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
-            given = dict(details.invocation_metadata).get(HEADER, "")
-            if hmac.compare_digest(str(given).encode(), token.encode()):
+            sent = dict(details.invocation_metadata).get(HEADER, "")
+            if hmac.compare_digest(str(sent).encode(), token.encode()):
                 return continuation(details)
             return grpc.unary_unary_rpc_method_handler(refuse)
 

@@ -1,1 +1,1 @@
-"""Local training: model, data, engine, loop; runs in the ranks of a worker."""
+"""Local training runs in the ranks of a worker: ``rank`` attends it, ``trainer`` does its jobs."""

@@ -1,6 +1,9 @@
-"""A training rank: attends its worker, runs jobs, ends when the worker does.
+"""A training rank is a process that attends its worker, runs jobs, and ends when the worker does.
 
-Started by the worker as ``python -m clients.training.rank``.
+The worker starts it as ``python -m clients.training.rank``, with all it needs to know in its environment (see
+``clients.worker.launcher``). It first meets the other ranks of its group and makes a torch process group with them, and
+then waits for jobs on a gRPC stream. A job that fails in a way that may leave the ranks in disagreement ends the
+process; the worker then starts all ranks afresh.
 """
 
 from __future__ import annotations
@@ -28,16 +31,17 @@ from fedcompress.errors import FedCompressError, MismatchError, TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
 LOG = logging.getLogger("fedcompress.rank")
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1  # option of prctl(2): the signal that comes when the parent ends
 
 
 def main() -> int:
-    """Entry point; returns the exit code."""
+    """Run the rank until its worker ends; return the exit code."""
     import grpc
 
     _end_with(int(os.environ["FEDCOMPRESS_PARENT"]))
     return_large_blocks()
-    rank, group = int(os.environ["RANK"]), int(os.environ["FEDCOMPRESS_GROUP"])
+    rank = int(os.environ["RANK"])
+    group = int(os.environ["FEDCOMPRESS_GROUP"])
     site = SiteConfig.load(Path(os.environ["FEDCOMPRESS_SITE_TOML"]))
     site = replace(site, state_dir=Path(os.environ["FEDCOMPRESS_STATE_DIR"]))
     set_up(log_dir(site.state_dir), site.name, rank=rank)
@@ -68,7 +72,7 @@ def main() -> int:
 
 
 def _end_with(parent: int) -> None:
-    """No rank outlives its worker, even inside a collective."""
+    """Have the kernel kill this process when its worker ends, even inside a collective."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the line above
@@ -76,36 +80,46 @@ def _end_with(parent: int) -> None:
 
 
 def _with_token(stub: Any, site: SiteConfig, address: str) -> Any:
-    """The hub's calls; on another node than the hub's they carry the token."""
+    """Return the calls of the rank group; over TCP, from another node than the worker's, they carry the token."""
     if address.startswith("unix:"):
         return stub
     metadata = ((HEADER, read_token(Path(site.engine.token))),)
-    return SimpleNamespace(**{n: partial(getattr(stub, n), metadata=metadata) for n in ("Attend", "Report", "Meet")})
+    calls = {name: partial(getattr(stub, name), metadata=metadata) for name in ("Attend", "Report", "Meet")}
+    return SimpleNamespace(**calls)
 
 
 def rendezvous(stub: Any, rank: int, group: int, host: str) -> Any:
-    """The store by which the ranks of a group find each other.
+    """Return the store by which the ranks of a group find each other.
 
     Rank 0 listens on ``host`` alone, where torch would listen on all interfaces.
+
+    Args:
+        stub: calls of the rank group, which tells the address of rank 0's store to the others.
+        rank: number of this rank.
+        group: number of the group.
+        host: address that rank 0 listens on; the others need none.
+
+    Returns:
+        A ``torch.distributed.TCPStore``.
     """
     from torch.distributed import TCPStore
 
     world = int(os.environ["WORLD_SIZE"])
     if rank:
-        found = stub.Meet(worker_pb2.MeetRequest(rank=rank, group=group))
-        store = TCPStore(found.host, found.port, world, is_master=False)
+        address = stub.Meet(worker_pb2.MeetRequest(rank=rank, group=group))
+        store = TCPStore(address.host, address.port, world, is_master=False)
     else:
         listener = socket.create_server((host, 0))
         port = listener.getsockname()[1]
         # torch closes the listener itself
         store = TCPStore(host, port, world, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
-        found = stub.Meet(worker_pb2.MeetRequest(rank=rank, group=group, host=host, port=port))
-    os.environ |= {"MASTER_ADDR": found.host, "MASTER_PORT": str(found.port)}  # accelerate looks for them
+        address = stub.Meet(worker_pb2.MeetRequest(rank=rank, group=group, host=host, port=port))
+    os.environ |= {"MASTER_ADDR": address.host, "MASTER_PORT": str(address.port)}  # accelerate looks for them
     return store
 
 
 def _run(stub: Any, trainer: Any, rank: int, command: Any, job: Job) -> None:
-    """One job; whatever goes wrong is reported, and the group starts afresh."""
+    """Run one job; whatever goes wrong is reported, and after an unforeseen error the group starts afresh."""
 
     def report(**fields: Any) -> None:
         stub.Report(worker_pb2.RankReport(rank=rank, id=command.id, **fields))
@@ -132,12 +146,12 @@ def _run(stub: Any, trainer: Any, rank: int, command: Any, job: Job) -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of the host where it refuses."""
+    """Return whether memory is short: of a GPU, or of the host where it refuses."""
     import torch
 
     text = str(error).lower()
-    refused = isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or refused
+    is_refusal = isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text)
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or is_refusal
 
 
 if __name__ == "__main__":

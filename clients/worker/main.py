@@ -1,4 +1,4 @@
-"""The worker's process: lease, service, and ranks that are kept up. It does not import torch.
+"""The worker's process holds the site's lock, serves gRPC, and keeps the ranks up; it does not import torch.
 
     python -m clients.worker.main --site site.toml [--owner PID] [--state-dir DIR] [--quiet]
 
@@ -35,15 +35,21 @@ from fedcompress.proto.v1 import worker_pb2_grpc
 from fedcompress.storage.locks import hold
 
 LOG = logging.getLogger("fedcompress.worker")
-MAX_RESTARTS = 3
+HELP = """The worker's process: lease, service, and ranks that are kept up. It does not import torch.
+
+    python -m clients.worker.main --site site.toml [--owner PID] [--state-dir DIR] [--quiet]
+
+``--owner`` names the process that the worker belongs to; the worker ends when it does.
+"""
+MAX_RESTARTS = 3  # starts afresh in a row, each of which ended within PATIENCE, before the worker gives up
 PATIENCE = 60.0  # seconds after which a group of ranks counts as started
 POLL = 0.2  # seconds between looks at the ranks
-OWNER_POLL = 2.0  # seconds
+OWNER_POLL = 2.0  # seconds between looks at the owner
 
 
 @contextmanager
 def lease(state_dir: Path) -> Iterator[None]:
-    """Hold the site's state directory; the lock goes with the process, however it ends.
+    """Hold the site's state directory during the block; the lock goes with the process, however it ends.
 
     Raises:
         LockedError: another worker holds it.
@@ -54,8 +60,8 @@ def lease(state_dir: Path) -> Iterator[None]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="fedcompress worker", description=__doc__)
+    """Run the worker until it is told to end; return the exit code, 2 for settings that are wrong."""
+    parser = argparse.ArgumentParser(prog="fedcompress worker", description=HELP)
     parser.add_argument("--site", type=Path, required=True, help="path of site.toml")
     parser.add_argument("--owner", type=int, default=0, help="end when this process ends (0: never)")
     parser.add_argument("--state-dir", type=Path, help="instead of site.toml's")
@@ -74,48 +80,50 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
+    """Serve the socket and keep the ranks up until this process is told to end; return the exit code."""
     import grpc
 
-    stop = stopped_by_signal()
+    stop = stop_on_signal()
     keep_until_trimmed()
-    session = SiteState(site.state_dir / "session")
+    site_state = SiteState(site.state_dir / "session")
     counters = Counters(site.state_dir / "session")
-    hub = RankGroup(site.engine.world, local=site.engine.ranks)
+    rank_group = RankGroup(site.engine.world, local=site.engine.ranks)
+    # each rank holds a thread by its stream, and another while it reports; the rest is for callers
     server = grpc.server(ThreadPoolExecutor(max_workers=2 * site.engine.ranks + 8))
-    worker_pb2_grpc.add_RanksServicer_to_server(hub, server)
-    worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(site, session, hub, counters), server)
+    worker_pb2_grpc.add_RanksServicer_to_server(rank_group, server)
+    worker_pb2_grpc.add_WorkerServicer_to_server(WorkerService(site, site_state, rank_group, counters), server)
     address = socket_path(site.state_dir)
     address.unlink(missing_ok=True)
-    old_mask = os.umask(0o077)
+    old_mask = os.umask(0o077)  # the socket is for this user alone
     try:
         server.add_insecure_port(f"unix:{address}")
     finally:
         os.umask(old_mask)
     server.start()
-    nodes = NodeRegistry(site, hub) if site.engine.nodes > 1 else None
-    outer = serve_nodes(site, hub, nodes) if nodes is not None else None
+    nodes = NodeRegistry(site, rank_group) if site.engine.nodes > 1 else None
+    node_server = serve_nodes(site, rank_group, nodes) if nodes is not None else None
     LOG.info("site %s: listening on %s", site.name, address)
     if owner:
         threading.Thread(target=_watch_owner, args=(owner,), daemon=True).start()
     logs = log_dir(site.state_dir)
     launcher = Launcher(rank_environment(site, site_file, f"unix:{address}"), logs, site.engine.ranks)
     try:
-        keep_ranks(launcher, hub, stop, nodes)
+        keep_ranks(launcher, rank_group, stop, nodes)
     except TrainingError as error:
         LOG.error("%s", error)
         return 1
     finally:
-        if outer is not None:
-            outer.stop(grace=0.5).wait()
+        if node_server is not None:
+            node_server.stop(grace=0.5).wait()
         server.stop(grace=0.5).wait()
-        session.close()
+        site_state.close()
         counters.close()
         address.unlink(missing_ok=True)
     return 0
 
 
-def stopped_by_signal() -> threading.Event:
-    """Set when this process is told to end, by SIGTERM or SIGINT."""
+def stop_on_signal() -> threading.Event:
+    """Return an event that is set when this process is told to end, by SIGTERM or SIGINT."""
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -138,7 +146,7 @@ def _watch_owner(owner: int) -> None:
 
 def keep_ranks(
     launcher: Launcher,
-    hub: RankGroup,
+    rank_group: RankGroup,
     stop: threading.Event,
     nodes: NodeRegistry | None = None,
     *,
@@ -146,30 +154,38 @@ def keep_ranks(
 ) -> None:
     """Keep the ranks up until ``stop`` is set; if one dies, on whatever node, all are started afresh.
 
+    Args:
+        launcher: starts the ranks of this machine.
+        rank_group: hands out the number of each new group.
+        stop: ends the ranks, and this function, when it is set.
+        nodes: the further nodes of the site; None where there are none.
+        patience: seconds; a group that has lived longer is not counted among the failed starts.
+
     Raises:
-        TrainingError: they died too often, each time within ``patience`` seconds of their start.
+        TrainingError: ``ranks-failed``: they died more than ``MAX_RESTARTS`` times in a row, each time within
+            ``patience`` seconds of their start.
     """
     deaths = 0
     try:
         while not stop.is_set():
-            if nodes is not None and not nodes.gathered(stop):
+            if nodes is not None and not nodes.wait_for_nodes(stop):
                 return
-            group = hub.begin()
+            group = rank_group.begin()
             if nodes is not None:
-                nodes.announce(group, hub.ranks)
-            launcher.start(group, hub.ranks)
+                nodes.announce(group, rank_group.ranks)
+            launcher.start(group, rank_group.ranks)
             started = time.monotonic()
-            while not (how := launcher.dead() or (nodes.lost() if nodes is not None else "")):
+            while not (death := launcher.find_dead_rank() or (nodes.find_loss() if nodes is not None else "")):
                 if stop.wait(POLL):
                     return
             launcher.stop()
-            if hub.absent:  # the machine, not the ranks
-                LOG.warning("%s", hub.absent)
+            if rank_group.absent:  # a machine is gone, which says nothing about the ranks
+                LOG.warning("%s", rank_group.absent)
                 continue
             deaths = deaths + 1 if time.monotonic() - started < patience else 1
             if deaths > MAX_RESTARTS:
-                raise TrainingError("ranks-failed", f"ranks died {deaths} times: {how}: see {launcher.folder}")
-            LOG.warning("%s: all ranks start afresh", how)
+                raise TrainingError("ranks-failed", f"ranks died {deaths} times: {death}: see {launcher.folder}")
+            LOG.warning("%s: all ranks start afresh", death)
     finally:
         launcher.stop()
 

@@ -1,8 +1,9 @@
-"""A further node of a site: runs ranks that get their work from node 0.
+"""The agent is the process of a further node of a site: it starts ranks there, which get their work from node 0.
 
     python -m clients.worker.node_agent --site site.toml --node-rank 1
 
-It speaks to nobody but node 0, and waits for it for as long as it takes.
+It speaks to nobody but node 0, and waits for it for as long as it takes. When node 0 goes away, its ranks end and it
+tries to join again; when one of its ranks dies, it tells node 0, and all nodes start theirs afresh.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from clients.runtime.logs import set_up
 from clients.runtime.malloc import return_large_blocks
 from clients.runtime.node_token import HEADER, read_token
 from clients.runtime.paths import log_dir
-from clients.site import SiteConfig, address_of
+from clients.site import SiteConfig, format_address, parse_address
 from clients.worker.launcher import Launcher, rank_environment
-from clients.worker.main import POLL, lease, stopped_by_signal
+from clients.worker.main import POLL, lease, stop_on_signal
 from clients.worker.node_registry import KEEPALIVE
 from fedcompress import __version__
 from fedcompress.adapters import base_fingerprint
@@ -30,13 +31,20 @@ from fedcompress.errors import ConfigError, FedCompressError, LockedError, Proce
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
 LOG = logging.getLogger("fedcompress.worker")
+HELP = """A further node of a site: runs ranks that get their work from node 0.
+
+    python -m clients.worker.node_agent --site site.toml --node-rank 1
+
+It speaks to nobody but node 0, and waits for it for as long as it takes.
+"""
 PATIENCE = 3.0  # seconds between attempts to reach node 0
-FATAL = ("UNAUTHENTICATED", "FAILED_PRECONDITION")  # trying again would not help
+LOSS_TIMEOUT = 10  # seconds that node 0 has to take the report of a loss
+FATAL = ("UNAUTHENTICATED", "FAILED_PRECONDITION")  # gRPC codes after which trying again would not help
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="fedcompress site node", description=__doc__)
+    """Run the agent until it is told to end; return the exit code, 2 for settings that are wrong."""
+    parser = argparse.ArgumentParser(prog="fedcompress site node", description=HELP)
     parser.add_argument("--site", type=Path, required=True, help="path of site.toml")
     parser.add_argument("--node-rank", type=int, required=True, help="number of this node, from 1")
     args = parser.parse_args(argv)
@@ -58,12 +66,11 @@ def _attend(site: SiteConfig, site_file: Path, node: int) -> int:
     """Join node 0, again and again, until this process is told to end."""
     import grpc
 
-    stop = stopped_by_signal()
+    stop = stop_on_signal()
     return_large_blocks()
-    host, port = address_of(site.engine.rendezvous)
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    address = format_address(*parse_address(site.engine.rendezvous))
     metadata = ((HEADER, read_token(Path(site.engine.token))),)
-    base_fingerprint(site.model.path, site.state_dir / "fingerprint.json")  # kept there for the ranks
+    base_fingerprint(site.model.path, site.state_dir / "fingerprint.json")  # hashed once, cached for the ranks
     ranks = site.engine.ranks
     environment = rank_environment(site, site_file, address)
     launcher = Launcher(environment, log_dir(site.state_dir), ranks, first=node * ranks)
@@ -72,9 +79,9 @@ def _attend(site: SiteConfig, site_file: Path, node: int) -> int:
         while not stop.is_set():
             with grpc.insecure_channel(address, options=KEEPALIVE) as channel:
                 stub = worker_pb2_grpc.NodesStub(channel)
-                why = _follow(stub, hello, metadata, launcher, stop)
+                reason = _follow(stub, hello, metadata, launcher, stop)
             launcher.stop()
-            LOG.info("node 0 is not there: %s", why)
+            LOG.info("node 0 is not there: %s", reason)
             stop.wait(PATIENCE)
     finally:
         launcher.stop()
@@ -82,7 +89,7 @@ def _attend(site: SiteConfig, site_file: Path, node: int) -> int:
 
 
 def _follow(stub: Any, hello: Any, metadata: Any, launcher: Launcher, stop: threading.Event) -> str:
-    """Start the groups that node 0 asks for, for as long as it is there; why it is not any more.
+    """Start the groups that node 0 asks for, for as long as it is there; return why it is not there any more.
 
     Raises:
         ProcessError: node 0 refuses this node.
@@ -90,20 +97,20 @@ def _follow(stub: Any, hello: Any, metadata: Any, launcher: Launcher, stop: thre
     import grpc
 
     call = stub.Join(hello, metadata=metadata, wait_for_ready=False)
-    heard: queue.Queue[Any] = queue.Queue()
-    threading.Thread(target=_listen, args=(call, heard), daemon=True).start()
-    group = 0
+    received: queue.Queue[Any] = queue.Queue()
+    threading.Thread(target=_listen, args=(call, received), daemon=True).start()
+    group = 0  # number of the group that runs here; 0: none
     try:
         while not stop.is_set():
             try:
-                item = heard.get(timeout=POLL)
+                item = received.get(timeout=POLL)
             except queue.Empty:
-                how = launcher.dead()
-                if how and group:
-                    LOG.warning("%s: node 0 is told", how)
-                    loss = worker_pb2.NodeLoss(node=hello.node, group=group, message=how)
+                death = launcher.find_dead_rank()
+                if death and group:
+                    LOG.warning("%s: node 0 is told", death)
+                    loss = worker_pb2.NodeLoss(node=hello.node, group=group, message=death)
                     group = 0
-                    stub.Lost(loss, metadata=metadata, timeout=10)
+                    stub.Lost(loss, metadata=metadata, timeout=LOSS_TIMEOUT)
                 continue
             if isinstance(item, str):
                 return item
@@ -121,15 +128,16 @@ def _follow(stub: Any, hello: Any, metadata: Any, launcher: Launcher, stop: thre
     return "stopped"
 
 
-def _listen(call: Any, heard: queue.Queue[Any]) -> None:
+def _listen(call: Any, received: queue.Queue[Any]) -> None:
+    """Put all commands of a stream into a queue, and then how it ended: the text "ended", or the error."""
     import grpc
 
     try:
         for command in call:
-            heard.put(command)
-        heard.put("ended")
+            received.put(command)
+        received.put("ended")
     except grpc.RpcError as error:
-        heard.put(error)
+        received.put(error)
 
 
 if __name__ == "__main__":

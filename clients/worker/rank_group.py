@@ -1,7 +1,13 @@
-"""The ranks that attend a worker: commands out, reports in.
+"""A rank group is the set of training ranks that attend a worker: jobs go out to them, reports come in.
 
-A rank waits for commands on a gRPC stream, not in a collective, so it can idle for days
-without a timeout, and it sees the stream break when the worker dies.
+A rank is a client of the worker's gRPC socket. It calls ``Attend`` once and reads jobs from the stream that this
+returns, for as long as both processes live; it sends progress and results by ``Report``. So a rank waits for commands
+on a gRPC stream, not in a torch collective: it can idle for days without a timeout, and each side sees the stream
+break when the other dies.
+
+Ranks are started and replaced together, as a *group* with a number (``clients.worker.main.keep_ranks``). Whoever still
+belongs to an older group is turned away. Within a group the ranks find each other through a torch ``TCPStore``: rank 0
+opens it, and ``Meet`` tells its address to the others.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from typing import Any
 from fedcompress.errors import TrainingError
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
+POLL = 1.0  # seconds between looks at whether a rank's call is still open
 RankReport = worker_pb2.RankReport
 Command = worker_pb2.RankCommand
 
@@ -26,29 +33,29 @@ class RankGroup(worker_pb2_grpc.RanksServicer):
     """Hands one job at a time to all ranks, and collects what they report."""
 
     def __init__(self, ranks: int, settle_timeout: float = 15.0, *, local: int | None = None) -> None:
-        """Nobody attends yet.
+        """Start without a group: no rank attends yet.
 
         Args:
-            ranks: how many are to attend, on all nodes.
-            settle_timeout: seconds that ranks have to report after one has failed.
+            ranks: how many ranks are to attend, on all nodes.
+            settle_timeout: seconds that the other ranks have to report after one has failed.
             local: how many of them, the first, run on this machine; all if None.
         """
         self.ranks = ranks
         self._local = ranks if local is None else local
         self.settle_timeout = settle_timeout  # seconds
-        self._changed = threading.Condition()
-        self._attending: dict[int, tuple[int, queue.Queue[Command]]] = {}  # rank -> pid, commands
-        self._job = 0
-        self._reports: queue.Queue[RankReport] | None = None
-        self._group = 0
-        self._store: tuple[str, int] | None = None  # host and port of the group's
-        self.absent = ""  # who is missing, where somebody knows
+        self._changed = threading.Condition()  # guards all that follows; notified at each change
+        self._attending: dict[int, tuple[int, queue.Queue[Command]]] = {}  # rank -> its process id, its commands
+        self._job = 0  # number of the job that runs, or of the last one
+        self._reports: queue.Queue[RankReport] | None = None  # of the job that runs; None between jobs
+        self._group = 0  # number of the group that may attend
+        self._store: tuple[str, int] | None = None  # host and port of the group's TCPStore, once rank 0 has told them
+        self.absent = ""  # which nodes have not joined, for messages; set by NodeRegistry, empty if none is missing
 
     def begin(self) -> int:
-        """Number of a new group of ranks; those of the group before are forgotten."""
+        """Return the number of a new group of ranks; those of the group before are forgotten."""
         with self._changed:
             for rank in self._attending:
-                self._say_died(rank)
+                self._report_death(rank)
             self._attending.clear()
             self._group += 1
             self._store = None
@@ -57,17 +64,17 @@ class RankGroup(worker_pb2_grpc.RanksServicer):
 
     @property
     def ready(self) -> int:
-        """Ranks that wait for commands."""
+        """Return how many ranks attend, that is, wait for commands or run one."""
         return len(self._attending)
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the attending ranks of this machine, by rank."""
+        """Return the process ids of the attending ranks of this machine, by rank."""
         with self._changed:
             return [pid for rank, (pid, _) in sorted(self._attending.items()) if rank < self._local]
 
     def Attend(self, request: worker_pb2.RankHello, context: Any) -> Iterator[Command]:
-        """Stream of commands to one rank, for as long as both live."""
+        """Yield commands to one rank for as long as both live; none at all to a rank of another group."""
         commands: queue.Queue[Command] = queue.Queue()
         with self._changed:
             if request.group != self._group or request.rank >= self.ranks:
@@ -77,24 +84,26 @@ class RankGroup(worker_pb2_grpc.RanksServicer):
         context.add_callback(lambda: self._leave(request.rank, commands))
         while context.is_active():
             try:
-                yield commands.get(timeout=1.0)
+                yield commands.get(timeout=POLL)
             except queue.Empty:
                 continue
 
     def _leave(self, rank: int, commands: queue.Queue[Command]) -> None:
+        """Note that a rank's stream has ended, unless another process attends for that rank by now."""
         with self._changed:
             if self._attending.get(rank, (0, None))[1] is not commands:
                 return
             del self._attending[rank]
-            self._say_died(rank)
+            self._report_death(rank)
             self._changed.notify_all()
 
-    def _say_died(self, rank: int) -> None:
+    def _report_death(self, rank: int) -> None:
+        """Report to the job that runs, if there is one, that a rank has ended."""
         if self._reports is not None:
             self._reports.put(RankReport(rank=rank, id=self._job, error="rank-died: the rank's process ended"))
 
     def Meet(self, request: worker_pb2.MeetRequest, context: Any) -> worker_pb2.MeetReply:
-        """Where the store of a group is; waits until its rank 0 has said so."""
+        """Return where the TCPStore of a group listens; rank 0 tells it, the others wait until it has."""
         import grpc
 
         with self._changed:
@@ -102,7 +111,7 @@ class RankGroup(worker_pb2_grpc.RanksServicer):
                 self._store = (request.host, request.port)
                 self._changed.notify_all()
             while self._store is None and request.group == self._group and context.is_active():
-                self._changed.wait(timeout=1.0)
+                self._changed.wait(timeout=POLL)
             store = self._store if request.group == self._group else None
         if store is None:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"group {request.group}: is over")
@@ -110,17 +119,24 @@ class RankGroup(worker_pb2_grpc.RanksServicer):
         return worker_pb2.MeetReply(host=store[0], port=store[1])
 
     def Report(self, request: RankReport, context: Any) -> worker_pb2.RankAck:
-        """Progress, result or error of one rank."""
+        """Receive progress, the result or the error of one rank; what belongs to an older job is dropped."""
         with self._changed:
             if self._reports is not None and request.id == self._job:
                 self._reports.put(request)
         return worker_pb2.RankAck()
 
     def run(self, job_json: str, *, start_timeout: float) -> Iterator[RankReport]:
-        """Run one job on all ranks; yields rank 0's progress, then every rank's result.
+        """Run one job on all ranks; yield rank 0's progress, and every rank's result.
+
+        Args:
+            job_json: a ``clients.training.job.Job`` as JSON.
+            start_timeout: seconds to wait until all ranks attend.
+
+        Yields:
+            Reports, in the order in which they come.
 
         Raises:
-            TrainingError: ``ranks-not-ready``, ``rank-died`` or what a rank reported.
+            TrainingError: ``ranks-not-ready``, ``rank-died``, or the code that a rank reported.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self.ready == self.ranks, start_timeout):
@@ -128,7 +144,8 @@ class RankGroup(worker_pb2_grpc.RanksServicer):
                 message = f"{self.ready} of {self.ranks} ranks after {start_timeout:.0f} s{missing}"
                 raise TrainingError("ranks-not-ready", message)
             self._job += 1
-            reports = self._reports = queue.Queue()
+            reports: queue.Queue[RankReport] = queue.Queue()
+            self._reports = reports
             for _, commands in self._attending.values():
                 commands.put(Command(id=self._job, job_json=job_json))
         waiting = set(range(self.ranks))
@@ -148,7 +165,7 @@ class RankGroup(worker_pb2_grpc.RanksServicer):
                 self._reports = None
 
     def _settle(self, reports: queue.Queue[RankReport], waiting: set[int]) -> None:
-        """After one rank's error: the others report too, or hang in a collective and are killed.
+        """Wait for the other ranks after one's error; those that hang in a collective instead of reporting are killed.
 
         The worker starts a group afresh when a rank of it dies. Killed ranks are forgotten at
         once: the next job must wait for the new group.

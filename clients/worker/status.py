@@ -1,4 +1,4 @@
-"""What a worker tells about itself, its ranks and this machine."""
+"""The status tells what a worker is, how its ranks are, and what they use of this machine."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ from clients.worker.rank_group import RankGroup
 from fedcompress.proto.v1 import worker_pb2
 
 
-def status_reply(site: str, hub: RankGroup, counters: Counters) -> worker_pb2.StatusReply:
-    """The part that does not depend on a round: it is idle."""
+def build_status(site: str, rank_group: RankGroup, counters: Counters) -> worker_pb2.StatusReply:
+    """Return the part of a status that does not depend on a round, with the phase ``idle``.
+
+    Args:
+        site: the site's name.
+        rank_group: the ranks that attend the worker.
+        counters: bytes received and sent, by run, and the last failure.
+
+    Returns:
+        A reply in which the fields of a round are still empty.
+    """
     total, available = host_memory()
     reply = worker_pb2.StatusReply(
         site=site,
         pid=os.getpid(),
         phase="idle",
-        ranks_ready=hub.ready,
-        ranks=hub.ranks,
+        ranks_ready=rank_group.ready,
+        ranks=rank_group.ranks,
         rss_bytes=resident([os.getpid()]),
-        ranks_rss_bytes=resident(hub.pids),
+        ranks_rss_bytes=resident(rank_group.pids),
         host_total_bytes=total,
         host_available_bytes=available,
     )
@@ -38,6 +47,9 @@ def status_reply(site: str, hub: RankGroup, counters: Counters) -> worker_pb2.St
         reply.bytes_sent += row.sent
     failure = counters.last_failure()
     if failure is not None:
-        reply.last_error, reply.last_error_code = failure.message, failure.code
-        reply.last_error_run, reply.last_error_round, reply.last_error_at = failure.run, failure.round, failure.at
+        reply.last_error = failure.message
+        reply.last_error_code = failure.code
+        reply.last_error_run = failure.run
+        reply.last_error_round = failure.round
+        reply.last_error_at = failure.at
     return reply

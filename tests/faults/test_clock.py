@@ -18,7 +18,7 @@ from fedcompress.identity.certs import CertOptions, make_certs
 from fedcompress.runtime.process_group import ProcessGroup, free_port, script, wait_until
 from tests.faults.chaos import Chaos
 from tests.faults.record import record
-from tests.unit.clients.commands.test_doctor_tls import make_site
+from tests.unit.clients.commands.test_init import make_site
 
 HERE = Path(__file__).resolve().parent
 VARIABLE, HOUR = "FEDCOMPRESS_TEST_CLOCK", 3600

@@ -1,1 +1,1 @@
-"""What ``fedcompress site doctor`` looks at. A check never raises: what is wrong is its result."""
+"""``fedcompress site doctor`` makes these checks; none of them raises: what is wrong is its result."""

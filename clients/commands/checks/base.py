@@ -1,4 +1,4 @@
-"""The result of a check, and what checks are told."""
+"""A check takes a ``Subject`` and returns a ``Check`` for each thing that it has looked at."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from pathlib import Path
 from clients.site import SiteConfig
 from fedcompress.adapters.template import Template
 
-OK, WARN, FAIL = "ok", "warn", "fail"
+OK = "ok"  # the statuses of a check
+WARN = "warn"
+FAIL = "fail"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One line: what was looked at, how it is, and what to do about it."""
+    """Holds the result of a check, which is one line.
+
+    Attributes:
+        name: what was looked at.
+        status: ``OK``, ``WARN`` or ``FAIL``.
+        text: how it is.
+        remedy: what to do about it; empty if nothing.
+    """
 
     name: str
     status: str
@@ -23,9 +32,9 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What is checked.
+    """Holds what is checked.
 
-    Args:
+    Attributes:
         file: the site.toml.
         site: what it says.
         template: the run's, if it was given.
@@ -47,15 +56,33 @@ class Subject:
 
 
 def ok(name: str, text: str) -> Check:
-    """Nothing to do."""
+    """Return the result where there is nothing to do."""
     return Check(name=name, status=OK, text=text)
 
 
 def warn(name: str, text: str, remedy: str = "") -> Check:
-    """It works, but may not be what is wanted; or could not be checked."""
+    """Return the result where a thing works, but may not be what is wanted; or could not be checked.
+
+    Args:
+        name: what was looked at.
+        text: how it is.
+        remedy: what to do about it; empty if nothing.
+
+    Returns:
+        The result.
+    """
     return Check(name=name, status=WARN, text=text, remedy=remedy)
 
 
 def fail(name: str, text: str, remedy: str) -> Check:
-    """The site will not work so."""
+    """Return the result where the site will not work as it is.
+
+    Args:
+        name: what was looked at.
+        text: how it is.
+        remedy: what to do about it.
+
+    Returns:
+        The result.
+    """
     return Check(name=name, status=FAIL, text=text, remedy=remedy)

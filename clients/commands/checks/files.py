@@ -1,4 +1,4 @@
-"""Checks of files: base model, tokenizer, data, state folder, keys."""
+"""These checks look at files: base model, tokenizer, data, state folder, keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from clients.commands.checks.base import Check, Subject, fail, ok, warn
 from clients.data_sources import Row
-from clients.training.data.rows import rows_of
+from clients.training.data.rows import read_rows
 from clients.training.tasks import task_for
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.adapters.fingerprint import SOURCE, WEIGHTS, base_fingerprint
@@ -20,43 +20,51 @@ from fedcompress.errors import ConfigError, FedCompressError
 from fedcompress.formatting import size
 
 MOST_HASHED = 2 << 30  # bytes of weights that are hashed without a template to compare with
-DATA_SECONDS = 4.0  # for the rows of a part
-LEAST_DISK, GOOD_DISK = 256 << 20, 2 << 30  # bytes
-COPIES = 16  # of the adapter in float32: states, residual, outbox, work, and room for the next
+DATA_SECONDS = 4.0  # seconds in which the rows of a part are checked
+LEAST_DISK = 256 << 20  # bytes of free disk, below which the check fails
+GOOD_DISK = 2 << 30  # bytes of free disk, below which it warns
+COPIES = 16  # copies of the adapter in float32: states, residual, outbox, work, and room for the next
 
 
 def check_model(subject: Subject) -> list[Check]:
-    """Config, weights and fingerprint."""
-    folder, out = subject.site.model.path, []
+    """Check the base model's config, weights and fingerprint."""
+    folder = subject.site.model.path
     try:
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type", "unknown")
     except (OSError, ValueError, AttributeError) as error:
         return [fail("model", f"{folder}/config.json: {type(error).__name__}", "copy the model again")]
     files = sorted({f for pattern in WEIGHTS for f in folder.glob(pattern)})
-    bad = [f"{f.name}: {why}" for f in files if (why := unreadable(f))]
-    if bad or not files:
-        return [fail("model", bad[0] if bad else f"{folder}: no weights", "copy the model again, whole")]
+    defects = [f"{file.name}: {defect}" for file in files if (defect := find_defect(file))]
+    if defects or not files:
+        return [fail("model", defects[0] if defects else f"{folder}: no weights", "copy the model again, whole")]
     total = sum(f.stat().st_size for f in files)
-    out.append(ok("model", f"{folder}: {kind}, {len(files)} file(s), {size(total)}"))
-    return [*out, _fingerprint(subject, total)]
+    return [ok("model", f"{folder}: {kind}, {len(files)} file(s), {size(total)}"), _fingerprint(subject, total)]
 
 
 def _fingerprint(subject: Subject, total: int) -> Check:
-    folder, name = subject.site.model.path, "fingerprint"
-    wanted = subject.template.base_fingerprint if subject.template is not None else ""
-    if not wanted and total > MOST_HASHED and not (folder / SOURCE).is_file():
+    """Compare the fingerprint of the weights with the template's.
+
+    Weights of more than ``MOST_HASHED`` bytes (``total`` says how many there are) are hashed only if there is one.
+    """
+    name = "fingerprint"
+    folder = subject.site.model.path
+    expected = subject.template.base_fingerprint if subject.template is not None else ""
+    if not expected and total > MOST_HASHED and not (folder / SOURCE).is_file():
         return warn(name, f"not computed: {size(total)} of weights", "give --run-template to compare")
-    here = base_fingerprint(folder).hex()
-    if not wanted:
-        return ok(name, f"{here[:16]} (no template to compare with)")
-    if here != wanted:
-        text = f"{here[:16]}, but the run's base is {wanted[:16]}"
+    own = base_fingerprint(folder).hex()
+    if not expected:
+        return ok(name, f"{own[:16]} (no template to compare with)")
+    if own != expected:
+        text = f"{own[:16]}, but the run's base is {expected[:16]}"
         return fail(name, text, "get the very model that the run's template was made from")
-    return ok(name, f"{here[:16]}, as the template has it")
+    return ok(name, f"{own[:16]}, as the template has it")
 
 
-def unreadable(file: Path) -> str:
-    """Why a weight file cannot be used; empty if it can. Reads the header, not the weights."""
+def find_defect(file: Path) -> str:
+    """Return why a weight file cannot be used; empty if it can.
+
+    Of a safetensors file the header is read, not the weights.
+    """
     try:
         if file.suffix == ".safetensors":
             with file.open("rb") as stream:
@@ -76,23 +84,25 @@ def unreadable(file: Path) -> str:
 
 
 def check_tokenizer(subject: Subject) -> list[Check]:
-    """Whether it loads, and is the run's."""
-    name, folder = "tokenizer", subject.site.model.path
+    """Check that the tokenizer loads, and is the run's."""
+    name = "tokenizer"
+    folder = subject.site.model.path
     try:
         words = len(load_tokenizer(folder))
-        here = tokenizer_digest(folder)
+        own = tokenizer_digest(folder)
     except FedCompressError as error:
         return [fail(name, str(error), "copy the tokenizer's files into the model's folder")]
-    wanted = subject.template.tokenizer if subject.template is not None else ""
-    if wanted and here != wanted:
+    expected = subject.template.tokenizer if subject.template is not None else ""
+    if expected and own != expected:
         rule = "its vocabulary, merges and chat template must be those of the template"
-        return [fail(name, f"{here[:16]}, but the run's is {wanted[:16]}", rule)]
-    return [ok(name, f"{words:,} tokens" + (", as the template has it" if wanted else ""))]
+        return [fail(name, f"{own[:16]}, but the run's is {expected[:16]}", rule)]
+    return [ok(name, f"{words:,} tokens" + (", as the template has it" if expected else ""))]
 
 
 def check_data(subject: Subject) -> list[Check]:
-    """Rows of both parts: readable, enough, of the run's labels."""
-    data, task = subject.site.data, None
+    """Check the rows of both parts: they can be read, are enough, and have the run's labels."""
+    data = subject.site.data
+    task = None
     if subject.template is not None:
         try:
             tokenizer = load_tokenizer(subject.site.model.path)
@@ -104,78 +114,89 @@ def check_data(subject: Subject) -> list[Check]:
 
 
 def _part(subject: Subject, part: str, task: Any) -> Check:
-    name, data = f"data.{part}", subject.site.data
-    deadline, count, checked, odd = time.monotonic() + DATA_SECONDS, 0, 0, ""
+    """Check the rows of a part; those that come after ``DATA_SECONDS`` are only counted."""
+    name = f"data.{part}"
+    data = subject.site.data
+    deadline = time.monotonic() + DATA_SECONDS
+    count = 0
+    checked = 0
+    defect = ""  # of the first row that has one, where there is no template
     try:
-        for row in rows_of(data, part):
+        for row in read_rows(data, part):
             count += 1
             if time.monotonic() > deadline:
                 continue
             checked += 1
             if task is not None:
                 task.example(row)
-            elif not odd:
-                odd = _lacks(row, subject)
+            elif not defect:
+                defect = _find_lack(row, subject)
     except ConfigError as error:
         return fail(name, f"row {count or 1}: {error}", "correct that row, or the keys in [data]")
     except (OSError, UnicodeError) as error:
         return fail(name, f"{type(error).__name__}: {error}", "make the file readable for this user")
     if not count:
-        more = "lower or raise data.heldout_share" if not data.heldout else f"put rows in the file of data.{part}"
-        return fail(name, "0 rows", more)
-    if odd:
-        return warn(name, f"{count:,} rows; {odd}", "name the fields in [data]; --run-template checks all rows")
-    some = f", the first {checked:,} checked" if checked < count else ""
-    return ok(name, f"{count:,} rows{some}" + (", all fit the template" if task is not None and not some else ""))
+        remedy = "lower or raise data.heldout_share" if not data.heldout else f"put rows in the file of data.{part}"
+        return fail(name, "0 rows", remedy)
+    if defect:
+        return warn(name, f"{count:,} rows; {defect}", "name the fields in [data]; --run-template checks all rows")
+    if checked < count:
+        return ok(name, f"{count:,} rows, the first {checked:,} checked")
+    return ok(name, f"{count:,} rows" + (", all fit the template" if task is not None else ""))
 
 
-def _lacks(row: Row, subject: Subject) -> str:
-    """What a row lacks for any objective."""
-    data, has = subject.site.data, row.values
-    pairs: Iterable[tuple[str, ...]] = ((data.text, data.label), (data.prompt, data.completion), (data.messages,))
-    if any(all(key in has for key in pair) for pair in pairs):
+def _find_lack(row: Row, subject: Subject) -> str:
+    """Return what a row lacks for any objective; empty if it suits one."""
+    data = subject.site.data
+    choices: Iterable[tuple[str, ...]] = ((data.text, data.label), (data.prompt, data.completion), (data.messages,))
+    if any(all(key in row.values for key in keys) for keys in choices):
         return ""
-    return f"{row.where} has {sorted(has)[:6]}, none of the fields of [data]"
+    return f"{row.where} has {sorted(row.values)[:6]}, none of the fields of [data]"
 
 
-def nearest(path: Path) -> Path:
-    """The path, or the closest folder above it that exists."""
+def nearest_existing(path: Path) -> Path:
+    """Return the path, or the closest folder above it that exists."""
     path = path.absolute()
     return next(p for p in (path, *path.parents) if p.exists())
 
 
 def check_disk(subject: Subject) -> list[Check]:
-    """Room for states, residual and outbox."""
-    free = shutil.disk_usage(nearest(subject.site.state_dir)).free
+    """Check that the disk has room for states, residual and outbox."""
+    free = shutil.disk_usage(nearest_existing(subject.site.state_dir)).free
     numel = subject.template.adapter.layout.numel if subject.template is not None else 0
     need = max(LEAST_DISK, COPIES * 4 * numel)
     text = f"{size(free)} free for {subject.site.state_dir}"
     if free < need:
         return [fail("disk", f"{text}, {size(need)} are needed", "free space, or move site.state_dir")]
-    return [ok("disk", text) if free >= GOOD_DISK else warn("disk", text, "logs and outbox may fill it: free space")]
+    if free < GOOD_DISK:
+        return [warn("disk", text, "logs and outbox may fill it: free space")]
+    return [ok("disk", text)]
 
 
 def check_permissions(subject: Subject) -> list[Check]:
-    """Nobody else writes the state, or reads a key."""
-    out, folder = [], subject.site.state_dir
-    place = nearest(folder)
-    if not os.access(place, os.W_OK | os.X_OK):
-        return [fail("state_dir", f"{place}: cannot be written by this user", f"chown or chmod {place}")]
+    """Check that nobody else can write the state, or read a key."""
+    checks = []
+    folder = subject.site.state_dir
+    parent = nearest_existing(folder)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return [fail("state_dir", f"{parent}: cannot be written by this user", f"chown or chmod {parent}")]
     mode = folder.stat().st_mode & 0o777 if folder.is_dir() else 0o700
     if mode & 0o022:
-        out.append(fail("state_dir", f"{folder}: mode {mode:o}: others may write to it", f"chmod 700 {folder}"))
+        checks.append(fail("state_dir", f"{folder}: mode {mode:o}: others may write to it", f"chmod 700 {folder}"))
     elif mode & 0o055:
-        out.append(warn("state_dir", f"{folder}: mode {mode:o}: others may read it", f"chmod 700 {folder}"))
+        checks.append(warn("state_dir", f"{folder}: mode {mode:o}: others may read it", f"chmod 700 {folder}"))
     else:
-        out.append(ok("state_dir", f"{folder}: " + ("private" if folder.is_dir() else "will be made")))
+        checks.append(ok("state_dir", f"{folder}: " + ("private" if folder.is_dir() else "will be made")))
     if subject.key is not None:
-        out.append(_key(subject.key))
-    return out
+        checks.append(_key(subject.key))
+    return checks
 
 
 def _key(file: Path) -> Check:
+    """Check that the SuperNode's private key is one, and that nobody else can read it."""
     try:
-        mode, head = file.stat().st_mode & 0o777, file.read_bytes()[:16]
+        mode = file.stat().st_mode & 0o777
+        head = file.read_bytes()[:16]
     except OSError as error:
         return fail("key", f"{file}: {error.strerror}", "name a readable private key")
     if mode & 0o077:

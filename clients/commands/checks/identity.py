@@ -1,4 +1,4 @@
-"""Checks of who speaks: the keys of site.toml, and the SuperLink's certificate."""
+"""These checks look at who speaks: the keys of site.toml, and the SuperLink's certificate."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from clients.commands.up import KEY_REMEDY, host_and_port
 from clients.signing import SiteIdentity
 from fedcompress.errors import ConfigError
 
-OUT_OF_TIME = (9, 10)  # X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
+OUT_OF_TIME = (9, 10)  # OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED
 
 
 def check_identity(subject: Subject) -> list[Check]:
-    """Whether both keys are there, can be read, and by nobody else."""
+    """Check that both keys are there and can be read, the private one by nobody else."""
     name = "identity"
     try:
-        found = SiteIdentity.load(subject.site)
+        identity = SiteIdentity.load(subject.site)
     except ConfigError as error:
         return [fail(name, str(error), "make the key anew with `fedcompress keys new`, or ask the coordinator for its")]
     checks = []
-    if found.key is not None:
-        checks.append(ok(name, f"signs with key {found.key.public.id}"))
+    if identity.key is not None:
+        checks.append(ok(name, f"signs with key {identity.key.public.id}"))
     else:
         checks.append(warn(name, "signs nothing: identity.key is not set", "see `fedcompress keys new --help`"))
-    if found.coordinator is not None:
-        checks.append(ok(name, f"takes tasks of the coordinator's key {found.coordinator.id} only"))
+    if identity.coordinator is not None:
+        checks.append(ok(name, f"takes tasks of the coordinator's key {identity.coordinator.id} only"))
     else:
         remedy = "ask the coordinator for coordinator.pub, and set identity.coordinator"
         checks.append(warn(name, "takes tasks of anybody: identity.coordinator is not set", remedy))
@@ -35,7 +35,7 @@ def check_identity(subject: Subject) -> list[Check]:
 
 
 def check_tls(subject: Subject) -> list[Check]:
-    """Whether the SuperLink has a certificate that the root certificates vouch for, and the SuperNode a key."""
+    """Check that the root certificates vouch for the SuperLink's certificate, and that the SuperNode has a key."""
     name = "tls"
     if not subject.superlink:
         return []
@@ -48,7 +48,10 @@ def check_tls(subject: Subject) -> list[Check]:
 
 
 def _certificate(subject: Subject) -> Check:
-    name, (host, port), file = "tls", host_and_port(subject.superlink), subject.root_certificates
+    """Connect to the SuperLink by TLS, and check its certificate."""
+    name = "tls"
+    host, port = host_and_port(subject.superlink)
+    file = subject.root_certificates
     try:
         context = ssl.create_default_context(cafile=str(file) if file else None)
         with (

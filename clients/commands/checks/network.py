@@ -1,4 +1,4 @@
-"""Checks of the way to the SuperLink: port, certificates, clocks."""
+"""These checks look at the way to the SuperLink: port, certificates, clocks; and at the worker's socket."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from clients.runtime.paths import lock_path, socket_path
 from fedcompress.errors import StateError
 from fedcompress.storage.locks import holder
 
-TIMEOUT = 4.0  # seconds
-SOON = 30  # days before a certificate ends
-SKEW_WARN, SKEW_FAIL = 60.0, 300.0  # seconds; Flower refuses signed messages that are 300 s old
+TIMEOUT = 4.0  # seconds that the SuperLink has to answer
+SOON = 30  # days before a certificate ends, from which the check warns
+SKEW_WARN = 60.0  # seconds between the clocks, above which the check warns
+SKEW_FAIL = 300.0  # seconds, above which it fails: Flower refuses signed messages that are as old
 
 
 def check_superlink(subject: Subject) -> list[Check]:
-    """Whether its port accepts a connection."""
+    """Check that the SuperLink's port accepts a connection."""
     if not subject.superlink:
         return [warn("superlink", "not checked", "give --superlink HOST:PORT")]
     host, port = host_and_port(subject.superlink)
@@ -38,7 +39,7 @@ def check_superlink(subject: Subject) -> list[Check]:
 
 
 def check_certificates(subject: Subject) -> list[Check]:
-    """Of the file of root certificates: when they end."""
+    """Check when the root certificates end."""
     file = subject.root_certificates
     if file is None:
         return []
@@ -48,16 +49,17 @@ def check_certificates(subject: Subject) -> list[Check]:
 
 
 def _dates(file: Path) -> Check:
+    """Compare the dates of all certificates of a file with this machine's clock."""
     from cryptography import x509
 
     name = "certificates"
     try:
-        found = x509.load_pem_x509_certificates(file.read_bytes())
+        certificates = x509.load_pem_x509_certificates(file.read_bytes())
     except (OSError, ValueError) as error:
         return fail(name, f"{file}: {error}".splitlines()[0], "name a PEM file with the SuperLink's root certificates")
     now = datetime.now(UTC)
-    ends = min(c.not_valid_after_utc for c in found)
-    begins = max(c.not_valid_before_utc for c in found)
+    ends = min(c.not_valid_after_utc for c in certificates)
+    begins = max(c.not_valid_before_utc for c in certificates)
     days = (ends - now).days
     if ends <= now:
         return fail(name, f"{file}: ended on {ends.date()}", "get a new one from the coordinator")
@@ -65,21 +67,21 @@ def _dates(file: Path) -> Check:
         minutes = (begins - now).total_seconds() / 60
         text = f"{file}: begins at {begins:%Y-%m-%d %H:%M} UTC, in {minutes:.0f} min by this clock"
         return fail(name, text, "set this machine's clock")
-    text = f"{file}: {len(found)} certificate(s), end on {ends.date()}"
+    text = f"{file}: {len(certificates)} certificate(s), end on {ends.date()}"
     return ok(name, text) if days >= SOON else warn(name, f"{text}, in {days} days", "get a new one in time")
 
 
 def check_clock(subject: Subject) -> list[Check]:
-    """The clock here against the Date header of the SuperLink, if it sends one."""
+    """Compare the clock here with the Date header of the SuperLink, if it sends one."""
     name = "clock"
     remote = _remote_time(subject) if subject.superlink else None
     if remote is None:
         return [warn(name, "not checked: the SuperLink tells no time", "see that this machine's clock is set by NTP")]
-    return [judged(abs((datetime.now(UTC) - remote).total_seconds()))]
+    return [judge_skew(abs((datetime.now(UTC) - remote).total_seconds()))]
 
 
-def judged(skew: float) -> Check:
-    """A difference of clocks, in seconds."""
+def judge_skew(skew: float) -> Check:
+    """Return the result for a difference of clocks, in seconds."""
     text = f"differs from the SuperLink's by {skew:.0f} s"
     if skew > SKEW_FAIL:
         return fail("clock", f"{text}: signed messages are refused", "set it by NTP")
@@ -87,6 +89,7 @@ def judged(skew: float) -> Check:
 
 
 def _remote_time(subject: Subject) -> datetime | None:
+    """Return the SuperLink's time, or None where it cannot be had."""
     host, port = host_and_port(subject.superlink)
     try:
         if subject.insecure:
@@ -100,14 +103,14 @@ def _remote_time(subject: Subject) -> datetime | None:
             date = connection.getresponse().getheader("Date")
         finally:
             connection.close()
-        found = parsedate_to_datetime(date) if date else None
+        time_ = parsedate_to_datetime(date) if date else None
     except (OSError, ValueError, http.client.HTTPException):
         return None
-    return found if found is None or found.tzinfo else found.replace(tzinfo=UTC)
+    return time_ if time_ is None or time_.tzinfo else time_.replace(tzinfo=UTC)
 
 
 def check_worker(subject: Subject) -> list[Check]:
-    """Whether one runs already, and whether it could listen."""
+    """Check whether a worker runs already, and else whether one could listen."""
     pid = holder(lock_path(subject.site.state_dir))
     if pid:
         return [ok("worker", f"runs, pid {pid}")]

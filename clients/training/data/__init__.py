@@ -1,1 +1,1 @@
-"""Rows of a data source become examples, and stay tokenized."""
+"""Rows of a data source become examples here, and stay tokenized."""

@@ -1,4 +1,4 @@
-"""A site's rows: from whatever source, with the columns that a task wants, cut in two parts."""
+"""A site's rows are read from any source, checked for the columns of a task, and cut into two parts."""
 
 from __future__ import annotations
 
@@ -6,40 +6,50 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 
-from clients.data_sources import Row, Source, source_of
-from clients.data_sources.base import told
+from clients.data_sources import Row, Source, parse_source
+from clients.data_sources.base import describe_columns
 from clients.site import Data
 from fedcompress.errors import ConfigError
 
-__all__ = ["is_heldout", "rows_of", "source_for"]
+__all__ = ["is_heldout", "read_rows", "find_source"]
 
 
-def source_for(data: Data, part: str) -> Source:
-    """Where the rows of ``train`` or ``heldout`` are; without a source for the second, both are cut from the first."""
-    cut = part == "train" or not data.heldout
-    return source_of(data.train if cut else data.heldout, "train" if cut else "heldout")
+def find_source(data: Data, part: str) -> Source:
+    """Return the source of ``train`` or ``heldout``.
+
+    Where the site names no source for the second, both are cut from the first.
+    """
+    if part == "train" or not data.heldout:
+        return parse_source(data.train, "train")
+    return parse_source(data.heldout, "heldout")
 
 
 def is_heldout(row: Row, share: float) -> bool:
-    """Whether a row belongs to the held-out part, by 32 bits of a hash of its content: equal rows stay together."""
+    """Return whether a row belongs to the held-out part.
+
+    It does if 32 bits of a hash of its content are in the lowest ``share`` of their range, so equal rows stay together.
+    """
     text = json.dumps(dict(row.values), sort_keys=True, default=str)
     bits = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
     return bits < share * (1 << 32)
 
 
-def rows_of(data: Data, part: str, wants: Sequence[Sequence[str]] = ()) -> Iterator[Row]:
-    """Rows of a part.
+def read_rows(data: Data, part: str, wants: Sequence[Sequence[str]] = ()) -> Iterator[Row]:
+    """Yield the rows of a part.
 
     Args:
-        data: a site's.
+        data: the section ``[data]`` of site.toml.
         part: ``train`` or ``heldout``.
-        wants: the first row must have all columns of one of these.
+        wants: sets of columns, of which the first row must have one whole; empty: it is not checked.
+
+    Yields:
+        Rows in the source's order.
 
     Raises:
         ConfigError: the source cannot be read, lacks columns, or has a malformed row.
-        MissingPackageError: what reads the source is absent.
+        MissingPackageError: a package that reads the source is absent.
     """
-    source = source_for(data, part)
+    source = find_source(data, part)
     source.check()
     for number, row in enumerate(source.rows()):
         if number == 0:
@@ -49,8 +59,9 @@ def rows_of(data: Data, part: str, wants: Sequence[Sequence[str]] = ()) -> Itera
 
 
 def _check_columns(source: Source, row: Row, wants: Sequence[Sequence[str]]) -> None:
+    """Raise ``ConfigError`` unless a row has all columns of one of ``wants``."""
     if not wants or any(set(names) <= set(row.values) for names in wants):
         return
     needed = ", or ".join(" and ".join(repr(name) for name in names) for names in wants)
     rule = f"must have {needed}; other names are told under [data] in site.toml"
-    raise ConfigError(f"{source.field}: {row.where}", told(row.values), rule)
+    raise ConfigError(f"{source.field}: {row.where}", describe_columns(row.values), rule)

@@ -1,4 +1,4 @@
-"""Turns of a chat as tokens, by the tokenizer's chat template."""
+"""Turns of a chat become tokens and labels by the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from typing import Any
 from clients.training.tasks.base import IGNORED
 from fedcompress.errors import ConfigError
 
-ANSWERS = "assistant"
+ANSWERS = "assistant"  # role of the turns that the model has to say
 Turns = Sequence[Mapping[str, str]]
 
 
-def chat_tokens(tokenizer: Any, turns: Turns, where: str) -> tuple[list[int], list[int]]:
-    """Tokens up to the last answer, and labels: what the model has to say, with the marks that end its turns.
+def tokenize_chat(tokenizer: Any, turns: Turns, where: str) -> tuple[list[int], list[int]]:
+    """Tokenize a conversation up to its last answer, and label what the model has to say.
 
     An answer is what a conversation has beyond the prompt for it. That is only so where the template writes the
     beginning of a conversation as it writes it alone, which is checked.
 
     Args:
         tokenizer: has a chat template.
-        turns: of ``role`` and ``content``.
+        turns: each of ``role`` and ``content``; one at least is the assistant's.
         where: the row, for messages.
+
+    Returns:
+        Tokens, and as many labels: the token itself within an answer and the marks that end its turn, else ``IGNORED``.
 
     Raises:
         ConfigError: the template refuses the turns, or writes an earlier turn otherwise when another follows.
@@ -40,12 +43,14 @@ def chat_tokens(tokenizer: Any, turns: Turns, where: str) -> tuple[list[int], li
             )
             raise ConfigError("chat template", f"{where}: turn {number + 1}", rule)
         upto = _without_space_after_mark(upto, asked, turns[number]["content"])
-        begin, end = (_shared(tokens, _tokens(tokenizer, text)) for text in (asked, upto))
+        begin = _shared(tokens, _tokens(tokenizer, asked))
+        end = _shared(tokens, _tokens(tokenizer, upto))
         labels[begin:end] = tokens[begin:end]
     return tokens, labels
 
 
 def _written(tokenizer: Any, turns: Turns, where: str, *, prompt: bool) -> str:
+    """Return the turns as the template writes them; with ``prompt`` followed by the beginning of an answer."""
     from jinja2 import TemplateError
 
     try:
@@ -57,16 +62,23 @@ def _written(tokenizer: Any, turns: Turns, where: str, *, prompt: bool) -> str:
 
 
 def _without_space_after_mark(upto: str, asked: str, content: str) -> str:
-    """Without the line end that many templates write after the mark of a turn's end: no model has to say it."""
-    said, end = upto[len(asked) :].rstrip(), content.strip()
-    return upto.rstrip() if said and not said.endswith(end or "\0") else upto
+    """Remove the line end that many templates write after the mark of a turn's end: no model has to say it.
+
+    Args:
+        upto: the conversation, up to the end of an answer.
+        asked: its beginning, up to the start of that answer.
+        content: the answer itself.
+    """
+    answer = upto[len(asked) :].rstrip()
+    has_mark = bool(answer) and not answer.endswith(content.strip() or "\0")
+    return upto.rstrip() if has_mark else upto
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
-    found: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return found
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common beginning: a token that spans the end of a text belongs to what follows."""
+    """Return the length of the common beginning: a token that spans the end of a text belongs to what follows."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

@@ -1,4 +1,4 @@
-"""The task of an objective."""
+"""The task is chosen by the type of the run's objective."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from fedcompress.config.objective import CausalLM, Classification, Objective, Se
 
 
 def task_for(objective: Objective, data: Data, tokenizer: Any, max_length: int) -> Task:
-    """The task of an objective, for a site's rows."""
+    """Build the task of an objective, for a site's rows.
+
+    Args:
+        objective: the run's.
+        data: says what the site calls the fields of a row, and whether it packs.
+        tokenizer: of the base model, from transformers.
+        max_length: most tokens of an example; longer ones are cut.
+
+    Returns:
+        The task.
+    """
     match objective:
         case Classification():
             return ClassificationTask(objective, data, tokenizer, max_length)

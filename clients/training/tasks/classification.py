@@ -1,49 +1,57 @@
-"""Classification of texts."""
+"""Classification gives each text one of the run's classes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clients.data_sources import Row
 from clients.site import Data
 from clients.training.tasks.base import Example, Sums
-from clients.training.tasks.padding import padded
+from clients.training.tasks.padding import pad_rows
 from fedcompress.config.objective import Classification
 from fedcompress.errors import ConfigError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class ClassificationTask:
-    """One class for each text; labels are those of the run."""
+    """Predicts one class for each text; a label is an index into the run's list of class names."""
 
     def __init__(self, objective: Classification, data: Data, tokenizer: Any, max_length: int) -> None:
         self._index = {name: i for i, name in enumerate(objective.labels)}
-        self._data, self._tokenizer, self._max_length = data, tokenizer, max_length
+        self._data = data
+        self._tokenizer = tokenizer
+        self._max_length = max_length
         self.columns = ((data.text, data.label),)
         self.packs = None
 
     def example(self, row: Row) -> Example:
-        """Tokens of the text, and its class."""
+        """Tokenize the text, cut to ``max_length``, and look up its class."""
         text, label = row.text(self._data.text), row.get(self._data.label)
         if not isinstance(label, str) or label not in self._index:
-            found = "another string" if isinstance(label, str) else type(label).__name__
-            raise ConfigError(f"{row.where}.{self._data.label}", found, f"must be one of {tuple(self._index)}")
+            description = "another string" if isinstance(label, str) else type(label).__name__
+            raise ConfigError(f"{row.where}.{self._data.label}", description, f"must be one of {tuple(self._index)}")
         tokens = self._tokenizer(text, truncation=True, max_length=self._max_length)["input_ids"]
         return Example(row.where, tokens, [self._index[label]], 1)
 
-    def batch(self, examples: Sequence[Example]) -> dict[str, Any]:
-        """``input_ids`` and ``attention_mask`` of (n, length), ``labels`` of (n,)."""
+    def batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """Return ``input_ids`` and ``attention_mask`` of (n, length), ``labels`` of (n,)."""
         import torch
 
-        ids, mask = padded([e.tokens for e in examples], self._tokenizer.pad_token_id)
+        ids, mask = pad_rows([e.tokens for e in examples], self._tokenizer.pad_token_id)
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([e.labels[0] for e in examples])}
 
-    def measure(self, module: Any, batch: dict[str, Any]) -> Sums:
-        """Cross entropy of the classes."""
+    def measure(self, module: Any, batch: dict[str, Tensor]) -> Sums:
+        """Compute the cross entropy of the classes, from logits of (n, classes) in float32.
+
+        The model returns the logits, or an output of transformers that has them.
+        """
         import torch
 
-        found = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        logits = (found if torch.is_tensor(found) else found.logits).float()
+        output = module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        logits = (output if torch.is_tensor(output) else output.logits).float()
         labels = batch["labels"]
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         correct = (logits.argmax(1) == labels).sum()

@@ -1,20 +1,32 @@
-"""Rows of different lengths as one tensor."""
+"""Rows of different lengths are padded to one tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def padded(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> tuple[Any, Any]:
-    """Values and mask of (n, longest), int64; ``left`` puts the filling first."""
+def pad_rows(rows: Sequence[Sequence[int]], fill: int, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Pad rows to the length of the longest, which is taken to be 1 at least.
+
+    Args:
+        rows: token ids or labels, n rows.
+        fill: value of the padding.
+        left: whether the padding comes first.
+
+    Returns:
+        Values of (n, length), and a mask of (n, length) that is 1 for values and 0 for padding; both int64.
+    """
     import torch
 
     length = max(1, *(len(row) for row in rows)) if rows else 1
     values = torch.full((len(rows), length), fill, dtype=torch.int64)
     mask = torch.zeros((len(rows), length), dtype=torch.int64)
-    for place, row in enumerate(rows):
-        where = slice(length - len(row), length) if left else slice(0, len(row))
-        values[place, where] = torch.as_tensor(row, dtype=torch.int64)
-        mask[place, where] = 1
+    for number, row in enumerate(rows):
+        span = slice(length - len(row), length) if left else slice(0, len(row))
+        values[number, span] = torch.as_tensor(row, dtype=torch.int64)
+        mask[number, span] = 1
     return values, mask

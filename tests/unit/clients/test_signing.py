@@ -11,7 +11,7 @@ import pytest
 from clients import worker_client
 from clients.commands.checks.base import Subject
 from clients.commands.checks.identity import check_identity
-from clients.commands.up import Options, completed, node_command
+from clients.commands.up import Options, complete_options, node_command
 from clients.site import SiteConfig
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError, TrainingError
@@ -129,13 +129,13 @@ def test_the_way_to_the_superlink(worker: Worker, tmp_path: Path) -> None:
     """From site.toml, TLS unless --insecure is said; options come first."""
     file = worker.file
     with pytest.raises(ConfigError, match="--superlink: nothing"):
-        completed(Options(site="x"), worker.site)
+        complete_options(Options(site="x"), worker.site)
     (tmp_path / "ca.crt").write_text("")
     (tmp_path / "node.key").write_text("")
     plain = file.read_text()
     file.write_text(plain + '[superlink]\naddress="c.example:8000"\nroot_certificates="ca.crt"\nnode_key="node.key"\n')
     site = SiteConfig.load(file)
-    command = [str(word) for word in node_command(completed(Options(site="x"), site), file)]
+    command = [str(word) for word in node_command(complete_options(Options(site="x"), site), file)]
     assert "--insecure" not in command
     for option, value in (
         ("--superlink", "c.example:8000"),
@@ -143,10 +143,10 @@ def test_the_way_to_the_superlink(worker: Worker, tmp_path: Path) -> None:
         ("--auth-supernode-private-key", str(tmp_path / "node.key")),
     ):
         assert command[command.index(option) + 1] == value
-    assert completed(Options(site="x", superlink="d.example:1"), site).superlink == "d.example:1"
+    assert complete_options(Options(site="x", superlink="d.example:1"), site).superlink == "d.example:1"
     with pytest.raises(ConfigError, match="--insecure"):
-        completed(Options(site="x", insecure=True), site)
+        complete_options(Options(site="x", insecure=True), site)
     for text in ('address="c.example"', 'address="c.example:0"'):
         file.write_text(f"{plain}[superlink]\n{text}\n")
         with pytest.raises(ConfigError, match="--superlink"):
-            completed(Options(site="x"), SiteConfig.load(file))
+            complete_options(Options(site="x"), SiteConfig.load(file))

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from clients.runtime.paths import socket_path
 from clients.site import SiteConfig
 from clients.worker.main import lease
-from fedcompress.errors import ConfigError, LockedError, StateError
+from fedcompress.errors import ConfigError, LockedError
 from tests.support import ROOT
 
 GOOD = """
@@ -128,31 +127,3 @@ def test_the_lease_is_exclusive_and_ends_with_its_process(tmp_path: Path) -> Non
     holder.communicate()
     with lease(tmp_path):
         assert (tmp_path / "worker.lock").read_text() == str(os.getpid())
-
-
-def test_socket_paths_fit(tmp_path: Path) -> None:
-    assert socket_path(tmp_path) == tmp_path.resolve() / "worker.sock" or len(str(tmp_path)) > 80
-    deep = tmp_path / ("d" * 120)
-    path = socket_path(deep)
-    assert len(os.fsencode(path)) < 107
-    assert path == socket_path(deep)
-    assert path != socket_path(deep / "x")
-    assert path.parent.stat().st_mode & 0o077 == 0
-
-
-def test_a_socket_is_never_put_where_others_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody else made the folder in the shared temporary directory first."""
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    squatted = tmp_path / f"fedcompress-{os.getuid()}"
-    squatted.mkdir()
-    squatted.chmod(0o777)
-    deep = tmp_path / ("d" * 120)
-    with pytest.raises(StateError, match="not private"):
-        socket_path(deep)
-    squatted.rmdir()
-    (tmp_path / "elsewhere").mkdir(mode=0o700)
-    squatted.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StateError, match="not private"):
-        socket_path(deep)
-    squatted.unlink()
-    assert socket_path(deep).parent == squatted

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from clients.network.proxy_route import Route, proxy_variables, route_of
+from clients.network.proxy_route import Route, find_route, proxy_variables
 from fedcompress.traffic.relay import HELD, Counter, MeteringRelay, Wire, read_wire, wire_path
 from tests.packets import Capture, can_capture
 
@@ -173,22 +173,22 @@ def test_a_tunnel_leads_to_one_place(tmp_path: Path, echo: Echo) -> None:
         (
             False,
             {"https": "http://out:3128", "no": "localhost, .example"},
-            Route(target=("far.example", 8000), tunnel=True, kept=("localhost",)),
+            Route(target=("far.example", 8000), tunnel=True, exceptions=("localhost",)),
         ),
         (True, {"http": "http://out:3128", "no": "*"}, Route(target=("far.example", 8000))),
     ],
 )
 def test_routes(insecure: bool, proxies: dict[str, str], route: Route | None) -> None:
-    assert route_of("far.example", 8000, insecure=insecure, proxies=proxies) == route
+    assert find_route("far.example", 8000, insecure=insecure, proxies=proxies) == route
 
 
 def test_variables_lead_through_the_relay() -> None:
     assert proxy_variables(Route(target=("a", 1)), "127.0.0.1:5") == {}
-    own = proxy_variables(Route(target=("a", 1), tunnel=True, kept=("b", "c")), "127.0.0.1:5")
+    own = proxy_variables(Route(target=("a", 1), tunnel=True, exceptions=("b", "c")), "127.0.0.1:5")
     assert own == {"https_proxy": "http://127.0.0.1:5", "no_proxy": "b,c", "http_proxy": "", "all_proxy": ""}
     theirs = proxy_variables(Route(target=("out", 1), proxy="http://me:x@out:1"), "127.0.0.1:5")
     assert theirs["https_proxy"] == "http://me:x@127.0.0.1:5"
-    assert route_of("::1", 9, insecure=False, proxies={}) == Route(target=("::1", 9), tunnel=True)
+    assert find_route("::1", 9, insecure=False, proxies={}) == Route(target=("::1", 9), tunnel=True)
 
 
 def test_a_count_that_has_ended_writes_nowhere(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 from clients.commands.init import QUESTIONS, Options, collect, render, run
 from clients.site import KNOWN, SiteConfig
 from fedcompress.errors import ConfigError
+from fedcompress.identity import PrivateKey
+from fedcompress.identity.certs import CertOptions, make_certs
 
 
 @pytest.fixture
@@ -102,3 +104,35 @@ def test_the_command_without_a_terminal(folder: Path) -> None:
     assert done.stderr.startswith("error: --model: nothing")
     command += ["--model", "model"]
     assert subprocess.run(command, stdin=subprocess.DEVNULL, check=False, capture_output=True).returncode == 0
+
+
+def make_site(folder: Path, **answers: str) -> SiteConfig:
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+    (folder / "rows.jsonl").write_text("{}\n")
+    basics = {"site.name": "north", "model.path": "model", "data.train": "rows.jsonl"}
+    assert run(Options(out=str(folder / "site.toml"), answers={**basics, **answers}, yes=True)) == 0
+    return SiteConfig.load(folder / "site.toml")
+
+
+def test_init_with_keys(tmp_path: Path) -> None:
+    PrivateKey.new("north").save(tmp_path / "keys")
+    make_certs(CertOptions(hosts=("localhost",), nodes=("north",)), tmp_path / "keys")
+    site = make_site(
+        tmp_path,
+        **{
+            "identity.key": "keys/north.key",
+            "identity.coordinator": "keys/north.pub",
+            "superlink.address": "localhost:8000",
+            "superlink.root_certificates": "keys/ca.crt",
+            "superlink.node_key": "keys/north.node.key",
+        },
+    )
+    assert site.identity.key == tmp_path / "keys" / "north.key"
+    assert site.superlink.address == "localhost:8000"
+    assert site.superlink.node_key == tmp_path / "keys" / "north.node.key"
+
+
+def test_init_without_keys(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    assert (site.identity.key, site.identity.coordinator, site.superlink.address) == (None, None, "")

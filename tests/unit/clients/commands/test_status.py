@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from clients.commands.common import read_status
-from clients.commands.status import Options, lines_of, run
-from clients.runtime.hardware import parse_gpus
+from clients.commands.status import Options, run, status_lines
 from clients.state.counters import Counters
 from clients.worker.main import lease
 from fedcompress.errors import ConfigError, TrainingError
@@ -109,10 +108,8 @@ def test_no_worker_and_a_held_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_gpus_and_figures_for_people() -> None:
-    rows = parse_gpus("0, NVIDIA H200, 143771, 521\n1, MIG, [N/A], [N/A]\nnonsense\n")
-    assert [(g.index, g.name, g.total, g.used) for g in rows] == [(0, "NVIDIA H200", 143771 << 20, 521 << 20)]
     assert [duration(s) for s in (5, 65, 3700, 200_000)] == ["5 s", "1 min 5 s", "1 h 1 min", "2 d 7 h"]
     assert [size(n) for n in (0, 1023, 1536, 5 << 30)] == ["0 B", "1023 B", "1.5 KiB", "5.0 GiB"]
     reply = worker_pb2.StatusReply(site="x", phase="idle")
     reply.gpus.add(index=0, name="H200", total_bytes=1 << 30, used_bytes=1 << 20)
-    assert any("0 H200: 1.0 MiB of 1.0 GiB" in line for line in lines_of(reply))
+    assert any("0 H200: 1.0 MiB of 1.0 GiB" in line for line in status_lines(reply))

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from clients.commands import down, up
-from clients.commands.supervisor import Supervisor, end_orphans, up_facts, up_lock
+from clients.commands.supervisor import Supervisor, end_orphans, up_file, up_lock
 from clients.site import SiteConfig
 from clients.worker.main import lease
 from fedcompress.errors import ConfigError, LockedError
@@ -117,11 +117,11 @@ def test_what_a_killed_up_has_left_is_ended_by_pid_and_birth(site_file: Path) ->
             "supernode": {"pid": ours.pid, "created": born},
             "worker": {"pid": stranger.pid, "created": born - 100},  # the id was given to another since
         }
-        up_facts(state).write_text(json.dumps(facts))
+        up_file(state).write_text(json.dumps(facts))
         assert end_orphans(state) == [f"supernode (pid {ours.pid})"]
         ours.wait(timeout=10)
         assert stranger.poll() is None
-        assert not up_facts(state).exists()
+        assert not up_file(state).exists()
         assert end_orphans(state) == []
     finally:
         stranger.kill()
@@ -157,7 +157,7 @@ def test_up_in_the_foreground_ends_both_on_sigterm(
     def sleep(seconds: float) -> None:
         sleeps.append(seconds)
         if len(sleeps) == 2:
-            facts = json.loads(up_facts(site_file.parent / "state").read_text())
+            facts = json.loads(up_file(site_file.parent / "state").read_text())
             assert facts["by"] == os.getpid()
             pids.extend(facts[name]["pid"] for name in ("worker", "supernode"))
             os.kill(os.getpid(), 15)
@@ -171,7 +171,7 @@ def test_up_in_the_foreground_ends_both_on_sigterm(
     out = capsys.readouterr().out
     assert "--insecure: the connection to 127.0.0.1:1 is not encrypted" in out
     assert out.endswith("north: down\n")
-    assert not up_facts(site_file.parent / "state").exists()
+    assert not up_file(site_file.parent / "state").exists()
     assert down.run(down.Options(site=str(site_file))) == 1
 
 
@@ -194,9 +194,9 @@ def test_advice_is_about_the_key(tmp_path: Path) -> None:
     key = tmp_path / "north.node.key"
     key.write_text("")
     given = up.Options(site="s", superlink="h:1", auth_supernode_private_key=str(key))
-    assert "until the coordinator has registered it, and may do so for 60 s" in up.advice_of(given)
-    assert "fedcompress certs new --node NAME" in up.advice_of(up.Options(site="s", superlink="h:1"))
-    assert up.advice_of(up.Options(site="s", superlink="h:1", insecure=True)) == ""
+    assert "until the coordinator has registered it, and may do so for 60 s" in up.explain_exit(given)
+    assert "fedcompress certs new --node NAME" in up.explain_exit(up.Options(site="s", superlink="h:1"))
+    assert up.explain_exit(up.Options(site="s", superlink="h:1", insecure=True)) == ""
 
 
 @pytest.mark.parametrize(

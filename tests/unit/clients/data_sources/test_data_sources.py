@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from clients.data_sources import ENDINGS, SOURCES, absolute, kind_of, source_of
+from clients.data_sources import ENDINGS, SOURCES, make_absolute, parse_kind, parse_source
 from clients.site import Data
-from clients.training.data.rows import rows_of
+from clients.training.data.rows import read_rows
 from fedcompress.errors import ConfigError, MissingPackageError
 
 ROWS = [{"text": f'row {i}, "caf\u00e9"\nand more', "label": "ab"[i % 2]} for i in range(60)]
@@ -93,17 +93,17 @@ def _importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("name", WRITERS)
 def test_all_sources_give_the_same_rows_and_the_same_cut(name: str, tmp_path: Path) -> None:
     text = WRITERS[name](tmp_path)
-    found = list(source_of(text, "train").rows())
+    found = list(parse_source(text, "train").rows())
     assert [dict(row.values) for row in found] == ROWS
     assert len({row.where for row in found}) == len(ROWS)
     data = Data(train=text, heldout_share=0.3)
     plain = Data(train=write_jsonl(tmp_path), heldout_share=0.3)
     for part in ("train", "heldout"):
-        ours = [row.values["text"] for row in rows_of(data, part)]
-        assert ours == [row.values["text"] for row in rows_of(plain, part)]
+        ours = [row.values["text"] for row in read_rows(data, part)]
+        assert ours == [row.values["text"] for row in read_rows(plain, part)]
         assert 0 < len(ours) < len(ROWS)
-    assert source_of(text, "train").stamp() == source_of(text, "train").stamp()
-    assert (source_of(text, "train").size() > 0) == (name != "function")
+    assert parse_source(text, "train").stamp() == parse_source(text, "train").stamp()
+    assert (parse_source(text, "train").size() > 0) == (name != "function")
 
 
 def test_kinds_are_told_apart() -> None:
@@ -118,19 +118,21 @@ def test_kinds_are_told_apart() -> None:
         "mine.rows:given": "function",
         "rows": "folder",
     }
-    assert {text: kind_of(text) for text in texts} == texts
+    assert {text: parse_kind(text) for text in texts} == texts
     assert set(texts.values()) == set(SOURCES)
     assert set(ENDINGS.values()) < set(SOURCES)
-    assert absolute("x.csv", Path("/base")) == "/base/x.csv"
-    assert absolute("/else/x.csv", Path("/base")) == "/else/x.csv"
-    assert absolute("saved:train", Path("/base")) == "saved:train", "the form of a function; ./saved:train is a folder"
-    assert absolute("./saved:train", Path("/base")) == "/base/saved:train"
-    assert absolute("hf:a/b", Path("/base")) == "hf:a/b"
+    assert make_absolute("x.csv", Path("/base")) == "/base/x.csv"
+    assert make_absolute("/else/x.csv", Path("/base")) == "/else/x.csv"
+    assert make_absolute("saved:train", Path("/base")) == "saved:train", (
+        "the form of a function; ./saved:train is a folder"
+    )
+    assert make_absolute("./saved:train", Path("/base")) == "/base/saved:train"
+    assert make_absolute("hf:a/b", Path("/base")) == "hf:a/b"
 
 
 def rows_in(tmp_path: Path, name: str, content: bytes, wants: tuple[tuple[str, ...], ...] = ()) -> list[Any]:
     (tmp_path / name).write_bytes(content)
-    return list(rows_of(Data(train=str(tmp_path / name), heldout=str(tmp_path / name)), "train", wants))
+    return list(read_rows(Data(train=str(tmp_path / name), heldout=str(tmp_path / name)), "train", wants))
 
 
 @pytest.mark.parametrize(
@@ -190,14 +192,14 @@ def test_a_file_without_a_header_tells_nothing_of_its_first_line(tmp_path: Path)
 def test_a_function_that_fails(tmp_path: Path, text: str, words: str) -> None:
     write_function(tmp_path)
     with pytest.raises(ConfigError, match=words) as caught:
-        list(rows_of(Data(train=text), "train"))
+        list(read_rows(Data(train=text), "train"))
     assert "SECRET" not in str(caught.value)
 
 
 def test_a_function_is_called_with_the_part(tmp_path: Path) -> None:
     text = write_function(tmp_path)
     data = Data(train=text, heldout=text)
-    assert [len(list(rows_of(data, part))) for part in ("train", "heldout")] == [60, 1]
+    assert [len(list(read_rows(data, part))) for part in ("train", "heldout")] == [60, 1]
 
 
 @pytest.mark.parametrize("text", ["hf:squad", "hf:a/b/c/d", "hf:", "hf:a/b:x y"])
@@ -218,13 +220,13 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         return dataset()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert [dict(r.values) for r in source_of("hf:a/b", "train").rows()] == ROWS
-    assert source_of("hf:a/b", "heldout").stamp() == source_of("hf:a/b", "train").stamp() != ""
-    assert source_of("hf:a/b", "train").size() > 1000
-    list(source_of("hf:a/b/c:test[:10%]", "train").rows())
+    assert [dict(r.values) for r in parse_source("hf:a/b", "train").rows()] == ROWS
+    assert parse_source("hf:a/b", "heldout").stamp() == parse_source("hf:a/b", "train").stamp() != ""
+    assert parse_source("hf:a/b", "train").size() > 1000
+    list(parse_source("hf:a/b/c:test[:10%]", "train").rows())
     assert asked == [("a/b", None, "train"), ("a/b", "c", "test[:10%]")]
     with pytest.raises(ConfigError, match=r"data.train: hf:a/none: must be a data set of the hub"):
-        list(source_of("hf:a/none", "train").rows())
+        list(parse_source("hf:a/none", "train").rows())
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -234,7 +236,7 @@ def test_splits_of_a_saved_data_set(tmp_path: Path) -> None:
         Data(train=str(tmp_path / "splits"))
     with pytest.raises(ConfigError, match="one of the splits"):
         Data(train=f"{tmp_path / 'splits'}:none")
-    assert len(list(source_of(f"{tmp_path / 'splits'}:test", "train").rows())) == 3
+    assert len(list(parse_source(f"{tmp_path / 'splits'}:test", "train").rows())) == 3
     (tmp_path / "splits" / "dataset_dict.json").write_text("[]")
     with pytest.raises(ConfigError, match="must be a data set that save_to_disk wrote"):
         Data(train=f"{tmp_path / 'splits'}:test")
@@ -260,4 +262,4 @@ def test_a_package_that_is_absent(module: str, text: str, tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / "x.parquet").write_bytes(b"")
     with pytest.raises(MissingPackageError, match=rf"package {module}: .*pip install 'fedcompress\[data\]'"):
-        list(source_of(absolute(text, tmp_path), "train").rows())
+        list(parse_source(make_absolute(text, tmp_path), "train").rows())

@@ -39,7 +39,7 @@ class Dying:
     def start(self, group: int, world: int) -> None:
         self.starts.append((group, world))
 
-    def dead(self) -> str:
+    def find_dead_rank(self) -> str:
         if len(self.starts) > self._lives:
             self._stop.set()
             return ""
@@ -73,14 +73,14 @@ def test_a_process_that_ends_is_told_and_all_are_ended(tmp_path: Path, monkeypat
     monkeypatch.setattr(module.sys, "executable", str(program))
     monkeypatch.setattr(module, "TERM_TIMEOUT", 0.2)
     made = Launcher({"EXTRA": "x"}, tmp_path / "logs", 2, first=2)
-    assert made.dead() == ""
+    assert made.find_dead_rank() == ""
     made.start(5, 4)
-    wait_until(lambda: bool(made.dead()), timeout=20, what="end", alive=lambda: None)
-    assert made.dead() == "rank 3 ended with exit code 3"
+    wait_until(lambda: bool(made.find_dead_rank()), timeout=20, what="end", alive=lambda: None)
+    assert made.find_dead_rank() == "rank 3 ended with exit code 3"
     wait_until(lambda: (made.folder / "5" / "2.log").read_text() != "", timeout=20, what="log", alive=lambda: None)
     pids = [p.pid for p in made._running.values()]
     made.stop()
-    assert made.dead() == ""
+    assert made.find_dead_rank() == ""
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

@@ -14,7 +14,7 @@ import grpc
 import pytest
 
 from clients.runtime.node_token import HEADER, read_token
-from clients.site import Data, Engine, SiteConfig, address_of
+from clients.site import Data, Engine, SiteConfig, parse_address
 from clients.worker.launcher import interface_towards
 from clients.worker.node_registry import NodeRegistry, serve_nodes
 from clients.worker.rank_group import RankGroup
@@ -92,33 +92,16 @@ def refusal(calling: Any) -> tuple[str, str]:
 
 
 def test_a_rendezvous_is_host_and_port() -> None:
-    assert address_of("10.0.0.1:29500") == ("10.0.0.1", 29500)
-    assert address_of("[::1]:1") == ("::1", 1)
+    assert parse_address("10.0.0.1:29500") == ("10.0.0.1", 29500)
+    assert parse_address("[::1]:1") == ("::1", 1)
     for text in ("", "host", "host:", ":29500", "host:0", "host:65536", "host:x", "host:²"):
         with pytest.raises(ConfigError, match=r"engine\.rendezvous"):
-            address_of(text)
+            parse_address(text)
     with pytest.raises(ConfigError, match=r"engine\.rendezvous"):
         Engine(nodes=2)
     assert interface_towards("127.0.0.1") == "lo"
     with pytest.raises(ConfigError, match=r"engine\.rendezvous"):
         interface_towards("nowhere.invalid")
-
-
-def test_a_token_is_drawn_once_and_nobody_elses(tmp_path: Path) -> None:
-    path = tmp_path / "token"
-    with pytest.raises(ConfigError, match="copy it"):
-        read_token(path)
-    token = read_token(path, make=True)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert read_token(path) == read_token(path, make=True) == token
-    path.chmod(0o640)
-    with pytest.raises(ConfigError, match="chmod 600"):
-        read_token(path)
-    path.chmod(0o600)
-    for text in ("short", "x" * 40 + " y", "é" * 40):
-        path.write_text(text)
-        with pytest.raises(ConfigError, match=r"engine\.token"):
-            read_token(path)
 
 
 def test_calls_without_the_token_are_refused(place: Place) -> None:
@@ -159,24 +142,24 @@ def test_a_node_that_does_not_fit_is_told_why(place: Place, fields: dict[str, An
 def test_a_group_lasts_as_long_as_its_nodes(place: Place) -> None:
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        gathered = pool.submit(place.nodes.gathered, stop)
+        gathered = pool.submit(place.nodes.wait_for_nodes, stop)
         call = place.stub.Join(HELLO, metadata=place.metadata)
         assert gathered.result(timeout=20)
-        assert place.nodes.lost() == ""
+        assert place.nodes.find_loss() == ""
         twice = place.stub.Join(HELLO, metadata=place.metadata, timeout=20)
         assert refusal(lambda: next(twice))[0] == "ALREADY_EXISTS"
-        assert place.nodes.lost() == "", "the one that is refused takes nothing with it"
+        assert place.nodes.find_loss() == "", "the one that is refused takes nothing with it"
         place.nodes.announce(7, 2)
         command = next(call)
         assert (command.group, command.world) == (7, 2)
         for group, told in ((6, ""), (7, "node 1: rank 1 ended")):
             loss = worker_pb2.NodeLoss(node=1, group=group, message="rank 1 ended")
             place.stub.Lost(loss, metadata=place.metadata, timeout=20)
-            assert place.nodes.lost() == told
+            assert place.nodes.find_loss() == told
         place.nodes.announce(8, 2)
-        assert (place.nodes.lost(), next(call).group) == ("", 8)
+        assert (place.nodes.find_loss(), next(call).group) == ("", 8)
         call.cancel()
-        again = pool.submit(place.nodes.gathered, stop)
+        again = pool.submit(place.nodes.wait_for_nodes, stop)
         stop.set()
         assert again.result(timeout=20) is False
 

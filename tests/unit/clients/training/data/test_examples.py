@@ -10,10 +10,10 @@ import pytest
 
 from clients.site import Data
 from clients.training.data.examples import load_examples, picks_for_steps
-from clients.training.data.rows import rows_of
+from clients.training.data.rows import read_rows
 from clients.training.tasks import Example
 from clients.training.tasks.classification import ClassificationTask
-from clients.training.tasks.padding import padded
+from clients.training.tasks.padding import pad_rows
 from fedcompress.config.objective import Classification
 from fedcompress.errors import ConfigError
 
@@ -82,10 +82,10 @@ def test_order_is_seeded_and_complete() -> None:
 
 
 def test_batches_are_padded_and_masked() -> None:
-    values, mask = padded([[5], [7, 8, 9]], 0)
+    values, mask = pad_rows([[5], [7, 8, 9]], 0)
     assert values.tolist() == [[5, 0, 0], [7, 8, 9]]
     assert mask.tolist() == [[1, 0, 0], [1, 1, 1]]
-    assert padded([[5], [7, 8, 9]], 0, left=True)[0].tolist() == [[0, 0, 5], [7, 8, 9]]
+    assert pad_rows([[5], [7, 8, 9]], 0, left=True)[0].tolist() == [[0, 0, 5], [7, 8, 9]]
 
 
 def test_the_heldout_part_is_cut_by_a_hash(tmp_path: Path) -> None:
@@ -94,10 +94,10 @@ def test_the_heldout_part_is_cut_by_a_hash(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"row {i % 400}", "label": "a"}) for i in range(800)]
     path.write_text("\n".join(lines))
     data = Data(train=str(path), heldout_share=0.25)
-    parts = {part: [row.values["text"] for row in rows_of(data, part)] for part in ("train", "heldout")}
+    parts = {part: [row.values["text"] for row in read_rows(data, part)] for part in ("train", "heldout")}
     assert not set(parts["train"]) & set(parts["heldout"])
     assert len(parts["train"]) + len(parts["heldout"]) == 800
     assert 0.2 < len(parts["heldout"]) / 800 < 0.3
     path.write_text("\n".join(['{"text": "new", "label": "b"}', *lines]))
-    again = [row.values["text"] for row in rows_of(data, "heldout")]
+    again = [row.values["text"] for row in read_rows(data, "heldout")]
     assert [text for text in again if text != "new"] == parts["heldout"]

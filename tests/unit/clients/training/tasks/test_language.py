@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
-from clients.training.tasks.language import CausalTask, _sums, _takes_places
+from clients.training.tasks.language import CausalTask, _can_choose_positions, _sums
 from tests.unit.clients.training.tasks.test_packing import llama, task
 
 
@@ -63,6 +63,6 @@ def test_figures_and_gradients_are_those_of_all_logits() -> None:
 def test_all_logits_where_places_would_be_others(kind: Any) -> None:
     """A trained prompt shifts them; a model without an adapter is not asked."""
     model, made = kind(), task(packing=False)
-    assert not _takes_places(model)
+    assert not _can_choose_positions(model)
     found = made.measure(model, batch(made))
     assert torch.isfinite(found.loss)

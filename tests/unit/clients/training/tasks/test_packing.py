@@ -26,7 +26,7 @@ from clients.training.tasks import Example
 from clients.training.tasks.base import IGNORED
 from clients.training.tasks.classification import ClassificationTask
 from clients.training.tasks.language import CausalTask
-from clients.training.tasks.packing import Packed, fill, joined, keeps_apart
+from clients.training.tasks.packing import PackedExamples, fill_blocks, join_examples, keeps_examples_apart
 from fedcompress.config.objective import Classification
 from fedcompress.errors import ConfigError
 
@@ -70,27 +70,27 @@ def examples(count: int = 12) -> list[Example]:
 @settings(max_examples=80, deadline=None)
 @given(lengths=st.lists(st.integers(0, 40), max_size=60), most=st.integers(1, 32))
 def test_each_example_is_in_one_block(lengths: list[int], most: int) -> None:
-    blocks = fill(lengths, most)
+    blocks = fill_blocks(lengths, most)
     assert sorted(i for block in blocks for i in block) == list(range(len(lengths)))
     assert all(len(block) == 1 or sum(max(1, lengths[i]) for i in block) <= most for block in blocks)
-    assert blocks == fill(lengths, most)
+    assert blocks == fill_blocks(lengths, most)
 
 
 def test_blocks_are_full() -> None:
     draw = random.Random(1)
     lengths = [draw.randrange(1, 200) for _ in range(3000)]
-    assert sum(lengths) / (len(fill(lengths, 1024)) * 1024) > 0.99
+    assert sum(lengths) / (len(fill_blocks(lengths, 1024)) * 1024) > 0.99
 
 
 def test_joins_have_no_labels() -> None:
     whole = Example("a", [5, 6, 7], [5, 6, 7], 2)
-    block = joined([whole, Example("b", [8, 9], [IGNORED, 9], 1), whole])
+    block = join_examples([whole, Example("b", [8, 9], [IGNORED, 9], 1), whole])
     assert block.tokens == [5, 6, 7, 8, 9, 5, 6, 7]
     assert block.labels == [IGNORED, 6, 7, IGNORED, 9, IGNORED, 6, 7]
     assert block.starts == (0, 3, 5)
     assert block.predictions == 5 == sum(label != IGNORED for label in block.labels[1:])
     assert block.where == "a and 2 more"
-    batch = task().batch([block, joined([whole, whole]), whole])
+    batch = task().batch([block, join_examples([whole, whole]), whole])
     assert batch["position_ids"].tolist() == [
         [0, 1, 2, 0, 1, 0, 1, 2],
         [0, 1, 2, 0, 1, 2, 0, 1],
@@ -102,7 +102,7 @@ def test_joins_have_no_labels() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_loss_of_a_packed_batch_is_that_of_its_parts(attention: str) -> None:
     model, rows, packing = llama(attention), examples(), task()
-    packed = Packed(rows, LENGTH)
+    packed = PackedExamples(rows, LENGTH)
     assert packed.rows == 12
     assert len(packed) < 7
     whole = packing.measure(model, packing.batch(list(packed)))
@@ -117,7 +117,7 @@ def test_the_loss_of_a_packed_batch_is_that_of_its_parts(attention: str) -> None
 def test_gradients_of_a_packed_batch_are_those_of_its_parts() -> None:
     rows, packing = examples(), task()
     found = []
-    for batches in ([list(Packed(rows, LENGTH))], [[row] for row in rows]):
+    for batches in ([list(PackedExamples(rows, LENGTH))], [[row] for row in rows]):
         model = llama().train()
         for batch in batches:
             packing.measure(model, packing.batch(batch)).loss.backward()
@@ -138,18 +138,18 @@ class Leaking(torch.nn.Module):
 
 def test_models_that_mix_examples_are_refused() -> None:
     model = llama().train()
-    assert keeps_apart(model)
+    assert keeps_examples_apart(model)
     assert model.training
     gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64))
-    assert keeps_apart(gpt2)
-    assert keeps_apart(llama().bfloat16())
+    assert keeps_examples_apart(gpt2)
+    assert keeps_examples_apart(llama().bfloat16())
     bloom = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4))
-    assert not keeps_apart(bloom), "it has no positions; at random weights it hardly looks back"
+    assert not keeps_examples_apart(bloom), "it has no positions; at random weights it hardly looks back"
     size = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2}
     opt = OPTForCausalLM(OPTConfig(vocab_size=64, num_attention_heads=4, max_position_embeddings=64, **size))
-    assert not keeps_apart(opt)
-    assert not keeps_apart(Leaking(llama()))
-    batch = task().batch(list(Packed(examples(), LENGTH)))
+    assert not keeps_examples_apart(opt)
+    assert not keeps_examples_apart(Leaking(llama()))
+    batch = task().batch(list(PackedExamples(examples(), LENGTH)))
     with pytest.raises(ConfigError, match=r"data.packing: true: must be false with this model or adapter"):
         task().measure(Leaking(llama()), batch)
 
@@ -164,7 +164,7 @@ def test_adapters(kind: str) -> None:
         "prompt": PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
         "prefix": PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"),
     }
-    assert keeps_apart(get_peft_model(llama(), kinds[kind])) == (kind == "lora")
+    assert keeps_examples_apart(get_peft_model(llama(), kinds[kind])) == (kind == "lora")
 
 
 def test_only_training_rows_of_language_models_are_packed(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
