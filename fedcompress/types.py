@@ -31,7 +31,7 @@ DTYPES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 GROUPS: tuple[str, ...] = ("lora_a", "lora_b", "head", "other")
 MAX_TENSORS = 1_000_000
 MAX_NUMEL = 1 << 40
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a run, or of a site
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a run, or of a site
 
 
 @dataclass(frozen=True, kw_only=True)
