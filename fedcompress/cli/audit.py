@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
+from fedcompress.cli.help import RUN_SECTION, App
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(help="The coordinator's log of decisions: verify.", no_args_is_help=True, rich_markup_mode=None)
-    group.command(name="verify")(verify)
-    group.callback()(lambda: None)  # a group although it has one command
-    app.add_typer(group, name="audit")
+
+def register(app: App) -> None:
+    """Add the group of commands to the app."""
+    group = App(help="The coordinator's log of decisions: verify.")
+    group.add(verify)
+    app.add_group(group, "audit", section=RUN_SECTION)
 
 
 def verify(
@@ -32,7 +33,6 @@ def verify(
 
     Examples:
       fedcompress audit verify coordinator-state
-
       fedcompress audit verify coordinator-state --key coordinator.pub --kept 8d1f... --json
     """
     from fedcompress.identity import PublicKey

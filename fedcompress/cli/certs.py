@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
+from fedcompress.cli.help import RUN_SECTION, App
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(help="Certificates and SuperNode keys: new.", no_args_is_help=True, rich_markup_mode=None)
-    group.command(name="new")(new)
-    group.callback()(lambda: None)  # a group although it has one command
-    app.add_typer(group, name="certs")
+
+def register(app: App) -> None:
+    """Add the group of commands to the app."""
+    group = App(help="Certificates and SuperNode keys: new.")
+    group.add(new)
+    app.add_group(group, "certs", section=RUN_SECTION)
 
 
 def new(
@@ -31,9 +32,7 @@ def new(
 
     Examples:
       fedcompress certs new --host coordinator.example -o certs
-
       fedcompress certs new --host 127.0.0.1 --host localhost --node north --node south -o certs
-
       fedcompress certs new --node west -o west-keys --json
     """
     from fedcompress.identity.certs import CertOptions, hosts_of, make_certs

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import RUN_SECTION, App
 from fedcompress.runtime.app_commands import as_words, execute
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -17,10 +18,10 @@ State = Annotated[Path, typer.Argument(metavar="DIR", help="State directory, or 
 Run = Annotated[str, typer.Option("--run", help="Name of the run; default: the last that was started.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
+def register(app: App) -> None:
+    """Add the commands to the app."""
     for command in (run, status, stop, history, export, watch):
-        app.command(name=command.__name__)(command)
+        app.add(command, section=RUN_SECTION)
 
 
 def _command(name: str, options: dict[str, Any]) -> None:
@@ -38,7 +39,6 @@ def run(
 
     Examples:
       fedcompress run coordinator.toml
-
       fedcompress run coordinator.toml --resume --json
     """
     _command("run", locals())
@@ -55,9 +55,7 @@ def status(
 
     Examples:
       fedcompress status coordinator.toml
-
       fedcompress status /var/lib/fedcompress --watch
-
       fedcompress status /var/lib/fedcompress --json
     """
     _command("status", locals())
@@ -73,7 +71,6 @@ def stop(
 
     Examples:
       fedcompress stop /var/lib/fedcompress
-
       fedcompress stop coordinator.toml --now
     """
     _command("stop", locals())
@@ -96,11 +93,8 @@ def history(
 
     Examples:
       fedcompress history /var/lib/fedcompress
-
       fedcompress history coordinator.toml --sites
-
       fedcompress history coordinator.toml --site-rounds --json
-
       fedcompress history coordinator.toml --refusals
     """
     _command("history", locals())
@@ -125,9 +119,7 @@ def export(
 
     Examples:
       fedcompress export /var/lib/fedcompress -o adapter
-
       fedcompress export coordinator.toml --round 3 -o adapter-3 --json
-
       fedcompress export coordinator.toml --merged --model ./smollm2 -o merged
     """
     _command("export", locals())
@@ -157,11 +149,8 @@ def watch(
 
     Examples:
       fedcompress watch /var/lib/fedcompress
-
       fedcompress watch coordinator.toml --once --json
-
       fedcompress watch coordinator.toml --web --port 8080
-
       fedcompress watch coordinator.toml --tensorboard runs --once
     """
     _command("watch", {**locals(), "allow_host": allow_host or []})

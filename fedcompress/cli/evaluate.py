@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import FILES_SECTION, App
+
 if TYPE_CHECKING:
     from fedcompress.experiments.lm_eval import Scores
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="evaluate")(evaluate)
+def register(app: App) -> None:
+    """Add the command to the app."""
+    app.add(evaluate, section=FILES_SECTION)
 
 
 def evaluate(
@@ -33,7 +35,6 @@ def evaluate(
 
     Examples:
       fedcompress evaluate state/adapter --model ./smollm2 --tasks arc_easy,hellaswag --limit 200
-
       fedcompress evaluate merged --tasks my_task --include ./tasks --json
     """
     from fedcompress.adapters.base_model import DTYPES, resolve_model

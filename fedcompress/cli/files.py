@@ -10,15 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import FILES_SECTION, App
+
 Base = Annotated[Path | None, typer.Option(help="What the values are a difference from: a folder or .safetensors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(name="encode")(encode)
-    app.command(name="decode")(decode)
-    app.command(name="inspect")(inspect)
+def register(app: App) -> None:
+    """Add the commands to the app."""
+    app.add(encode, section=FILES_SECTION)
+    app.add(decode, section=FILES_SECTION)
+    app.add(inspect, section=FILES_SECTION)
 
 
 def encode(
@@ -40,9 +42,7 @@ def encode(
 
     Examples:
       fedcompress encode my-adapter -o adapter.fcu
-
       fedcompress encode round-7 -o update.fcu --base round-6 --budget 64KiB
-
       fedcompress encode tuned.safetensors -o delta.fcu --base model.safetensors --codec "topk(density=0.05)|ternary"
     """
     from fedcompress.files import encode_file
@@ -62,9 +62,7 @@ def decode(
 
     Examples:
       fedcompress decode adapter.fcu -o my-adapter
-
       fedcompress decode update.fcu -o round-7 --base round-6
-
       fedcompress decode delta.fcu -o tuned.safetensors --base model.safetensors
     """
     from fedcompress.files import decode_file
@@ -86,9 +84,7 @@ def inspect(
 
     Examples:
       fedcompress inspect update.fcu
-
       fedcompress inspect update.fcu --reference round-7 --base round-6
-
       fedcompress inspect demo-out/adapter --json
     """
     from fedcompress.files import inspect_file

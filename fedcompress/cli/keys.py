@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcompress.cli.help import RUN_SECTION, App
+
 if TYPE_CHECKING:
     from fedcompress.identity.registry import Signer
 
@@ -17,16 +19,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 StateDir = Annotated[Path, typer.Option("--state-dir", help="The coordinator's state directory.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(
-        help="Keys: new, and the coordinator's register, revoke, list.", no_args_is_help=True, rich_markup_mode=None
-    )
-    group.command(name="new")(new)
-    group.command(name="register")(register_key)
-    group.command(name="revoke")(revoke)
-    group.command(name="list")(list_keys)
-    app.add_typer(group, name="keys")
+def register(app: App) -> None:
+    """Add the group of commands to the app."""
+    group = App(help="Keys: new, and the coordinator's register, revoke, list.")
+    group.add(new)
+    group.add(register_key, "register")
+    group.add(revoke)
+    group.add(list_keys, "list")
+    app.add_group(group, "keys", section=RUN_SECTION)
 
 
 def _facts(signer: Signer) -> dict[str, object]:
@@ -61,7 +61,6 @@ def new(
 
     Examples:
       fedcompress keys new hospital-north -o keys
-
       fedcompress keys new coordinator -o coordinator-state
     """
     from fedcompress.identity import PrivateKey
@@ -111,7 +110,6 @@ def revoke(
 
     Examples:
       fedcompress keys revoke hospital-north --state-dir coordinator-state
-
       fedcompress keys revoke 0f3c5a7e9b1d2f46 --state-dir coordinator-state
     """
     from fedcompress.identity import Registry

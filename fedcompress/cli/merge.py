@@ -8,13 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import FILES_SECTION, App
+
 SHOWN = ("path", "peft_type", "rule", "space", "bytes", "parameters", "rank", "merge_error", "contribution", "notes")
 ROW = ("name", "rank", "ranks", "truncation_error", "merge_error", "norm", "sign_conflict")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="merge")(merge)
+def register(app: App) -> None:
+    """Add the command to the app."""
+    app.add(merge, section=FILES_SECTION)
 
 
 def merge(
@@ -44,9 +46,7 @@ def merge(
 
     Examples:
       fedcompress merge north south -o merged
-
       fedcompress merge north south west.fcu --rank 16 --weights 1,1,2 -o merged --report merge.png
-
       fedcompress merge north south --rule "ties(density=0.2)" --space product --energy 0.999 -o merged
     """
     options = {"rule": rule, "space": space, "rank": rank, "energy": energy, "dtype": dtype, "other_bases": other_bases}

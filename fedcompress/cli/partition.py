@@ -10,10 +10,12 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import FILES_SECTION, App
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="partition")(partition)
+
+def register(app: App) -> None:
+    """Add the command to the app."""
+    app.add(partition, section=FILES_SECTION)
 
 
 def partition(
@@ -36,9 +38,7 @@ def partition(
 
     Examples:
       fedcompress partition all.jsonl --sites 8 --by label --alpha 0.3 -o sites
-
       fedcompress partition all.jsonl --sites 4 --by hospital -o sites
-
       fedcompress partition all.jsonl --sites 10 --alpha 0.5 --least 100 -o sites --json
     """
     from fedcompress.experiments.partition import Partition

@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import LOOKUP_SECTION, App
+
 DEFAULT = "frugal(state=8bit)"
 PARTS = ("weights", "masters", "gradients", "state", "buffers", "activations", "total")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="plan")(plan)
+def register(app: App) -> None:
+    """Add the command to the app."""
+    app.add(plan, section=LOOKUP_SECTION)
 
 
 def plan(
@@ -36,9 +38,7 @@ def plan(
 
     Examples:
       fedcompress plan meta-llama/Llama-3.2-1B --optimizer "galore(rank=256)" --zero 2 --gpus 4
-
       fedcompress plan ./model --optimizer adamw --optimizer adamw8bit --optimizer "frugal(state=8bit)" --gpus 2
-
       fedcompress plan ./model --lora-rank 16 --zero 3 --gpus 8 --length 4096 --checkpointing --json
     """
     from fedcompress.optim.memory_plan import Setup

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import SITE_SECTION, App
 from fedcompress.runtime.app_commands import as_words, execute
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="Path of site.toml.")]
@@ -37,14 +38,12 @@ _ANSWERS = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(
-        help="Run a site: init, doctor, up, status, logs, down, train.", no_args_is_help=True, rich_markup_mode=None
-    )
+def register(app: App) -> None:
+    """Add the group of commands to the app."""
+    group = App(help="Run a site: init, doctor, up, status, logs, down, train.")
     for command in (init, doctor, up, status, logs, down, train, worker, node):
-        group.command(name=command.__name__)(command)
-    app.add_typer(group, name="site")
+        group.add(command)
+    app.add_group(group, "site", section=SITE_SECTION)
 
 
 def _command(name: str, options: dict[str, Any]) -> None:
@@ -85,7 +84,6 @@ def init(
 
     Examples:
       fedcompress site init
-
       fedcompress site init --name north --model ./smollm2 --train train.jsonl --yes -o north.toml
     """
     given = locals()
@@ -107,9 +105,7 @@ def doctor(
 
     Examples:
       fedcompress site doctor site.toml
-
       fedcompress site doctor site.toml --superlink coordinator.example:8000 --run-template initial
-
       fedcompress site doctor site.toml --json
     """
     _command("doctor", locals())
@@ -128,9 +124,7 @@ def up(
 
     Examples:
       fedcompress site up site.toml --superlink coordinator.example:8000 --root-certificates ca.crt
-
       fedcompress site up site.toml --superlink 127.0.0.1:8000 --insecure
-
       fedcompress site up site.toml --superlink coordinator.example:8000 --auth-supernode-private-key node.key --detach
     """
     _command("up", locals())
@@ -159,9 +153,7 @@ def status(
 
     Examples:
       fedcompress site status site.toml
-
       fedcompress site status site.toml --watch
-
       fedcompress site status site.toml --json
     """
     _command("status", locals())
@@ -178,9 +170,7 @@ def logs(
 
     Examples:
       fedcompress site logs site.toml -f
-
       fedcompress site logs site.toml --rank 0 --lines 200
-
       fedcompress site logs site.toml --json
     """
     _command("logs", locals())
@@ -207,7 +197,6 @@ def train(
 
     Examples:
       fedcompress site train site.toml --local --template initial --steps 100
-
       fedcompress site train site.toml --local --template initial --rounds 5 --steps 20 --lr 1e-3 -o baseline --json
     """
     _command("train", locals())

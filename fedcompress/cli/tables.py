@@ -10,15 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import LOOKUP_SECTION, App
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(name="codecs")(codecs)
-    app.command(name="rules")(rules)
-    app.command(name="optimizers")(optimizers)
-    app.command(name="adapters")(adapters)
+def register(app: App) -> None:
+    """Add the commands to the app."""
+    app.add(codecs, section=LOOKUP_SECTION)
+    app.add(rules, section=LOOKUP_SECTION)
+    app.add(optimizers, section=LOOKUP_SECTION)
+    app.add(adapters, section=LOOKUP_SECTION)
 
 
 def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -74,7 +76,6 @@ def codecs(as_json: Json = False) -> None:
 
     Examples:
       fedcompress codecs
-
       fedcompress codecs --json
     """
     from fedcompress.codecs import CODECS
@@ -120,7 +121,6 @@ def adapters(as_json: Json = False) -> None:
 
     Examples:
       fedcompress adapters
-
       fedcompress adapters --json
     """
     from fedcompress.adapters import ADAPTERS

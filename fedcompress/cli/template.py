@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcompress.cli.help import RUN_SECTION, App
+
 if TYPE_CHECKING:
     from fedcompress.adapters.template import Template
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="template")(template)
+def register(app: App) -> None:
+    """Add the command to the app."""
+    app.add(template, section=RUN_SECTION)
 
 
 def template(
@@ -39,13 +41,9 @@ def template(
 
     Examples:
       fedcompress template ./smollm2 --adapter "lora(r=16,targets=all-linear)" -o initial
-
       fedcompress template ./minilm --task classification --labels yes,no --adapter "lora(r=8,targets=query+value)" -o x
-
       fedcompress template ./llama --adapter "vera(r=256)" -o initial --json
-
       fedcompress template ./llama --adapter "eva(r=16)" --texts samples.txt -o initial
-
       fedcompress template ./smollm2 --adapter full -o initial
     """
     made = _made(model, out, task, adapter, labels, head, revision, seed, texts)
