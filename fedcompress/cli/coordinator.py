@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fedcompress.cli.help import RUN_SECTION, App
-from fedcompress.runtime.app_commands import as_words, execute
+from fedcompress.runtime.app_commands import encode_command, execute
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 State = Annotated[Path, typer.Argument(metavar="DIR", help="State directory, or the CONFIG.toml that names it.")]
@@ -25,7 +25,7 @@ def register(app: App) -> None:
 
 
 def _command(name: str, options: dict[str, Any]) -> None:
-    execute("server.commands", *as_words(name, options))
+    execute("server.commands", *encode_command(name, options))
 
 
 def run(

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fedcompress.cli.help import SITE_SECTION, App
-from fedcompress.runtime.app_commands import as_words, execute
+from fedcompress.runtime.app_commands import encode_command, execute
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="Path of site.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -47,7 +47,7 @@ def register(app: App) -> None:
 
 
 def _command(name: str, options: dict[str, Any]) -> None:
-    execute("clients.commands", *as_words(name, options))
+    execute("clients.commands", *encode_command(name, options))
 
 
 def init(
