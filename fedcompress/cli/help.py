@@ -7,7 +7,7 @@ escaped. Rich is not imported, so ``--help`` stays fast, and prints the same to 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -46,7 +46,7 @@ class HelpFormatter(click.HelpFormatter):
             if line.strip():
                 self.write(f"{margin}  {line.strip()}\n")
 
-    def write_dl(self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
         """Write a definition list in which a note such as ``[default: 3]`` is plain and stays on one line.
 
         Args:
