@@ -1,7 +1,7 @@
 """Rows of one data set are shared among sites: by a key, by skewed classes, by skewed sizes, or evenly.
 
-A Dirichlet distribution over classes is how Hsu et al. 2019 (arXiv:1909.06335) make sites differ. Here it is drawn for each class
-over the sites, as Li et al. 2021 (arXiv:2102.02079) do, whose quantity skew is the way ``quantity``.
+A Dirichlet distribution over classes is how Hsu et al. 2019 (arXiv:1909.06335) make sites differ. Here it is drawn for
+each class over the sites, as Li et al. 2021 (arXiv:2102.02079) do, whose quantity skew is the way ``quantity``.
 """
 
 from __future__ import annotations

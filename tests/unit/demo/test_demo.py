@@ -16,7 +16,7 @@ import pytest
 from fedcompress.demo import data, run
 from fedcompress.demo.federation import Federation
 from fedcompress.demo.plot import plot_accuracy_against_bytes
-from fedcompress.demo.run import DemoOptions, make_result, phases
+from fedcompress.demo.run import DemoOptions, make_result, measure_phases
 from fedcompress.errors import ConfigError, MissingPackageError, ProcessError
 from fedcompress.experiments import Grid
 from fedcompress.identity.certs import CertOptions, make_certs
@@ -191,7 +191,7 @@ def wire_of(folder: Path) -> Wire:
 
 
 def test_phases_add_up() -> None:
-    assert phases(events(), 98.0, 123.0) == {"start": 7.0, "rounds": 10.0, "evaluation": 5.0, "stop": 3.0}
+    assert measure_phases(events(), 98.0, 123.0) == {"start": 7.0, "rounds": 10.0, "evaluation": 5.0, "stop": 3.0}
 
 
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
