@@ -173,7 +173,7 @@ class AdmissionError(FedCompressError):
 
 
 class TrainingError(FedCompressError):
-    """Local training failed.
+    """Local training has failed.
 
     Args:
         code: reason; it is stable, for programs.

@@ -1,4 +1,4 @@
-"""``fedcompress audit``: whether the log of decisions is whole."""
+"""``fedcompress audit`` checks whether the log of decisions is whole."""
 
 from __future__ import annotations
 
@@ -39,17 +39,20 @@ def verify(
     from fedcompress.identity.audit import verify as check
     from fedcompress.identity.registry import COORDINATOR
 
-    own = folder / f"{COORDINATOR}.pub"
-    path = key if key is not None else (own if own.is_file() else None)
-    found = check(folder, PublicKey.load(path, field="--key") if path is not None else None, kept=kept)
+    path = key
+    if path is None and (folder / f"{COORDINATOR}.pub").is_file():
+        path = folder / f"{COORDINATOR}.pub"
+    public = PublicKey.load(path, field="--key") if path is not None else None
+    report = check(folder, public, kept=kept)
     if as_json:
-        print(json.dumps(asdict(found)))
-    elif found.ok:
-        signed = "signed" if found.signed else "not signed"
-        print(f"{folder}: {found.lines} lines are whole, head {found.head}, {signed}")
-        if found.message:
-            print(f"note: {found.message}")
+        print(json.dumps(asdict(report)))
+    elif report.ok:
+        signed = "signed" if report.signed else "not signed"
+        print(f"{folder}: {report.lines} lines are whole, head {report.head}, {signed}")
+        if report.message:
+            print(f"note: {report.message}")
     else:
-        print(f"{folder}: {f'line {found.bad_line}: ' if found.bad_line else ''}{found.message}")
-    if not found.ok:
+        place = f"line {report.bad_line}: " if report.bad_line else ""
+        print(f"{folder}: {place}{report.message}")
+    if not report.ok:
         raise typer.Exit(1)

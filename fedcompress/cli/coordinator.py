@@ -1,4 +1,4 @@
-"""``fedcompress run``, ``status``, ``stop``, ``history``, ``export``, ``watch``: run by ``server.commands``.
+"""``fedcompress run``, ``status``, ``stop``, ``history``, ``export`` and ``watch`` are run by ``server.commands``.
 
 Only options are declared here: the library does not know the applications, and ``--help`` imports nothing.
 """
@@ -24,7 +24,8 @@ def register(app: App) -> None:
         app.add(command, section=RUN_SECTION)
 
 
-def _command(name: str, options: dict[str, Any]) -> None:
+def _execute(name: str, options: dict[str, Any]) -> None:
+    """Run a command of the coordinator in place of this process."""
     execute("server.commands", *encode_command(name, options))
 
 
@@ -41,7 +42,7 @@ def run(
       fedcompress run coordinator.toml
       fedcompress run coordinator.toml --resume --json
     """
-    _command("run", locals())
+    _execute("run", locals())
 
 
 def status(
@@ -58,7 +59,7 @@ def status(
       fedcompress status /var/lib/fedcompress --watch
       fedcompress status /var/lib/fedcompress --json
     """
-    _command("status", locals())
+    _execute("status", locals())
 
 
 def stop(
@@ -73,7 +74,7 @@ def stop(
       fedcompress stop /var/lib/fedcompress
       fedcompress stop coordinator.toml --now
     """
-    _command("stop", locals())
+    _execute("stop", locals())
 
 
 def history(
@@ -97,7 +98,7 @@ def history(
       fedcompress history coordinator.toml --site-rounds --json
       fedcompress history coordinator.toml --refusals
     """
-    _command("history", locals())
+    _execute("history", locals())
 
 
 def export(
@@ -122,7 +123,7 @@ def export(
       fedcompress export coordinator.toml --round 3 -o adapter-3 --json
       fedcompress export coordinator.toml --merged --model ./smollm2 -o merged
     """
-    _command("export", locals())
+    _execute("export", locals())
 
 
 def watch(
@@ -153,4 +154,4 @@ def watch(
       fedcompress watch coordinator.toml --web --port 8080
       fedcompress watch coordinator.toml --tensorboard runs --once
     """
-    _command("watch", {**locals(), "allow_host": allow_host or []})
+    _execute("watch", {**locals(), "allow_host": allow_host or []})

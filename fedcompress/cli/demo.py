@@ -1,4 +1,4 @@
-"""``fedcompress demo``."""
+"""``fedcompress demo`` runs a whole federation on this machine."""
 
 from __future__ import annotations
 

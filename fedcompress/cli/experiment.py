@@ -1,4 +1,4 @@
-"""``fedcompress experiment``: a grid of runs."""
+"""``fedcompress experiment`` runs a grid of demos."""
 
 from __future__ import annotations
 

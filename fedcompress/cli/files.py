@@ -1,4 +1,4 @@
-"""``fedcompress encode``, ``decode`` and ``inspect``: updates on disk."""
+"""``fedcompress encode``, ``decode`` and ``inspect`` work on updates on disk."""
 
 from __future__ import annotations
 
@@ -96,7 +96,17 @@ def inspect(
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal's stderr, gone when the work is done; errors of the file system become one line."""
+    """Show a bar on a terminal's stderr that disappears when the work is done.
+
+    Args:
+        what: is done, as the bar says it.
+
+    Yields:
+        A function that takes how much is done, and how much there is.
+
+    Raises:
+        ConfigError: the block has raised an error of the file system.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
@@ -112,7 +122,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def show(facts: dict[str, Any], as_json: bool) -> None:
-    """Facts as JSON, or as lines and tables."""
+    """Print facts as JSON, or as lines, with lists of rows as tables below them."""
     if as_json:
         print(json.dumps(facts))
         return
@@ -124,15 +134,17 @@ def show(facts: dict[str, Any], as_json: bool) -> None:
             case {} if value and all(isinstance(v, dict) for v in value.values()):
                 tables.append((key, [{"name": name, **row} for name, row in value.items()]))
             case {}:
-                print(f"{key:<20} {', '.join(f'{k} {_text(v)}' for k, v in value.items())}")
+                pairs = ", ".join(f"{name} {_format(item)}" for name, item in value.items())
+                print(f"{key:<20} {pairs}")
             case _:
-                print(f"{key:<20} {_text(value)}")
+                print(f"{key:<20} {_format(value)}")
     for title, rows in tables:
         print(f"\n{title}")
-        _table(rows)
+        _print_table(rows)
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    """Print rows of equal keys, with the keys as heading; numbers stand right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -141,11 +153,12 @@ def _table(rows: list[dict[str, Any]]) -> None:
     for key in rows[0]:
         table.add_column(key, justify="right" if isinstance(rows[0][key], int | float) else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_text(v) for v in row.values()))
+        table.add_row(*(_format(value) for value in row.values()))
     Console(markup=False, highlight=False).print(table)
 
 
-def _text(value: object) -> str:
+def _format(value: object) -> str:
+    """Return a value of a fact as text for people."""
     match value:
         case bool():
             return "yes" if value else "no"

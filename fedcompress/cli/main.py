@@ -1,4 +1,4 @@
-"""``fedcompress``: the root command, and how errors are shown."""
+"""``fedcompress`` is the root command; it also shows errors and sets exit codes."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ VERSIONS = (
 )
 RUN_TIMEOUT = 1800.0  # seconds for all rounds
 DOWNLINKS = {"lora-transform": "lora-transform-down"}  # downlink codec by codec, of presets that come in pairs
-MAX_LOG_PERPLEXITY = 700.0  # of which exp is still finite
+MAX_LOG_PERPLEXITY = 700.0  # bound on the loss of which the exponential is taken; more would overflow
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -344,7 +344,7 @@ def make_result(
     }
     return {
         "task": options.task,
-        "model": options.demo.about,
+        "model": options.demo.description,
         "sites": options.sites,
         "codec": str(CodecSpec.parse(config["codec"])),
         "downlink_codec": str(CodecSpec.parse(config["downlink-codec"])),

@@ -15,7 +15,7 @@ class DemoTask:
     """A demo task says what is trained, on what, and how long.
 
     Args:
-        about: model and adapter, for people.
+        description: model and adapter, for people.
         model: finds the folder of the base model.
         template: options of ``fedcompress template``.
         form: makes the sites' rows.
@@ -28,7 +28,7 @@ class DemoTask:
         samples: whether answers of before and after the training are shown; the model is a language model then.
     """
 
-    about: str
+    description: str
     model: Callable[[], Path]
     template: tuple[str, ...]
     form: data.RowFormat
@@ -45,7 +45,7 @@ DEPARTMENT = "medmcqa-department"
 CHAT = "chat"
 DEMOS: dict[str, DemoTask] = {
     DEPARTMENT: DemoTask(
-        about="all-MiniLM-L6-v2, LoRA r=8 on query and value, mean-pooled linear head",
+        description="all-MiniLM-L6-v2, LoRA r=8 on query and value, mean-pooled linear head",
         model=data.model_folder,
         template=(
             "--task=classification",
@@ -57,7 +57,7 @@ DEMOS: dict[str, DemoTask] = {
         memory=4 << 30,
     ),
     CHAT: DemoTask(
-        about="SmolLM2-135M-Instruct in bfloat16, LoRA r=8 on all linear layers",
+        description="SmolLM2-135M-Instruct in bfloat16, LoRA r=8 on all linear layers",
         model=data.smollm2_folder,
         dtype="bfloat16",
         template=("--task=causal-lm", "--adapter=lora(r=8,targets=all-linear)"),

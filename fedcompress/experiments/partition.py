@@ -53,12 +53,12 @@ class Partition:
                 raise ConfigError(name, getattr(self, name), "must be at least 0")
 
 
-def partition(count: int, how: Partition, keys: Sequence[Hashable] | None = None) -> list[list[int]]:
+def partition(count: int, rule: Partition, keys: Sequence[Hashable] | None = None) -> list[list[int]]:
     """Share rows among sites, so that every row is at exactly one site.
 
     Args:
         count: number of rows.
-        how: the way.
+        rule: how they are shared.
         keys: key of each row, for ``key`` and ``dirichlet``.
 
     Returns:
@@ -67,22 +67,22 @@ def partition(count: int, how: Partition, keys: Sequence[Hashable] | None = None
     Raises:
         ConfigError: there are fewer rows than the sites' least; keys are absent, too few, or cannot give the least.
     """
-    if count < how.sites * how.least:
-        raise ConfigError("rows", count, f"must be at least {how.sites * how.least}, {how.least} for each site")
-    if how.how in ("key", "dirichlet") and (keys is None or len(keys) != count):
+    if count < rule.sites * rule.least:
+        raise ConfigError("rows", count, f"must be at least {rule.sites * rule.least}, {rule.least} for each site")
+    if rule.how in ("key", "dirichlet") and (keys is None or len(keys) != count):
         number = "none" if keys is None else len(keys)
-        raise ConfigError("keys", number, f"must be one for each of {count} rows with {how.how}")
-    random = np.random.Generator(np.random.Philox(how.seed))
-    match how.how:
+        raise ConfigError("keys", number, f"must be one for each of {count} rows with {rule.how}")
+    random = np.random.Generator(np.random.Philox(rule.seed))
+    match rule.how:
         case "key":
-            shares = _share_by_key(how, _group_rows(keys or []))
+            shares = _share_by_key(rule, _group_rows(keys or []))
         case "dirichlet":
             groups = _group_rows(keys or [])
-            shares = _draw_until_enough(how, lambda: _share_by_class(groups, how, random))
+            shares = _draw_until_enough(rule, lambda: _share_by_class(groups, rule, random))
         case "quantity":
-            shares = _draw_until_enough(how, lambda: _split_at_random(random.permutation(count), how, random))
+            shares = _draw_until_enough(rule, lambda: _split_at_random(random.permutation(count), rule, random))
         case _:
-            shares = [np.sort(part) for part in np.array_split(random.permutation(count), how.sites)]
+            shares = [np.sort(part) for part in np.array_split(random.permutation(count), rule.sites)]
     return [sorted(int(row) for row in share) for share in shares]
 
 
@@ -94,52 +94,52 @@ def _group_rows(keys: Sequence[Hashable]) -> list[Rows]:
     return [np.asarray(rows, np.int64) for rows in groups.values()]
 
 
-def _share_by_key(how: Partition, groups: Shares) -> Shares:
+def _share_by_key(rule: Partition, groups: Shares) -> Shares:
     """Give all rows of a key to the site with the fewest rows, the largest key first."""
-    shares: list[list[Rows]] = [[] for _ in range(how.sites)]
-    sizes = [0] * how.sites
+    shares: list[list[Rows]] = [[] for _ in range(rule.sites)]
+    sizes = [0] * rule.sites
     for rows in sorted(groups, key=len, reverse=True):
         site = sizes.index(min(sizes))
         shares[site].append(rows)
         sizes[site] += len(rows)
-    if min(sizes) < how.least:
-        rule = f"must give each of {how.sites} sites {how.least} rows: the smallest would have {min(sizes)}"
-        raise ConfigError("keys", f"{len(groups)} distinct", rule)
+    if min(sizes) < rule.least:
+        message = f"must give each of {rule.sites} sites {rule.least} rows: the smallest would have {min(sizes)}"
+        raise ConfigError("keys", f"{len(groups)} distinct", message)
     return [np.concatenate(share) if share else np.empty(0, np.int64) for share in shares]
 
 
-def _share_by_class(groups: Shares, how: Partition, random: np.random.Generator) -> Shares:
+def _share_by_class(groups: Shares, rule: Partition, random: np.random.Generator) -> Shares:
     """Share the rows of each class among the sites by a draw of their own."""
-    shares: list[list[Rows]] = [[] for _ in range(how.sites)]
+    shares: list[list[Rows]] = [[] for _ in range(rule.sites)]
     for rows in groups:
         shuffled = random.permutation(rows)
-        for site, part in enumerate(_split_at_random(shuffled, how, random)):
+        for site, part in enumerate(_split_at_random(shuffled, rule, random)):
             shares[site].append(part)
-    return [np.concatenate(share) for share in shares] if groups else [np.empty(0, np.int64)] * how.sites
+    return [np.concatenate(share) for share in shares] if groups else [np.empty(0, np.int64)] * rule.sites
 
 
-def _split_at_random(rows: Rows, how: Partition, random: np.random.Generator) -> Shares:
+def _split_at_random(rows: Rows, rule: Partition, random: np.random.Generator) -> Shares:
     """Split rows into a share for each site, by one draw of the shares' sizes.
 
     The places of the cuts are rounded, not the sizes, so that no row is lost.
     """
-    parts = random.dirichlet(np.full(how.sites, how.alpha))
+    parts = random.dirichlet(np.full(rule.sites, rule.alpha))
     if not np.isfinite(parts).all():  # all gammas underflowed: one site has everything
-        parts = np.eye(how.sites)[random.integers(how.sites)]
+        parts = np.eye(rule.sites)[random.integers(rule.sites)]
     ends = np.rint(np.cumsum(parts)[:-1] * len(rows)).astype(np.int64)
     return np.split(rows, ends)
 
 
-def _draw_until_enough(how: Partition, draw: Callable[[], Shares]) -> Shares:
+def _draw_until_enough(rule: Partition, draw: Callable[[], Shares]) -> Shares:
     """Draw until every site has its least, so that shares have the distribution on that condition.
 
     After ``DRAWS`` draws, rows of the last one are moved instead.
     """
     for _ in range(DRAWS):
         shares = draw()
-        if min(len(share) for share in shares) >= how.least:
+        if min(len(share) for share in shares) >= rule.least:
             return shares
-    return _fill_up(shares, how.least)
+    return _fill_up(shares, rule.least)
 
 
 def _fill_up(shares: Shares, least: int) -> Shares:

@@ -12,9 +12,9 @@ BASELINES: dict[str, int] = {"bf16": DTYPES["bfloat16"], "fp32": DTYPES["float32
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Traffic of one direction: how many messages there were, and the bytes of their envelopes.
+    """Traffic has the number of messages of one direction and the bytes of their envelopes.
 
-    It is compared with the same messages uncompressed.
+    It can be compared with the same messages uncompressed.
     """
 
     messages: int
