@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
 from fedcompress.config.objective import Objective, objective_from, objective_json
-from fedcompress.config.training_options import TrainingOptions, check_positive, training_options_of
+from fedcompress.config.training_options import TrainingOptions, check_positive, pick_training_options
 from fedcompress.errors import ConfigError
 from fedcompress.types import NAME_PATTERN, Layout
 
@@ -199,7 +199,7 @@ class TrainTask(TrainingOptions):
             "constants": template.constants,
             "quantization": template.quantization,
         }
-        return cls(**{**training_options_of(options), **from_template, "run": run, "round": round_, **specific})
+        return cls(**{**pick_training_options(options), **from_template, "run": run, "round": round_, **specific})
 
     def to_json(self) -> str:
         """Return the task as canonical JSON: sorted keys, no spaces."""

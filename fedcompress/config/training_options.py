@@ -98,7 +98,7 @@ def training_option_names() -> tuple[str, ...]:
     return tuple(field.name for field in fields(TrainingOptions))
 
 
-def training_options_of(settings: TrainingOptions) -> dict[str, Any]:
+def pick_training_options(settings: TrainingOptions) -> dict[str, Any]:
     """Return the training options among some settings, by name, without what a subclass has added."""
     return {name: getattr(settings, name) for name in training_option_names()}
 

@@ -13,7 +13,7 @@ from fedcompress.adapters import Adapter, Template
 from fedcompress.config.objective import Classification
 from fedcompress.config.run_config import RunConfig
 from fedcompress.config.train_task import TrainTask
-from fedcompress.config.training_options import TrainingOptions, training_option_names, training_options_of
+from fedcompress.config.training_options import TrainingOptions, pick_training_options, training_option_names
 from fedcompress.errors import ConfigError
 from server.round.tasks import build_task
 from tests.support import lora_layout, normal
@@ -72,7 +72,7 @@ def test_no_option_is_declared_a_second_time(settings: type[TrainingOptions]) ->
 def test_every_option_reaches_the_task() -> None:
     config = RunConfig(state_dir="s", initial_adapter="i", **CHANGED)
     task = TrainTask.for_round(config, TEMPLATE, run="run", round_=4, version=3)
-    assert training_options_of(task) == CHANGED
+    assert pick_training_options(task) == CHANGED
     assert (task.run, task.round, task.version) == ("run", 4, 3)
     assert TrainTask.from_json(task.to_json()) == task
 
@@ -89,7 +89,7 @@ def test_both_ways_of_making_a_task_agree() -> None:
 def test_a_round_may_differ_from_the_run() -> None:
     config = RunConfig(state_dir="s", initial_adapter="i", train_timeout=9.0, **CHANGED)
     task = build_task(config, TEMPLATE, 8, 7, steps=0, base_fingerprint="", merged=("ab",), refused=("x",), site="n")
-    assert training_options_of(task) == CHANGED | {"steps": 0}
+    assert pick_training_options(task) == CHANGED | {"steps": 0}
     assert (task.deadline, task.base_fingerprint) == (9.0, "")
     assert (task.merged, task.refused, task.site) == (("ab",), ("x",), "n")
 
