@@ -74,7 +74,7 @@ from clients.data_sources import make_absolute, parse_source
 from clients.network.link_speed import Link
 from fedcompress.adapters.base_model import BaseModel, resolve_model
 from fedcompress.errors import ConfigError
-from fedcompress.types import NAME
+from fedcompress.types import NAME_PATTERN
 
 KINDS = ("deepspeed", "accelerate")  # engine.kind
 OFFLOADS = ("none", "cpu", "nvme")  # engine.offload
@@ -241,8 +241,8 @@ class SiteConfig:
     link: Link = field(default_factory=Link)
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.name):
-            raise ConfigError("site.name", repr(self.name), f"must match {NAME.pattern}")
+        if not NAME_PATTERN.fullmatch(self.name):
+            raise ConfigError("site.name", repr(self.name), f"must match {NAME_PATTERN.pattern}")
         if not self.max_update_norm >= 0:  # NaN is refused too
             raise ConfigError("privacy.max_update_norm", self.max_update_norm, "must be >= 0 (0: do not clip)")
         if self.rank < 0:

@@ -1,4 +1,4 @@
-"""``python -m fedcompress``."""
+"""Runs the command line as ``python -m fedcompress``."""
 
 from fedcompress.cli.main import main
 

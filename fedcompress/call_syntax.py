@@ -1,4 +1,7 @@
-"""Calls in text, as ``name(key=value,...)``: how codecs, merge rules and optimizers are named in a flat config."""
+"""A call in text, ``name(key=value,...)``, names a codec, merge rule or optimizer in a flat config.
+
+Each is a dataclass with a ``name``; the keys are its fields.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from fedcompress.errors import ConfigError
 
-_CALL = re.compile(r"([a-z][a-z0-9-]*)\s*(?:\(([^()]*)\))?")
+_CALL = re.compile(r"([a-z][a-z0-9-]*)\s*(?:\(([^()]*)\))?")  # name, and what is between the parentheses
 
 
 class Configured(Protocol):
-    """A dataclass with a name: what a call in text makes."""
+    """A dataclass with a name is what a call in text makes."""
 
     name: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
@@ -24,26 +27,29 @@ Made = TypeVar("Made", bound=Configured)
 
 
 def _key(name: str) -> str:
-    """A field's name in text: ``lambda_`` is written ``lambda``."""
+    """Return a field's name in text: ``lambda_`` is written ``lambda``."""
     return name.rstrip("_")
 
 
 def format_call(made: Configured) -> str:
-    """The shortest call that makes it: parameters that have their default are left out."""
+    """Return the shortest call in text that makes an equal object; parameters with their default are left out."""
     args = [f"{_key(f.name)}={getattr(made, f.name)}" for f in fields(made) if getattr(made, f.name) != f.default]
     return f"{made.name}({','.join(args)})" if args else made.name
 
 
 def parse_call(text: str, choices: Mapping[str, type[Made]], field: str) -> Made:
-    """Make what a call names.
+    """Build the object that a call in text names.
 
     Args:
         text: ``name`` or ``name(key=value,...)``.
         choices: dataclasses by name; their fields are int, float or str.
-        field: what the text was given for.
+        field: name of the setting in error messages.
+
+    Returns:
+        An instance of the named dataclass.
 
     Raises:
-        ConfigError: unknown name or key, or a value out of range; lists the choices.
+        ConfigError: the text is no call, its name or a key is unknown, or a value is out of range; lists the choices.
     """
     match = _CALL.fullmatch(text.strip())
     if match is None:
@@ -67,6 +73,7 @@ def parse_call(text: str, choices: Mapping[str, type[Made]], field: str) -> Made
 
 
 def _convert(value: str, kind: str, field: str) -> object:
+    """Convert the text of a parameter to the type of its field: int, finite float, or str."""
     try:
         match kind:
             case "int":

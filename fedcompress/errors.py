@@ -29,7 +29,7 @@ from __future__ import annotations
 
 
 class FedCompressError(Exception):
-    """Base of all errors raised on purpose."""
+    """The base class of all errors that are raised on purpose: catching it catches them all."""
 
 
 class ConfigError(FedCompressError):
@@ -57,11 +57,11 @@ class WireError(FedCompressError):
 
 
 class TruncatedError(WireError):
-    """Fewer bytes than promised."""
+    """There are fewer bytes than the envelope promises."""
 
 
 class TrailingBytesError(WireError):
-    """More bytes than promised."""
+    """There are more bytes than the envelope promises."""
 
 
 class BadMagicError(WireError):
@@ -93,11 +93,16 @@ class LayoutError(FedCompressError):
 
 
 class NonFiniteError(FedCompressError):
-    """NaN or infinity where finite numbers are needed; names the tensor."""
+    """A tensor contains NaN or infinity where finite numbers are needed; the message names it."""
 
 
 class MismatchError(FedCompressError):
-    """Sender and receiver hold different things. ``code`` is stable, for programs."""
+    """Sender and receiver hold different things, such as another base, run or layout.
+
+    Args:
+        code: what differs; it is stable, for programs.
+        message: for people.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -113,9 +118,9 @@ class LockedError(StateError):
 
 
 class NoSpaceError(FedCompressError):
-    """A disk is full. What was committed is whole, and what was being written is done again.
+    """A disk is full. What was committed is whole, and what was being written will be done again.
 
-    No ``StateError``: nothing is damaged, so nothing is to be repaired.
+    This is no ``StateError``: nothing is damaged, so nothing is to be repaired.
 
     Args:
         path: the file that could not be written.
@@ -129,11 +134,11 @@ class NoSpaceError(FedCompressError):
 class AccessError(FedCompressError):
     """A file of a state directory cannot be opened now: too many are open, it has other rights, a mount is gone.
 
-    No ``StateError``: it says nothing of its bytes, so nothing is to be given up or repaired.
+    This is no ``StateError``: it says nothing of the file's bytes, so nothing is to be given up or repaired.
 
     Args:
         path: the file.
-        cause: what the system, or SQLite, said.
+        cause: error of the system or of SQLite.
     """
 
     def __init__(self, path: object, cause: BaseException) -> None:
@@ -142,7 +147,12 @@ class AccessError(FedCompressError):
 
 
 class IdentityError(FedCompressError):
-    """A task or downlink is not signed by the coordinator, or not for this site. ``code`` is stable, for programs."""
+    """A task or downlink is not signed by the coordinator, or is not for this site.
+
+    Args:
+        code: reason; it is stable, for programs.
+        message: for people.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -150,7 +160,12 @@ class IdentityError(FedCompressError):
 
 
 class AdmissionError(FedCompressError):
-    """The coordinator refuses an update. ``code`` is one of ``server.round.admission.REASONS``."""
+    """The coordinator refuses an update.
+
+    Args:
+        code: one of ``server.round.admission.REASONS``.
+        message: for people.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -158,7 +173,12 @@ class AdmissionError(FedCompressError):
 
 
 class TrainingError(FedCompressError):
-    """Local training failed. ``code`` is stable, for programs."""
+    """Local training has failed.
+
+    Args:
+        code: reason; it is stable, for programs.
+        message: for people.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

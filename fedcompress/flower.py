@@ -1,7 +1,7 @@
-"""Payloads in Flower records. The only file of the library that imports flwr.
+"""Payloads travel in Flower records, which only this file of the library knows: no other imports flwr.
 
-A payload travels as one ``Array`` with our own ``stype`` and dtype ``uint8``, so that a
-strategy which averages arrays fails on it loudly instead of averaging bytes.
+A payload is one ``Array`` with dtype ``uint8`` and a serialization type (``stype``) of our own, so that a strategy
+which averages arrays fails on it loudly instead of averaging bytes.
 """
 
 from __future__ import annotations
@@ -14,14 +14,21 @@ import fedcompress
 from fedcompress.errors import HeaderError, MismatchError
 from fedcompress.formatting import escaped
 
-STYPE = "fedcompress.v1"
-PAYLOAD, CONFIG, DATA = "fedcompress.payload", "fedcompress.config", "data"
-MAX_VERSION = 40  # characters of a version that are told
+STYPE = "fedcompress.v1"  # serialization type of the array
+PAYLOAD = "fedcompress.payload"  # name of the array record
+CONFIG = "fedcompress.config"  # name of the config record
+DATA = "data"  # name of the array within its record
+MAX_VERSION = 40  # characters of another version that an error message shows
 Scalar = bool | int | float | str
 
 
 def to_records(config: Mapping[str, Scalar], payload: bytes) -> RecordDict:
-    """Content of a message: flat scalars, and the payload if it is not empty."""
+    """Build the content of a message.
+
+    Args:
+        config: scalars by name.
+        payload: any bytes; an empty payload gets no record.
+    """
     records = RecordDict({CONFIG: ConfigRecord(dict(config))})
     if payload:
         array = Array(dtype="uint8", shape=(len(payload),), stype=STYPE, data=payload)
@@ -30,7 +37,10 @@ def to_records(config: Mapping[str, Scalar], payload: bytes) -> RecordDict:
 
 
 def from_records(records: RecordDict) -> tuple[dict[str, Scalar], bytes]:
-    """Inverse of ``to_records``.
+    """Read the content of a message, the inverse of ``to_records``.
+
+    Returns:
+        Scalars by name, and the payload, empty if there is none.
 
     Raises:
         HeaderError: the message is not one of ours.
@@ -48,20 +58,21 @@ def from_records(records: RecordDict) -> tuple[dict[str, Scalar], bytes]:
 
 
 def carried_bytes(records: RecordDict) -> int:
-    """Bytes of the objects that Flower makes of a message's content and sends, without HTTP around them."""
-    total, rest = 0, [records]
-    while rest:
-        item = rest.pop()
+    """Count the bytes of the objects that Flower makes of a message's content and sends, without HTTP around them."""
+    total = 0
+    pending = [records]
+    while pending:
+        item = pending.pop()
         total += len(item.deflate())
-        rest += list((item.children or {}).values())
+        pending += list((item.children or {}).values())
     return total
 
 
 def require_version(app_version: str) -> None:
-    """Raise unless the Flower app was made for the installed library.
+    """Raise ``MismatchError`` unless the Flower app was made for the installed version of the library.
 
     Raises:
-        MismatchError: with both versions and the remedy.
+        MismatchError: names both versions and the remedy.
     """
     if app_version != fedcompress.__version__:
         needed = escaped(app_version[:MAX_VERSION])  # an app may call itself anything

@@ -1,4 +1,4 @@
-"""Sizes, times and foreign text for people."""
+"""Sizes, times and foreign text are formatted for people."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """Return a number of bytes for people, as in ``1.5 MiB``."""
     for unit in UNITS:
         if count < 1024 or unit == UNITS[-1]:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -17,7 +17,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people."""
+    """Return a number of seconds for people, as in ``2 h 5 min``."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -28,10 +28,10 @@ def duration(seconds: float) -> str:
 
 
 def ago(at: float) -> str:
-    """How long ago a time was, in seconds since 1970."""
+    """Return for people how long ago a time was, which is given in seconds since 1970."""
     return f"{duration(max(0.0, time.time() - at))} ago"
 
 
 def escaped(text: str) -> str:
-    """Text for a terminal or a line: what is not printable is written as Python does."""
+    """Return text that is safe in a line on a terminal: unprintable characters are written as Python escapes them."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

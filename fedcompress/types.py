@@ -1,8 +1,7 @@
-"""Layouts and states: the two things that every part of the system shares.
+"""Layouts and states are the two things that every part of the system shares.
 
-A *state* or *update* is a ``dict`` from tensor name to a C-contiguous float32 numpy
-array. Its *layout* is the ordered list of names, shapes, dtypes and groups. The
-receiver's own layout always decides shapes and sizes.
+A *state* or *update* is a ``dict`` from tensor name to a C-contiguous float32 numpy array. Its *layout* is the ordered
+list of names, shapes, dtypes and groups. The receiver's own layout always decides shapes and sizes.
 """
 
 from __future__ import annotations
@@ -25,18 +24,25 @@ from fedcompress.errors import ConfigError, LayoutError, NonFiniteError, StateEr
 Array = NDArray[np.float32]
 Tensors = dict[str, Array]
 
-# dtype of a trainable tensor -> bytes per element. Values are handled as float32.
+# Bytes of one element by dtype of a trainable tensor. Values are handled as float32 whatever the dtype is.
 DTYPES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
-# What an error costs differs by group, so codecs are chosen by group.
+# Groups of tensors. What an error in a value costs differs by group, so codecs are chosen by group.
 GROUPS: tuple[str, ...] = ("lora_a", "lora_b", "head", "other")
-MAX_TENSORS = 1_000_000
-MAX_NUMEL = 1 << 40
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a run, or of a site
+MAX_TENSORS = 1_000_000  # tensors of a layout
+MAX_NUMEL = 1 << 40  # elements of a tensor
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # names of runs and sites
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """Name, shape, dtype and group of one trainable tensor."""
+    """A tensor spec describes one trainable tensor.
+
+    Args:
+        name: of the parameter, as PEFT or the model has it.
+        shape: dimensions; empty for a scalar.
+        dtype: of the parameter in training, a key of ``DTYPES``.
+        group: one of ``GROUPS``.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -55,11 +61,16 @@ class TensorSpec:
 
     @property
     def numel(self) -> int:
-        """Number of elements; 1 for a scalar."""
+        """Return the number of elements; 1 for a scalar."""
         return math.prod(self.shape)
 
     def check(self, value: Array, *, what: str) -> None:
-        """Raise ``LayoutError`` unless a value has this shape, in float32."""
+        """Raise ``LayoutError`` unless an array has this shape and is float32.
+
+        Args:
+            value: the array; its values are not looked at.
+            what: the array belongs to; the error message begins with it.
+        """
         if value.shape != self.shape or value.dtype != np.float32:
             rule = f"must be float32{list(self.shape)}"
             raise LayoutError(f"{what}: {self.name}: {value.dtype}{list(value.shape)}: {rule}")
@@ -67,7 +78,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Layout:
-    """Ordered list of tensors; equal layouts have equal digests on every machine."""
+    """A layout is an ordered list of tensors; equal layouts have equal digests on every machine."""
 
     tensors: tuple[TensorSpec, ...]
 
@@ -76,27 +87,27 @@ class Layout:
         if len(names) > MAX_TENSORS:
             raise LayoutError(f"layout: {len(names)} tensors: at most {MAX_TENSORS}")
         if len(set(names)) != len(names):
-            twice = sorted(n for n, count in Counter(names).items() if count > 1)
-            raise LayoutError(f"layout: tensor named twice: {twice[:3]}")
+            repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+            raise LayoutError(f"layout: tensor named twice: {repeated[:3]}")
 
     @cached_property
     def by_name(self) -> Mapping[str, TensorSpec]:
-        """Name to spec."""
+        """Return the specs by name."""
         return {t.name: t for t in self.tensors}
 
     @cached_property
     def numel(self) -> int:
-        """Elements in all tensors."""
+        """Return the number of elements in all tensors."""
         return sum(t.numel for t in self.tensors)
 
     def to_json(self) -> str:
-        """Canonical JSON: compact, ASCII, a list of ``[name, shape, dtype, group]``."""
+        """Return the canonical JSON: compact, ASCII, a list of ``[name, shape, dtype, group]``."""
         rows = [[t.name, list(t.shape), t.dtype, t.group] for t in self.tensors]
         return json.dumps(rows, separators=(",", ":"), ensure_ascii=True)
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
-        """Inverse of ``to_json``.
+        """Parse what ``to_json`` returns.
 
         Raises:
             LayoutError: the text is not a layout.
@@ -105,21 +116,25 @@ class Layout:
             rows = json.loads(text)
             if not isinstance(rows, list):
                 raise TypeError(type(rows).__name__)
-            return cls(tuple(_spec_from(*row) for row in rows))
+            return cls(tuple(_parse_spec(*row) for row in rows))
         except (ValueError, TypeError, RecursionError, ConfigError) as error:
             raise LayoutError(f"layout: not a list of [name, shape, dtype, group]: {error}") from error
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 of the canonical JSON, 32 bytes."""
+        """Return the SHA-256 of the canonical JSON, 32 bytes."""
         return hashlib.sha256(self.to_json().encode()).digest()
 
     def plain_bytes(self, bytes_per_element: int) -> int:
-        """Bytes of all tensors uncompressed at the given width."""
+        """Return the bytes of all tensors uncompressed at the given width."""
         return self.numel * bytes_per_element
 
     def check(self, tensors: Mapping[str, Array], *, what: str) -> None:
-        """Raise unless ``tensors`` has exactly this layout, in float32, finite.
+        """Check that tensors have exactly this layout, are float32, and are finite.
+
+        Args:
+            tensors: arrays by name, in the order of the layout.
+            what: the tensors are; error messages begin with it.
 
         Raises:
             LayoutError: a name, shape or dtype differs.
@@ -133,7 +148,7 @@ class Layout:
                 raise NonFiniteError(f"{what}: {spec.name}: contains NaN or infinity: all values must be finite")
 
     def check_shapes(self, tensors: Mapping[str, Array], *, what: str) -> None:
-        """As ``check``, of tensors in memory, without a look at the values."""
+        """Check names, order, shapes and dtypes as ``check`` does, without a look at the values."""
         self.check_names(tensors, what=what)
         for spec in self.tensors:
             spec.check(tensors[spec.name], what=what)
@@ -146,7 +161,8 @@ class Layout:
             raise LayoutError(f"{what}: names or order differ: missing {missing[:3]}, extra {extra[:3]}")
 
 
-def _spec_from(name: object, shape: object, dtype: object, group: object) -> TensorSpec:
+def _parse_spec(name: object, shape: object, dtype: object, group: object) -> TensorSpec:
+    """Build a spec from a parsed row of a layout's JSON, or raise ``TypeError``."""
     if not (isinstance(name, str) and isinstance(dtype, str) and isinstance(group, str) and isinstance(shape, list)):
         raise TypeError("must be a name, a list of dimensions, a dtype and a group")
     if not all(type(d) is int for d in shape):
@@ -155,58 +171,69 @@ def _spec_from(name: object, shape: object, dtype: object, group: object) -> Ten
 
 
 def to_arrays(tensors: Mapping[str, Any]) -> Tensors:
-    """Values as float32 on the host, from numpy arrays or torch tensors of any float dtype and device."""
-    out = {}
+    """Convert numpy arrays, or torch tensors of any float dtype and device, to C-contiguous arrays on the host.
+
+    Torch tensors become float32; numpy arrays retain their dtype.
+    """
+    arrays = {}
     for name, value in tensors.items():
         array = value.detach().float().cpu().numpy() if hasattr(value, "detach") else value
-        out[name] = np.ascontiguousarray(array).reshape(np.shape(array))
-    return out
+        arrays[name] = np.ascontiguousarray(array).reshape(np.shape(array))
+    return arrays
 
 
 def zeros(layout: Layout) -> Tensors:
-    """All-zero tensors of a layout."""
+    """Make float32 tensors of a layout that are all zero."""
     return {t.name: np.zeros(t.shape, np.float32) for t in layout.tensors}
 
 
 def add(left: Mapping[str, Array], right: Mapping[str, Array]) -> Tensors:
-    """Elementwise float32 sum; the result has the order of ``left``. Overflow gives infinity, without a warning."""
+    """Add two states elementwise in float32.
+
+    The result has the names and order of ``left``. Overflow gives infinity, without a warning.
+    """
     with np.errstate(over="ignore"):
         return {name: left[name] + right[name] for name in left}
 
 
 def subtract(left: Mapping[str, Array], right: Mapping[str, Array]) -> Tensors:
-    """Elementwise float32 difference; the result has the order of ``left``."""
+    """Subtract two states elementwise in float32; the result has the names and order of ``left``."""
     return {name: left[name] - right[name] for name in left}
 
 
 def l2_norm(tensors: Iterable[Array]) -> float:
-    """Euclidean norm over all tensors, in float64."""
+    """Compute the Euclidean norm over the entries of all tensors, in float64."""
     return math.sqrt(sum(float(np.square(t, dtype=np.float64).sum()) for t in tensors))
 
 
 def to_bytes(tensors: Mapping[str, Array]) -> bytes:
-    """Little-endian float32 of all tensors, in order, without gaps."""
+    """Return the values of all tensors as little-endian float32, in order, without gaps."""
     return b"".join(np.ascontiguousarray(t, dtype="<f4").tobytes() for t in tensors.values())
 
 
 def from_bytes(data: bytes, layout: Layout) -> Tensors:
-    """Inverse of ``to_bytes`` for a layout.
+    """Read tensors from bytes, the inverse of ``to_bytes``.
+
+    Args:
+        data: ``4 * layout.numel`` bytes.
+        layout: names and shapes, in order.
 
     Raises:
-        StateError: the size does not fit.
+        StateError: the number of bytes does not fit the layout.
     """
     if len(data) != 4 * layout.numel:
         raise StateError(f"state: {len(data)} bytes: the layout needs {4 * layout.numel}")
-    flat, at = np.frombuffer(data, "<f4").astype(np.float32), 0
-    out: Tensors = {}
+    flat = np.frombuffer(data, "<f4").astype(np.float32)
+    start = 0
+    tensors: Tensors = {}
     for spec in layout.tensors:
-        out[spec.name] = flat[at : at + spec.numel].reshape(spec.shape)
-        at += spec.numel
-    return out
+        tensors[spec.name] = flat[start : start + spec.numel].reshape(spec.shape)
+        start += spec.numel
+    return tensors
 
 
 def state_digest(layout: Layout, tensors: Mapping[str, Array]) -> bytes:
-    """SHA-256 over the layout digest and the little-endian float32 bytes, in order.
+    """Compute the SHA-256 over the layout digest and the little-endian float32 bytes of all tensors, in order.
 
     Negative zero is hashed as zero, so that equal values have equal digests.
     """

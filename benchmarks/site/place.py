@@ -38,7 +38,7 @@ class Place:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        site = demo_data.write_sites(self.folder / "data", 1, demo_data.answered, ROWS)[0]
+        site = demo_data.write_sites(self.folder / "data", 1, demo_data.format_completion, ROWS)[0]
         heldout = site.heldout.read_text(encoding="utf-8").splitlines()[:8]
         site.heldout.write_text("\n".join(heldout) + "\n", encoding="utf-8")
         model = demo_data.smollm2_folder()

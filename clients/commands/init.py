@@ -24,7 +24,7 @@ from clients.network.link_speed import Link
 from clients.site import KNOWN, Data, Engine, SiteConfig
 from fedcompress.adapters.base_model import DTYPES, QUANTIZATIONS, BaseModel
 from fedcompress.errors import ConfigError
-from fedcompress.types import NAME
+from fedcompress.types import NAME_PATTERN
 
 _KEY = re.compile(r"^(\w+)( *= *)([^#]*?)( *)(#.*)?$")  # key, equals sign, value, gap and comment of a line
 # dataclasses with the defaults of a section's keys
@@ -159,7 +159,7 @@ def _default(key: str, base: Path) -> Any:
     match key:
         case "site.name":
             host = re.sub(r"[^a-z0-9-]+", "-", socket.gethostname().lower()).strip("-")
-            return host if NAME.fullmatch(host) else "site"
+            return host if NAME_PATTERN.fullmatch(host) else "site"
         case "site.state_dir":
             return "state"
         case "model.path":

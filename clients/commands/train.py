@@ -26,8 +26,8 @@ from clients.training.job import DELTA
 from fedcompress.adapters.constants import CONSTANTS, load_constants
 from fedcompress.adapters.full.export import export_run
 from fedcompress.adapters.template import Template, load_template
-from fedcompress.config.objective import objective_json
 from fedcompress.config.train_task import TrainTask
+from fedcompress.config.training_options import TrainingOptions
 from fedcompress.errors import ConfigError, ProcessError
 from fedcompress.formatting import duration
 from fedcompress.pipeline.states import encode_constants, encode_snapshot
@@ -47,8 +47,8 @@ OnNote = Callable[[int, worker_pb2.Progress], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """Holds what can be set from the command line; what is trained with is checked as a run's is."""
+class Options(TrainingOptions):
+    """Holds what can be set from the command line; what the command does not offer has its default."""
 
     site: str
     template: str
@@ -56,14 +56,8 @@ class Options:
     local: bool = False
     rounds: int = 1
     steps: int = 100
-    batch_size: int = 16
-    lr: float = 2e-3
-    optimizer: str = "adamw8bit"
     optimizer_state: str = "keep"
-    schedule: str = "constant"
-    clip: float = 1.0
-    max_length: int = 64
-    seed: int = 0
+    codec: str = "none"
     as_json: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +66,7 @@ class Options:
         for name in ("rounds", "steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name}", getattr(self, name), "must be at least 1")
+        # The other training options are checked by the task that is made of them.
 
 
 def run(options: Options) -> int:
@@ -85,7 +80,7 @@ def run(options: Options) -> int:
     site_file = site_path(options.site)
     site, template = SiteConfig.load(site_file), load_template(Path(options.template))
     private = replace(site, state_dir=site.state_dir / "local")
-    task_of(options, template, 1, options.steps)  # checks the options before anything starts
+    build_task(options, template, 1, options.steps)  # checks the options before anything starts
     began = time.monotonic()
     make_state_dir(site.state_dir)  # its folder, too, is private
     lock = hold(private.state_dir / "train.lock", f"site {site.name}: trains already, with pid")
@@ -111,35 +106,28 @@ def run(options: Options) -> int:
     return 0
 
 
-def task_of(options: Options, template: Template, round_: int, steps: int) -> TrainTask:
-    """What the coordinator would ask for.
+def build_task(options: Options, template: Template, round_: int, steps: int) -> TrainTask:
+    """Build the task that a coordinator would send for a round with these options.
+
+    Args:
+        options: of the command; what it does not offer is as a run has it by default.
+        template: what the training starts from.
+        round_: number of the round, from 1.
+        steps: optimizer steps; 0 lets the worker only evaluate.
+
+    Returns:
+        The task, in which nothing is compressed.
 
     Raises:
         ConfigError: an option is out of range.
     """
-    return TrainTask(
+    return TrainTask.for_round(
+        options,
+        template,
         run=RUN,
-        round=round_,
+        round_=round_,
         version=round_ - 1,
         steps=steps,
-        batch_size=options.batch_size,
-        lr=options.lr,
-        optimizer=options.optimizer,
-        optimizer_state=options.optimizer_state,
-        codec="none",
-        feedback=1.0,
-        schedule=options.schedule,
-        rounds=options.rounds,
-        clip=options.clip,
-        max_length=options.max_length,
-        objective=objective_json(template.objective),
-        seed=options.seed,
-        adapter_config=json.dumps(template.adapter.config, sort_keys=True, separators=(",", ":")),
-        layout=template.adapter.layout.to_json(),
-        freeze=template.freeze,
-        base_fingerprint=template.base_fingerprint,
-        tokenizer=template.tokenizer,
-        constants=template.constants,
     )
 
 
@@ -172,7 +160,7 @@ def _rounds(
     merged: tuple[str, ...] = ()
     for round_ in range(1, options.rounds + 2):
         steps = options.steps if round_ <= options.rounds else 0
-        task = task_of(options, template, round_, steps)
+        task = build_task(options, template, round_, steps)
         bundle = encode_snapshot(state, layout, run=RUN, version=round_ - 1)
         payload, _ = worker_client.run_round(
             site_file,

@@ -1,4 +1,4 @@
-"""``fedcompress audit``: whether the log of decisions is whole."""
+"""``fedcompress audit`` checks whether the log of decisions is whole."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Annotated
 
 import typer
 
+from fedcompress.cli.help import RUN_SECTION, App
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(help="The coordinator's log of decisions: verify.", no_args_is_help=True, rich_markup_mode=None)
-    group.command(name="verify")(verify)
-    group.callback()(lambda: None)  # a group although it has one command
-    app.add_typer(group, name="audit")
+
+def register(app: App) -> None:
+    """Add the group of commands to the app."""
+    group = App(help="The coordinator's log of decisions: verify.")
+    group.add(verify)
+    app.add_group(group, "audit", section=RUN_SECTION)
 
 
 def verify(
@@ -32,24 +33,26 @@ def verify(
 
     Examples:
       fedcompress audit verify coordinator-state
-
       fedcompress audit verify coordinator-state --key coordinator.pub --kept 8d1f... --json
     """
     from fedcompress.identity import PublicKey
     from fedcompress.identity.audit import verify as check
     from fedcompress.identity.registry import COORDINATOR
 
-    own = folder / f"{COORDINATOR}.pub"
-    path = key if key is not None else (own if own.is_file() else None)
-    found = check(folder, PublicKey.load(path, field="--key") if path is not None else None, kept=kept)
+    path = key
+    if path is None and (folder / f"{COORDINATOR}.pub").is_file():
+        path = folder / f"{COORDINATOR}.pub"
+    public = PublicKey.load(path, field="--key") if path is not None else None
+    report = check(folder, public, kept=kept)
     if as_json:
-        print(json.dumps(asdict(found)))
-    elif found.ok:
-        signed = "signed" if found.signed else "not signed"
-        print(f"{folder}: {found.lines} lines are whole, head {found.head}, {signed}")
-        if found.message:
-            print(f"note: {found.message}")
+        print(json.dumps(asdict(report)))
+    elif report.ok:
+        signed = "signed" if report.signed else "not signed"
+        print(f"{folder}: {report.lines} lines are whole, head {report.head}, {signed}")
+        if report.message:
+            print(f"note: {report.message}")
     else:
-        print(f"{folder}: {f'line {found.bad_line}: ' if found.bad_line else ''}{found.message}")
-    if not found.ok:
+        place = f"line {report.bad_line}: " if report.bad_line else ""
+        print(f"{folder}: {place}{report.message}")
+    if not report.ok:
         raise typer.Exit(1)

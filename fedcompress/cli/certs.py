@@ -1,4 +1,4 @@
-"""``fedcompress certs``: TLS for small deployments and for tests."""
+"""``fedcompress certs`` makes certificates for TLS, for small deployments and for tests."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import Annotated
 
 import typer
 
+from fedcompress.cli.help import RUN_SECTION, App
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(help="Certificates and SuperNode keys: new.", no_args_is_help=True, rich_markup_mode=None)
-    group.command(name="new")(new)
-    group.callback()(lambda: None)  # a group although it has one command
-    app.add_typer(group, name="certs")
+# Options of flower-superlink, without ``--ssl-``, and the files that they name.
+_SSL = (("ca-certfile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key"))
+
+
+def register(app: App) -> None:
+    """Add the group of commands to the app."""
+    group = App(help="Certificates and SuperNode keys: new.")
+    group.add(new)
+    app.add_group(group, "certs", section=RUN_SECTION)
 
 
 def new(
@@ -31,28 +35,23 @@ def new(
 
     Examples:
       fedcompress certs new --host coordinator.example -o certs
-
       fedcompress certs new --host 127.0.0.1 --host localhost --node north --node south -o certs
-
       fedcompress certs new --node west -o west-keys --json
     """
     from fedcompress.identity.certs import CertOptions, hosts_of, make_certs
 
     options = CertOptions(hosts=hosts_of(host or ()), nodes=hosts_of(node or ()), days=days)
-    made = make_certs(options, out, force=force)
+    paths = make_certs(options, out, force=force)
     if as_json:
-        print(json.dumps(made))
+        print(json.dumps(paths))
         return
-    for path in made.values():
+    for path in paths.values():
         print(path)
     if options.hosts:
-        files = " ".join(f"--ssl-{name} {made[file]}" for name, file in _SSL)
+        files = " ".join(f"--ssl-{name} {paths[file]}" for name, file in _SSL)
         print(f"superlink: flower-superlink {files} --enable-supernode-auth")
-        print(f"sites: give them {made['ca.crt']} as root_certificates; keep ca.key to yourself")
+        print(f"sites: give them {paths['ca.crt']} as root_certificates; keep ca.key to yourself")
     for name in options.nodes:
-        print(f"{name}: give {made[f'{name}.key']} to its site as node_key")
+        print(f"{name}: give {paths[f'{name}.key']} to its site as node_key")
         print("  and set the coordinator's node_keys to this folder, or register it:")
-        print(f"  FLWR_HOME=STATE_DIR/flower flwr supernode register {made[f'{name}.pub']} fedcompress")
-
-
-_SSL = (("ca-certfile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key"))
+        print(f"  FLWR_HOME=STATE_DIR/flower flwr supernode register {paths[f'{name}.pub']} fedcompress")

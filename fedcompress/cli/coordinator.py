@@ -1,4 +1,4 @@
-"""``fedcompress run``, ``status``, ``stop``, ``history``, ``export``, ``watch``: run by ``server.commands``.
+"""``fedcompress run``, ``status``, ``stop``, ``history``, ``export`` and ``watch`` are run by ``server.commands``.
 
 Only options are declared here: the library does not know the applications, and ``--help`` imports nothing.
 """
@@ -10,21 +10,23 @@ from typing import Annotated, Any
 
 import typer
 
-from fedcompress.runtime.app_commands import as_words, execute
+from fedcompress.cli.help import RUN_SECTION, App
+from fedcompress.runtime.app_commands import encode_command, execute
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 State = Annotated[Path, typer.Argument(metavar="DIR", help="State directory, or the CONFIG.toml that names it.")]
 Run = Annotated[str, typer.Option("--run", help="Name of the run; default: the last that was started.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
+def register(app: App) -> None:
+    """Add the commands to the app."""
     for command in (run, status, stop, history, export, watch):
-        app.command(name=command.__name__)(command)
+        app.add(command, section=RUN_SECTION)
 
 
-def _command(name: str, options: dict[str, Any]) -> None:
-    execute("server.commands", *as_words(name, options))
+def _execute(name: str, options: dict[str, Any]) -> None:
+    """Run a command of the coordinator in place of this process."""
+    execute("server.commands", *encode_command(name, options))
 
 
 def run(
@@ -38,10 +40,9 @@ def run(
 
     Examples:
       fedcompress run coordinator.toml
-
       fedcompress run coordinator.toml --resume --json
     """
-    _command("run", locals())
+    _execute("run", locals())
 
 
 def status(
@@ -55,12 +56,10 @@ def status(
 
     Examples:
       fedcompress status coordinator.toml
-
       fedcompress status /var/lib/fedcompress --watch
-
       fedcompress status /var/lib/fedcompress --json
     """
-    _command("status", locals())
+    _execute("status", locals())
 
 
 def stop(
@@ -73,10 +72,9 @@ def stop(
 
     Examples:
       fedcompress stop /var/lib/fedcompress
-
       fedcompress stop coordinator.toml --now
     """
-    _command("stop", locals())
+    _execute("stop", locals())
 
 
 def history(
@@ -96,14 +94,11 @@ def history(
 
     Examples:
       fedcompress history /var/lib/fedcompress
-
       fedcompress history coordinator.toml --sites
-
       fedcompress history coordinator.toml --site-rounds --json
-
       fedcompress history coordinator.toml --refusals
     """
-    _command("history", locals())
+    _execute("history", locals())
 
 
 def export(
@@ -125,12 +120,10 @@ def export(
 
     Examples:
       fedcompress export /var/lib/fedcompress -o adapter
-
       fedcompress export coordinator.toml --round 3 -o adapter-3 --json
-
       fedcompress export coordinator.toml --merged --model ./smollm2 -o merged
     """
-    _command("export", locals())
+    _execute("export", locals())
 
 
 def watch(
@@ -157,11 +150,8 @@ def watch(
 
     Examples:
       fedcompress watch /var/lib/fedcompress
-
       fedcompress watch coordinator.toml --once --json
-
       fedcompress watch coordinator.toml --web --port 8080
-
       fedcompress watch coordinator.toml --tensorboard runs --once
     """
-    _command("watch", {**locals(), "allow_host": allow_host or []})
+    _execute("watch", {**locals(), "allow_host": allow_host or []})

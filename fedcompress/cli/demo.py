@@ -1,4 +1,4 @@
-"""``fedcompress demo``."""
+"""``fedcompress demo`` runs a whole federation on this machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import RUN_SECTION, App
+
 Task = Annotated[str, typer.Option(help="medmcqa-department (a classifier) or chat (a language model).")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Connect without TLS and node keys, made for each run.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="demo")(demo)
+def register(app: App) -> None:
+    """Add the command to the app."""
+    app.add(demo, section=RUN_SECTION)
 
 
 def demo(
@@ -38,11 +40,8 @@ def demo(
 
     Examples:
       fedcompress demo
-
       fedcompress demo --task chat --out demo-chat
-
       fedcompress demo --codec none --out demo-plain
-
       fedcompress demo --rounds 10 --codec "topk(density=0.05)|ternary; head: int(bits=4)" --json
     """
     from fedcompress.demo.run import DemoOptions, run_demo

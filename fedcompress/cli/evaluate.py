@@ -1,4 +1,4 @@
-"""``fedcompress evaluate``: tasks of the Language Model Evaluation Harness."""
+"""``fedcompress evaluate`` measures models by tasks of the Language Model Evaluation Harness."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import FILES_SECTION, App
+
 if TYPE_CHECKING:
     from fedcompress.experiments.lm_eval import Scores
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="evaluate")(evaluate)
+def register(app: App) -> None:
+    """Add the command to the app."""
+    app.add(evaluate, section=FILES_SECTION)
 
 
 def evaluate(
@@ -33,7 +35,6 @@ def evaluate(
 
     Examples:
       fedcompress evaluate state/adapter --model ./smollm2 --tasks arc_easy,hellaswag --limit 200
-
       fedcompress evaluate merged --tasks my_task --include ./tasks --json
     """
     from fedcompress.adapters.base_model import DTYPES, resolve_model
@@ -44,7 +45,8 @@ def evaluate(
         raise ConfigError("--dtype", dtype, f"must be one of {list(DTYPES)}")
     if include is not None and not include.is_dir():
         raise ConfigError("--include", include, "must be a folder with task files")
-    config, names = folder / "adapter_config.json", [name.strip() for name in tasks.split(",") if name.strip()]
+    config = folder / "adapter_config.json"
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
     is_adapter = config.is_file()
     if not names:
         raise ConfigError("--tasks", tasks, "must name a task")
@@ -52,20 +54,22 @@ def evaluate(
         raise ConfigError("FOLDER", folder, "must be a folder: an adapter's or a model's")
     if model and not is_adapter:
         raise ConfigError("--model", model, f"is for an adapter, which {folder} is not")
-    named = model or (_base_named(config) if is_adapter else str(folder))
-    base = resolve_model(named, Path(), field="--model" if is_adapter else "FOLDER")
+    if not is_adapter:
+        base = resolve_model(str(folder), Path(), field="FOLDER")
+    else:
+        base = resolve_model(model or _read_base_name(config), Path(), field="--model")
     options: dict[str, Any] = {"include": include, "limit": limit, "batch_size": batch_size, "dtype": dtype}
-    found = {"base": run_tasks(base, None, names, **options)}
+    scores = {"base": run_tasks(base, None, names, **options)}
     if is_adapter:
-        found["adapter"] = run_tasks(base, folder, names, **options)
+        scores["adapter"] = run_tasks(base, folder, names, **options)
     if as_json:
-        print(json.dumps({"folder": str(folder), "model": str(base), "tasks": names, "limit": limit, "scores": found}))
+        print(json.dumps({"folder": str(folder), "model": str(base), "tasks": names, "limit": limit, "scores": scores}))
         return
-    _print(found)
+    _print(scores)
 
 
-def _base_named(config: Path) -> str:
-    """What an adapter's config says that it is on."""
+def _read_base_name(config: Path) -> str:
+    """Return the base model that an adapter's config names."""
     from fedcompress.errors import ConfigError
 
     try:
@@ -74,12 +78,14 @@ def _base_named(config: Path) -> str:
         raise ConfigError("FOLDER", config, "must be JSON that names base_model_name_or_path") from error
 
 
-def _print(found: dict[str, Scores]) -> None:
+def _print(scores: dict[str, Scores]) -> None:
+    """Print a row for each task and metric, with a column for each model."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("task", "metric", *found, title="lm-evaluation-harness")
-    for task, metrics in found["base"].items():
+    table = Table("task", "metric", *scores, title="lm-evaluation-harness")
+    for task, metrics in scores["base"].items():
         for metric in metrics:
-            table.add_row(task, metric, *(f"{scores[task][metric]:.4f}" for scores in found.values()))
+            values = [f"{by_task[task][metric]:.4f}" for by_task in scores.values()]
+            table.add_row(task, metric, *values)
     Console().print(table)

@@ -1,4 +1,4 @@
-"""``fedcompress experiment``: a grid of runs."""
+"""``fedcompress experiment`` runs a grid of demos."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import RUN_SECTION, App
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="experiment")(experiment)
+
+def register(app: App) -> None:
+    """Add the command to the app."""
+    app.add(experiment, section=RUN_SECTION)
 
 
 def experiment(

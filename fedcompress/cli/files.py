@@ -1,4 +1,4 @@
-"""``fedcompress encode``, ``decode`` and ``inspect``: updates on disk."""
+"""``fedcompress encode``, ``decode`` and ``inspect`` work on updates on disk."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import FILES_SECTION, App
+
 Base = Annotated[Path | None, typer.Option(help="What the values are a difference from: a folder or .safetensors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command(name="encode")(encode)
-    app.command(name="decode")(decode)
-    app.command(name="inspect")(inspect)
+def register(app: App) -> None:
+    """Add the commands to the app."""
+    app.add(encode, section=FILES_SECTION)
+    app.add(decode, section=FILES_SECTION)
+    app.add(inspect, section=FILES_SECTION)
 
 
 def encode(
@@ -40,9 +42,7 @@ def encode(
 
     Examples:
       fedcompress encode my-adapter -o adapter.fcu
-
       fedcompress encode round-7 -o update.fcu --base round-6 --budget 64KiB
-
       fedcompress encode tuned.safetensors -o delta.fcu --base model.safetensors --codec "topk(density=0.05)|ternary"
     """
     from fedcompress.files import encode_file
@@ -62,9 +62,7 @@ def decode(
 
     Examples:
       fedcompress decode adapter.fcu -o my-adapter
-
       fedcompress decode update.fcu -o round-7 --base round-6
-
       fedcompress decode delta.fcu -o tuned.safetensors --base model.safetensors
     """
     from fedcompress.files import decode_file
@@ -86,9 +84,7 @@ def inspect(
 
     Examples:
       fedcompress inspect update.fcu
-
       fedcompress inspect update.fcu --reference round-7 --base round-6
-
       fedcompress inspect demo-out/adapter --json
     """
     from fedcompress.files import inspect_file
@@ -100,7 +96,17 @@ def inspect(
 
 @contextmanager
 def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal's stderr, gone when the work is done; errors of the file system become one line."""
+    """Show a bar on a terminal's stderr that disappears when the work is done.
+
+    Args:
+        what: is done, as the bar says it.
+
+    Yields:
+        A function that takes how much is done, and how much there is.
+
+    Raises:
+        ConfigError: the block has raised an error of the file system.
+    """
     from rich.console import Console
     from rich.progress import Progress
 
@@ -116,7 +122,7 @@ def progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def show(facts: dict[str, Any], as_json: bool) -> None:
-    """Facts as JSON, or as lines and tables."""
+    """Print facts as JSON, or as lines, with lists of rows as tables below them."""
     if as_json:
         print(json.dumps(facts))
         return
@@ -128,15 +134,17 @@ def show(facts: dict[str, Any], as_json: bool) -> None:
             case {} if value and all(isinstance(v, dict) for v in value.values()):
                 tables.append((key, [{"name": name, **row} for name, row in value.items()]))
             case {}:
-                print(f"{key:<20} {', '.join(f'{k} {_text(v)}' for k, v in value.items())}")
+                pairs = ", ".join(f"{name} {_format(item)}" for name, item in value.items())
+                print(f"{key:<20} {pairs}")
             case _:
-                print(f"{key:<20} {_text(value)}")
+                print(f"{key:<20} {_format(value)}")
     for title, rows in tables:
         print(f"\n{title}")
-        _table(rows)
+        _print_table(rows)
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    """Print rows of equal keys, with the keys as heading; numbers stand right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -145,11 +153,12 @@ def _table(rows: list[dict[str, Any]]) -> None:
     for key in rows[0]:
         table.add_column(key, justify="right" if isinstance(rows[0][key], int | float) else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_text(v) for v in row.values()))
+        table.add_row(*(_format(value) for value in row.values()))
     Console(markup=False, highlight=False).print(table)
 
 
-def _text(value: object) -> str:
+def _format(value: object) -> str:
+    """Return a value of a fact as text for people."""
     match value:
         case bool():
             return "yes" if value else "no"

@@ -1,4 +1,4 @@
-"""``fedcompress keys``: who may speak for whom."""
+"""``fedcompress keys`` decides which key may speak for whom."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcompress.cli.help import RUN_SECTION, App
+
 if TYPE_CHECKING:
     from fedcompress.identity.registry import Signer
 
@@ -17,33 +19,33 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 StateDir = Annotated[Path, typer.Option("--state-dir", help="The coordinator's state directory.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(
-        help="Keys: new, and the coordinator's register, revoke, list.", no_args_is_help=True, rich_markup_mode=None
-    )
-    group.command(name="new")(new)
-    group.command(name="register")(register_key)
-    group.command(name="revoke")(revoke)
-    group.command(name="list")(list_keys)
-    app.add_typer(group, name="keys")
+def register(app: App) -> None:
+    """Add the group of commands to the app."""
+    group = App(help="Keys: new, and the coordinator's register, revoke, list.")
+    group.add(new)
+    group.add(register_key, "register")
+    group.add(revoke)
+    group.add(list_keys, "list")
+    app.add_group(group, "keys", section=RUN_SECTION)
 
 
-def _facts(signer: Signer) -> dict[str, object]:
+def _as_dict(signer: Signer) -> dict[str, object]:
+    """Return a registered key as a row of JSON."""
     key = {"site": signer.site, "id": signer.key.id, "name": signer.key.name, "public": signer.key.line}
     return {**key, "added": signer.added, "revoked": signer.revoked}
 
 
-def _say(signers: list[Signer], as_json: bool, verb: str) -> None:
+def _print(signers: list[Signer], as_json: bool, verb: str) -> None:
+    """Print what was done to keys: as JSON, or as a line for each with a verb."""
     if as_json:
-        print(json.dumps([_facts(s) for s in signers]))
+        print(json.dumps([_as_dict(s) for s in signers]))
         return
     for signer in signers:
         print(f"{signer.site}: {verb} {signer.key.id}")
 
 
-def _log(folder: Path, event: str) -> Callable[[Signer], None]:
-    """What writes a change into the audit log."""
+def _audit_log(folder: Path, event: str) -> Callable[[Signer], None]:
+    """Return a function that appends an event on a key to the coordinator's audit log."""
     from fedcompress.identity.audit import AuditLog
     from fedcompress.identity.registry import coordinator_key
 
@@ -61,23 +63,22 @@ def new(
 
     Examples:
       fedcompress keys new hospital-north -o keys
-
       fedcompress keys new coordinator -o coordinator-state
     """
     from fedcompress.identity import PrivateKey
     from fedcompress.identity.audit import FILE, AuditLog
     from fedcompress.identity.registry import COORDINATOR
 
-    made = PrivateKey.new(name)
-    key, public = made.save(out, force=force)
-    if name == COORDINATOR and (out / FILE).exists():  # its head is to have the new signature
-        AuditLog(out, made).append("coordinator-key-changed", key=made.public.id, public=made.public.line)
+    key = PrivateKey.new(name)
+    private_file, public_file = key.save(out, force=force)
+    if name == COORDINATOR and (out / FILE).exists():  # the head of the audit log is to have the new signature
+        AuditLog(out, key).append("coordinator-key-changed", key=key.public.id, public=key.public.line)
     if as_json:
-        facts = {"name": name, "id": made.public.id, "key": str(key), "public": str(public)}
-        print(json.dumps({**facts, "line": made.public.line}))
+        paths = {"key": str(private_file), "public": str(public_file)}
+        print(json.dumps({"name": name, "id": key.public.id, **paths, "line": key.public.line}))
         return
-    print(f"{key}: private, key {made.public.id}: keep it here")
-    print(f"{public}: {made.public.line}")
+    print(f"{private_file}: private, key {key.public.id}: keep it here")
+    print(f"{public_file}: {key.public.line}")
 
 
 def register_key(
@@ -98,8 +99,8 @@ def register_key(
     key = PublicKey.load(file, field="PUBKEY_FILE")
     with Registry(state_dir) as registry:
         is_new = all(s.key.data != key.data for s in registry.signers())
-        signer = registry.register(key, site, log=_log(state_dir, "key-registered"))
-    _say([signer], as_json, "registered" if is_new else "was registered already:")
+        signer = registry.register(key, site, log=_audit_log(state_dir, "key-registered"))
+    _print([signer], as_json, "registered" if is_new else "was registered already:")
 
 
 def revoke(
@@ -111,16 +112,15 @@ def revoke(
 
     Examples:
       fedcompress keys revoke hospital-north --state-dir coordinator-state
-
       fedcompress keys revoke 0f3c5a7e9b1d2f46 --state-dir coordinator-state
     """
     from fedcompress.identity import Registry
 
     with Registry(state_dir) as registry:
-        revoked = registry.revoke(name, log=_log(state_dir, "key-revoked"))
+        revoked = registry.revoke(name, log=_audit_log(state_dir, "key-revoked"))
     if not revoked and not as_json:
         print(f"{name}: was revoked already")
-    _say(revoked, as_json, "revoked")
+    _print(revoked, as_json, "revoked")
 
 
 def list_keys(state_dir: StateDir, as_json: Json = False) -> None:
@@ -139,14 +139,15 @@ def list_keys(state_dir: StateDir, as_json: Json = False) -> None:
         signers = registry.signers()
     own = coordinator_key(state_dir)
     if as_json:
-        mine = {"id": own.public.id, "public": own.public.line} if own is not None else None
-        print(json.dumps({"coordinator": mine, "keys": [_facts(s) for s in signers]}))
+        coordinator = {"id": own.public.id, "public": own.public.line} if own is not None else None
+        print(json.dumps({"coordinator": coordinator, "keys": [_as_dict(s) for s in signers]}))
         return
     print(f"coordinator: {own.public.id if own is not None else 'has no key'}")
     for signer in signers:
-        off = f", revoked {_day(signer.revoked)}" if signer.revoked is not None else ""
-        print(f"{signer.site}: {signer.key.id}, registered {_day(signer.added)}{off}")
+        revoked = f", revoked {_format_time(signer.revoked)}" if signer.revoked is not None else ""
+        print(f"{signer.site}: {signer.key.id}, registered {_format_time(signer.added)}{revoked}")
 
 
-def _day(at: float) -> str:
+def _format_time(at: float) -> str:
+    """Return a time in seconds since 1970 as local date and minute."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))

@@ -1,4 +1,4 @@
-"""``fedcompress``: the root command, and how errors are shown."""
+"""``fedcompress`` is the root command; it also shows errors and sets exit codes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import sys
 
 import click
-import typer
 
 from fedcompress.cli import (
     audit,
@@ -24,30 +23,33 @@ from fedcompress.cli import (
     tables,
     template,
 )
+from fedcompress.cli.help import App
 from fedcompress.errors import FedCompressError
 from fedcompress.runtime.app_commands import DEBUG, STOPPED, exit_code
 
-app = typer.Typer(
-    name="fedcompress",
+app = App(
     help="Compressed federated fine-tuning for Flower, PEFT and DeepSpeed.",
-    no_args_is_help=True,
+    name="fedcompress",
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
 )
-coordinator.register(app)
-demo.register(app)
-evaluate.register(app)
-experiment.register(app)
-files.register(app)
-merge.register(app)
-partition.register(app)
-plan.register(app)
-tables.register(app)
-template.register(app)
-site.register(app)
-keys.register(app)
-audit.register(app)
-certs.register(app)
+# Within a section of the help text, commands are listed in this order.
+for module in (
+    template,
+    coordinator,
+    keys,
+    certs,
+    audit,
+    demo,
+    experiment,
+    site,
+    files,
+    merge,
+    evaluate,
+    partition,
+    tables,
+    plan,
+):
+    module.register(app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""``fedcompress merge``: adapters of several sites to one."""
+"""``fedcompress merge`` merges adapters of several sites into one."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import FILES_SECTION, App
+
+# Facts of the report that are printed, and columns of the modules with the largest errors.
 SHOWN = ("path", "peft_type", "rule", "space", "bytes", "parameters", "rank", "merge_error", "contribution", "notes")
 ROW = ("name", "rank", "ranks", "truncation_error", "merge_error", "norm", "sign_conflict")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="merge")(merge)
+def register(app: App) -> None:
+    """Add the command to the app."""
+    app.add(merge, section=FILES_SECTION)
 
 
 def merge(
@@ -44,16 +47,15 @@ def merge(
 
     Examples:
       fedcompress merge north south -o merged
-
       fedcompress merge north south west.fcu --rank 16 --weights 1,1,2 -o merged --report merge.png
-
       fedcompress merge north south --rule "ties(density=0.2)" --space product --energy 0.999 -o merged
     """
     options = {"rule": rule, "space": space, "rank": rank, "energy": energy, "dtype": dtype, "other_bases": other_bases}
-    _run(paths, out, options | {"weights": _numbers(weights), "base": base}, report, as_json)
+    _run(paths, out, options | {"weights": _parse_weights(weights), "base": base}, report, as_json)
 
 
 def _run(paths: list[Path], out: Path, options: dict[str, Any], report: Path | None, as_json: bool) -> None:
+    """Merge with the options of ``merge_folders``, and write and print the report."""
     from fedcompress.cli.files import progress_bar
     from fedcompress.errors import ConfigError
     from fedcompress.files.merge import merge_folders
@@ -67,7 +69,8 @@ def _run(paths: list[Path], out: Path, options: dict[str, Any], report: Path | N
     _print(facts, as_json)
 
 
-def _numbers(text: str) -> list[float] | None:
+def _parse_weights(text: str) -> list[float] | None:
+    """Return the weights of ``--weights``, or None if there are none; raise ``ConfigError`` if they are no numbers."""
     from fedcompress.errors import ConfigError
 
     try:
@@ -77,6 +80,7 @@ def _numbers(text: str) -> list[float] | None:
 
 
 def _write(facts: dict[str, Any], report: Path) -> None:
+    """Write the report as a picture or as JSON."""
     if report.suffix == ".png":
         from fedcompress.files.merge.plot import draw
 
@@ -87,6 +91,7 @@ def _write(facts: dict[str, Any], report: Path) -> None:
 
 
 def _print(facts: dict[str, Any], as_json: bool) -> None:
+    """Print the report: all of it as JSON, or its main facts and the modules with the largest errors."""
     from fedcompress.cli.files import show
 
     if as_json:

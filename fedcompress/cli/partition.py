@@ -1,4 +1,4 @@
-"""``fedcompress partition``: one data set as the data of several sites."""
+"""``fedcompress partition`` makes the data of several sites of one data set."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from fedcompress.cli.help import FILES_SECTION, App
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="partition")(partition)
+MAX_COLUMNS = 12  # values that a terminal has room for
+
+
+def register(app: App) -> None:
+    """Add the command to the app."""
+    app.add(partition, section=FILES_SECTION)
 
 
 def partition(
@@ -36,34 +40,42 @@ def partition(
 
     Examples:
       fedcompress partition all.jsonl --sites 8 --by label --alpha 0.3 -o sites
-
       fedcompress partition all.jsonl --sites 4 --by hospital -o sites
-
       fedcompress partition all.jsonl --sites 10 --alpha 0.5 --least 100 -o sites --json
     """
     from fedcompress.experiments.partition import Partition
     from fedcompress.experiments.partition import partition as share
 
-    how = {(True, True): "dirichlet", (True, False): "key", (False, True): "quantity"}.get(
-        (bool(by), alpha is not None), "iid"
-    )
+    if by and alpha is not None:
+        how = "dirichlet"
+    elif by:
+        how = "key"
+    else:
+        how = "quantity" if alpha is not None else "iid"
     rule = Partition(sites=sites, how=how, alpha=0.5 if alpha is None else alpha, least=least, seed=seed)
     lines, keys = _read(path, by)
     shares = share(len(lines), rule, keys if by else None)
     folders = [out / f"site-{number}" for number in range(1, sites + 1)]
-    facts = []
+    summary = []
     for folder, rows in zip(folders, shares, strict=True):
         _write(folder / "train.jsonl", [lines[row] for row in rows])
         classes = dict(sorted(Counter(keys[row] for row in rows if by).items()))
-        facts.append({"site": folder.name, "rows": len(rows), "classes": classes})
+        summary.append({"site": folder.name, "rows": len(rows), "classes": classes})
     if as_json:
-        print(json.dumps({"how": how, "seed": seed, "rows": len(lines), "sites": facts}))
+        print(json.dumps({"how": how, "seed": seed, "rows": len(lines), "sites": summary}))
     else:
-        _show(how, facts)
+        _show(how, summary)
 
 
 def _read(path: Path, by: str) -> tuple[list[bytes], list[str]]:
-    """Lines as they are, and the field of each.
+    """Read the lines of a data set.
+
+    Args:
+        path: JSON Lines.
+        by: field that is the key of a row; empty: rows need none.
+
+    Returns:
+        The lines as they are, and the key of each as text.
 
     Raises:
         ConfigError: no such file; a line is not a JSON object, or lacks the field.
@@ -91,20 +103,23 @@ def _read(path: Path, by: str) -> tuple[list[bytes], list[str]]:
 
 
 def _write(path: Path, lines: Sequence[bytes]) -> None:
+    """Write lines to a file, whose folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(line + b"\n" for line in lines))
 
 
-def _show(how: str, facts: list[dict[str, Any]]) -> None:
+def _show(how: str, summary: list[dict[str, Any]]) -> None:
+    """Print a row for each site, with the number of rows of each of the first values."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    names = sorted({name for fact in facts for name in fact["classes"]})
-    most = 12  # columns that a terminal has room for
-    table = Table("site", "rows", *names[:most], box=box.SIMPLE, title=how, title_justify="left")
-    for fact in facts:
-        table.add_row(fact["site"], str(fact["rows"]), *(str(fact["classes"].get(n, 0)) for n in names[:most]))
+    names = sorted({name for site in summary for name in site["classes"]})
+    columns = names[:MAX_COLUMNS]
+    table = Table("site", "rows", *columns, box=box.SIMPLE, title=how, title_justify="left")
+    for site in summary:
+        counts = [str(site["classes"].get(name, 0)) for name in columns]
+        table.add_row(site["site"], str(site["rows"]), *counts)
     Console().print(table)
-    if len(names) > most:
-        print(f"and {len(names) - most} more values: --json tells them")
+    if len(names) > MAX_COLUMNS:
+        print(f"and {len(names) - MAX_COLUMNS} more values: --json tells them")

@@ -1,19 +1,25 @@
-"""``fedcompress plan``: memory per rank."""
+"""``fedcompress plan`` predicts the memory of each rank."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-DEFAULT = "frugal(state=8bit)"
+from fedcompress.cli.help import LOOKUP_SECTION, App
+
+if TYPE_CHECKING:
+    from fedcompress.optim.memory_plan import Setup
+
+DEFAULT = "frugal(state=8bit)"  # optimizer, if none is named
+# Parts of the memory, as they are printed.
 PARTS = ("weights", "masters", "gradients", "state", "buffers", "activations", "total")
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="plan")(plan)
+def register(app: App) -> None:
+    """Add the command to the app."""
+    app.add(plan, section=LOOKUP_SECTION)
 
 
 def plan(
@@ -36,9 +42,7 @@ def plan(
 
     Examples:
       fedcompress plan meta-llama/Llama-3.2-1B --optimizer "galore(rank=256)" --zero 2 --gpus 4
-
       fedcompress plan ./model --optimizer adamw --optimizer adamw8bit --optimizer "frugal(state=8bit)" --gpus 2
-
       fedcompress plan ./model --lora-rank 16 --zero 3 --gpus 8 --length 4096 --checkpointing --json
     """
     from fedcompress.optim.memory_plan import Setup
@@ -47,8 +51,8 @@ def plan(
     shape = {"zero": zero, "ranks": gpus, "dtype": dtype, "micro_batch": micro_batch, "length": length}
     options: dict[str, Any] = shape | {"checkpointing": checkpointing, "bucket": bucket}
     setups = [Setup(optimizer=text, **options) for text in optimizer or [DEFAULT]]
-    built = on_meta(model, lora_rank)
-    rows = [{"optimizer": s.optimizer, **count(built, s).as_dict()} for s in setups]
+    empty_model = on_meta(model, lora_rank)
+    rows = [{"optimizer": setup.optimizer, **count(empty_model, setup).as_dict()} for setup in setups]
     if as_json:
         print(json.dumps({"model": model, **options, "plans": rows}))
     else:
@@ -56,7 +60,11 @@ def plan(
 
 
 def on_meta(name: str, lora_rank: int) -> Any:
-    """The model without weights.
+    """Build a model on torch's meta device, which has shapes but no weights.
+
+    Args:
+        name: folder with a config.json, or a name on the hub.
+        lora_rank: of LoRA on all linear layers; 0: none.
 
     Raises:
         ConfigError: there is no model of that name, or it is of no known type.
@@ -84,19 +92,23 @@ def on_meta(name: str, lora_rank: int) -> Any:
     return model
 
 
-def _show(model: str, setup: Any, rows: list[dict[str, Any]]) -> None:
+def _show(model: str, setup: Setup, rows: list[dict[str, Any]]) -> None:
+    """Print the parts of the memory for each optimizer: as one table if it fits into 120 columns, else one by one."""
     where = f"ZeRO-{setup.zero}, {setup.ranks} GPUs, {setup.dtype}, {setup.micro_batch} x {setup.length} tokens"
     size = f"{rows[0]['parameters'] / 1e6:,.0f}M parameters, {rows[0]['trainable'] / 1e6:,.1f}M trained"
     print(f"{model}: {size}\n{where}; GiB on the fullest rank\n")
     width = max(len(row["optimizer"]) for row in rows) if len(rows) > 1 else 0
-    wide = width + 12 * (len(PARTS) + 1) <= 120
-    names = "".join(f"{p:>12}" for p in (*PARTS, "GiB card"))
-    if wide and width:
+    is_table = 0 < width <= 120 - 12 * (len(PARTS) + 1)
+    names = "".join(f"{part:>12}" for part in (*PARTS, "GiB card"))
+    if is_table:
         print(" " * width + names)
     for row in rows:
-        numbers = "".join(f"{row[p] / (1 << 30):12.2f}" for p in PARTS)
+        numbers = "".join(f"{row[part] / (1 << 30):12.2f}" for part in PARTS)
         numbers += f"{row['fits_gib'] or 'none':>13}"
-        print(f"{row['optimizer']:<{width}}{numbers}" if wide and width else f"{row['optimizer']}\n{names}\n{numbers}")
+        if is_table:
+            print(f"{row['optimizer']:<{width}}{numbers}")
+        else:
+            print(f"{row['optimizer']}\n{names}\n{numbers}")
     for note in dict.fromkeys(n for row in rows for n in row["notes"]):
         print(f"note: {note}")
     print("note: activations are an estimate")

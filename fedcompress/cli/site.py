@@ -1,4 +1,4 @@
-"""``fedcompress site``: what a site team needs, run by ``clients.commands`` in a process of its own.
+"""``fedcompress site`` has the commands that a site team needs; ``clients.commands`` runs them in another process.
 
 Only options are declared here: the library does not know the applications, and ``--help`` imports nothing.
 """
@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedcompress.runtime.app_commands import as_words, execute
+from fedcompress.cli.help import SITE_SECTION, App
+from fedcompress.runtime.app_commands import encode_command, execute
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="Path of site.toml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -21,34 +22,44 @@ Certificates = Annotated[Path | None, typer.Option(help="PEM file with the Super
 Key = Annotated[Path | None, typer.Option(help="The SuperNode's private key.")]
 
 
-# Options of ``init`` and what they set in site.toml.
+# Keys of site.toml by the options of ``init`` that set them.
 _ANSWERS = {
-    **{name: f"site.{name}" for name in ("name", "state_dir")},
+    "name": "site.name",
+    "state_dir": "site.state_dir",
     "model": "model.path",
     "dtype": "model.dtype",
     "quantization": "model.quantization",
-    **{n: f"data.{n}" for n in ("train", "heldout", "text", "label", "prompt", "completion", "messages")},
-    **{name: f"engine.{name}" for name in ("ranks", "zero_stage", "micro_batch", "threads")},
+    "train": "data.train",
+    "heldout": "data.heldout",
+    "text": "data.text",
+    "label": "data.label",
+    "prompt": "data.prompt",
+    "completion": "data.completion",
+    "messages": "data.messages",
+    "ranks": "engine.ranks",
+    "zero_stage": "engine.zero_stage",
+    "micro_batch": "engine.micro_batch",
+    "threads": "engine.threads",
     "max_update_norm": "privacy.max_update_norm",
-    **{name: f"identity.{name}" for name in ("key", "coordinator")},
+    "key": "identity.key",
+    "coordinator": "identity.coordinator",
     "superlink": "superlink.address",
     "root_certificates": "superlink.root_certificates",
     "node_key": "superlink.node_key",
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group."""
-    group = typer.Typer(
-        help="Run a site: init, doctor, up, status, logs, down, train.", no_args_is_help=True, rich_markup_mode=None
-    )
+def register(app: App) -> None:
+    """Add the group of commands to the app."""
+    group = App(help="Run a site: init, doctor, up, status, logs, down, train.")
     for command in (init, doctor, up, status, logs, down, train, worker, node):
-        group.command(name=command.__name__)(command)
-    app.add_typer(group, name="site")
+        group.add(command)
+    app.add_group(group, "site", section=SITE_SECTION)
 
 
-def _command(name: str, options: dict[str, Any]) -> None:
-    execute("clients.commands", *as_words(name, options))
+def _execute(name: str, options: dict[str, Any]) -> None:
+    """Run a command of a site in place of this process."""
+    execute("clients.commands", *encode_command(name, options))
 
 
 def init(
@@ -85,12 +96,11 @@ def init(
 
     Examples:
       fedcompress site init
-
       fedcompress site init --name north --model ./smollm2 --train train.jsonl --yes -o north.toml
     """
-    given = locals()
-    answers = {key: given[option] for option, key in _ANSWERS.items() if given[option] is not None}
-    _command("init", {"out": out, "answers": answers, "yes": yes, "force": force, "as_json": as_json})
+    options = locals()
+    answers = {key: options[option] for option, key in _ANSWERS.items() if options[option] is not None}
+    _execute("init", {"out": out, "answers": answers, "yes": yes, "force": force, "as_json": as_json})
 
 
 def doctor(
@@ -107,12 +117,10 @@ def doctor(
 
     Examples:
       fedcompress site doctor site.toml
-
       fedcompress site doctor site.toml --superlink coordinator.example:8000 --run-template initial
-
       fedcompress site doctor site.toml --json
     """
-    _command("doctor", locals())
+    _execute("doctor", locals())
 
 
 def up(
@@ -128,12 +136,10 @@ def up(
 
     Examples:
       fedcompress site up site.toml --superlink coordinator.example:8000 --root-certificates ca.crt
-
       fedcompress site up site.toml --superlink 127.0.0.1:8000 --insecure
-
       fedcompress site up site.toml --superlink coordinator.example:8000 --auth-supernode-private-key node.key --detach
     """
-    _command("up", locals())
+    _execute("up", locals())
 
 
 def down(
@@ -146,7 +152,7 @@ def down(
     Example:
       fedcompress site down site.toml
     """
-    _command("down", locals())
+    _execute("down", locals())
 
 
 def status(
@@ -159,12 +165,10 @@ def status(
 
     Examples:
       fedcompress site status site.toml
-
       fedcompress site status site.toml --watch
-
       fedcompress site status site.toml --json
     """
-    _command("status", locals())
+    _execute("status", locals())
 
 
 def logs(
@@ -178,12 +182,10 @@ def logs(
 
     Examples:
       fedcompress site logs site.toml -f
-
       fedcompress site logs site.toml --rank 0 --lines 200
-
       fedcompress site logs site.toml --json
     """
-    _command("logs", locals())
+    _execute("logs", locals())
 
 
 def train(
@@ -207,10 +209,9 @@ def train(
 
     Examples:
       fedcompress site train site.toml --local --template initial --steps 100
-
       fedcompress site train site.toml --local --template initial --rounds 5 --steps 20 --lr 1e-3 -o baseline --json
     """
-    _command("train", locals())
+    _execute("train", locals())
 
 
 def worker(

@@ -1,4 +1,4 @@
-"""``fedcompress template``: what a run starts from."""
+"""``fedcompress template`` makes the folder that a run starts from."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedcompress.cli.help import RUN_SECTION, App
+
 if TYPE_CHECKING:
     from fedcompress.adapters.template import Template
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(name="template")(template)
+def register(app: App) -> None:
+    """Add the command to the app."""
+    app.add(template, section=RUN_SECTION)
 
 
 def template(
@@ -39,29 +41,35 @@ def template(
 
     Examples:
       fedcompress template ./smollm2 --adapter "lora(r=16,targets=all-linear)" -o initial
-
       fedcompress template ./minilm --task classification --labels yes,no --adapter "lora(r=8,targets=query+value)" -o x
-
       fedcompress template ./llama --adapter "vera(r=256)" -o initial --json
-
       fedcompress template ./llama --adapter "eva(r=16)" --texts samples.txt -o initial
-
       fedcompress template ./smollm2 --adapter full -o initial
     """
-    made = _made(model, out, task, adapter, labels, head, revision, seed, texts)
-    numel, tensors = made.adapter.layout.numel, len(made.adapter.layout.tensors)
+    written = _write(model, out, task, adapter, labels, head, revision, seed, texts)
+    numel = written.adapter.layout.numel
+    tensors = len(written.adapter.layout.tensors)
     if as_json:
-        facts = {"out": str(out), "adapter": adapter, "task": task, "parameters": numel, "tensors": tensors}
-        digests = {"base_fingerprint": made.base_fingerprint, "tokenizer": made.tokenizer, "constants": made.constants}
-        print(json.dumps({**facts, **digests, "quantization": made.quantization}))
+        facts = {
+            "out": str(out),
+            "adapter": adapter,
+            "task": task,
+            "parameters": numel,
+            "tensors": tensors,
+            "base_fingerprint": written.base_fingerprint,
+            "tokenizer": written.tokenizer,
+            "constants": written.constants,
+            "quantization": written.quantization,
+        }
+        print(json.dumps(facts))
     else:
         print(f"{out}: {adapter} on {model}: {numel:,} parameters in {tensors} tensors")
 
 
-def _made(
+def _write(
     model: str, out: Path, task: str, adapter: str, labels: str, head: str, revision: str, seed: int, texts: str
 ) -> Template:
-    """Check the options together, and write the folder."""
+    """Check the options of the command together, and write the folder."""
     from fedcompress.adapters.base_model import BaseModel, resolve_model
     from fedcompress.adapters.spec import parse_adapter
     from fedcompress.adapters.template_builder import write_template
@@ -78,13 +86,13 @@ def _made(
         raise ConfigError("--task", task, f"must be one of {list(OBJECTIVES)}")
     raw: dict[str, object] = {"name": task}
     if task == Classification.name:
-        raw |= {"labels": _labels(labels), "head": head}
+        raw |= {"labels": _parse_labels(labels), "head": head}
     elif labels:
         raise ConfigError("--labels", labels, "is for --task classification")
     spec = parse_adapter(adapter, field="--adapter")
     base = BaseModel(path=resolve_model(model, Path(), revision, field="model"))
     objective = objective_from(raw, field="--task")
-    samples = _lines("--texts", texts) if texts else []
+    samples = _read_lines("--texts", texts) if texts else []
     if spec.row.start == "base":
         from fedcompress.adapters.full.template import write_weights_template
 
@@ -94,15 +102,15 @@ def _made(
     return write_template(out, base, objective, spec, seed=seed, texts=samples)
 
 
-def _labels(text: str) -> list[str]:
-    """Class names from the option, or from its file."""
+def _parse_labels(text: str) -> list[str]:
+    """Return the class names in the option, or in the file that it names."""
     if not text.startswith("@"):
         return [name.strip() for name in text.split(",") if name.strip()]
-    return _lines("--labels", text[1:])
+    return _read_lines("--labels", text[1:])
 
 
-def _lines(option: str, name: str) -> list[str]:
-    """Lines of a file that are not empty."""
+def _read_lines(option: str, name: str) -> list[str]:
+    """Return the lines of a file that are not empty."""
     from fedcompress.errors import ConfigError
 
     try:

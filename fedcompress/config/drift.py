@@ -1,6 +1,6 @@
-"""Corrections of drift: what a site adds to its gradients so as not to leave the others behind.
+"""A drift correction changes the gradients of a site so that its model does not drift away from those of other sites.
 
-State that outlives a round is kept by the site, with its residual.
+State of a correction that outlives a round is stored by the site, with its residual.
 """
 
 from __future__ import annotations
@@ -14,17 +14,20 @@ from fedcompress.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class NoCorrection:
-    """Plain local training."""
+    """Local training is left as it is: no gradient is changed."""
 
     name: ClassVar[str] = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FedProx:
-    """``mu (theta - h)`` is added to the gradient (Li et al. 2020, arXiv:1812.06127, section 3.2)."""
+    """FedProx adds ``mu (theta - h)`` to the gradient (Li et al. 2020, arXiv:1812.06127, section 3.2).
+
+    ``theta`` are the trained parameters, and ``h`` is the published state that the round started from.
+    """
 
     name: ClassVar[str] = "fedprox"
-    mu: float = 0.01
+    mu: float = 0.01  # weight of the proximal term; above 0
 
     def __post_init__(self) -> None:
         if not self.mu > 0:
@@ -36,7 +39,11 @@ DRIFT_CORRECTIONS: dict[str, type[DriftCorrection]] = {c.name: c for c in (NoCor
 
 
 def parse_drift_correction(text: str, field: str = "correction") -> DriftCorrection:
-    """Parse ``name(key=value)``.
+    """Parse a drift correction, written ``name`` or ``name(key=value)``.
+
+    Args:
+        text: such as ``fedprox(mu=0.1)``.
+        field: name of the setting in error messages.
 
     Raises:
         ConfigError: unknown name or key, or a value out of range.

@@ -1,4 +1,7 @@
-"""What a model learns to do: decided once for a run, equal at all sites, sent as JSON with every task."""
+"""An objective says what a model learns to do.
+
+It is decided once for a run, is equal at all sites, and is sent as JSON with every task.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from typing import Any, ClassVar
 
 from fedcompress.errors import ConfigError
 
-HEADS = ("mean-pool-linear", "stock")
+HEADS = ("mean-pool-linear", "stock")  # heads of a classifier
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """One class for each text.
+    """Classification assigns one class to each text.
 
     Args:
         labels: class names, in the order of the head's rows; agreed by all sites, never guessed from data.
@@ -34,14 +37,14 @@ class Classification:
 
 @dataclass(frozen=True, kw_only=True)
 class CausalLM:
-    """The next token of a completion; the loss leaves prompts out."""
+    """A causal language model predicts the next token of a completion; the loss leaves prompts out."""
 
     name: ClassVar[str] = "causal-lm"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seq2SeqLM:
-    """The completion, by a decoder that attends to the encoded prompt."""
+    """A sequence-to-sequence model predicts a completion by a decoder that attends to the encoded prompt."""
 
     name: ClassVar[str] = "seq2seq-lm"
 
@@ -51,30 +54,34 @@ OBJECTIVES: dict[str, type[Objective]] = {o.name: o for o in (Classification, Ca
 
 
 def objective_json(objective: Objective) -> str:
-    """Canonical JSON: the name, and the fields."""
+    """Return the canonical JSON of an objective: its name and its fields, with sorted keys and without spaces."""
     return json.dumps({"name": objective.name, **asdict(objective)}, sort_keys=True, separators=(",", ":"))
 
 
 def objective_from(raw: object, field: str = "objective") -> Objective:
-    """Inverse of ``objective_json``, from text or what it parses to.
+    """Build an objective from its JSON, the inverse of ``objective_json``.
+
+    Args:
+        raw: JSON text, or what it parses to.
+        field: name of the setting in error messages.
 
     Raises:
-        ConfigError: not an objective, or a field out of range.
+        ConfigError: it is not an objective, or a field is out of range.
     """
     try:
-        found = json.loads(raw) if isinstance(raw, str) else raw
+        parsed = json.loads(raw) if isinstance(raw, str) else raw
     except (ValueError, RecursionError) as error:
         raise ConfigError(field, str(raw)[:80], "must be the JSON of an objective") from error
-    if not isinstance(found, dict) or found.get("name") not in OBJECTIVES:
-        name = found.get("name") if isinstance(found, dict) else type(found).__name__
+    if not isinstance(parsed, dict) or parsed.get("name") not in OBJECTIVES:
+        name = parsed.get("name") if isinstance(parsed, dict) else type(parsed).__name__
         raise ConfigError(field, repr(name), f"must be one of {list(OBJECTIVES)}")
-    kwargs: dict[str, Any] = {k: v for k, v in found.items() if k != "name"}
+    kwargs: dict[str, Any] = {k: v for k, v in parsed.items() if k != "name"}
     labels = kwargs.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ConfigError(f"{field}.labels", labels, "must be a list of names")
     if "labels" in kwargs:
         kwargs["labels"] = tuple(labels)
     try:
-        return OBJECTIVES[found["name"]](**kwargs)
+        return OBJECTIVES[parsed["name"]](**kwargs)
     except TypeError as error:
-        raise ConfigError(field, found["name"], f"has other fields: {error}") from error
+        raise ConfigError(field, parsed["name"], f"has other fields: {error}") from error

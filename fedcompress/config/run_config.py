@@ -1,111 +1,138 @@
-"""The coordinator's settings of a run: parsed once, at the edge, from Flower's flat scalars."""
+"""The coordinator's settings of a run are parsed once, at the edge, from the flat scalars of Flower's run config."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from fedcompress.codecs import CodecSpec, Feedback
-from fedcompress.config.drift import parse_drift_correction
-from fedcompress.config.schedules import parse_schedule
-from fedcompress.config.training_options import check_optimizer, check_positive
+from fedcompress.codecs import CodecSpec
+from fedcompress.config.training_options import TrainingOptions, check_positive
 from fedcompress.errors import ConfigError
 from fedcompress.merging import RULES, check_space, parse_rule, parse_server_optimizer, parse_weighting
 from fedcompress.merging.rules.krum import Krum
 from fedcompress.merging.rules.multi_krum import MultiKrum
 from fedcompress.merging.server_optim import ServerOptimizer, Sgd
 from fedcompress.merging.weighting import Weighting
-from fedcompress.types import NAME
+from fedcompress.types import NAME_PATTERN
 
-SAMPLINGS = ("uniform", "data", "bandwidth")
-LATE = ("return", "merge")
+SAMPLINGS = ("uniform", "data", "bandwidth")  # ways to choose the sites of a round
+LATE = ("return", "merge")  # what becomes of an update that comes after its round was merged
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """The coordinator's settings. Run-config keys are these names with dashes."""
+class RunConfig(TrainingOptions):
+    """A run config holds all settings of a run; the keys of Flower's run config are these names with dashes."""
 
-    run: str = "run"
-    state_dir: str = ""
+    run: str = "run"  # name of the run
+    state_dir: str = ""  # folder of ledger, blobs and keys
     initial_adapter: str = ""  # folder that `fedcompress template` makes: objective, config, layout and start
-    base_fingerprint: str = ""  # hex; empty: the template's, or else the first one seen is kept
-    rounds: int = 5
-    min_sites: int = 1
-    sites_per_round: int = 0  # whose updates a round is to have; 0: all that are there
-    sampling: str = "uniform"  # or data, bandwidth: which of them
-    over_sampling: float = 1.0  # times sites-per-round are asked, and the first sites-per-round are merged
-    quorum: int = 1  # updates without which a round is not merged
+    base_fingerprint: str = ""  # hex; empty: the template's, or else the first one that a site reports
+    min_sites: int = 1  # sites that must be connected before the run begins
+    sites_per_round: int = 0  # number of updates that a round merges; 0: those of all connected sites
+    sampling: str = "uniform"  # how the sites of a round are chosen: uniform, data or bandwidth
+    over_sampling: float = 1.0  # sites-per-round times this are asked; the first sites-per-round updates are merged
+    quorum: int = 1  # a round with fewer updates is not merged
     patience: int = 3  # times that a round without a quorum is given another round-timeout
-    buffer: int = 0  # updates after which a round is merged while others go on training; 0: it waits for all
-    late: str = "return"  # to the site's residual; or merge: in a later round, for less
-    max_staleness: int = 4  # versions after which a late update is returned all the same
-    norm_bound: float = 10.0  # times the median norm of updates; 0: none
-    max_refusals: int = 3  # in a row, after which a site is left out for a while; 0: never
-    retention: int = 2  # versions of which everything is kept, to fall back on
-    round_timeout: float = 3600.0  # seconds
+    buffer: int = 0  # a round is merged after so many updates while other sites go on training; 0: it waits for all
+    late: str = "return"  # a late update goes back into the site's residual, or (merge) into a later round, for less
+    max_staleness: int = 4  # an update that is more versions late than this is returned all the same
+    norm_bound: float = 10.0  # updates of more than so many times the median norm are refused; 0: none is
+    max_refusals: int = 3  # a site with so many refusals in a row is left out for a while; 0: never
+    retention: int = 2  # newest versions of which everything is kept, to fall back on
+    round_timeout: float = 3600.0  # seconds that a round waits for replies
     join_timeout: float = 300.0  # seconds to wait for min_sites
-    steps: int = 20
-    batch_size: int = 16
-    lr: float = 2e-3
-    optimizer: str = "adamw8bit"
-    optimizer_state: str = "reset"  # or keep: what a site does with it when a round begins
-    codec: str = "lora-transform"
-    downlink_codec: str = "lora-transform-down"
-    feedback: float = 1.0
-    feedback_warmup: int = 0  # rounds over which feedback grows to its value
-    feedback_reset: int = 0  # every so many rounds residuals are dropped; 0: never
-    residual_store: str = "none"  # how sites keep residuals: none (float32), bf16, int8
-    rule: str = "lora-ridge"
-    space: str = "factors"  # or product: what elementwise rules merge of LoRA modules
-    weighting: str = "examples"  # how much a site counts
-    server_optimizer: str = "sgd"
-    server_lr: float = 1.0  # of sgd; other server optimizers have their own lr
-    schedule: str = "constant"  # of the sites' learning rate, over all rounds
-    clip: float = 1.0  # norm of a site's gradient; 0: not clipped
-    correction: str = "none"  # of the drift of sites
+    downlink_codec: str = "lora-transform-down"  # codec of the states that the coordinator sends
+    rule: str = "lora-ridge"  # merge rule, a row of RULES with its parameters
+    space: str = "factors"  # what elementwise rules merge of LoRA modules: factors or product
+    weighting: str = "examples"  # how much a site counts, a row of WEIGHTINGS with its parameters
+    server_optimizer: str = "sgd"  # a row of SERVER_OPTIMIZERS with its parameters
+    server_lr: float = 1.0  # learning rate of sgd; other server optimizers have their own parameter lr
     train_timeout: float = 0.0  # seconds that a site trains at most in a round; 0: no limit
-    max_length: int = 64
-    seed: int = 0
     require_signatures: bool = True  # refuse replies that no registered key has signed
 
-    def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.run):
-            raise ConfigError("run", repr(self.run), f"must match {NAME.pattern}")
-        for name in ("state_dir", "initial_adapter"):
-            if not getattr(self, name):
-                raise ConfigError(name.replace("_", "-"), "''", "must be set in the run config")
-        for name in (
-            "rounds",
-            "min_sites",
-            "quorum",
-            "round_timeout",
-            "join_timeout",
-            "over_sampling",
-            "max_staleness",
-            "retention",
-            "batch_size",
-            "lr",
-            "max_length",
-        ):
-            check_positive(name.replace("_", "-"), getattr(self, name))
-        zeros = ("steps", "sites_per_round", "server_lr", "clip", "train_timeout", "seed", "patience", "buffer")
-        for name in (*zeros, "norm_bound", "max_refusals"):
-            check_positive(name.replace("_", "-"), getattr(self, name), zero=True)
-        if self.seed >= 1 << 64:
-            raise ConfigError("seed", self.seed, "must be below 2^64")
-        for name in ("codec", "downlink_codec"):
-            CodecSpec.parse(getattr(self, name), field=name.replace("_", "-"))
-        check_space(parse_rule(self.rule), self.space)
-        self._check_rounds()
-        self._check_quorum()
-        _ = self.weigh_by, self.outer, self.error_feedback  # they check their ranges
-        check_optimizer("optimizer", self.optimizer, self.optimizer_state)
-        parse_schedule(self.schedule, field="schedule")
-        parse_drift_correction(self.correction, field="correction")
+    CHECK_ORDER: ClassVar[tuple[str, ...]] = (
+        "run",
+        "state_dir",
+        "initial_adapter",
+        "rounds",
+        "min_sites",
+        "quorum",
+        "round_timeout",
+        "join_timeout",
+        "over_sampling",
+        "max_staleness",
+        "retention",
+        "batch_size",
+        "lr",
+        "max_length",
+        "steps",
+        "sites_per_round",
+        "server_lr",
+        "clip",
+        "train_timeout",
+        "seed",
+        "patience",
+        "buffer",
+        "norm_bound",
+        "max_refusals",
+        "seed-size",
+        "codec",
+        "downlink_codec",
+        "rule",
+        "participation",
+        "rule-quorum",
+        "weighting",
+        "server_optimizer",
+        "feedback",
+        "optimizer",
+        "schedule",
+        "correction",
+    )
 
-    def _check_rounds(self) -> None:
+    @staticmethod
+    def field_name(name: str) -> str:
+        """Return the key of a setting in Flower's run config."""
+        return name.replace("_", "-")
+
+    def check(self, name: str, field: str) -> None:
+        """Perform one check: raise ``ConfigError`` unless a setting, or how it goes with others, is allowed."""
+        match name:
+            case "run":
+                if not NAME_PATTERN.fullmatch(self.run):
+                    raise ConfigError(field, repr(self.run), f"must match {NAME_PATTERN.pattern}")
+            case "state_dir" | "initial_adapter":
+                if not getattr(self, name):
+                    raise ConfigError(field, "''", "must be set in the run config")
+            case "min_sites" | "quorum" | "round_timeout" | "join_timeout" | "over_sampling":
+                check_positive(field, getattr(self, name))
+            case "max_staleness" | "retention":
+                check_positive(field, getattr(self, name))
+            case "sites_per_round" | "server_lr" | "train_timeout" | "seed":
+                check_positive(field, getattr(self, name), zero=True)
+            case "patience" | "buffer" | "norm_bound" | "max_refusals":
+                check_positive(field, getattr(self, name), zero=True)
+            case "seed-size":
+                if self.seed >= 1 << 64:
+                    raise ConfigError("seed", self.seed, "must be below 2^64")
+            case "downlink_codec":
+                CodecSpec.parse(self.downlink_codec, field=field)
+            case "rule":
+                check_space(parse_rule(self.rule), self.space)
+            case "participation":
+                self._check_participation()
+            case "rule-quorum":
+                self._check_quorum_of_rule()
+            case "weighting":
+                _ = self.weigh_by  # parsing checks it
+            case "server_optimizer":
+                _ = self.outer  # parsing checks it
+            case _:
+                super().check(name, field)
+
+    def _check_participation(self) -> None:
+        """Raise ``ConfigError`` unless the settings of who takes part in a round go together."""
         for name, choices in (("sampling", SAMPLINGS), ("late", LATE)):
             if getattr(self, name) not in choices:
                 raise ConfigError(name, getattr(self, name), f"must be one of {list(choices)}")
@@ -122,34 +149,33 @@ class RunConfig:
         if 0 < self.norm_bound < 1:
             raise ConfigError("norm-bound", self.norm_bound, "must be 0 or at least 1")
 
-    def _check_quorum(self) -> None:
-        """A round with too few updates for Krum is to wait for more, not to fail when it merges."""
+    def _check_quorum_of_rule(self) -> None:
+        """Raise ``ConfigError`` if a quorum would be too few updates for Krum.
+
+        Such a round is to wait for more updates instead of failing when it is merged.
+        """
         rule = parse_rule(self.rule)
         needed = 2 * rule.malicious + 3 if isinstance(rule, Krum | MultiKrum) and rule.malicious else 1
         if self.quorum < needed:
             raise ConfigError("quorum", self.quorum, f"must be at least {needed} with rule {self.rule}")
 
     @property
-    def error_feedback(self) -> Feedback:
-        """How both ends keep what their codecs leave out."""
-        warmup, reset = self.feedback_warmup, self.feedback_reset
-        return Feedback(decay=self.feedback, warmup=warmup, reset=reset, store=self.residual_store)
-
-    @property
     def warnings(self) -> list[str]:
-        """What is allowed, and known to go badly together."""
+        """Return a line for each combination of settings that is allowed but known to go badly together."""
         rule = parse_rule(self.rule)
-        told = RULES[rule.name].after_sparse if CodecSpec.parse(self.codec).sparse else ""
-        return [f"rule {rule.name} with codec {self.codec}: {told}"] if told else []
+        advice = RULES[rule.name].after_sparse
+        if not advice or not CodecSpec.parse(self.codec).sparse:
+            return []
+        return [f"rule {rule.name} with codec {self.codec}: {advice}"]
 
     @property
     def weigh_by(self) -> Weighting:
-        """How much a site counts."""
+        """Return how much a site counts, parsed."""
         return parse_weighting(self.weighting)
 
     @property
     def outer(self) -> ServerOptimizer:
-        """The server optimizer."""
+        """Return the server optimizer, parsed; ``server_lr`` is the learning rate of plain SGD."""
         optimizer = parse_server_optimizer(self.server_optimizer)
         if self.server_lr == 1:
             return optimizer
@@ -160,12 +186,15 @@ class RunConfig:
 
     @property
     def state_path(self) -> Path:
-        """State directory."""
+        """Return the state directory as a path."""
         return Path(self.state_dir)
 
 
 def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
-    """``RunConfig`` from Flower's flat run config.
+    """Parse and check Flower's flat run config.
+
+    Args:
+        flat: scalars by key, where keys are the names of settings with dashes; an integer may stand for a float.
 
     Raises:
         ConfigError: unknown key, wrong type, or a value out of range.
@@ -175,11 +204,11 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
     for key, value in flat.items():
         if key not in known:
             raise ConfigError(key, value, f"unknown key: must be one of {sorted(known)}")
-        field = known[key]
-        kind = type(field.default)
+        setting = known[key]
+        kind = type(setting.default)
         if kind is float and isinstance(value, int):
             value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(key, repr(value), f"must be of type {kind.__name__}")
-        kwargs[field.name] = value
+        kwargs[setting.name] = value
     return RunConfig(**kwargs)

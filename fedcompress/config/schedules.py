@@ -1,4 +1,4 @@
-"""Schedules of the learning rate, over all rounds of a run."""
+"""A schedule changes the learning rate over the steps of all rounds of a run."""
 
 from __future__ import annotations
 
@@ -11,57 +11,57 @@ from fedcompress.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Warmed:
-    """A rise from 0 over the first steps; ``warmup`` is their share of all steps, or their number if above 1."""
+class _WithWarmup:
+    """The learning rate rises linearly from 0 over the first steps."""
 
-    warmup: float = 0.0
+    warmup: float = 0.0  # share of all steps if below 1, else number of steps
 
     def __post_init__(self) -> None:
         if not self.warmup >= 0:
             raise ConfigError("schedule.warmup", self.warmup, "must be >= 0")
 
-    def _warm(self, step: int, total: int) -> tuple[float, float]:
-        """Factor of the rise, and how much of the rest is done, from 0 to 1."""
-        first = round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
-        if step < first:
-            return step / first, 0.0
-        return 1.0, min((step - first) / max(1, total - first), 1.0)
+    def _progress(self, step: int, total: int) -> tuple[float, float]:
+        """Return the factor of the warmup, from 0 to 1, and the share of the steps after it that are done."""
+        warmup_steps = round(self.warmup * total) if self.warmup < 1 else int(self.warmup)
+        if step < warmup_steps:
+            return step / warmup_steps, 0.0
+        return 1.0, min((step - warmup_steps) / max(1, total - warmup_steps), 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant(_Warmed):
-    """The learning rate as it is."""
+class Constant(_WithWarmup):
+    """After the warmup, the learning rate stays as it is."""
 
     name: ClassVar[str] = "constant"
 
     def factor(self, step: int, total: int) -> float:
-        """Of the learning rate at a step, from 0, of ``total``."""
-        return self._warm(step, total)[0]
+        """Return the factor of the learning rate, from 0 to 1, at a step (the first is 0) of ``total`` steps."""
+        return self._progress(step, total)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear(_Warmed):
-    """Down to 0 at the last step, as transformers' ``get_linear_schedule_with_warmup``."""
+class Linear(_WithWarmup):
+    """The learning rate falls linearly to 0, like transformers' ``get_linear_schedule_with_warmup``."""
 
     name: ClassVar[str] = "linear"
 
     def factor(self, step: int, total: int) -> float:
-        """As ``Constant.factor``."""
-        rise, done = self._warm(step, total)
-        return rise * (1 - done)
+        """Return the factor of the learning rate at a step; see ``Constant.factor``."""
+        warmup, done = self._progress(step, total)
+        return warmup * (1 - done)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine(_Warmed):
-    """Half a cosine down to ``floor`` (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts)."""
+class Cosine(_WithWarmup):
+    """The learning rate falls along half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts)."""
 
     name: ClassVar[str] = "cosine"
-    floor: float = 0.0
+    floor: float = 0.0  # factor at the end
 
     def factor(self, step: int, total: int) -> float:
-        """As ``Constant.factor``."""
-        rise, done = self._warm(step, total)
-        return rise * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2)
+        """Return the factor of the learning rate at a step; see ``Constant.factor``."""
+        warmup, done = self._progress(step, total)
+        return warmup * (self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2)
 
 
 Schedule = Constant | Linear | Cosine
@@ -69,7 +69,11 @@ SCHEDULES: dict[str, type[Schedule]] = {s.name: s for s in (Constant, Linear, Co
 
 
 def parse_schedule(text: str, field: str = "schedule") -> Schedule:
-    """Parse ``name(warmup=...)``.
+    """Parse a schedule, written ``name`` or ``name(key=value,...)``.
+
+    Args:
+        text: such as ``cosine(warmup=0.1)``.
+        field: name of the setting in error messages.
 
     Raises:
         ConfigError: unknown name or key, or a value out of range.

@@ -1,1 +1,1 @@
-"""The whole system on loopback, from one command."""
+"""The demo runs the whole system on loopback, from one command."""

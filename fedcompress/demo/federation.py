@@ -1,4 +1,4 @@
-"""A SuperLink, SuperNodes and warm workers on loopback, and one run on them."""
+"""A federation on loopback has a SuperLink, SuperNodes and warm workers, and one run on them."""
 
 from __future__ import annotations
 
@@ -18,30 +18,34 @@ from fedcompress.runtime.flower_app import app_folder, environment
 from fedcompress.runtime.process_group import ProcessGroup, free_port, listening, script, wait_until
 from fedcompress.traffic.relay import Counter, MeteringRelay, wire_path
 
-START_TIMEOUT = 120.0  # seconds
+START_TIMEOUT = 120.0  # seconds until a process must be ready
 Command = list[str | Path]
 
 
 @dataclass
 class Federation:
-    """Everything that runs on this machine for one run.
+    """A federation holds everything that runs on this machine for one run. Use it as a context manager.
 
     Args:
         folder: for Flower's files and all logs.
-        sites: site name to its site.toml.
+        sites: site.toml of each site, by name.
         port: of the SuperLink; 0 takes a free one.
-        via: maps the SuperLink's address to the one that SuperNodes are given; a test puts
-            a counting proxy between.
+        via: maps the SuperLink's address to the one that SuperNodes are given; a test puts a proxy between them.
+        warm: whether the sites' workers are started at once.
+        count: whether the bytes are counted that sites exchange with the SuperLink.
+        look: seconds between two looks for work of each SuperNode; at 0.1 s they cost it some 5 % of a core.
+        certs: folder of ``certs new --host 127.0.0.1`` with a key for each site: connections are TLS, and nodes are
+            known by their keys. None: neither.
     """
 
     folder: Path
     sites: Mapping[str, Path]
     port: int = 0
     via: Callable[[str], str] = lambda address: address
-    warm: bool = True  # start the sites' workers
-    count: bool = True  # what sites exchange with the SuperLink
-    look: float = 0.1  # seconds between two looks for work of each SuperNode, which cost it some 5 % of a core
-    certs: Path | None = None  # of `certs new --host 127.0.0.1` with a key for each site: TLS, nodes are known by keys
+    warm: bool = True
+    count: bool = True
+    look: float = 0.1
+    certs: Path | None = None
     group: ProcessGroup = field(init=False)
     _counts: ExitStack = field(default_factory=ExitStack)
 
@@ -64,7 +68,7 @@ class Federation:
             self.group.__exit__(*error)
 
     def start(self) -> None:
-        """Start SuperLink, workers and SuperNodes.
+        """Start the SuperLink, the workers and the SuperNodes.
 
         Raises:
             ProcessError: one of them did not come up.
@@ -87,7 +91,11 @@ class Federation:
             self.start_node(name, self.counted(name, self.via(address)))
 
     def counted(self, name: str, address: str) -> str:
-        """Address of a relay that counts what a site exchanges with HOST:PORT; TLS goes through it as it is."""
+        """Start a relay that counts what a site exchanges with HOST:PORT; TLS goes through it as it is.
+
+        Returns:
+            The relay's address, or the given one if nothing is counted.
+        """
         if not self.count:
             return address
         host, _, port = address.rpartition(":")
@@ -98,24 +106,27 @@ class Federation:
         return self._counts.enter_context(MeteringRelay((host, int(port)), counter)).address
 
     def _certificates(self) -> Command:
+        """Return the SuperLink's options for TLS and node keys."""
         assert self.certs is not None
-        files = (("ca-certfile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key"))
-        return ["--enable-supernode-auth", *(x for n, file in files for x in (f"--ssl-{n}", self.certs / file))]
+        command: Command = ["--enable-supernode-auth"]
+        for option, file in (("ca-certfile", "ca.crt"), ("certfile", "server.crt"), ("keyfile", "server.key")):
+            command += [f"--ssl-{option}", self.certs / file]
+        return command
 
     def register_node(self, name: str) -> None:
-        """Let the SuperLink know the key of a site's SuperNode.
+        """Register the key of a site's SuperNode at the SuperLink.
 
         Raises:
-            ProcessError: it was not taken.
+            ProcessError: the SuperLink did not take it.
         """
         assert self.certs is not None
-        what = f"register-{name}"
+        process = f"register-{name}"
         command: Command = [script("flwr"), "supernode", "register", self.certs / f"{name}.node.pub", "local"]
-        self.group.start(what, command, cwd=self.folder)
+        self.group.start(process, command, cwd=self.folder)
         wait_until(
-            lambda: self.group.finished(what),
+            lambda: self.group.finished(process),
             timeout=START_TIMEOUT,
-            what=what,
+            what=process,
             alive=lambda: self.group.check("superlink"),
         )
 
@@ -126,7 +137,7 @@ class Federation:
         self.group.start(f"worker-{name}", command, cwd=app_folder())
 
     def start_node(self, name: str, address: str) -> None:
-        """Start a site's SuperNode."""
+        """Start a site's SuperNode, which connects to the address HOST:PORT."""
         command: Command = [script("flower-supernode"), "--superlink", address]
         if self.certs is None:
             command.append("--insecure")
@@ -137,38 +148,47 @@ class Federation:
         self.group.start(f"supernode-{name}", command, cwd=self.folder)
 
     def submit(self, run_config: Mapping[str, Any]) -> None:
-        """Start ``flwr run`` with these overrides of the app's run config."""
+        """Start ``flwr run`` with overrides of the app's run config."""
         path = self.folder / "run-config.toml"
         path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in run_config.items()))
         command: Command = [script("flwr"), "run", app_folder(), "local", "--stream", "--run-config", path]
         self.group.start("run", command, cwd=self.folder)
 
     def events(self, path: Path, *, timeout: float) -> Iterator[dict[str, Any]]:
-        """Events of the coordinator as they come, up to ``finished`` or ``failed``.
+        """Read the coordinator's events as they come, up to ``finished`` or ``failed``.
+
+        Args:
+            path: of ``events.jsonl`` in the coordinator's state directory.
+            timeout: seconds for the whole run.
+
+        Yields:
+            One event after the other.
 
         Raises:
             ProcessError: a process ended early, or nothing finished in time.
         """
-        deadline, at = time.monotonic() + timeout, 0
+        deadline = time.monotonic() + timeout
+        start = 0  # bytes of the file that were read
         while True:
             data = path.read_bytes() if path.exists() else b""
             end = data.rfind(b"\n") + 1
-            for line in data[at:end].splitlines():
+            for line in data[start:end].splitlines():
                 event = json.loads(line)
                 yield event
                 if event["event"] in ("finished", "failed"):
                     return
-            at = end
+            start = end
             self.group.check("superlink", *(f"supernode-{name}" for name in self.sites))
             if time.monotonic() > deadline:
                 raise ProcessError(f"run: not finished after {timeout:.0f} s (see {self.folder / 'logs'})")
-            self._check_submission(at)
+            self._check_submission(has_begun=start > 0)
             time.sleep(0.2)
 
-    def _check_submission(self, seen: int) -> None:
-        """``flwr run`` may end when the run does, but not before the coordinator has spoken."""
-        if not seen:
-            try:
-                self.group.check("run")
-            except ProcessError as error:
-                raise ProcessError(f"flwr run: {error}") from error
+    def _check_submission(self, *, has_begun: bool) -> None:
+        """Raise ``ProcessError`` if ``flwr run`` has ended before the coordinator's first event."""
+        if has_begun:
+            return
+        try:
+            self.group.check("run")
+        except ProcessError as error:
+            raise ProcessError(f"flwr run: {error}") from error

@@ -1,4 +1,4 @@
-"""Accuracy against bytes: what a run cost, and where uncompressed averaging would stand."""
+"""A picture of accuracy against bytes shows what a run cost, and where uncompressed averaging would stand."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fedcompress.errors import MissingPackageError
 def plot_accuracy_against_bytes(result: Mapping[str, Any], path: Path) -> None:
     """Write a PNG from the fields of a ``result.json``.
 
-    The line is measured: accuracy after each round against payload bytes so far, both ways.
-    The two marks stand at the exact bytes of bf16 and fp32 averaging of the same adapter in
-    the same number of messages, at this run's final accuracy.
+    The line is measured: accuracy after each round against payload bytes so far, both ways. The two marks stand at the
+    exact bytes of bf16 and fp32 averaging of the same adapter in the same number of messages, at this run's final
+    accuracy.
 
     Raises:
         MissingPackageError: matplotlib is absent.
@@ -26,16 +26,18 @@ def plot_accuracy_against_bytes(result: Mapping[str, Any], path: Path) -> None:
         raise MissingPackageError("report: matplotlib is absent: pip install 'fedcompress[report]'") from error
 
     rounds = result["rounds"]
-    spent, xs, ys = 0, [], []
+    spent = 0  # bytes so far
+    megabytes = []
+    accuracies = []
     for row in rounds:
         spent += row["uplink_bytes"] + row["downlink_bytes"]
-        xs.append(spent / 1e6)
-        ys.append(row["accuracy"])
+        megabytes.append(spent / 1e6)
+        accuracies.append(row["accuracy"])
     figure = Figure(figsize=(7, 4.5), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    axes.plot(xs, ys, marker="o", color="#1f77b4", label=f"measured, by round: {result['codec']}")
-    for x, y, row in zip(xs, ys, rounds, strict=True):
+    axes.plot(megabytes, accuracies, marker="o", color="#1f77b4", label=f"measured, by round: {result['codec']}")
+    for x, y, row in zip(megabytes, accuracies, rounds, strict=True):
         axes.annotate(str(row["round"]), (x, y), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
     axes.axhline(result["accuracy_start"], color="#999999", linewidth=0.8, linestyle=":", label="before training")
     for dtype, marker, color in (("bf16", "s", "#d62728"), ("fp32", "^", "#9467bd")):

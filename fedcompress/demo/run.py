@@ -1,4 +1,4 @@
-"""The demo: data, adapter, federation, result."""
+"""The demo makes data and an adapter, runs a federation on them, and writes the result."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ from fedcompress.merging import check_space, parse_rule
 from fedcompress.runtime.flower_app import app_folder
 from fedcompress.runtime.process_group import check_port, wait_until
 from fedcompress.traffic.accounting import BASELINES, Traffic
+from fedcompress.types import Layout
 
+# Packages without which the demo cannot run.
 NEEDS = ("flwr", "torch", "deepspeed", "peft", "transformers", "bitsandbytes", "grpc", "psutil", "matplotlib")
+# Packages whose versions are in the result.
 VERSIONS = (
     "torch",
     "deepspeed",
@@ -41,26 +44,27 @@ VERSIONS = (
     "constriction",
     "numpy",
 )
-RUN_TIMEOUT = 1800.0  # seconds
-DOWNLINKS = {"lora-transform": "lora-transform-down"}  # presets that come in pairs
+RUN_TIMEOUT = 1800.0  # seconds for all rounds
+DOWNLINKS = {"lora-transform": "lora-transform-down"}  # downlink codec by codec, of presets that come in pairs
+MAX_LOG_PERPLEXITY = 700.0  # bound on the loss of which the exponential is taken; more would overflow
 OnEvent = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """What can be set from the command line."""
+    """Demo options are what can be set from the command line."""
 
-    out: Path
-    task: str = DEPARTMENT
+    out: Path  # folder for the result
+    task: str = DEPARTMENT  # a row of DEMOS
     rounds: int = 0  # 0: the task's own
     sites: int = 3
     codec: str = "lora-transform"
     downlink_codec: str = ""  # empty: the one that goes with codec
     rule: str = "lora-ridge"
-    space: str = "factors"
-    steps: int = 0  # 0: the task's own
+    space: str = "factors"  # what elementwise rules merge of LoRA modules: factors or product
+    steps: int = 0  # optimizer steps of a site in a round; 0: the task's own
     seed: int = 0
-    port: int = 0
+    port: int = 0  # of the SuperLink; 0: a free one
     insecure: bool = False  # without TLS and node keys
 
     def __post_init__(self) -> None:
@@ -84,12 +88,18 @@ class DemoOptions:
 
     @property
     def demo(self) -> DemoTask:
-        """The row of the table."""
+        """Return the row of the table of demos."""
         return DEMOS[self.task]
 
 
 def preflight(options: DemoOptions) -> None:
-    """Raise, in one line with the remedy, if the demo cannot run here."""
+    """Check that the demo can run here; errors are one line with the remedy.
+
+    Raises:
+        MissingPackageError: a package is absent.
+        ConfigError: there is too little memory, or the port is taken.
+        ProcessError: fedcompress is installed without its sources.
+    """
     missing = [name for name in NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingPackageError(f"packages {', '.join(missing)}: are absent: pip install 'fedcompress[site,report]'")
@@ -108,9 +118,19 @@ def preflight(options: DemoOptions) -> None:
 
 
 def site_files(options: DemoOptions, work: Path, model: Path) -> dict[str, Path]:
-    """Data and site.toml of each site; the first has two ZeRO ranks where there are two cores."""
+    """Write data and site.toml of each site; the first site has two ZeRO ranks where there are two cores.
+
+    Args:
+        options: of the demo.
+        work: folder for the files.
+        model: folder of the base model.
+
+    Returns:
+        The site.toml of each site, by name.
+    """
     cores = len(os.sched_getaffinity(0))
-    files, demo = {}, options.demo
+    files = {}
+    demo = options.demo
     for number, site in enumerate(demo_data.write_sites(work / "data", options.sites, demo.form, demo.rows)):
         path = work / "sites" / f"{site.name}.toml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -126,7 +146,7 @@ def site_files(options: DemoOptions, work: Path, model: Path) -> dict[str, Path]
 
 
 def run_config(options: DemoOptions, work: Path) -> dict[str, Any]:
-    """Overrides of the app's run config."""
+    """Return the overrides of the app's run config, where ``work`` is the folder for all files of the run."""
     return {
         "run": "demo",
         "state-dir": str(work / "coordinator"),
@@ -146,8 +166,17 @@ def run_config(options: DemoOptions, work: Path) -> dict[str, Any]:
     }
 
 
-def make_trust(options: DemoOptions, work: Path, sites: Iterable[str]) -> Path | None:
-    """Folder of certificates and node keys for this run alone; None with ``--insecure``."""
+def make_demo_certs(options: DemoOptions, work: Path, sites: Iterable[str]) -> Path | None:
+    """Make certificates and node keys for this run alone.
+
+    Args:
+        options: of the demo.
+        work: folder for the files.
+        sites: names of the sites.
+
+    Returns:
+        The folder of the certificates; None with ``--insecure``.
+    """
     if options.insecure:
         return None
     certs = work / "certs"
@@ -157,13 +186,21 @@ def make_trust(options: DemoOptions, work: Path, sites: Iterable[str]) -> Path |
 
 
 def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
-    """Run everything and return the content of ``result.json``; all processes are ended.
+    """Run the demo, write its result, and end all processes.
+
+    Args:
+        options: of the demo.
+        on_event: called with each event of the coordinator, and with events ``phase`` of the demo itself.
+
+    Returns:
+        The content of ``result.json``.
 
     Raises:
-        FedCompressError: with one line that says what to do.
+        FedCompressError: something failed; the message is one line that says what to do.
     """
     preflight(options)
-    started, began = time.monotonic(), time.time()
+    started = time.monotonic()
+    began = time.time()
     out = options.out.resolve()
     work = out / "work"
     try:
@@ -178,7 +215,7 @@ def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
     peak: dict[str, int] = {}
     model = options.demo.model()
     files = site_files(options, work, model)
-    with Federation(work, files, port=options.port, certs=make_trust(options, work, files)) as federation:
+    with Federation(work, files, port=options.port, certs=make_demo_certs(options, work, files)) as federation:
         federation.group.start("template", _template_command(options, work, model), cwd=work)
         federation.start()
         _wait_for_template(federation, work)
@@ -191,7 +228,7 @@ def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
         samples = []
         if options.demo.samples and events[-1]["event"] == "finished":
             on_event({"event": "phase", "text": "answering held-out questions, before and after"})
-            samples = _samples(federation, work, model, Path(events[-1]["adapter"]))
+            samples = _answer_questions(federation, work, model, Path(events[-1]["adapter"]))
         on_event({"event": "phase", "text": "stopping all processes"})
     if events[-1]["event"] == "failed":
         raise ProcessError(f"run: {events[-1]['message']} (see {work / 'logs'})")
@@ -199,34 +236,47 @@ def run_demo(options: DemoOptions, on_event: OnEvent) -> dict[str, Any]:
     if samples:
         result["samples"] = samples
     result["wall_seconds"] = round(time.monotonic() - started, 2)
-    result["phase_seconds"] = phases(events, began, time.time())
+    result["phase_seconds"] = measure_phases(events, began, time.time())
     result["peak_memory_bytes"] = max(peak.values(), default=0)
     _write(result, out, Path(events[-1]["adapter"]), load_template(work / "initial").objective, model)
     return result
 
 
-def _samples(federation: Federation, work: Path, model: Path, adapter: Path) -> list[dict[str, str]]:
-    """Answers to held-out questions, without the adapter and with it."""
-    found, questions = work / "samples.json", sorted((work / "data").glob("*/heldout.jsonl"))[0]
-    command: list[str | Path] = [sys.executable, "-m", "fedcompress.demo.samples", model, adapter, questions, found]
+def _answer_questions(federation: Federation, work: Path, model: Path, adapter: Path) -> list[dict[str, str]]:
+    """Return answers to held-out questions of the first site, without the adapter and with it."""
+    answers = work / "samples.json"
+    questions = sorted((work / "data").glob("*/heldout.jsonl"))[0]
+    command: list[str | Path] = [sys.executable, "-m", "fedcompress.demo.samples", model, adapter, questions, answers]
     federation.group.start("samples", command, cwd=work)
     wait_until(
-        lambda: federation.group.finished("samples") and found.is_file(),
+        lambda: federation.group.finished("samples") and answers.is_file(),
         timeout=300,
         what="samples",
         alive=lambda: federation.group.check("superlink"),
     )
-    samples: list[dict[str, str]] = json.loads(found.read_text())
+    samples: list[dict[str, str]] = json.loads(answers.read_text())
     return samples
 
 
-def perplexity_of(options: DemoOptions, quality: dict[str, Any]) -> dict[str, float]:
-    """``{"perplexity": ...}`` of a language model, else nothing."""
-    return {"perplexity": math.exp(min(quality["loss"], 700.0))} if options.demo.samples else {}
+def compute_perplexity(options: DemoOptions, quality: dict[str, Any]) -> dict[str, float]:
+    """Return ``{"perplexity": ...}`` of a language model, and nothing of a classifier."""
+    if not options.demo.samples:
+        return {}
+    return {"perplexity": math.exp(min(quality["loss"], MAX_LOG_PERPLEXITY))}
 
 
-def phases(events: list[dict[str, Any]], began: float, ended: float) -> dict[str, float]:
-    """Seconds from the command's start to the first message, of the rounds, of the last evaluation, and to the end."""
+def measure_phases(events: list[dict[str, Any]], began: float, ended: float) -> dict[str, float]:
+    """Measure how long the phases of a demo took.
+
+    Args:
+        events: of the coordinator.
+        began: when the command was started, seconds since 1970.
+        ended: when all processes had ended, seconds since 1970.
+
+    Returns:
+        Seconds by phase: from the command's start to the first message, of the rounds, of the last evaluation, and
+        from there to the end.
+    """
     first = next(e["at"] for e in events if e["event"] == "asked")
     last = max((e["at"] for e in events if e["event"] == "round"), default=first)
     marks = {"start": first - began, "rounds": last - first, "evaluation": events[-1]["at"] - last}
@@ -239,9 +289,9 @@ def _template_command(options: DemoOptions, work: Path, model: Path) -> list[str
 
 
 def _wait_for_template(federation: Federation, work: Path) -> None:
-    done = work / "initial" / "fedcompress.json"
+    manifest = work / "initial" / "fedcompress.json"
     wait_until(
-        lambda: federation.group.finished("template") and done.is_file(),
+        lambda: federation.group.finished("template") and manifest.is_file(),
         timeout=120,
         what="initial adapter",
         alive=lambda: federation.group.check("superlink"),
@@ -249,7 +299,7 @@ def _wait_for_template(federation: Federation, work: Path) -> None:
 
 
 def _quality(events: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Version to its quality event; every version must have one."""
+    """Return the quality events by version; raise ``ProcessError`` unless every version has one."""
     quality = {e["version"]: e for e in events if e["event"] == "quality"}
     versions = [0, *(e["version"] for e in events if e["event"] == "round")]
     if missing := [v for v in versions if v not in quality]:
@@ -258,16 +308,27 @@ def _quality(events: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def make_result(
-    options: DemoOptions, config: dict[str, Any], events: list[dict[str, Any]], layout: Any, out: Path
+    options: DemoOptions, config: dict[str, Any], events: list[dict[str, Any]], layout: Layout, out: Path
 ) -> dict[str, Any]:
-    """``result.json`` from the coordinator's events; its fields are documented in docs/result.md."""
+    """Build the content of ``result.json``, whose fields are documented in docs/result.md.
+
+    Args:
+        options: of the demo.
+        config: overrides of the run config.
+        events: of the coordinator, all of a run that has finished.
+        layout: of the adapter.
+        out: folder of the result.
+
+    Returns:
+        The content, without what is measured by the clock and what is answered to questions.
+    """
     quality = _quality(events)
     rows = [
         {
             "round": e["round"],
             "accuracy": quality[e["version"]]["accuracy"],
             "loss": quality[e["version"]]["loss"],
-            **perplexity_of(options, quality[e["version"]]),
+            **compute_perplexity(options, quality[e["version"]]),
             "uplink_bytes": e["uplink_bytes"],
             "downlink_bytes": e["downlink_bytes"],
             "seconds": e["seconds"],
@@ -283,7 +344,7 @@ def make_result(
     }
     return {
         "task": options.task,
-        "model": options.demo.about,
+        "model": options.demo.description,
         "sites": options.sites,
         "codec": str(CodecSpec.parse(config["codec"])),
         "downlink_codec": str(CodecSpec.parse(config["downlink-codec"])),
@@ -293,8 +354,8 @@ def make_result(
         "parameters": layout.numel,
         "rounds": rows,
         "accuracy_start": quality[0]["accuracy"],
-        **{f"{k}_start": v for k, v in perplexity_of(options, quality[0]).items()},
-        **{f"{k}_end": v for k, v in perplexity_of(options, quality[len(rows)]).items()},
+        **{f"{k}_start": v for k, v in compute_perplexity(options, quality[0]).items()},
+        **{f"{k}_end": v for k, v in compute_perplexity(options, quality[len(rows)]).items()},
         "accuracy_end": quality[len(rows)]["accuracy"],
         "payload_bytes": {way: t.payload for way, t in traffic.items()},
         "messages": {way: t.messages for way, t in traffic.items()},
@@ -309,6 +370,7 @@ def make_result(
 
 
 def _write(result: dict[str, Any], out: Path, adapter: Path, objective: Objective, model: Path) -> None:
+    """Write adapter, picture and ``result.json`` into the folder of the result."""
     from fedcompress.adapters.card import write_card
     from fedcompress.demo.plot import plot_accuracy_against_bytes
 

@@ -1,4 +1,4 @@
-"""The demos: one row for each thing that a federation can be seen to learn here."""
+"""The table of demos has a row for each task that a federation can be seen to learn on one machine."""
 
 from __future__ import annotations
 
@@ -9,31 +9,29 @@ from typing import Any
 
 from fedcompress.demo import data
 
-BYTES_OF = {"float32": 4, "bfloat16": 2}
-
 
 @dataclass(frozen=True, kw_only=True)
 class DemoTask:
-    """One demo.
+    """A demo task says what is trained, on what, and how long.
 
     Args:
-        about: model and adapter, for people.
-        model: gives the base model's folder.
-        dtype: in which sites load it.
+        description: model and adapter, for people.
+        model: finds the folder of the base model.
         template: options of ``fedcompress template``.
-        form: what a row is made of.
-        rows: questions of a department.
+        form: makes the sites' rows.
         config: overrides of the run config.
-        rounds: default.
-        steps: default, of a site in a round.
-        memory: bytes that a site needs, about.
-        samples: whether answers are shown before and after.
+        dtype: in which sites load the base model.
+        rows: questions of a department, at most.
+        rounds: default number of rounds.
+        steps: default number of optimizer steps of a site in a round.
+        memory: bytes that three sites need, about.
+        samples: whether answers of before and after the training are shown; the model is a language model then.
     """
 
-    about: str
+    description: str
     model: Callable[[], Path]
     template: tuple[str, ...]
-    form: data.Form
+    form: data.RowFormat
     config: Mapping[str, Any]
     dtype: str = "float32"
     rows: int = data.ROWS_PER_LABEL
@@ -43,26 +41,27 @@ class DemoTask:
     samples: bool = False
 
 
-DEPARTMENT, CHAT = "medmcqa-department", "chat"
+DEPARTMENT = "medmcqa-department"
+CHAT = "chat"
 DEMOS: dict[str, DemoTask] = {
     DEPARTMENT: DemoTask(
-        about="all-MiniLM-L6-v2, LoRA r=8 on query and value, mean-pooled linear head",
+        description="all-MiniLM-L6-v2, LoRA r=8 on query and value, mean-pooled linear head",
         model=data.model_folder,
         template=(
             "--task=classification",
             f"--labels={','.join(data.LABELS)}",
             "--adapter=lora(r=8,targets=query+value)",
         ),
-        form=data.classified,
+        form=data.format_classification,
         config={"batch-size": 16, "max-length": 48},
         memory=4 << 30,
     ),
     CHAT: DemoTask(
-        about="SmolLM2-135M-Instruct in bfloat16, LoRA r=8 on all linear layers",
+        description="SmolLM2-135M-Instruct in bfloat16, LoRA r=8 on all linear layers",
         model=data.smollm2_folder,
         dtype="bfloat16",
         template=("--task=causal-lm", "--adapter=lora(r=8,targets=all-linear)"),
-        form=data.answered,
+        form=data.format_completion,
         rows=60,
         config={"batch-size": 8, "max-length": 160, "lr": 1e-3, "schedule": "cosine(warmup=2)"},
         rounds=4,

@@ -1,8 +1,7 @@
-"""What one sees while the demo runs: a live table, then a summary. Always on stderr."""
+"""The view of the demo shows a live table while it runs, and a summary at the end; always on stderr."""
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -11,11 +10,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fedcompress.demo.run import DemoOptions
+from fedcompress.demo.run import DemoOptions, compute_perplexity
 
 
 class DemoView:
-    """Rows appear when a round is merged; its accuracy when the next message brings it."""
+    """A demo view shows a row when a round is merged, and its accuracy when the next message brings it."""
 
     def __init__(self, options: DemoOptions) -> None:
         self._options = options
@@ -64,32 +63,37 @@ class DemoView:
             table.add_column(name, justify="right")
         table.add_row("start", *self._accuracy(0), "", "", "")
         for row in self._rows:
-            sizes = f"{row['uplink_bytes']:,}", f"{row['downlink_bytes']:,}", f"{row['seconds']:.1f}"
-            table.add_row(f"{row['round']}/{self._options.rounds}", *self._accuracy(row["version"]), *sizes)
+            table.add_row(
+                f"{row['round']}/{self._options.rounds}",
+                *self._accuracy(row["version"]),
+                f"{row['uplink_bytes']:,}",
+                f"{row['downlink_bytes']:,}",
+                f"{row['seconds']:.1f}",
+            )
         seconds = time.monotonic() - self._started
         return Group(table, Text(f"{seconds:5.0f} s  {self._status}", style="dim"))
 
     def _accuracy(self, version: int) -> tuple[str, str]:
+        """Return accuracy and loss, or perplexity, of a version as text; dots while they are not known."""
         quality = self._quality.get(version)
         if not quality:
             return "...", "..."
-        figure = math.exp(min(quality["loss"], 700.0)) if self._options.demo.samples else quality["loss"]
+        figure = compute_perplexity(self._options, quality).get("perplexity", quality["loss"])
         return f"{quality['accuracy']:.4f}", f"{figure:.4f}"
 
     def summary(self, result: dict[str, Any]) -> None:
-        """The last lines."""
-        ratio, payload = result["ratio_vs_bf16"], result["payload_bytes"]
-        lines = [
-            line
-            for sample in result.get("samples", [])
-            for line in (
+        """Print what has come of the demo, from the content of ``result.json``."""
+        ratio = result["ratio_vs_bf16"]
+        payload = result["payload_bytes"]
+        lines = []
+        for sample in result.get("samples", []):
+            lines += [
                 f"question: {sample['prompt']}",
                 f"  wanted: {sample['wanted']}",
                 f"  before: {' '.join(sample['before'].split())}",
                 f"  after:  {' '.join(sample['after'].split())}",
                 "",
-            )
-        ]
+            ]
         if "perplexity_end" in result:
             lines.append(f"perplexity {result['perplexity_start']:.3f} -> {result['perplexity_end']:.3f}")
         lines += [

@@ -1,4 +1,4 @@
-"""Grids of runs: every combination of some options, one result each."""
+"""Experiments run every combination of some options, share data among sites, and measure what was trained."""
 
 from fedcompress.experiments.grid import Grid, run_grid
 

@@ -1,4 +1,6 @@
-"""A grid of demo runs from a TOML file, resumable: cells that have a result are kept.
+"""A grid runs the demo for every combination of options in a TOML file; it can be stopped and resumed.
+
+Cells that have a result are not run again. A file has options with one value and options with several:
 
 [fixed]
 rounds = 5
@@ -25,7 +27,12 @@ from fedcompress.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Options that are fixed, and options with a list of values; every combination is checked at once."""
+    """A grid has options that are fixed and options with a list of values; every combination is checked at once.
+
+    Args:
+        fixed: options of ``DemoOptions`` by name.
+        grid: options of ``DemoOptions`` by name, each with at least one value.
+    """
 
     fixed: Mapping[str, Any] = field(default_factory=dict)
     grid: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -52,7 +59,7 @@ class Grid:
         """Read a grid file.
 
         Raises:
-            ConfigError: unreadable, an unknown section or option.
+            ConfigError: the file is unreadable, has an unknown section or option, or a combination is out of range.
         """
         try:
             raw = tomllib.loads(path.read_text())
@@ -63,7 +70,7 @@ class Grid:
         return cls(**raw)
 
     def cells(self) -> list[dict[str, Any]]:
-        """All combinations, the last option varying fastest."""
+        """List all combinations as options by name; the last option varies fastest."""
         names = list(self.grid)
         return [
             {**self.fixed, **dict(zip(names, values, strict=True))}
@@ -72,7 +79,7 @@ class Grid:
 
 
 def cell_name(cell: Mapping[str, Any]) -> str:
-    """A folder name that depends on nothing but the cell's options."""
+    """Return a folder name for a cell that depends on nothing but its options."""
     text = json.dumps(cell, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -82,15 +89,19 @@ def run_grid(grid: Grid, out: Path, on_cell: Callable[[int, int, dict[str, Any]]
 
     Args:
         grid: what to run.
-        out: one folder for each cell, and ``results.json``.
-        on_cell: called with number, count and result after each cell.
+        out: gets a folder for each cell, and ``results.json``.
+        on_cell: called after each cell with its number, from 1, the number of cells, and its result.
+
+    Returns:
+        The results in the order of the cells, each with its ``options``.
     """
-    cells, results = grid.cells(), []
+    cells = grid.cells()
+    results = []
     for number, cell in enumerate(cells, start=1):
         folder = out / cell_name(cell)
-        done = folder / "result.json"
-        if done.is_file():
-            result = json.loads(done.read_text())
+        result_file = folder / "result.json"
+        if result_file.is_file():
+            result = json.loads(result_file.read_text())
         else:
             result = run_demo(DemoOptions(out=folder, **cell), lambda event: None)
         results.append({"options": cell, **result})

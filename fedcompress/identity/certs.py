@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from fedcompress.errors import ConfigError
 from fedcompress.identity.keys import check_private, write_file
-from fedcompress.types import NAME
+from fedcompress.types import NAME_PATTERN
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -44,8 +44,10 @@ class CertOptions:
         for host in self.hosts:
             _parse_host(host)
         for node in self.nodes:
-            if not NAME.fullmatch(node) or node in ("ca", "server"):
-                raise ConfigError("--node", repr(node[:80]), f"must match {NAME.pattern}, and not be ca or server")
+            if not NAME_PATTERN.fullmatch(node) or node in ("ca", "server"):
+                raise ConfigError(
+                    "--node", repr(node[:80]), f"must match {NAME_PATTERN.pattern}, and not be ca or server"
+                )
         if not 1 <= self.days <= MAX_DAYS:
             raise ConfigError("--days", self.days, f"must be from 1 to {MAX_DAYS}")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedcompress.errors import ConfigError
-from fedcompress.types import NAME
+from fedcompress.types import NAME_PATTERN
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -63,7 +63,7 @@ class PublicKey:
             raw = base64.b64decode(data, validate=True)
         except (binascii.Error, ValueError) as error:
             raise ConfigError(field, repr(text[:80]), rule) from error
-        if len(raw) != KEY_SIZE or (name and not NAME.fullmatch(name)):
+        if len(raw) != KEY_SIZE or (name and not NAME_PATTERN.fullmatch(name)):
             raise ConfigError(field, repr(text[:80]), rule)
         return cls(raw, name)
 
@@ -107,8 +107,8 @@ class PrivateKey:
         """
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        if not NAME.fullmatch(name):
-            raise ConfigError("NAME", repr(name[:80]), f"must match {NAME.pattern}")
+        if not NAME_PATTERN.fullmatch(name):
+            raise ConfigError("NAME", repr(name[:80]), f"must match {NAME_PATTERN.pattern}")
         return cls(Ed25519PrivateKey.generate(), name)
 
     @classmethod
@@ -130,7 +130,7 @@ class PrivateKey:
             raise ConfigError(field, path, "must be a private key as `fedcompress keys new` writes it") from error
         if not isinstance(key, Ed25519PrivateKey):
             raise ConfigError(field, path, "must be an Ed25519 key, as `fedcompress keys new` makes it")
-        return cls(key, path.stem if NAME.fullmatch(path.stem) else "")
+        return cls(key, path.stem if NAME_PATTERN.fullmatch(path.stem) else "")
 
     @property
     def public(self) -> PublicKey:

@@ -15,7 +15,7 @@ from fedcompress.errors import AccessError, ConfigError
 from fedcompress.identity.keys import PrivateKey, PublicKey
 from fedcompress.storage.database import open_database, transaction
 from fedcompress.storage.file_access import is_passing
-from fedcompress.types import NAME
+from fedcompress.types import NAME_PATTERN
 from fedcompress.wire import Seal
 
 FILE = "keys.db"  # in the state directory
@@ -81,8 +81,8 @@ class Registry:
         Raises:
             ConfigError: the key is revoked or another site's, or ``site`` is not a valid name.
         """
-        if not NAME.fullmatch(site):
-            raise ConfigError("--site", repr(site[:80]), f"must match {NAME.pattern}")
+        if not NAME_PATTERN.fullmatch(site):
+            raise ConfigError("--site", repr(site[:80]), f"must match {NAME_PATTERN.pattern}")
         with transaction(self._db):
             known = next((s for s in self.signers() if s.key.data == key.data), None)
             if known is not None and known.revoked is not None:

@@ -1,4 +1,4 @@
-"""Privacy: bounding what one site can contribute. Noise and accounting are not built yet."""
+"""Privacy measures bound what one site can contribute. Noise and accounting are not built yet."""
 
 from fedcompress.privacy.clipping import clip_factor, clip_update
 

@@ -1,4 +1,4 @@
-"""Norm clipping of an update (McMahan et al. 2018, arXiv:1710.06963, section 2, flat clipping)."""
+"""Norm clipping bounds the size of an update (McMahan et al. 2018, arXiv:1710.06963, section 2, flat clipping)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from fedcompress.types import Array, Tensors, l2_norm
 
 
 def clip_factor(norm: float, max_norm: float) -> np.float32:
-    """What brings a norm down to a bound; 1 if it is not above it."""
+    """Return the float32 factor that brings a norm down to a bound; 1 if the norm is not above it."""
     return np.float32(1) if norm <= max_norm else np.float32(max_norm / norm)
 
 
 def clip_update(delta: Mapping[str, Array], max_norm: float) -> tuple[Tensors, float]:
-    """Scale all tensors by ``min(1, max_norm / norm)``.
+    """Scale all tensors of an update by ``min(1, max_norm / norm)``.
 
     Args:
         delta: float32 tensors.

@@ -1,1 +1,1 @@
-"""Starts, watches and stops processes on one machine."""
+"""Processes of one machine are found, started, watched and ended here, for the applications and the demo."""

@@ -1,6 +1,7 @@
-"""How the command line reaches an application that the library does not import: as ``python -m`` in its place.
+"""The command line runs commands of an application, which the library must not import, as ``python -m`` in its place.
 
-Options travel as JSON. ``execute`` is this end, ``run_command`` the application's.
+Options travel as one JSON object: ``encode_command`` and ``execute`` are the end of the command line, ``run_command``
+is the end of the application.
 """
 
 from __future__ import annotations
@@ -17,17 +18,24 @@ import click
 
 from fedcompress.errors import ConfigError, FedCompressError, LockedError, MismatchError, MissingPackageError
 
-DEBUG = "--debug"
-STOPPED = 130  # exit code after Ctrl-C
+DEBUG = "--debug"  # option of every command: errors are shown with their traceback
+STOPPED = 130  # exit code after Ctrl-C, as shells have it
 
 
 def exit_code(error: FedCompressError) -> int:
-    """2 on bad input, 1 on other failures."""
+    """Return the exit code of a command that failed: 2 on bad input, 1 on other failures."""
     return 2 if isinstance(error, ConfigError | LockedError | MismatchError | MissingPackageError) else 1
 
 
 def execute(module: str, *words: str) -> None:
-    """Become ``python -m module``, with the app's folder on the path and the user's folder as it is."""
+    """Run ``python -m module`` in place of this process, which does not return.
+
+    The app's folder comes first on the module path; the working directory stays the user's.
+
+    Args:
+        module: full name of a module of the application.
+        words: command line arguments.
+    """
     from fedcompress.runtime.flower_app import app_folder
 
     paths = [str(app_folder()), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
@@ -36,17 +44,34 @@ def execute(module: str, *words: str) -> None:
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *words])
 
 
-def as_words(name: str, options: dict[str, Any]) -> tuple[str, str]:
-    """A command and its options for ``execute``."""
-    written = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
-    return name, json.dumps({**written, "debug": DEBUG in sys.argv})
+def encode_command(name: str, options: dict[str, Any]) -> tuple[str, str]:
+    """Encode a command and its options as the arguments that ``execute`` passes to ``run_command``.
+
+    Args:
+        name: of the command.
+        options: values that JSON knows, or paths; ``--debug`` of this process's own command line is added.
+
+    Returns:
+        The name, and the options as JSON.
+    """
+    plain = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
+    return name, json.dumps({**plain, "debug": DEBUG in sys.argv})
 
 
 def run_command(package: str, names: Sequence[str], argv: list[str]) -> int:
-    """Run ``package.NAME.run(Options(...))``.
+    """Run a command of an application: ``package.NAME.run(Options(...))``.
+
+    Args:
+        package: where the modules of the commands are.
+        names: of all commands.
+        argv: the command's name, and its options as JSON.
 
     Returns:
-        Its exit code; 2 on bad input, 1 on other failures, 130 on Ctrl-C.
+        The exit code: the command's own, 2 on bad input, 1 on other failures, 130 after Ctrl-C.
+
+    Raises:
+        ConfigError: there is no such command.
+        FedCompressError: the command failed, and ``--debug`` asks for the traceback.
     """
     name, options = argv[0], json.loads(argv[1])
     if name not in names:

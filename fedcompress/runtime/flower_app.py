@@ -1,4 +1,4 @@
-"""Finds the Flower app, and the environment that its processes need."""
+"""The folder of the Flower app is found, and the environment is made that Flower's processes need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedcompress.errors import ProcessError
 
 
 def app_folder() -> Path:
-    """The Flower app: the folder with clients/, server/ and pyproject.toml.
+    """Find the Flower app: the folder with clients/, server/ and pyproject.toml.
 
     Raises:
         ProcessError: fedcompress is installed without its sources.
@@ -22,7 +22,14 @@ def app_folder() -> Path:
 
 
 def environment(home: Path) -> dict[str, str]:
-    """Variables for all processes: no telemetry, no update check, no installs, one thread each."""
+    """Build the environment variables that all processes of a federation get in addition to those of the user.
+
+    They turn off telemetry, update checks and installations, give each process one thread, and put the scripts of
+    this Python first on the path.
+
+    Args:
+        home: ``FLWR_HOME``, where Flower keeps its configuration and files.
+    """
     scripts = str(Path(sys.executable).parent)
     return {
         "FLWR_HOME": str(home),

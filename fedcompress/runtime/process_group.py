@@ -1,4 +1,7 @@
-"""Processes on loopback: started in sessions of their own, and all stopped at the end."""
+"""A process group holds processes on this machine that are started in sessions of their own and all end together.
+
+Beside it are the helpers that whoever starts servers on loopback needs: free ports, waiting, console scripts.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedcompress.errors import ConfigError, ProcessError
+from fedcompress.runtime.process_tree import find_processes, is_alive
 
 if TYPE_CHECKING:
     import psutil
@@ -24,14 +28,14 @@ GRACE = 8.0  # seconds between SIGTERM and SIGKILL
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    """Find a TCP port of 127.0.0.1 on which nobody listens now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def check_port(field: str, port: int) -> None:
-    """Raise ``ConfigError`` unless the port can be listened on."""
+    """Raise ``ConfigError`` unless a TCP port of 127.0.0.1 can be listened on."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -42,7 +46,13 @@ def check_port(field: str, port: int) -> None:
 
 
 def wait_until(ready: Callable[[], bool], *, timeout: float, what: str, alive: Callable[[], None]) -> None:
-    """Poll ``ready``; ``alive`` raises if a process that we wait for has ended.
+    """Wait until something is ready, and look every 0.1 s.
+
+    Args:
+        ready: tells whether it is.
+        timeout: seconds to wait at most.
+        what: is waited for, as the error names it.
+        alive: called before each pause; raises if a process has ended without which it can never be ready.
 
     Raises:
         ProcessError: not ready in time.
@@ -56,7 +66,7 @@ def wait_until(ready: Callable[[], bool], *, timeout: float, what: str, alive: C
 
 
 def listening(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether somebody accepts connections on host:port."""
+    """Return whether somebody accepts connections on host:port."""
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=0.5):
         return True
     return False
@@ -64,23 +74,28 @@ def listening(port: int, host: str = "127.0.0.1") -> bool:
 
 @contextlib.contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Put Ctrl-C off to the end of the block: a process must not be started and not be known."""
+    """Put Ctrl-C off to the end of the block: no process may be started and then not be known to its group."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    seen: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    received: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if seen:
+        signal.signal(signal.SIGINT, previous)
+    if received:
         raise KeyboardInterrupt
 
 
 @dataclass
 class ProcessGroup:
-    """Processes that live and die together. Use it as a context manager."""
+    """A group of processes that live and die together. Use it as a context manager.
+
+    Args:
+        logs: folder for the output of each process, ``NAME.log``; it is made.
+        env: environment variables that all processes get in addition to those of this one.
+    """
 
     logs: Path
     env: Mapping[str, str]
@@ -96,7 +111,17 @@ class ProcessGroup:
     def start(
         self, name: str, command: Sequence[str | Path], *, cwd: Path, env: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a command, with its output in ``logs/name.log``, and variables of its own."""
+        """Start a process in a session of its own, with its output appended to ``logs/NAME.log``.
+
+        Args:
+            name: of the process in this group; one that has ended may be started again under its name.
+            command: program and arguments.
+            cwd: working directory.
+            env: environment variables of this process alone, beside those of the group.
+
+        Returns:
+            The process.
+        """
         with _no_interrupt(), (self.logs / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [str(part) for part in command],
@@ -107,17 +132,17 @@ class ProcessGroup:
                 stderr=log,
                 start_new_session=True,
             )
-            before = self._running.get(name)
+            previous = self._running.get(name)
             self._running[name] = process
-        if before is not None:  # it has ended, or somebody else waits for it
-            before.poll()
+        if previous is not None:  # it has ended, or somebody else waits for it
+            previous.poll()
         return process
 
     def check(self, *names: str) -> None:
-        """Raise if one of the processes (all, if none is named) has ended.
+        """Check that the named processes, or all if none is named, still run.
 
         Raises:
-            ProcessError: with the exit code and the last line of its log.
+            ProcessError: one has ended; says its exit code and the last line of its log.
         """
         for name in names or self._running:
             code = self._running[name].poll()
@@ -125,14 +150,14 @@ class ProcessGroup:
                 raise ProcessError(f"{name}: ended with exit code {code}: {self.last_line(name)}")
 
     def ended(self, name: str) -> int | None:
-        """Exit code of a process, None while it runs."""
+        """Return the exit code of a process, or None while it runs."""
         return self._running[name].poll()
 
     def finished(self, name: str) -> bool:
-        """Whether a process has ended well.
+        """Return whether a process has ended with exit code 0.
 
         Raises:
-            ProcessError: it has ended otherwise.
+            ProcessError: it has ended with another exit code.
         """
         code = self._running[name].poll()
         if code:
@@ -140,68 +165,56 @@ class ProcessGroup:
         return code == 0
 
     def last_line(self, name: str) -> str:
-        """The last line that a process printed, and where the rest is."""
+        """Return the last line that a process has printed, and where the rest is."""
         path = self.logs / f"{name}.log"
         lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
         return f"{lines[-1].strip() if lines else 'no output'} (see {path})"
 
     def _members(self, *names: str) -> dict[int, psutil.Process]:
-        """Living processes of the group (or of those named): all in a session of ours, and their descendants.
+        """Find the living processes in the sessions of the named processes, or of all, and their descendants.
 
         Zombies are left out: whoever is to reap an orphan need not ever do so.
         """
-        import psutil
-
         sessions = {self._running[name].pid for name in names or self._running}
-        out: dict[int, psutil.Process] = {}
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if os.getsid(process.pid) in sessions:
-                    out |= {p.pid: p for p in [process, *process.children(recursive=True)]}
-        return {pid: process for pid, process in out.items() if _alive(process)}
+        return find_processes(lambda process: os.getsid(process.pid) in sessions)
 
     def end(self, name: str) -> None:
-        """End one process and all that it has started, also if it has ended itself; nothing if there is none."""
+        """End a process and all that it has started, also where it has ended itself; unknown names are ignored."""
         if name in self._running:
             self.stop(name)
 
     def stop(self, *names: str) -> None:
-        """End all processes (or those named) and their descendants: SIGTERM, then SIGKILL until none is left."""
+        """End the named processes, or all, and their descendants: SIGTERM, then SIGKILL until none is left."""
         import psutil
 
         deadline = time.monotonic() + GRACE
         while members := self._members(*names):
-            over = time.monotonic() > deadline
+            is_over = time.monotonic() > deadline
             for member in members.values():
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    member.kill() if over else member.terminate()
-            patience = max(deadline, time.monotonic() + 0.2)
-            while any(_alive(member) for member in members.values()) and time.monotonic() < patience:
+                    if is_over:
+                        member.kill()
+                    else:
+                        member.terminate()
+            look_again = max(deadline, time.monotonic() + 0.2)
+            while any(is_alive(member) for member in members.values()) and time.monotonic() < look_again:
                 time.sleep(0.05)
         for name in names or list(self._running):
             self._running.pop(name).wait(timeout=GRACE)  # reap it
 
     def memory(self) -> dict[str, int]:
-        """Largest resident bytes so far of every living process of the group, by ``pid command``."""
+        """Measure the peak resident memory, in bytes, of every living process of the group, by ``pid command``."""
         import psutil
 
-        out: dict[str, int] = {}
+        peaks: dict[str, int] = {}
         for member in self._members().values():
             with contextlib.suppress(psutil.Error):
-                out[f"{member.pid} {_title(member)}"] = _peak_memory(member)
-        return out
-
-
-def _alive(process: psutil.Process) -> bool:
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
+                peaks[f"{member.pid} {_title(member)}"] = _peak_memory(member)
+        return peaks
 
 
 def _peak_memory(process: psutil.Process) -> int:
-    """Linux keeps the high-water mark; elsewhere what is resident now."""
+    """Return the most resident bytes so far, which Linux records; elsewhere those that are resident now."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -210,13 +223,14 @@ def _peak_memory(process: psutil.Process) -> int:
 
 
 def _title(process: psutil.Process) -> str:
+    """Return the first word of a command line that is neither an option nor Python itself."""
     parts = process.cmdline()
     words = [Path(p).name for p in parts if not p.startswith("-")]
     return next((w for w in words if not w.startswith("python")), "python")
 
 
 def script(name: str) -> Path:
-    """A console script of this Python's environment.
+    """Find a console script of this Python's environment.
 
     Raises:
         ProcessError: it is not installed.

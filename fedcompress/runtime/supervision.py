@@ -1,4 +1,4 @@
-"""What those share that keep processes up: why one ended, and what a supervisor that was killed has left."""
+"""Supervisors keep processes up: they learn why one has ended, and end what a killed supervisor has left behind."""
 
 from __future__ import annotations
 
@@ -12,21 +12,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedcompress.runtime.process_tree import find_processes, is_alive
 from fedcompress.storage.disk_space import reserve_space
 
 if TYPE_CHECKING:
     import psutil
 
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # escape sequences for colours in a log
 PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
-MAX_TAIL = 1 << 16  # bytes
-MAX_LOG = 8 << 20  # bytes, beyond which a log is put aside at the next start
+MAX_TAIL = 1 << 16  # bytes at the end of a log in which a reason is looked for
+MAX_LOG = 8 << 20  # bytes; a log that is larger is put aside at the next start
+SAME_BIRTH = 0.01  # seconds by which two readings of one process's time of birth may differ
 
 
 def reason(log: Path, start: int) -> str:
-    """Why a process ended, from its log after ``start`` bytes, without colours.
+    """Find in its log why a process has ended.
 
-    Flower writes ``Exit Code: N``, then why, and then that its servers were stopped.
+    Flower writes ``Exit Code: N``, then the reason, and then that its servers were stopped. Without that, the last
+    line that tells of an error counts, or else the last line.
+
+    Args:
+        log: file with the output of the process, possibly of several starts.
+        start: bytes of the log that are older than this start.
+
+    Returns:
+        One line without colours.
     """
     with log.open("rb") as stream:
         stream.seek(max(start, log.stat().st_size - MAX_TAIL))
@@ -35,12 +45,16 @@ def reason(log: Path, start: int) -> str:
     for number, line in enumerate(lines[:-1]):
         if "Exit Code:" in line:
             return lines[number + 1]
-    wrong = [line for line in lines if line.startswith(("ERROR", "error:"))]
-    return (wrong or lines or ["no output"])[-1]
+    errors = [line for line in lines if line.startswith(("ERROR", "error:"))]
+    return (errors or lines or ["no output"])[-1]
 
 
 def put_aside(log: Path) -> int:
-    """Start a new log if it is large; returns the bytes of the one that goes on."""
+    """Rename a log that has become large to ``NAME.1``.
+
+    Returns:
+        Bytes of the log that goes on: 0 if a new one begins.
+    """
     size = log.stat().st_size if log.is_file() else 0
     if size > MAX_LOG:
         log.replace(log.with_name(f"{log.name}.1"))
@@ -49,28 +63,34 @@ def put_aside(log: Path) -> int:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; nothing, if the file is absent or torn."""
+    """Read a JSON object from a file; an empty one if the file is absent or torn."""
     try:
-        found = json.loads(path.read_text())
+        parsed = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return parsed if isinstance(parsed, dict) else {}
 
 
 def remember(path: Path, name: str, pid: int) -> None:
-    """Note a process that was started, by id and time of birth, for one that comes after a crash.
+    """Note a process that was started, by id and time of birth, so that ``end_noted`` can end it after a crash.
+
+    Args:
+        path: file with the notes, a JSON object; also the supervisor's own id is in it, as ``by``.
+        name: of the process.
+        pid: its process id.
 
     Raises:
         NoSpaceError: the disk is full.
     """
-    facts = read_facts(path) | {"by": os.getpid(), name: {"pid": pid, "created": _created(pid)}}
+    notes = read_facts(path) | {"by": os.getpid(), name: {"pid": pid, "created": _time_of_birth(pid)}}
     part = path.with_name(f"{path.name}.part")
     with reserve_space(path):
-        part.write_text(json.dumps(facts))
+        part.write_text(json.dumps(notes))
         part.replace(path)
 
 
-def _created(pid: int) -> float:
+def _time_of_birth(pid: int) -> float:
+    """Return when a process was started, seconds since 1970; 0 if that cannot be learnt."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
@@ -79,46 +99,51 @@ def _created(pid: int) -> float:
 
 
 def end_noted(path: Path) -> list[str]:
-    """End what ``remember`` has noted, its session, and what they have started; forget it; say what it was."""
+    """End the processes that ``remember`` has noted, their sessions, and what these have started; delete the notes.
+
+    Returns:
+        Names and ids of the processes of which something still lived.
+    """
     import psutil
 
     ended = []
-    for name, fact in read_facts(path).items():
+    for name, note in read_facts(path).items():
         with contextlib.suppress(psutil.Error, KeyError, TypeError, ValueError):
-            members = _left_of(int(fact["pid"]), float(fact["created"]))
-            if members:
-                _end_all(members)
-                ended.append(f"{name} (pid {fact['pid']})")
+            survivors = _find_survivors(int(note["pid"]), float(note["created"]))
+            if survivors:
+                _end_all(survivors)
+                ended.append(f"{name} (pid {note['pid']})")
     path.unlink(missing_ok=True)
     return ended
 
 
-def _left_of(pid: int, created: float) -> list[psutil.Process]:
-    """What lives of a process that was born then, and of the session that it led; nothing if that is unknown."""
+def _find_survivors(pid: int, created: float) -> list[psutil.Process]:
+    """Find what lives of a process, of the session that it led, and of their descendants.
+
+    Args:
+        pid: of the process.
+        created: its time of birth, seconds since 1970, by which it is told from another that got the same id later;
+            0, not known, finds nothing.
+
+    Returns:
+        Living processes.
+    """
     import psutil
 
-    if not created or (psutil.pid_exists(pid) and abs(psutil.Process(pid).create_time() - created) > 0.01):
+    if not created:
+        return []
+    if psutil.pid_exists(pid) and abs(psutil.Process(pid).create_time() - created) > SAME_BIRTH:
         return []  # the id is another's now
-    found: dict[int, psutil.Process] = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            in_session = os.getsid(process.pid) == pid and process.create_time() >= created - 0.01
-            if process.pid == pid or in_session:
-                found |= {p.pid: p for p in [process, *process.children(recursive=True)]}
-    return [process for process in found.values() if _is_alive(process)]
 
+    def is_member(process: psutil.Process) -> bool:
+        in_session = os.getsid(process.pid) == pid and process.create_time() >= created - SAME_BIRTH
+        return process.pid == pid or in_session
 
-def _is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; a zombie does not, and its parent may never reap it."""
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
+    return list(find_processes(is_member).values())
 
 
 def _end_all(members: list[psutil.Process]) -> None:
-    """SIGTERM, then SIGKILL."""
+    """Send SIGTERM to all processes, and SIGKILL to those that live on."""
     import psutil
 
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -126,20 +151,28 @@ def _end_all(members: list[psutil.Process]) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.send_signal(number)
         deadline = time.monotonic() + PATIENCE
-        while any(_is_alive(member) for member in members) and time.monotonic() < deadline:
+        while any(is_alive(member) for member in members) and time.monotonic() < deadline:
             time.sleep(0.1)
-        members = [member for member in members if _is_alive(member)]
+        members = [member for member in members if is_alive(member)]
 
 
 def end_process(pid: int, *, grace: float) -> bool:
-    """SIGTERM, then SIGKILL after ``grace`` seconds; whether the first was enough."""
+    """Send SIGTERM to a process, and SIGKILL if it lives on.
+
+    Args:
+        pid: of the process.
+        grace: seconds between both signals.
+
+    Returns:
+        Whether SIGTERM was enough, or the process was gone already.
+    """
     import psutil
 
     deadline = time.monotonic() + grace
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         process.terminate()
-        while _is_alive(process):
+        while is_alive(process):
             if time.monotonic() > deadline:
                 process.kill()
                 return False
@@ -149,11 +182,19 @@ def end_process(pid: int, *, grace: float) -> bool:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether SIGINT or SIGTERM has come within the block; neither interrupts it."""
-    seen: list[int] = []
-    before = {n: signal.signal(n, lambda number, frame: seen.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    """Keep SIGINT and SIGTERM from interrupting a block.
+
+    Yields:
+        A function that tells whether one of them has come since the block began.
+    """
+    received: list[int] = []
+
+    def record(number: int, frame: object) -> None:
+        received.append(number)
+
+    previous = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(seen)
+        yield lambda: bool(received)
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

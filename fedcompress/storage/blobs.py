@@ -1,7 +1,7 @@
-"""Content-addressed files: the durable half of a site's session and of the ledger.
+"""Blobs are content-addressed files; they hold the large part of what a site and the coordinator must not lose.
 
-A blob's name is the SHA-256 of its bytes; it is written whole or not at all, and checked
-when it is read. Rows in SQLite point at blobs, so that one transaction commits a round.
+The name of a blob is the SHA-256 of its bytes, in hex. It is written whole or not at all, and checked when it is read.
+Rows in SQLite name blobs, so that one transaction commits a round.
 """
 
 from __future__ import annotations
@@ -21,13 +21,20 @@ from fedcompress.storage.file_access import is_passing
 
 
 class BlobWriter:
-    """Takes the bytes of a blob."""
+    """A blob writer takes the bytes of one blob, piece by piece.
+
+    Args:
+        stream: file that the bytes go to.
+        failpoint: name of a place of ``FAILPOINTS``, reached after the first piece; empty: none.
+    """
 
     def __init__(self, stream: BinaryIO, failpoint: str = "") -> None:
-        self._stream, self._sha, self._failpoint = stream, hashlib.sha256(), failpoint
+        self._stream = stream
+        self._sha = hashlib.sha256()
+        self._failpoint = failpoint
 
     def write(self, chunk: bytes | memoryview) -> None:
-        """The next bytes."""
+        """Append the next bytes."""
         self._sha.update(chunk)
         self._stream.write(chunk)
         if self._failpoint:
@@ -36,16 +43,16 @@ class BlobWriter:
 
     @property
     def name(self) -> str:
-        """Of the blob that these bytes are."""
+        """Return the name of the blob that the bytes written so far would be."""
         return self._sha.hexdigest()
 
 
 class BlobStore:
-    """Blobs in one folder.
+    """A blob store holds blobs in one folder.
 
     Args:
-        folder: created if it is not there.
-        failpoint: name of a place of ``FAILPOINTS`` in the middle of a file.
+        folder: where the files are; it is created if it is not there.
+        failpoint: name of a place of ``FAILPOINTS`` that is reached in the middle of a file; empty: none.
     """
 
     def __init__(self, folder: Path, failpoint: str = "") -> None:
@@ -54,15 +61,18 @@ class BlobStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> str:
-        """Store and fsync; return the name. Storing twice is harmless, and heals a file that was damaged.
+        """Store bytes, with fsync. Storing them twice is harmless, and heals a file that was damaged.
+
+        Returns:
+            The name of the blob.
 
         Raises:
-            NoSpaceError: the disk is full; nothing is left of it.
+            NoSpaceError: the disk is full; no part of the file is left behind.
         """
         name = hashlib.sha256(data).hexdigest()
         path = self.folder / name
         if not self._is_whole(path):
-            with self._part(name) as part, part.open("wb") as stream:
+            with self._unfinished(name) as part, part.open("wb") as stream:
                 stream.write(data[: len(data) // 2])
                 failpoint(self._failpoint)
                 stream.write(data[len(data) // 2 :])
@@ -74,8 +84,12 @@ class BlobStore:
 
     @contextmanager
     def writer(self) -> Iterator[BlobWriter]:
-        """A blob that is written in pieces, and never in memory as a whole; it has its name when the block ends."""
-        with self._part(uuid.uuid4().hex) as part, part.open("wb") as stream:
+        """Write a blob in pieces, so that it is never in memory as a whole.
+
+        Yields:
+            What takes the pieces. The blob is stored when the block ends without an error.
+        """
+        with self._unfinished(uuid.uuid4().hex) as part, part.open("wb") as stream:
             writer = BlobWriter(stream, self._failpoint)
             yield writer
             stream.flush()
@@ -84,8 +98,8 @@ class BlobStore:
         self._sync_folder()
 
     @contextmanager
-    def _part(self, name: str) -> Iterator[Path]:
-        """A file to write to, which goes if the block fails: on a full disk it would take the room that is freed."""
+    def _unfinished(self, name: str) -> Iterator[Path]:
+        """Yield a file to write to. If the block fails it is deleted: on a full disk it would take up freed room."""
         part = self.folder / f"{name}.{os.getpid()}.part"
         try:
             with reserve_space(self.folder / name):
@@ -95,14 +109,14 @@ class BlobStore:
             raise
 
     def put_all(self, chunks: Iterable[bytes | memoryview]) -> str:
-        """As ``put``, of bytes that come in pieces."""
+        """Store bytes that come in pieces, and return the name of the blob; see ``put``."""
         with self.writer() as writer:
             for chunk in chunks:
                 writer.write(chunk)
         return writer.name
 
     def path(self, name: str) -> Path:
-        """The file of a blob, whose bytes were checked.
+        """Return the file of a blob, after its bytes were checked.
 
         Raises:
             StateError: it is missing, or its bytes changed.
@@ -117,7 +131,7 @@ class BlobStore:
 
     @staticmethod
     def _is_whole(path: Path) -> bool:
-        """Whether it is there with the bytes that its name says."""
+        """Return whether a file exists and has the bytes that its name says."""
         try:
             with path.open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest() == path.name
@@ -127,7 +141,7 @@ class BlobStore:
             return False
 
     def get(self, name: str) -> bytes:
-        """Bytes of a blob.
+        """Return the bytes of a blob, checked.
 
         Raises:
             StateError: it is missing, or its bytes changed.
@@ -147,8 +161,12 @@ class BlobStore:
     def replace(self, name: str, data: bytes) -> None:
         """Write a blob anew whose file was damaged.
 
+        Args:
+            name: of the blob.
+            data: its bytes, gained in another way.
+
         Raises:
-            StateError: these are other bytes.
+            StateError: these are not the bytes that the name says.
         """
         if hashlib.sha256(data).hexdigest() != name:
             raise StateError(f"blob: {self.folder / name}: cannot be rebuilt: SHA-256 does not match its name")
@@ -156,15 +174,17 @@ class BlobStore:
         self.put(data)
 
     def keep_only(self, names: Iterable[str]) -> int:
-        """Delete all other files, unfinished ones too; return how many."""
-        wanted, deleted = set(names), 0
+        """Delete all blobs but those of the given names, and all unfinished files; return how many files went."""
+        retained = set(names)
+        deleted = 0
         for path in self.folder.iterdir():
-            if path.name not in wanted:
+            if path.name not in retained:
                 path.unlink(missing_ok=True)
                 deleted += 1
         return deleted
 
     def _sync_folder(self) -> None:
+        """Make a rename in the folder durable."""
         handle = os.open(self.folder, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -1,4 +1,4 @@
-"""SQLite as both applications use it: write-ahead log, every commit on the disk before it returns."""
+"""SQLite databases are opened alike by both applications: with a write-ahead log, and durable at every commit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from fedcompress.storage.disk_space import reserve_space
 
 
 class Database(sqlite3.Connection):
-    """A connection that names its file where the disk is full."""
+    """A database connection names its file in the error that it raises when the disk is full."""
 
-    path = Path()
+    path = Path()  # of the database; set by ``open_database``
 
     def execute(self, *args: Any) -> sqlite3.Cursor:
-        """As SQLite's.
+        """Execute one statement, as ``sqlite3.Connection`` does.
 
         Raises:
             NoSpaceError: the disk is full.
@@ -26,7 +26,7 @@ class Database(sqlite3.Connection):
             return super().execute(*args)
 
     def executemany(self, *args: Any) -> sqlite3.Cursor:
-        """As SQLite's.
+        """Execute one statement for each row of parameters, as ``sqlite3.Connection`` does.
 
         Raises:
             NoSpaceError: the disk is full.
@@ -43,6 +43,9 @@ def open_database(path: Path, schema: str, *, any_thread: bool = False) -> sqlit
         schema: statements of the form ``CREATE ... IF NOT EXISTS``.
         any_thread: whether the caller may use it from several threads, one at a time.
 
+    Returns:
+        A connection in autocommit mode; ``transaction`` groups statements.
+
     Raises:
         NoSpaceError: the disk is full.
     """
@@ -52,14 +55,14 @@ def open_database(path: Path, schema: str, *, any_thread: bool = False) -> sqlit
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")
         is_new = database.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
-        # at once, so that nobody who reads or is killed meanwhile leaves or finds a part of it
+        # A new schema is created in one transaction: a kill leaves no half of it, and no reader finds one.
         database.executescript(f"BEGIN IMMEDIATE; {schema}; COMMIT" if is_new else schema)
     return database
 
 
 @contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing, also where the disk is full when it ends."""
+    """Commit all statements of a block, or none of them, also where the disk is full when it ends."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield

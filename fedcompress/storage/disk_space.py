@@ -1,4 +1,4 @@
-"""A disk that is full is said as one: which file had no room, and what to do."""
+"""Errors that mean a full disk are recognized, and raised as one that names the file and says what to do."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 from fedcompress.errors import NoSpaceError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-TEXT = "No space left on device"  # of libraries that wrap the system's error in one of their own
-NO_SHARED = sqlite3.SQLITE_IOERR_SHMSIZE  # the index of a write-ahead log, 32 KiB, could not be made
+FULL = (errno.ENOSPC, errno.EDQUOT)  # the system's errors for a full disk and a used-up quota
+TEXT = "No space left on device"  # message of libraries that wrap the system's error in one of their own
+NO_SHARED = sqlite3.SQLITE_IOERR_SHMSIZE  # SQLite had no room for the index of a write-ahead log, 32 KiB
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error, or the one that it was raised from, is for lack of room on a disk.
+    """Return whether an error, or the one that it was raised from, means that a disk is full.
 
     >>> is_full(OSError(28, "No space left on device")), is_full(OSError(2, "No such file"))
     (True, False)
@@ -31,7 +31,12 @@ def is_full(error: BaseException) -> bool:
 
 @contextmanager
 def reserve_space(path: Path) -> Iterator[None]:
-    """What is raised in the block for lack of room names this file.
+    """Raise errors of a block that mean a full disk as ``NoSpaceError`` of a file; other errors pass.
+
+    Nothing is reserved in advance. Where blocks are nested, the innermost names the file.
+
+    Args:
+        path: the file that is written in the block.
 
     Raises:
         NoSpaceError: the disk is full.

@@ -1,8 +1,8 @@
-"""Named places at which a test kills this very process with SIGKILL.
+"""Failpoints are named places in the code at which a test can kill the process with SIGKILL.
 
-``FEDCOMPRESS_FAILPOINT=name`` or ``name:3`` (the third time it is reached) arms one; unset, a place costs a look
-into a dictionary. A file that ``FEDCOMPRESS_FAILPOINT_ONCE`` names is created before the kill, and where it
-exists nothing is killed any more, so that a process that is started again goes on.
+``FEDCOMPRESS_FAILPOINT=name`` arms one, and ``name:3`` arms it for the third time that it is reached. Where it is
+unset, a failpoint costs one look into a dictionary. ``FEDCOMPRESS_FAILPOINT_ONCE`` may name a file: it is created
+before the kill, and where it exists nobody is killed any more, so that a process that is started again goes on.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import signal
 
-VARIABLE, ONCE = "FEDCOMPRESS_FAILPOINT", "FEDCOMPRESS_FAILPOINT_ONCE"
+VARIABLE = "FEDCOMPRESS_FAILPOINT"
+ONCE = "FEDCOMPRESS_FAILPOINT_ONCE"
+# What happens just before or after each place.
 FAILPOINTS: dict[str, str] = {
     "server.round-begun": "before anybody is asked",
     "server.asked": "after the first site was asked",
@@ -29,16 +31,16 @@ FAILPOINTS: dict[str, str] = {
     "site.after-commit": "after the transaction of outbox and residual",
     "site.reply": "in the middle of a reply to the relay",
 }
-_reached: dict[str, int] = {}
+_reached: dict[str, int] = {}  # times that the armed failpoint was reached in this process
 
 
 def failpoint(name: str) -> None:
-    """Die here if this place is armed and reached for the given time."""
+    """Kill this process if the failpoint is armed, and has now been reached as often as the variable says."""
     armed = os.environ.get(VARIABLE)
     if armed is None:
         return
-    wanted, _, count = armed.partition(":")
-    if wanted != name:
+    armed_name, _, count = armed.partition(":")
+    if armed_name != name:
         return
     _reached[name] = _reached.get(name, 0) + 1
     once = os.environ.get(ONCE)

@@ -1,22 +1,26 @@
-"""What is said of a file that cannot be opened now is nothing of its bytes: nothing is given up or repaired for it."""
+"""Errors of access say that a file cannot be opened now; they say nothing of its bytes.
+
+Code that would give up or repair a damaged file asks here first, and does neither for such an error.
+"""
 
 from __future__ import annotations
 
 import errno
 import sqlite3
 
-# of this process, of the machine, of rights, of a mount
+# The system's errors of access, by cause.
 PASSING = {
-    errno.EMFILE,
-    errno.ENFILE,
+    errno.EMFILE,  # this process has too many open files
+    errno.ENFILE,  # the machine has
     errno.ENOMEM,
-    errno.EACCES,
+    errno.EACCES,  # rights
     errno.EPERM,
-    errno.ESTALE,
+    errno.ESTALE,  # a mount
     errno.ETIMEDOUT,
     errno.EHOSTDOWN,
     errno.ENOTCONN,
 }
+# The same as SQLite reports it: primary result codes.
 SQLITE = {
     sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PERM,
@@ -28,7 +32,7 @@ SQLITE = {
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether an error of the system, or of SQLite, says nothing of the bytes of the file that was to be read.
+    """Return whether an error of the system or of SQLite says nothing of the bytes of the file that was to be read.
 
     >>> is_passing(OSError(errno.EMFILE, "Too many open files")), is_passing(OSError(errno.EIO, "Input/output error"))
     (True, False)

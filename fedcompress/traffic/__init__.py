@@ -1,1 +1,1 @@
-"""Counts the bytes that were sent: by message, and on the wire."""
+"""Traffic is counted here: bytes of whole messages, and bytes on the link between a site and the SuperLink."""

@@ -1,7 +1,7 @@
-"""Counts what a site exchanges with the SuperLink: a relay on loopback, through which the SuperNode connects.
+"""A metering relay on loopback, through which a SuperNode connects, counts what the site exchanges with the SuperLink.
 
-Counted is what TCP carries on the site's side of the link: TLS, HTTP and Flower's records. Not counted are the headers
-of TCP and IP, and what TCP sends again.
+Bytes are counted that TCP carries on the site's side of the link: TLS, HTTP and Flower's records. Not counted are the
+headers of TCP and IP, and what TCP sends again.
 """
 
 from __future__ import annotations
@@ -17,46 +17,51 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-_FORM = struct.Struct("<QQQ")
-BLOCK = 1 << 16  # bytes
-HELD = 1 << 18  # bytes that the relay's side of a connection may hold: what waits here is not on its way
-MAX_HEAD = 1 << 13  # bytes of a CONNECT
+_RECORD = struct.Struct("<QQQ")  # life, bytes up, bytes down
+BLOCK = 1 << 16  # bytes that are received at once
+HELD = 1 << 18  # bytes of the receive buffer towards the client: what waits in it is not on the link yet
+MAX_HEAD = 1 << 13  # bytes of the head of a CONNECT request
 LAST_WORDS = 10.0  # seconds that the target may take to close after the client has: TLS says good-bye
-CONNECT_TIMEOUT = 25.0  # seconds, less than the SuperNode waits
+CONNECT_TIMEOUT = 25.0  # seconds to connect; less than the SuperNode waits
 
 
 @dataclass(frozen=True)
 class Wire:
-    """Bytes since the counting began: ``life`` names that beginning."""
+    """A wire count says how many bytes have crossed the link of a site since the counting began."""
 
-    life: int
-    up: int
-    down: int
+    life: int  # random number that names the beginning of the count: counts of different lives do not compare
+    up: int  # bytes from the site to the SuperLink
+    down: int  # bytes from the SuperLink to the site
 
 
 def wire_path(state_dir: Path) -> Path:
-    """Where a site's ``up`` keeps its count."""
+    """Return the file in which ``site up`` keeps the count of a site."""
     return state_dir / "wire"
 
 
 def read_wire(state_dir: Path) -> Wire | None:
-    """The count so far; None if nobody counts."""
+    """Read the count of a site so far; None if nobody counts."""
     try:
         data = wire_path(state_dir).read_bytes()
-        while data != (again := wire_path(state_dir).read_bytes()):  # it was being written
+        while data != (again := wire_path(state_dir).read_bytes()):  # it was being written: read until it is stable
             data = again
     except OSError:
         return None
-    return Wire(*_FORM.unpack(data)) if len(data) == _FORM.size else None
+    return Wire(*_RECORD.unpack(data)) if len(data) == _RECORD.size else None
 
 
 class Counter:
-    """A count in a file, which is always up to date; a new life each time. Use it as a context manager."""
+    """A counter keeps a count in a file that is always up to date. Use it as a context manager.
+
+    Each counter begins a new life at 0, and deletes the file when it ends.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._life, self._up, self._down = secrets.randbits(62), 0, 0
+        self._life = secrets.randbits(62)
+        self._up = 0
+        self._down = 0
         self._file = -1
 
     def __enter__(self) -> Self:
@@ -65,34 +70,34 @@ class Counter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._lock:  # a connection may outlive the count, and the number of the file be another's
+        with self._lock:  # a connection may outlive the count, and the file's number may be another file's by then
             os.close(self._file)
             self._file = -1
         self._path.unlink(missing_ok=True)
 
     def add(self, *, up: int = 0, down: int = 0) -> None:
-        """Count so many bytes more."""
+        """Add so many bytes to the count."""
         with self._lock:
             self._up += up
             self._down += down
             if self._file >= 0:
-                with contextlib.suppress(OSError):  # a full disk
-                    os.pwrite(self._file, _FORM.pack(self._life, self._up, self._down), 0)
+                with contextlib.suppress(OSError):  # such as a full disk: counting must not break the connection
+                    os.pwrite(self._file, _RECORD.pack(self._life, self._up, self._down), 0)
 
     @property
     def wire(self) -> Wire:
-        """The count so far."""
+        """Return the count so far."""
         return Wire(self._life, self._up, self._down)
 
 
 class MeteringRelay(socketserver.ThreadingTCPServer):
-    """Forwards connections to one address, and counts. Use it as a context manager.
+    """A metering relay forwards connections to one address, and counts their bytes. Use it as a context manager.
 
     Args:
         target: host and port that it connects to.
-        counter: of bytes to and from the target.
-        tunnel: whether a client asks by ``CONNECT`` before it is forwarded. It gets to the target whatever it asks for:
-            by TLS it sees whether that is whom it means.
+        counter: counts the bytes to and from the target.
+        tunnel: whether a client asks by ``CONNECT`` before it is forwarded. Whatever address it asks for, it gets to
+            the target; by TLS it sees whether that is whom it means.
     """
 
     daemon_threads = True
@@ -101,14 +106,16 @@ class MeteringRelay(socketserver.ThreadingTCPServer):
 
     def __init__(self, target: tuple[str, int], counter: Counter, *, tunnel: bool = False) -> None:
         super().__init__(("127.0.0.1", 0), _Connection, bind_and_activate=False)
-        self.target, self.counter, self.tunnel = target, counter, tunnel
+        self.target = target
+        self.counter = counter
+        self.tunnel = tunnel
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, HELD)
         self.server_bind()
         self.server_activate()
 
     @property
     def address(self) -> str:
-        """HOST:PORT of the relay."""
+        """Return HOST:PORT of the relay."""
         host, port = self.socket.getsockname()
         return f"{host}:{port}"
 
@@ -121,13 +128,16 @@ class MeteringRelay(socketserver.ThreadingTCPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing: a connection that breaks is the SuperNode's to make anew."""
+        """Ignore an error in a connection: the SuperNode makes a broken one anew."""
 
 
 class _Connection(socketserver.BaseRequestHandler):
+    """One connection of a client (the near end) that is forwarded to the target (the far end)."""
+
     server: MeteringRelay
 
     def handle(self) -> None:
+        """Connect to the target, and forward both ways until both ends have closed."""
         near: socket.socket = self.request
         near.settimeout(CONNECT_TIMEOUT)
         if self.server.tunnel and not self._is_connect(near):
@@ -139,15 +149,15 @@ class _Connection(socketserver.BaseRequestHandler):
             for end in (near, far):
                 end.settimeout(None)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            back = threading.Thread(target=self._back, args=(far, near), daemon=True)
-            back.start()
-            self._forth(near, far)
-            back.join(LAST_WORDS)
+            receiver = threading.Thread(target=self._forward_down, args=(far, near), daemon=True)
+            receiver.start()
+            self._forward_up(near, far)
+            receiver.join(LAST_WORDS)
             _close(near, far)
-            back.join()
+            receiver.join()
 
     def _is_connect(self, near: socket.socket) -> bool:
-        """Whether the head of a request is a CONNECT; a client sends nothing after it before it is answered."""
+        """Return whether the head of a request is a CONNECT; its client sends nothing more before it is answered."""
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             if len(head) > MAX_HEAD or not (data := near.recv(BLOCK)):
@@ -155,21 +165,21 @@ class _Connection(socketserver.BaseRequestHandler):
             head += data
         return head.startswith(b"CONNECT ")
 
-    def _forth(self, near: socket.socket, far: socket.socket) -> None:
-        """What the client sends, until it closes or the target does."""
+    def _forward_up(self, near: socket.socket, far: socket.socket) -> None:
+        """Forward what the client sends, until it closes or the target does."""
         block = memoryview(bytearray(BLOCK))
         with contextlib.suppress(OSError):
             while size := near.recv_into(block):
-                at = 0
-                while at < size:
-                    sent = far.send(block[at:size])
-                    at += sent
+                offset = 0
+                while offset < size:
+                    sent = far.send(block[offset:size])
+                    offset += sent
                     self.server.counter.add(up=sent)
         with contextlib.suppress(OSError):
             far.shutdown(socket.SHUT_WR)
 
-    def _back(self, far: socket.socket, near: socket.socket) -> None:
-        """What the target sends, until it closes; a client that has gone does not make it less."""
+    def _forward_down(self, far: socket.socket, near: socket.socket) -> None:
+        """Forward what the target sends, until it closes; it is counted also where the client has gone."""
         block = memoryview(bytearray(BLOCK))
         with contextlib.suppress(OSError):
             while size := far.recv_into(block):
@@ -180,6 +190,7 @@ class _Connection(socketserver.BaseRequestHandler):
 
 
 def _close(*ends: socket.socket) -> None:
+    """Shut down both directions of connections, which may be closed already."""
     for end in ends:
         with contextlib.suppress(OSError):
             end.shutdown(socket.SHUT_RDWR)

@@ -27,7 +27,7 @@ from google.protobuf.message import DecodeError
 
 from fedcompress.errors import HeaderError, LimitError
 from fedcompress.proto.v1 import update_pb2
-from fedcompress.types import NAME
+from fedcompress.types import NAME_PATTERN
 from fedcompress.wire.frame import (
     DIGEST_SIZE,
     MAGIC,
@@ -98,10 +98,10 @@ class Header:
     init_seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not NAME.fullmatch(self.run) and (self.run or self.kind is not Kind.FILE):
-            raise HeaderError(f"header.run: {self.run[:80]!r}: must match {NAME.pattern}")
-        if self.site and not NAME.fullmatch(self.site):
-            raise HeaderError(f"header.site: {self.site[:80]!r}: must match {NAME.pattern}")
+        if not NAME_PATTERN.fullmatch(self.run) and (self.run or self.kind is not Kind.FILE):
+            raise HeaderError(f"header.run: {self.run[:80]!r}: must match {NAME_PATTERN.pattern}")
+        if self.site and not NAME_PATTERN.fullmatch(self.site):
+            raise HeaderError(f"header.site: {self.site[:80]!r}: must match {NAME_PATTERN.pattern}")
         if len(self.codec) > MAX_CODEC_SPEC:
             raise HeaderError(f"header.codec: {len(self.codec)} characters: at most {MAX_CODEC_SPEC}")
         if not (0 <= self.round < 1 << 32 and 0 <= self.version < 1 << 32):

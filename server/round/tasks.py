@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fedcompress.adapters import Template
-from fedcompress.config.objective import objective_json
 from fedcompress.config.run_config import RunConfig
 from fedcompress.config.train_task import TrainTask
 from server.ledger.recovery import restored_at
@@ -58,37 +56,31 @@ def build_task(
     refused: tuple[str, ...],
     site: str = "",
 ) -> TrainTask:
-    """The task of a round."""
-    adapter = template.adapter
-    return TrainTask(
+    """Build the task that one site gets in a round.
+
+    Args:
+        config: settings of the run; the task's ``deadline`` is their ``train_timeout``.
+        template: what the run started from.
+        round_: number of the round, from 1.
+        version: of the published state to train from.
+        steps: optimizer steps; 0 lets the site only evaluate.
+        base_fingerprint: SHA-256 of the base's weights, hex; empty if it is not known yet.
+        merged: hex digests of merged updates, the site's last one among them if it has one.
+        refused: recent refusals of this site's updates, as ``round: code: message``.
+        site: name of the site; empty if it is not known who is behind the node.
+
+    Returns:
+        The task.
+    """
+    return TrainTask.for_round(
+        config,
+        template,
         run=config.run,
-        round=round_,
+        round_=round_,
         version=version,
         steps=steps,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        optimizer=config.optimizer,
-        codec=config.codec,
-        feedback=config.feedback,
-        feedback_warmup=config.feedback_warmup,
-        feedback_reset=config.feedback_reset,
-        residual_store=config.residual_store,
-        optimizer_state=config.optimizer_state,
-        schedule=config.schedule,
-        rounds=config.rounds,
-        clip=config.clip,
-        correction=config.correction,
         deadline=config.train_timeout,
-        max_length=config.max_length,
-        objective=objective_json(template.objective),
-        seed=config.seed,
-        adapter_config=json.dumps(dict(adapter.config), sort_keys=True, separators=(",", ":")),
-        layout=adapter.layout.to_json(),
-        freeze=template.freeze,
         base_fingerprint=base_fingerprint,
-        tokenizer=template.tokenizer,
-        constants=template.constants,
-        quantization=template.quantization,
         merged=merged,
         life=restored_at(config.state_path),
         site=site,

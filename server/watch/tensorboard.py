@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedcompress.errors import ConfigError, MissingPackageError
-from fedcompress.types import NAME
+from fedcompress.types import NAME_PATTERN
 from server.ledger.quality import pool_quality
 from server.runs import resolve_run_name
 from server.watch.reading import Reader
@@ -39,7 +39,7 @@ def tag_of(name: str) -> str:
         >>> tag_of("../x")
         'site-f6b9fb0e'
     """
-    return name if NAME.fullmatch(name) else f"site-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name if NAME_PATTERN.fullmatch(name) else f"site-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def scalars(state_dir: Path, run: str) -> Iterator[Scalar]:

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from fedcompress.cli import coordinator
+from fedcompress.cli.help import App
 from server.commands.__main__ import NAMES
 from server.commands.__main__ import main as command_main
 
-APP = typer.Typer(rich_markup_mode=None)
+APP = App(help="")
 coordinator.register(APP)
 LINES = {
     "run": ["c.toml", "--resume"],

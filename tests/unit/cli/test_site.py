@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from clients.commands.__main__ import NAMES
 from clients.commands.__main__ import main as command_main
 from fedcompress.cli import site
+from fedcompress.cli.help import App
 
-APP = typer.Typer(rich_markup_mode=None)
+APP = App(help="")
 site.register(APP)
 LINES = {
     "init": ["--name", "north", "--model", "m", "--ranks", "2", "--max-update-norm", "1.5", "--yes"],
