@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.settings.base import Setting
-from fedcompress.codecs import CodecSpec, Feedback, decode_sections, encode_sections
+from fedcompress.codecs import CodecSpec, ErrorFeedback, decode_sections, encode_sections
 from fedcompress.codecs.error_feedback import pack_residual, unpack_residual
 from fedcompress.merging import InMemoryUpdates, Merger, parse_rule
 from fedcompress.types import Tensors, add, subtract, zeros
@@ -49,7 +49,7 @@ class _Sender:
     """One end that encodes, with its residual; counts bytes of sections."""
 
     def __init__(self, setting: Setting, feedback: float, store: str, number: int) -> None:
-        self._layout, self._keep, self._number = setting.layout, Feedback(decay=feedback, store=store), number
+        self._layout, self._keep, self._number = setting.layout, ErrorFeedback(decay=feedback, store=store), number
         self._rest = zeros(setting.layout)
         self.sent = 0
 

@@ -158,7 +158,7 @@ class RunTensors(Protocol):
 
         Args:
             layout: the run's layout.
-            precision: how its values are stored, as ``Feedback.store`` has it.
+            precision: how its values are stored, as ``ErrorFeedback.store`` has it.
 
         Returns:
             A context that gives a ``ResidualWriter``.

@@ -86,7 +86,7 @@ class SiteState:
         Args:
             run: name of the run.
             layout: its layout.
-            precision: how its values are stored, as ``Feedback.store`` has it.
+            precision: how its values are stored, as ``ErrorFeedback.store`` has it.
 
         Returns:
             A context that gives a ``ResidualWriter``; ``commit`` takes what it has stored after the context was left.

@@ -17,7 +17,7 @@ few numbers::
     9 bytes, relative squared error 0.034: [1, 0, -1, 0]
 """
 
-from fedcompress.codecs.error_feedback import Feedback, pack_residual, unpack_residual
+from fedcompress.codecs.error_feedback import ErrorFeedback, pack_residual, unpack_residual
 from fedcompress.codecs.sections import Preview, decode_sections, encode_sections, preview
 from fedcompress.codecs.spec import Clause, CodecSpec
 from fedcompress.codecs.table import CODECS, CodecRow, sample_spec
@@ -27,7 +27,7 @@ __all__ = [
     "Clause",
     "CodecRow",
     "CodecSpec",
-    "Feedback",
+    "ErrorFeedback",
     "Preview",
     "decode_sections",
     "encode_sections",

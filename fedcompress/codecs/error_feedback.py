@@ -25,7 +25,7 @@ _AFTER_WARMUP = 1 << 30  # a round number that stands for any round without warm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feedback:
+class ErrorFeedback:
     """Computes ``target = delta + decay * residual`` before encoding, and ``residual = target - decoded`` after it.
 
     The object has no state: the residual is the caller's, an argument and a result.

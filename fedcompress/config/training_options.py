@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from fedcompress.codecs import CodecSpec, Feedback
+from fedcompress.codecs import CodecSpec, ErrorFeedback
 from fedcompress.config.drift import parse_drift_correction
 from fedcompress.config.schedules import parse_schedule
 from fedcompress.errors import ConfigError
@@ -83,9 +83,9 @@ class TrainingOptions:
                 _ = self.error_feedback  # its constructor checks the four settings of the residual
 
     @property
-    def error_feedback(self) -> Feedback:
+    def error_feedback(self) -> ErrorFeedback:
         """Return how a sender keeps and returns what its codec leaves out."""
-        return Feedback(
+        return ErrorFeedback(
             decay=self.feedback,
             warmup=self.feedback_warmup,
             reset=self.feedback_reset,

@@ -7,7 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from fedcompress.codecs import Feedback
+from fedcompress.codecs import ErrorFeedback
 from fedcompress.errors import ConfigError, LayoutError, NonFiniteError, StateError
 from fedcompress.types import Layout, TensorSpec, add, from_bytes, l2_norm, state_digest, to_bytes
 from tests.support import equal, lora_layout, normal
@@ -56,7 +56,7 @@ def test_overflow_gives_infinity_without_a_warning() -> None:
     """Warnings are errors here; the next check refuses the infinity and names the tensor."""
     layout = Layout((TensorSpec(name="w", shape=(2,)),))
     huge = {"w": np.full(2, 3e38, np.float32)}
-    for total in (add(huge, huge), Feedback().target(huge, huge)):
+    for total in (add(huge, huge), ErrorFeedback().target(huge, huge)):
         assert np.isinf(total["w"]).all()
         with pytest.raises(NonFiniteError, match="w: contains NaN or infinity"):
             layout.check(total, what="sum")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcompress.codecs import CodecSpec, Feedback, decode_sections, encode_sections
+from fedcompress.codecs import CodecSpec, ErrorFeedback, decode_sections, encode_sections
 from fedcompress.errors import ConfigError
 from fedcompress.types import add, zeros
 from tests.support import lora_layout, normal
@@ -23,7 +23,7 @@ LAYOUT = lora_layout(modules=1)
 )
 def test_nothing_is_lost(spec: str, seed: int, fates: list[bool]) -> None:
     """Whether or not an update is merged; what is not merged is given back."""
-    codec, feedback = CodecSpec.parse(spec), Feedback()
+    codec, feedback = CodecSpec.parse(spec), ErrorFeedback()
     residual = zeros(LAYOUT)
     merged = zeros(LAYOUT)
     total = zeros(LAYOUT)
@@ -42,7 +42,7 @@ def test_nothing_is_lost(spec: str, seed: int, fates: list[bool]) -> None:
 
 
 def test_decay_forgets() -> None:
-    feedback = Feedback(decay=0.5)
+    feedback = ErrorFeedback(decay=0.5)
     ones = {n: np.ones_like(v) for n, v in zeros(LAYOUT).items()}
     target = feedback.target(zeros(LAYOUT), ones)
     assert all((v == 0.5).all() for v in target.values())
@@ -51,4 +51,4 @@ def test_decay_forgets() -> None:
 @pytest.mark.parametrize("decay", [-0.1, 1.1, float("nan")])
 def test_decay_out_of_range(decay: float) -> None:
     with pytest.raises(ConfigError, match=r"feedback.decay: .*: must be from 0 to 1"):
-        Feedback(decay=decay)
+        ErrorFeedback(decay=decay)
