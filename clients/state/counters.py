@@ -1,6 +1,6 @@
-"""What a site's worker counts for people: bytes by run, and the newest failure. Survives restarts.
+"""Counts for people what a site's worker does: bytes by run, and the newest failure. The counts survive restarts.
 
-A full disk must not end a round: what cannot be counted then is not.
+A full disk must not end a round: what cannot be counted then is left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ CREATE TABLE IF NOT EXISTS failure (
 
 @dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """Payload bytes of one run."""
+    """Counts the payload of one run.
+
+    Args:
+        run: name of the run.
+        received: bytes of downlinks.
+        sent: bytes of replies.
+        requests: number of downlinks.
+        replies: number of replies.
+    """
 
     run: str
     received: int
@@ -37,9 +45,17 @@ class Traffic:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """A round that failed."""
+    """Says which round failed last, and why.
 
-    at: float  # seconds since 1970
+    Args:
+        at: when, seconds since 1970.
+        run: name of the run.
+        round: number of the round.
+        code: of the failure.
+        message: what to read.
+    """
+
+    at: float
     run: str
     round: int
     code: str
@@ -47,7 +63,7 @@ class Failure:
 
 
 class Counters:
-    """Tables of their own in the session's database, on a connection of their own: rounds do not wait for them."""
+    """Keeps tables in the site's database, on a connection of their own, so that rounds do not wait for them."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,11 +76,11 @@ class Counters:
             self._db.close()
 
     def received(self, run: str, size: int) -> None:
-        """A request came in."""
+        """Count a downlink of ``size`` bytes."""
         self._count(run, size, 0, 1, 0)
 
     def sent(self, run: str, size: int) -> None:
-        """A reply went out."""
+        """Count a reply of ``size`` bytes."""
         self._count(run, 0, size, 0, 1)
 
     def _count(self, run: str, received: int, sent: int, requests: int, replies: int) -> None:
@@ -77,20 +93,27 @@ class Counters:
             )
 
     def failed(self, run: str, round_: int, code: str, message: str) -> None:
-        """A round failed."""
+        """Note a round that failed.
+
+        Args:
+            run: name of the run.
+            round_: number of the round.
+            code: of the failure.
+            message: what to read.
+        """
         with contextlib.suppress(NoSpaceError), self._lock, transaction(self._db):
             row = (time.time(), run, round_, code, message)
             self._db.execute("INSERT OR REPLACE INTO failure VALUES (1, ?, ?, ?, ?, ?)", row)
 
     def traffic(self) -> list[Traffic]:
-        """By run, the newest first."""
+        """Return the counts by run, the newest run first."""
         query = "SELECT run, received, sent, requests, replies FROM traffic ORDER BY at DESC"
         with self._lock:
             rows = self._db.execute(query).fetchall()
         return [Traffic(run=r, received=i, sent=o, requests=n, replies=m) for r, i, o, n, m in rows]
 
     def last_failure(self) -> Failure | None:
-        """The newest, or None."""
+        """Return the newest failure, or None."""
         with self._lock:
             row = self._db.execute("SELECT at, run, round, code, message FROM failure").fetchone()
         return Failure(at=row[0], run=row[1], round=row[2], code=row[3], message=row[4]) if row else None

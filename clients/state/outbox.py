@@ -136,7 +136,13 @@ class Outbox:
         return [entry for entry in entries if entry.status == "open" or entry.digest in merged]
 
     def settle(self, run: str, entry: OutboxEntry, *, is_merged: bool) -> None:
-        """Note what became of a reply."""
+        """Note what became of a reply.
+
+        Args:
+            run: name of the run.
+            entry: the reply.
+            is_merged: its update was merged; else it was given back to the residual.
+        """
         status = "merged" if is_merged else "returned"
         self._db.execute("UPDATE outbox SET status=? WHERE run=? AND round=?", (status, run, entry.round))
 

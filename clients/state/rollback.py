@@ -1,8 +1,8 @@
-"""Whether a site's state folder, or the coordinator, was set back to an older state: from a backup, or a snapshot.
+"""Finds out that a site's state folder, or the coordinator, was set back to an older state, as from a backup.
 
 A task that is older than another is a copy that somebody kept, unless the coordinator says that it was restored since.
-What it says was merged last of this site is in the outbox, or was told before; else this folder is older than that
-update, and nobody knows which of what it holds was merged or sent on since.
+The update of this site that the coordinator says was merged last is in the outbox, or the coordinator has named it
+before. Else this folder is older than that update, and nobody knows which of what it holds was merged or sent on since.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ CREATE TABLE IF NOT EXISTS life (run TEXT PRIMARY KEY, life INTEGER NOT NULL);
 
 
 def is_rolled_back(database: sqlite3.Connection, run: str, merged: Sequence[str], *, is_named: bool) -> bool:
-    """Whether an update of this site was merged of which nothing is known here.
+    """Return whether an update of this site was merged of which nothing is known here.
 
     Args:
-        database: the session's, with its outbox.
+        database: the site's, with its outbox.
         run: run name.
         merged: hex digests of what was merged last.
         is_named: they are of this site alone; if not, one of them is, if any update of it was ever merged.
+
+    Returns:
+        True if this folder was set back for certain.
     """
     query = "SELECT digest, status FROM outbox WHERE run=? UNION ALL SELECT digest, '' FROM told WHERE run=?"
     rows = database.execute(query, (run, run)).fetchall()
@@ -36,7 +39,14 @@ def is_rolled_back(database: sqlite3.Connection, run: str, merged: Sequence[str]
 
 
 def record_merged(database: sqlite3.Connection, run: str, merged: Sequence[str], *, is_named: bool) -> None:
-    """Note what was said of this site; at the start of a state folder, of all."""
+    """Note which update of this site was merged last.
+
+    Args:
+        database: the site's, with its outbox.
+        run: run name.
+        merged: hex digests of what was merged last.
+        is_named: they are of this site alone; if not, they are noted only where this site has sent nothing yet.
+    """
     if is_named or not database.execute("SELECT 1 FROM outbox WHERE run=?", (run,)).fetchone():
         with transaction(database):
             database.execute("DELETE FROM told WHERE run=?", (run,))
@@ -44,10 +54,17 @@ def record_merged(database: sqlite3.Connection, run: str, merged: Sequence[str],
 
 
 def check_not_replayed(database: sqlite3.Connection, run: str, round_: int, version: int, life: int) -> None:
-    """Note the newest task; see ``Session.check_not_replayed``.
+    """Note the newest task, and refuse an older one.
+
+    Args:
+        database: the site's.
+        run: run name.
+        round_: the round asked for.
+        version: of the published state that it starts from.
+        life: when the coordinator was restored, seconds since 1970; a later one begins anew.
 
     Raises:
-        IdentityError: ``replay``.
+        IdentityError: ``replay``: a later life, round or version was asked for before.
     """
     with transaction(database):
         (known,) = database.execute("SELECT life FROM life WHERE run=?", (run,)).fetchone() or (0,)
@@ -66,7 +83,10 @@ def check_not_replayed(database: sqlite3.Connection, run: str, round_: int, vers
 def reopen_undone(database: sqlite3.Connection, run: str, merged: Sequence[str]) -> None:
     """Open again what was sent after this site's last merged update: the coordinator has undone that it was merged.
 
-    Nothing is, where none of ``merged`` is in the outbox.
+    Args:
+        database: the site's, with its outbox.
+        run: run name.
+        merged: hex digests of what was merged last; nothing is opened where none of them is in the outbox.
     """
     places = ", ".join("?" * len(merged))
     query = f"SELECT MAX(round) FROM outbox WHERE run=? AND digest IN ({places})"

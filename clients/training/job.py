@@ -1,4 +1,4 @@
-"""What a worker asks of its ranks. Needs no torch: the worker writes it, the ranks read it."""
+"""Says what a worker asks of its ranks. It needs no torch: the worker writes it, the ranks read it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ OUT_OF_MEMORY = "out-of-memory"  # code of a failure
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One round of training or evaluation.
+    """Describes one round of training or evaluation.
 
     Args:
         task: the round.
-        published: PEFT folder of the state to start from.
+        published: PEFT folder of the state to start from; where weights of the base are trained, layout and stream.
         constants: file of constants, if they were sent.
-        out: where rank 0 writes what was trained.
+        out: folder to which rank 0 writes the delta.
         micro_batch: examples a rank handles at once, at most.
         drop: forget the model afterwards, and free its memory.
     """
@@ -34,13 +34,13 @@ class Job:
     drop: bool = False
 
     def to_json(self) -> str:
-        """For the ranks."""
+        """Write the job for the ranks."""
         paths = {"published": str(self.published), "out": str(self.out), "constants": str(self.constants or "")}
         return json.dumps({"task": asdict(self.task), "micro_batch": self.micro_batch, "drop": self.drop, **paths})
 
     @classmethod
     def from_json(cls, text: str) -> Job:
-        """Inverse of ``to_json``."""
+        """Read what ``to_json`` has written."""
         raw = json.loads(text)
         return cls(
             task=TrainTask.from_json(json.dumps(raw["task"])),

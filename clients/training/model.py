@@ -1,4 +1,4 @@
-"""A site's model, made ready: base, adapter, constants, and the checks that it is the run's."""
+"""Makes a site's model ready: base, adapter and constants, with the checks that they are the run's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,16 @@ from fedcompress.types import Array, Layout
 
 
 def load_model(base: BaseModel, task: TrainTask, config: Mapping[str, Any], constants: Path | None) -> AdaptedModel:
-    """The model of a round.
+    """Load the base, and attach what a round trains.
+
+    Args:
+        base: what site.toml says of the model.
+        task: the round.
+        config: JSON of the adapter's config, or of the weights that are trained.
+        constants: file of constants, if they were sent.
+
+    Returns:
+        The model with its trainable parameters, in the layout of the run.
 
     Raises:
         MismatchError: ``tokenizer``, ``layout-mismatch`` or ``constants``: what is here is not what the run has.
@@ -38,7 +47,7 @@ def load_model(base: BaseModel, task: TrainTask, config: Mapping[str, Any], cons
         raise ConfigError("model.quantization", base.quantization, rule)
     check_quantized(config, base.quantization)
     is_full = trains_base_weights(config)
-    module = _whole(base, task) if is_full else build_base(base, task.learns)
+    module = _build_float32_base(base, task) if is_full else build_base(base, task.learns)
     if base.quantization != "none":
         from peft import prepare_model_for_kbit_training
 
@@ -52,19 +61,17 @@ def load_model(base: BaseModel, task: TrainTask, config: Mapping[str, Any], cons
         torch.manual_seed(task.seed)
         if is_full:
             files = BaseWeights(base.path)
-            attached: AdaptedModel = attach_weights(
-                module, config, files, task.freeze, seed=task.seed, round_=task.round
-            )
+            model: AdaptedModel = attach_weights(module, config, files, task.freeze, seed=task.seed, round_=task.round)
         else:
-            attached = attach_adapter(module, config, task.freeze)
-    if attached.layout.to_json() != task.layout:
+            model = attach_adapter(module, config, task.freeze)
+    if model.layout.to_json() != task.layout:
         raise MismatchError(
-            "layout-mismatch", f"adapter: {_difference(attached.layout, Layout.from_json(task.layout))}"
+            "layout-mismatch", f"adapter: {_describe_difference(model.layout, Layout.from_json(task.layout))}"
         )
-    _agree(attached, task.constants, constants)
+    _set_run_constants(model, task.constants, constants)
     if base.compile:
-        attached.model.compile()
-    return attached
+        model.model.compile()
+    return model
 
 
 def load_round_start(model: AdaptedModel, job: Job, adapter: Adapter) -> Mapping[str, Array]:
@@ -86,8 +93,8 @@ def load_round_start(model: AdaptedModel, job: Job, adapter: Adapter) -> Mapping
     return model.values(published, job.task.run, job.task.round)
 
 
-def _whole(base: BaseModel, task: TrainTask) -> Any:
-    """A base whose own weights are trained: they are float32, and compute in the site's dtype where that is smaller.
+def _build_float32_base(base: BaseModel, task: TrainTask) -> Any:
+    """Load a base whose own weights are trained: they are float32, and compute in the site's dtype where it is smaller.
 
     Steps would be lost in the rounding of weights of two bytes.
     """
@@ -113,8 +120,8 @@ def keep_unpacked(module: Any) -> None:
             part.support_avx512bf16_for_cpu = False
 
 
-def _difference(here: Layout, wanted: Layout) -> str:
-    """What the first tensor is that a base gives and the run does not have, or the other way round."""
+def _describe_difference(here: Layout, wanted: Layout) -> str:
+    """Name the first tensor in which the base here and the run differ."""
     rule = "the base model here gives other trainable tensors"
     own, run = ({t.name: t for t in layout.tensors} for layout in (here, wanted))
     for name in sorted(own.keys() | run.keys()):
@@ -124,13 +131,13 @@ def _difference(here: Layout, wanted: Layout) -> str:
     return rule
 
 
-def _agree(attached: AdaptedModel, wanted: str, sent: Path | None) -> None:
-    """Constants as the run has them: rebuilt here, or as they were sent."""
-    if constants_digest(attached.constants) == wanted:
+def _set_run_constants(model: AdaptedModel, wanted: str, sent: Path | None) -> None:
+    """Give the model the run's constants: rebuilt here, or as they were sent."""
+    if constants_digest(model.constants) == wanted:
         return
     if sent is None:
         raise MismatchError("constants", "constants: this site builds others than the run's: it must be sent them")
     values = load_constants(sent.read_bytes())
     if constants_digest(values) != wanted:
         raise MismatchError("constants", "constants: what was sent is not what the run has")
-    set_constants(attached, values)
+    set_constants(model, values)
