@@ -64,5 +64,6 @@ def test_public_names_are_explained() -> None:
 
 
 def test_no_name_brings_torch() -> None:
-    code = "import fedcompress, sys\nfor n in fedcompress.__all__: getattr(fedcompress, n)\nassert 'torch' not in sys.modules"
+    load = "for name in fedcompress.__all__: getattr(fedcompress, name)"
+    code = f"import fedcompress, sys\n{load}\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
