@@ -1,4 +1,4 @@
-"""This is the public API of fedcompress: compressed federated fine-tuning for Flower, PEFT and DeepSpeed.
+"""The public API of fedcompress is here: compressed federated fine-tuning for Flower, PEFT and DeepSpeed.
 
 The library holds what two machines must agree on, and the maths. Nothing heavy is
 imported here; every name is loaded on first use.
