@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.common import row
 from benchmarks.optim.models import random_gradients, wide_llama
 from fedcompress.optim import build_optimizer
-from fedcompress.optim.state.bases import basis_of
+from fedcompress.optim.state.bases import compute_basis
 
 REPEATS = 7
 LONG = 10**9  # steps between refreshes, so that none is timed
@@ -79,7 +79,7 @@ def _refresh() -> list[dict[str, Any]]:
     matrix = left * values @ right.T
     turned = torch.linalg.qr(right + 0.002 * torch.randn(1024, 1024, generator=made))[0]
     later = left * values @ turned.T
-    before = basis_of(matrix, 256, "svd", side="right")
+    before = compute_basis(matrix, 256, "svd", side="right")
 
     def energy(basis: Any) -> float:
         return float((later @ basis).square().sum())
@@ -90,7 +90,7 @@ def _refresh() -> list[dict[str, Any]]:
         for kind in ("svd", "randomized", "power", "dct"):
             generator = torch.Generator().manual_seed(1)
             started = time.perf_counter()
-            basis = basis_of(later, 256, kind, side="right", before=before, generator=generator)
+            basis = compute_basis(later, 256, kind, side="right", before=before, generator=generator)
             taken.setdefault(kind, []).append(time.perf_counter() - started)
             kept[kind] = energy(basis)
     found = []

@@ -1,1 +1,1 @@
-"""Update rules of optimizers, one file for each family, as pure functions of gradient and state."""
+"""The update rules of the optimizers stand here, one file for each family, as pure functions of gradient and state."""

@@ -9,7 +9,7 @@ import torch
 
 from fedcompress.optim import build_optimizer, combine_rank_states
 from fedcompress.optim.engine.shards import Shard
-from fedcompress.optim.state.moment_storage import placed
+from fedcompress.optim.state.moment_storage import move_to_device
 from tests.unit.optim.models import batch, net, state, train
 
 
@@ -43,18 +43,18 @@ def test_a_part_of_a_loaded_state_does_not_hold_the_whole() -> None:
     optimizer.load_state_dict(whole)
     piece = replace(part, start=32, numel=16, lr=1e-2)
     rule = optimizer._rules[optimizer.param_groups[0]["rule"]]
-    optimizer._update(rule, torch.ones(16), piece, torch.ones(16))
+    optimizer._run_rule(rule, torch.ones(16), piece, torch.ones(16))
     for key in ("v", "z"):
         assert optimizer.memory[part.name][key].untyped_storage().nbytes() == 4 * 16
 
 
 def test_a_loaded_state_follows_the_gradient_to_its_device() -> None:
     kept = {"m": torch.ones(3), "v": {"codes": torch.ones(3), "shape": [3]}, "age": 4}
-    there = placed(kept, "meta")
+    there = move_to_device(kept, "meta")
     assert there["m"].device.type == there["v"]["codes"].device.type == "meta"
     assert (there["v"]["shape"], there["age"]) == ([3], 4)
-    assert placed(kept, "cpu")["m"] is kept["m"]
-    assert placed(kept, "cpu", copy=True)["m"].data_ptr() != kept["m"].data_ptr()
+    assert move_to_device(kept, "cpu")["m"] is kept["m"]
+    assert move_to_device(kept, "cpu", copy=True)["m"].data_ptr() != kept["m"].data_ptr()
 
 
 @pytest.mark.parametrize("call", ["adamw", "galore(rank=4)"])

@@ -8,9 +8,9 @@ import torch
 from fedcompress.errors import ConfigError, NonFiniteError, StateError, TrainingError
 from fedcompress.optim import OPTIMIZERS, ShardInfo, build_optimizer, combine_rank_states, parse_optimizer
 from fedcompress.optim.base import ELEMENTWISE, MATRIX, Rule, State
-from fedcompress.optim.engine.checkpoint import packed_state, unpacked_state
-from fedcompress.optim.state.moment_storage import bytes_of
-from fedcompress.optim.state.selections import block_set
+from fedcompress.optim.engine.checkpoint import pack_state, unpack_state
+from fedcompress.optim.state.moment_storage import count_bytes
+from fedcompress.optim.state.selections import select_blocks
 from fedcompress.optim.table import state_bytes
 from tests.unit.optim.models import ALL_CALLS, batch, net, state, train
 
@@ -28,11 +28,11 @@ def run(rule: Rule, part: ShardInfo, grads: list[torch.Tensor], weight: torch.Te
     kept, deltas = {}, []
     for step, grad in enumerate(grads, start=1):
         given = grad.clone()
-        delta, new = rule.update(given, unpacked_state(rule, kept), step, part, weight)
+        delta, new = rule.update(given, unpack_state(rule, kept), step, part, weight)
         assert torch.equal(given, grad), "the gradient was changed"
         assert delta.shape == grad.shape
         assert delta.isfinite().all()
-        kept = packed_state(rule, new, part, step)
+        kept = pack_state(rule, new, part, step)
         kept.pop("step")
         weight = weight - LR * delta
         deltas.append(delta.clone())
@@ -74,9 +74,9 @@ def test_state_takes_the_bytes_that_the_formula_gives(call: str) -> None:
     size = shape if rule.placement == MATRIX else (shape[0] * shape[1],)
     kept: State = {}
     for step, grad in enumerate(gradients(size, 4), start=1):  # id3 takes some steps to its full size
-        new = rule.update(grad, unpacked_state(rule, kept), step, part, grad + 1)[1]
-        kept = packed_state(rule, new, part, step)
-    taken = sum(map(bytes_of, kept.values()))
+        new = rule.update(grad, unpack_state(rule, kept), step, part, grad + 1)[1]
+        kept = pack_state(rule, new, part, step)
+    taken = sum(map(count_bytes, kept.values()))
     if "blocks" in call:
         assert taken in (0, 8 * 160 * 96)
     else:
@@ -257,7 +257,7 @@ def test_a_basis_is_not_taken_from_a_gradient_of_zeros(call: str) -> None:
 
 
 def test_short_rounds_come_to_every_block() -> None:
-    seen = {i: block_set(ShardInfo(name="w", shape=(4, 4), count=4, epoch=i), 0.25, i << 40) for i in range(4)}
+    seen = {i: select_blocks(ShardInfo(name="w", shape=(4, 4), count=4, epoch=i), 0.25, i << 40) for i in range(4)}
     assert set().union(*seen.values()) == {0, 1, 2, 3}
 
 

@@ -10,7 +10,7 @@ import torch
 from fedcompress.errors import ConfigError
 from fedcompress.optim import OPTIMIZERS, ShardInfo, build_optimizer, parse_optimizer
 from fedcompress.optim.base import derive_seed
-from fedcompress.optim.state.bases import basis_of
+from fedcompress.optim.state.bases import compute_basis
 from tests.unit.optim.models import net
 from tests.unit.optim.rules.test_rules import gradients
 
@@ -103,7 +103,7 @@ def test_the_rest_of_fira_is_outside_of_the_subspace(shape: tuple[int, int]) -> 
     rest = [a - b for a, b in zip(whole, inside_only, strict=True)]
     for step, (grad, each) in enumerate(zip(grads, rest, strict=True)):
         side, source = ("right", grads[step // 5 * 5]) if shape[0] >= shape[1] else ("left", grads[step // 5 * 5])
-        basis = basis_of(source, 4, "svd", side=side)
+        basis = compute_basis(source, 4, "svd", side=side)
         inside = each @ basis if side == "right" else basis.T @ each
         assert inside.abs().max() < 1e-5
         assert (each * grad).sum() > 0
@@ -210,9 +210,9 @@ def test_feedback_loses_nothing(name: str, feedback: str) -> None:
             done += state["m"] @ state["basis"].T
         else:
             done += state["m"] @ torch.tensor(cosine_twin(64))[state["columns"].long()]
-    from fedcompress.optim.state.moment_storage import unpack
+    from fedcompress.optim.state.moment_storage import unpack_moment
 
-    lost = (sum(grads) - done - unpack(state["error"], signed=True)).norm() / sum(grads).norm()
+    lost = (sum(grads) - done - unpack_moment(state["error"], signed=True)).norm() / sum(grads).norm()
     assert lost < {"fp32": 1e-5, "8bit": 0.05, "4bit": 0.5}[feedback]
 
 
@@ -328,9 +328,9 @@ def test_cheap_bases_hold_95_percent_of_what_the_exact_one_holds(kind: str, side
         torch.testing.assert_close(basis.T @ basis, torch.eye(64), atol=1e-4, rtol=0)
         return float((grad @ basis if side == "right" else basis.T @ grad).norm() ** 2)
 
-    before = basis_of(earlier, 64, "randomized", side=side, generator=drawn) if kind == "power" else None
-    found = basis_of(grad, 64, kind, side=side, before=before, generator=drawn)
-    assert energy(found) >= 0.95 * energy(basis_of(grad, 64, "svd", side=side))
+    before = compute_basis(earlier, 64, "randomized", side=side, generator=drawn) if kind == "power" else None
+    found = compute_basis(grad, 64, kind, side=side, before=before, generator=drawn)
+    assert energy(found) >= 0.95 * energy(compute_basis(grad, 64, "svd", side=side))
 
 
 @pytest.mark.parametrize("rule", ["galore", "fira", "gradnormlorp"])

@@ -9,7 +9,7 @@ from fedcompress.errors import ConfigError
 from fedcompress.optim import ShardInfo, build_optimizer, parse_optimizer
 from fedcompress.optim.rules.id3 import ID3
 from fedcompress.optim.rules.lift import LIFT
-from fedcompress.optim.state.sparse import check_indexed, moved
+from fedcompress.optim.state.sparse import check_indexable, move_moments
 from tests.unit.optim.models import net, train
 
 
@@ -64,12 +64,12 @@ def test_moved_is_the_way_through_a_dense_matrix() -> None:
     for _ in range(20):
         old, new = (torch.randperm(50, generator=made)[:20].sort().values.to(torch.int32) for _ in range(2))
         state = {"m": torch.randn(20, generator=made), "v": torch.rand(20, generator=made), "places": old}
-        got = moved(dict(state), new)
+        got = move_moments(dict(state), new)
         for key in ("m", "v"):
             dense = torch.zeros(50)
             dense[old.long()] = state[key]
             assert torch.equal(got[key], dense[new.long()])
-    assert moved({}, new) == {"places": new}
+    assert move_moments({}, new) == {"places": new}
 
 
 @pytest.mark.parametrize("exp", [0.0, 0.5, 1.0])
@@ -125,4 +125,4 @@ def test_bad_parameters_are_refused(call: str) -> None:
 
 def test_a_matrix_whose_positions_do_not_fit_is_refused() -> None:
     with pytest.raises(ConfigError, match="2\\^31"):
-        check_indexed("lift", "w", (1 << 16, 1 << 15))
+        check_indexable("lift", "w", (1 << 16, 1 << 15))
