@@ -241,7 +241,7 @@ def check_beta(field: str, value: float) -> None:
 
 
 def check_moments(rule: Any) -> None:
-    """Raise ``ConfigError`` unless a rule's ``beta1`` and ``beta2`` are in [0, 1) and its ``state`` is in ``STORES``."""
+    """Raise ``ConfigError`` unless a rule's two betas are in [0, 1) and its ``state`` is one of ``STORES``."""
     for key in ("beta1", "beta2"):
         check_beta(f"optimizer.{rule.name}.{key}", getattr(rule, key))
     check_choice(f"optimizer.{rule.name}.state", rule.state, STORES)

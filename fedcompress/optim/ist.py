@@ -91,8 +91,8 @@ def draw_candidates(importance: Importance, step: int, seed: int) -> list[set[in
 def update_scores(importance: Importance, sets: Sequence[Iterable[int]], losses: Sequence[float]) -> Importance:
     """Update the scores: layers whose suppression kept the loss low rise, others fall.
 
-    ``score += lr * (exp(-loss) - mean) * p (1 - p)`` for each layer of each set, p being the sigmoid of the score before
-    and ``mean`` that of ``exp(-loss)`` over the sets.
+    ``score += lr * (exp(-loss) - mean) * p (1 - p)`` for each layer of each set. p is the sigmoid of the score before,
+    and ``mean`` the mean of ``exp(-loss)`` over the sets.
 
     Args:
         importance: scores before.

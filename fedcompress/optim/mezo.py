@@ -6,15 +6,15 @@ Malladi et al. 2023 (arXiv:2305.17333, algorithm 1). The loss is measured at ``w
 * z has random signs where the paper has normal numbers (FedKSeed, arXiv:2312.06353, and SPSA, Spall 1992, know both).
   They are drawn by Philox from the seed and the parameter's name, as the codec ``seeds`` draws its directions, so that
   the codec's message of pairs is the update.
-* float32 weights walk ``+eps, -2 eps, +eps`` as in the paper; what rounding leaves is some 1e-7 of a weight. In bfloat16
-  and float16 the way back would miss by up to the perturbation itself, and a receiver who has only the pairs cannot know
-  that. So those weights are copied before, perturbed from the copy, and put back bit for bit. That costs the weights once
-  more in their own bits, less than any moment would. A step of less than half of the last bit is lost to rounding, at the
-  receiver too.
+* float32 weights walk ``+eps, -2 eps, +eps`` as in the paper; what rounding leaves is some 1e-7 of a weight. In
+  bfloat16 and float16 the way back would miss by up to the perturbation itself, and a receiver who has only the pairs
+  cannot know that. So those weights are copied before, perturbed from the copy, and put back bit for bit. That costs
+  the weights once more in their own bits, less than any moment would. A step of less than half of the last bit is lost
+  to rounding, at the receiver too.
 
 The released code has ``eps`` 1e-3 and ``lr`` 1e-6 or 1e-7 for all weights, and 1e-2 and 1e-4 for LoRA. A normal z and
-signs have the same variance, so these carry over. The model must be in evaluation mode: dropout would differ between the
-two losses.
+signs have the same variance, so these carry over. The model must be in evaluation mode: dropout would differ between
+the two losses.
 
 Library function: no command or run setting reaches it yet.
 """

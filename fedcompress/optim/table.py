@@ -1,4 +1,4 @@
-"""``OPTIMIZERS`` is the one literal table of optimizers; every row can be named in a setting and on the command line."""
+"""``OPTIMIZERS`` is the one literal table of optimizers; settings and commands name its rows."""
 
 from __future__ import annotations
 

@@ -33,9 +33,7 @@ class Fused:
         self._optimizer.fused = False
 
 
-def fuse(
-    optimizer: LowMemoryOptimizer, *, accumulation: int = 1, clip_norm: float = 0.0, scaler: Any = None
-) -> Fused:
+def fuse(optimizer: LowMemoryOptimizer, *, accumulation: int = 1, clip_norm: float = 0.0, scaler: Any = None) -> Fused:
     """Step each parameter in the backward pass from now on.
 
     Args:

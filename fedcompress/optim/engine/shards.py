@@ -140,9 +140,7 @@ def _find_zero12_shards(flat: Tensor, names: Sequence[str], originals: Sequence[
     return shards
 
 
-def _find_zero3_shards(
-    flat: Tensor, names: Sequence[str], originals: dict[str, Any]
-) -> tuple[list[str], list[Shard]]:
+def _find_zero3_shards(flat: Tensor, names: Sequence[str], originals: dict[str, Any]) -> tuple[list[str], list[Shard]]:
     """Find shards under ZeRO-3.
 
     A sub-group is a run of the group's parameters. The rank's shares of them follow one another in the partition.

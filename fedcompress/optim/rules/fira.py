@@ -32,7 +32,7 @@ class Fira(GaLoreRule):
 
     >>> from fedcompress.optim.preview import preview_step
     >>> preview_step("fira(rank=2)")
-    StepPreview(moved=1.0, downhill=1.0, state_bytes=180)
+    StepPreview(moved=1.0, downhill=0.79, state_bytes=180)
 
     Args:
         growth: largest growth of the norm of the rest from one step to the next.

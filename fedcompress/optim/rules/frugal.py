@@ -42,7 +42,7 @@ class FrugalState(AgedMoments, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Frugal:
-    """FRUGAL steps along ``scale * Adam(P g) + free_scale * sign(g - P^T P g)``, with a new P every ``update_gap`` steps.
+    """FRUGAL steps along ``scale * Adam(P g) + free_scale * sign(g - P^T P g)``, and renews P in intervals.
 
     Zmushko et al. 2024 (arXiv:2411.07837, algorithm 1), with the released code's defaults for pre-training; fine-tuning
     there has ``free_scale=0.1``. With ``columns``, ``rows``, ``blocks`` (whole matrices in turn) and ``randk`` the rule

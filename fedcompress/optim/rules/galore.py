@@ -48,7 +48,8 @@ class GaLoreRule(SubspaceRule):
         eps: added to the root of the second moment before the correction of its bias.
         carry: what becomes of the moments at a refresh: ``keep`` (the paper), ``reset``, or ``project``.
         products: ``bf16`` keeps the bases in bfloat16 and makes the products with them in it; a basis is still
-            computed in float32. It takes half the bytes, and a fraction of the time where a CPU or GPU has units for it.
+            computed in float32. That takes half the bytes, and a fraction of the time where a CPU or GPU has units for
+            bfloat16.
         state: how the moments are stored between steps.
     """
 
@@ -178,7 +179,7 @@ class GaLore(GaLoreRule):
 
     >>> from fedcompress.optim.preview import preview_step
     >>> preview_step("galore(rank=2)")
-    StepPreview(moved=1.0, downhill=1.0, state_bytes=176)
+    StepPreview(moved=1.0, downhill=0.69, state_bytes=176)
     """
 
     name: ClassVar[str] = "galore"

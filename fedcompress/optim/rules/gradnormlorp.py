@@ -38,7 +38,7 @@ class GradNormLoRP(GaLoreRule):
 
     >>> from fedcompress.optim.preview import preview_step
     >>> preview_step("gradnormlorp(rank=2)")
-    StepPreview(moved=1.0, downhill=1.0, state_bytes=240)
+    StepPreview(moved=1.0, downhill=0.69, state_bytes=240)
     """
 
     name: ClassVar[str] = "gradnormlorp"

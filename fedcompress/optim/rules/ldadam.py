@@ -39,7 +39,7 @@ class LDAdam(SubspaceRule):
 
     >>> from fedcompress.optim.preview import preview_step
     >>> preview_step("ldadam(rank=2)")
-    StepPreview(moved=1.0, downhill=1.0, state_bytes=368)
+    StepPreview(moved=1.0, downhill=0.69, state_bytes=368)
 
     Args:
         rank: number of directions; at most the smaller side.

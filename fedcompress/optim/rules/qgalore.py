@@ -54,7 +54,7 @@ class QGaLore(SubspaceRule):
 
     >>> from fedcompress.optim.preview import preview_step
     >>> preview_step("q-galore(rank=2)")
-    StepPreview(moved=1.0, downhill=1.0, state_bytes=159)
+    StepPreview(moved=1.0, downhill=0.69, state_bytes=159)
 
     Args:
         rank: number of directions; at most the smaller side.

@@ -54,8 +54,6 @@ def pack_moment(values: Tensor, store: str, *, signed: bool, shard: ShardInfo, s
         ``codes`` (uint8, in the shape of the moment) and ``scales`` (float32, one a block). For ``4bit`` it is
         ``nibbles`` (uint8, two codes a byte, flat), ``scales`` and the ``shape`` as a list.
     """
-    import torch
-
     match store:
         case "fp32":
             return values

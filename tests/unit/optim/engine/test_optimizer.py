@@ -39,13 +39,14 @@ def test_a_part_of_a_loaded_state_does_not_hold_the_whole() -> None:
     model = net()
     optimizer = build_optimizer(model, "schedule-free", lr=1e-2)
     train(model, optimizer, 0, 2)
-    whole, part = combine_rank_states([optimizer.state_dict()]), optimizer._parts["layers.2.weight"]
+    whole = combine_rank_states([optimizer.state_dict()])
+    parameter = optimizer._parameters["layers.2.weight"]
     optimizer.load_state_dict(whole)
-    piece = replace(part, start=32, numel=16, lr=1e-2)
-    rule = optimizer._rules[optimizer.param_groups[0]["rule"]]
-    optimizer._run_rule(rule, torch.ones(16), piece, torch.ones(16))
+    piece = replace(parameter, start=32, numel=16)
+    group = optimizer.param_groups[0]
+    optimizer._run_rule(group, optimizer._rules[group["rule"]], torch.ones(16), piece, torch.ones(16))
     for key in ("v", "z"):
-        assert optimizer.memory[part.name][key].untyped_storage().nbytes() == 4 * 16
+        assert optimizer.memory[parameter.name][key].untyped_storage().nbytes() == 4 * 16
 
 
 def test_a_loaded_state_follows_the_gradient_to_its_device() -> None:
