@@ -1,4 +1,4 @@
-"""Optimizers of local training: ``OPTIMIZERS`` lists them, and ``build_optimizer`` makes one for a model."""
+"""The optimizers of local training are listed in ``OPTIMIZERS``, and ``build_optimizer`` makes one for a model."""
 
 from fedcompress.optim.base import Rule, ShardInfo, StepContext
 from fedcompress.optim.engine.build import build_optimizer

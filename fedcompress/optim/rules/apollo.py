@@ -99,7 +99,13 @@ class Apollo(SubspaceRule):
         else:
             scale = inner.norm() / (low.norm() + TINY)
         delta, norm = limit_growth(grad * (scale / correction), state.get("norm"), self.growth)
-        new_state: ApolloState = {**moments, "age": age, "refresh": refresh, "norm": norm}
+        new_state: ApolloState = {
+            "m": moments["m"],
+            "v": moments["v"],
+            "age": age,
+            "refresh": refresh,
+            "norm": norm,
+        }
         if self.basis == "kept":
             new_state["basis"] = basis
         return delta.mul_(correction * self.scale**0.5), new_state

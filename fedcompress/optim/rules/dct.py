@@ -96,10 +96,16 @@ class DCTAdamW(SubspaceRule):
             basis = cosines[:, selected]
         age = moments.get("age", 0) + 1
         inner, new_moments = adam(low, moments, age, (self.beta1, self.beta2), self.eps)
-        new_state: DCTAdamWState = {**new_moments, "columns": columns, "age": age, "refresh": refresh}
+        new_state: DCTAdamWState = {
+            "m": new_moments["m"],
+            "v": new_moments["v"],
+            "columns": columns,
+            "age": age,
+            "refresh": refresh,
+        }
         if self.feedback != "none":
             error = grad - project_back(low, basis, side)
-            new_state = {**new_state, **pack_error(error, self.feedback, shard, context.step)}
+            new_state["error"] = pack_error(error, self.feedback, shard, context.step)
         return project_back(inner, basis, side), new_state
 
     def _carry_moments(self, state: DCTAdamWState, columns: Tensor, side: str) -> AgedMoments:
@@ -110,5 +116,5 @@ class DCTAdamW(SubspaceRule):
             return state
         turn = (state["columns"][:, None] == columns[None]).to(state["m"])
         if side == "right":
-            return state | {"m": state["m"] @ turn, "v": state["v"] @ turn}
-        return state | {"m": turn.T @ state["m"], "v": turn.T @ state["v"]}
+            return {"m": state["m"] @ turn, "v": state["v"] @ turn, "age": state["age"]}
+        return {"m": turn.T @ state["m"], "v": turn.T @ state["v"], "age": state["age"]}

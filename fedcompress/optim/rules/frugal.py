@@ -149,7 +149,13 @@ class Frugal:
         delta = self._step_free(grad - project_back(low, basis, side))
         inner, new_moments = adam(low, moments, age, (self.beta1, self.beta2), self.eps)
         delta += project_back(inner, basis, side).mul_(self.scale)
-        return delta, {**new_moments, "basis": basis, "age": age, "refresh": refresh}
+        return delta, {
+            "m": new_moments["m"],
+            "v": new_moments["v"],
+            "basis": basis,
+            "age": age,
+            "refresh": refresh,
+        }
 
     def _step_entries(
         self, grad: Tensor, state: FrugalState, shard: ShardInfo, refresh: int
@@ -162,7 +168,7 @@ class Frugal:
         delta = self._step_free(grad)
         inner, new_moments = adam(grad[places], moments, age, (self.beta1, self.beta2), self.eps)
         delta[places] = inner.mul_(self.scale)
-        return delta, {**new_moments, "age": age, "refresh": refresh}
+        return delta, {"m": new_moments["m"], "v": new_moments["v"], "age": age, "refresh": refresh}
 
     def _step_free(self, rest: Tensor) -> Tensor:
         """Return the step of what holds no state, in memory of its own."""

@@ -135,7 +135,14 @@ class GaLoreRule(SubspaceRule):
         age = moments.get("age", 0) + 1
         low = project(grad, basis, side)
         inner, new_moments = self._run_adam(low, moments, age)
-        return low, inner, {**new_moments, "basis": basis, "age": age, "refresh": refresh}
+        new_state: GaLoreState = {
+            "m": new_moments["m"],
+            "v": new_moments["v"],
+            "basis": basis,
+            "age": age,
+            "refresh": refresh,
+        }
+        return low, inner, new_state
 
     def _compute_step_of_both_sides(
         self, grad: Tensor, state: GaLoreState, shard: ShardInfo, refresh: int
@@ -154,7 +161,14 @@ class GaLoreRule(SubspaceRule):
         low = project(project(grad, left, "left"), right, "right")
         inner, new_moments = self._run_adam(low, moments, age)
         delta = project_back(project_back(inner.mul_(self.scale), left, "left"), right, "right")
-        return delta, {**new_moments, "left": left, "right": right, "age": age, "refresh": refresh}
+        return delta, {
+            "m": new_moments["m"],
+            "v": new_moments["v"],
+            "left": left,
+            "right": right,
+            "age": age,
+            "refresh": refresh,
+        }
 
     def _run_adam(self, grad: Tensor, moments: AdamMoments, age: int) -> tuple[Tensor, AdamMoments]:
         return adam(grad, moments, age, (self.beta1, self.beta2), self.eps, plain_eps=True)

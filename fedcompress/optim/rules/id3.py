@@ -88,7 +88,7 @@ class ID3:
     def update(
         self, grad: Tensor, state: ID3State, shard: ShardInfo, context: StepContext, weight: Tensor
     ) -> tuple[Tensor, SparseMoments]:
-        """Unmask the entries that are due, and take Adam's step on all that are unmasked."""
+        """Take Adam's step on all unmasked entries, after unmasking those that are due."""
         sparse = self._unmask(grad, weight, state, self.count_unmasked(shard.shape, context.step))
         betas = (self.beta1, self.beta2)
         return step_entries(

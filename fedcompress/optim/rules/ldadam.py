@@ -94,10 +94,10 @@ class LDAdam(SubspaceRule):
             lost_momentum = (momentum - project_back(moments["m"], basis, side)) * (self.beta1 / (1 - self.beta1))
         low = project(grad, basis, side)
         inner, new_moments = adam(low, moments, age + 1, (self.beta1, self.beta2), self.eps)
-        new_state: LDAdamState = {**new_moments, "basis": basis, "age": age + 1}
+        new_state: LDAdamState = {"m": new_moments["m"], "v": new_moments["v"], "basis": basis, "age": age + 1}
         if self.feedback != "none":
             error = grad - project_back(low, basis, side) + lost_momentum
-            new_state = {**new_state, **pack_error(error, self.feedback, shard, context.step)}
+            new_state["error"] = pack_error(error, self.feedback, shard, context.step)
         return project_back(inner, basis, side), new_state
 
     def _turn_moments(self, state: LDAdamState, turn: Tensor, side: str, age: int) -> AdamMoments:

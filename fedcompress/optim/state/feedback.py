@@ -1,4 +1,4 @@
-"""Error feedback of the optimizers: what a projection left out of a gradient is added to the next gradient."""
+"""Error feedback adds what a projection left out of a gradient to the next gradient."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_error(grad: Tensor, state: ErrorState) -> Tensor:
     return grad + unpack_moment(state["error"], signed=True) if "error" in state else grad
 
 
-def pack_error(error: Tensor, feedback: str, shard: ShardInfo, step: int) -> ErrorState:
+def pack_error(error: Tensor, feedback: str, shard: ShardInfo, step: int) -> Any:
     """Pack an error for the state.
 
     Args:
@@ -35,10 +35,10 @@ def pack_error(error: Tensor, feedback: str, shard: ShardInfo, step: int) -> Err
         step: number of the step, for that noise.
 
     Returns:
-        A dict with the one key ``error``.
+        The value for the key ``error`` of the state, as ``pack_moment`` returns it.
     """
     store = choose_store(feedback, shard.total)
-    return {"error": pack_moment(error, store, signed=True, shard=shard, step=step, key="error")}
+    return pack_moment(error, store, signed=True, shard=shard, step=step, key="error")
 
 
 def count_error_bytes(feedback: str, shape: tuple[int, ...]) -> int:

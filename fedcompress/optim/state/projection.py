@@ -96,8 +96,8 @@ def carry_moments(state: AgedMoments, before: Tensor | None, basis: Tensor, side
     turn = before.float().T @ basis
     squared = turn * turn
     if side == "right":
-        return state | {"m": state["m"] @ turn, "v": state["v"] @ squared}
-    return state | {"m": turn.T @ state["m"], "v": squared.T @ state["v"]}
+        return {**state, "m": state["m"] @ turn, "v": state["v"] @ squared}
+    return {**state, "m": turn.T @ state["m"], "v": squared.T @ state["v"]}
 
 
 def compute_channel_scale(inner: Tensor, low: Tensor, side: str) -> Tensor:

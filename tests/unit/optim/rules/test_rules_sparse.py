@@ -9,7 +9,6 @@ from fedcompress.errors import ConfigError
 from fedcompress.optim import ShardInfo, StepContext, build_optimizer, parse_optimizer
 from fedcompress.optim.rules.id3 import ID3
 from fedcompress.optim.rules.lift import LIFT
-from fedcompress.optim.state.sparse import check_indexable, move_moments
 from tests.unit.optim.models import net, train
 
 
@@ -57,19 +56,6 @@ def test_lift_keeps_the_moments_of_entries_that_stay() -> None:
         last = places
         weight = weight + 0.3 * drawn(*shape, seed=100 + step)
     assert changed >= 3
-
-
-def test_moved_is_the_way_through_a_dense_matrix() -> None:
-    made = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        old, new = (torch.randperm(50, generator=made)[:20].sort().values.to(torch.int32) for _ in range(2))
-        state = {"m": torch.randn(20, generator=made), "v": torch.rand(20, generator=made), "places": old}
-        got = move_moments(dict(state), new)
-        for key in ("m", "v"):
-            dense = torch.zeros(50)
-            dense[old.long()] = state[key]
-            assert torch.equal(got[key], dense[new.long()])
-    assert move_moments({}, new) == {"places": new}
 
 
 @pytest.mark.parametrize("exp", [0.0, 0.5, 1.0])
@@ -121,8 +107,3 @@ def test_trained_entries_decay() -> None:
 def test_bad_parameters_are_refused(call: str) -> None:
     with pytest.raises(ConfigError, match=call.partition("(")[2].partition("=")[0]):
         parse_optimizer(call)
-
-
-def test_a_matrix_whose_positions_do_not_fit_is_refused() -> None:
-    with pytest.raises(ConfigError, match="2\\^31"):
-        check_indexable("lift", "w", (1 << 16, 1 << 15))
