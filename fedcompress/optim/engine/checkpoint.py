@@ -1,4 +1,4 @@
-"""The state of an optimizer is written to checkpoints here, and brought to other numbers of ranks.
+"""Checkpoints hold the state of an optimizer, and this module brings them to other numbers of ranks.
 
 An entry is the state of one parameter on one rank, a dict with these keys:
 

@@ -1,4 +1,4 @@
-"""Which entries of which parameters lie in an optimizer's parameter group on this rank is found out here.
+"""A shard says which entries of which parameters lie in an optimizer's parameter group on this rank.
 
 What a group holds after ``deepspeed.initialize`` or ``fully_shard`` is not what it was made with. Four cases are known.
 Any other is refused, since a rule that runs on something else than it believes is silently wrong:

@@ -1,4 +1,4 @@
-"""AdamW stands here, with states in float32 or in fewer bits."""
+"""AdamW is Adam with decoupled weight decay, with states in float32 or in fewer bits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class AdamWState(AdamMoments, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(ElementwiseRule):
-    """AdamW is Adam with decoupled weight decay.
+    """AdamW steps along Adam's direction and decays the weights separately.
 
     Loshchilov and Hutter 2019 (arXiv:1711.05101), algorithm 2. With ``state=8bit`` it is the optimizer of Dettmers et
     al. 2022 (arXiv:2110.02861).

@@ -1,4 +1,4 @@
-"""SGD stands here, with or without momentum."""
+"""SGD steps along the gradient, with or without momentum."""
 
 from __future__ import annotations
 
