@@ -1,16 +1,22 @@
-"""Models of the benchmarks, and calls that fit them."""
+"""The benchmarks of optimizers share a model and its gradients."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# SmolLM2-135M's shapes.
-WIDE = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}
-WIDE |= {"num_key_value_heads": 3, "tie_word_embeddings": True}
+# The shapes of SmolLM2-135M.
+WIDE = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
 
 
 def wide_llama(layers: int) -> Any:
-    """Random weights in the shapes of SmolLM2-135M, which has 30 layers."""
+    """Build a model with random weights in the shapes of SmolLM2-135M, which has 30 layers."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -18,13 +24,13 @@ def wide_llama(layers: int) -> Any:
     return LlamaForCausalLM(LlamaConfig(**WIDE, num_hidden_layers=layers))
 
 
-def random_gradients(model: Any) -> None:
-    """A gradient for each parameter, with a spectrum that falls."""
+def set_random_gradients(model: Any) -> None:
+    """Set a gradient for each parameter; columns of matrices that are no embedding fall in size."""
     import torch
 
-    made = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
-        gradient = torch.randn(parameter.shape, generator=made) * 1e-3
+        gradient = torch.randn(parameter.shape, generator=generator) * 1e-3
         if parameter.ndim == 2 and parameter.shape[0] < 10_000:
             gradient *= torch.arange(1, parameter.shape[1] + 1) ** -0.5
         parameter.grad = gradient

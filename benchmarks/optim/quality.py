@@ -1,4 +1,4 @@
-"""Loss against bytes of state, learning rate tuned for each rule on the task's grid, three seeds."""
+"""Compares loss and bytes of state, with the learning rate tuned for each rule on the task's grid, for three seeds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.common import row
-from benchmarks.optim.tasks import task_named
+from benchmarks.optim.tasks import load_task
 from fedcompress.optim import build_optimizer
 
 SEEDS = (0, 1, 2)
-# {rank} is a quarter of the width, as the default density; {gap} the steps between refreshes.
+# {rank} is a quarter of the width, which is also the default density; {gap} is the number of steps between refreshes.
 SMALL = (
     "adamw",
     "adamw8bit",
@@ -44,19 +44,34 @@ LARGE = (
 RULES = {"letters": SMALL, "stories260k": SMALL, "smollm2": LARGE}
 
 
-def trained(task_name: str, rule: str, lr: float, seed: int) -> dict[str, Any]:
-    """Loss of held-out text, and bytes of state: a tenth of warm-up, then linear to 0."""
+def train(task_name: str, rule: str, lr: float, seed: int) -> dict[str, Any]:
+    """Train one model and return the loss of held-out text and the largest bytes of state.
+
+    The learning rate warms up over a tenth of the steps and then falls linearly to 0.
+
+    Args:
+        task_name: name of the task.
+        rule: call of the optimizer.
+        lr: peak of the learning rate.
+        seed: seed of weights and batches.
+
+    Returns:
+        ``loss`` in nats, 99 if it diverged, and ``bytes``.
+    """
     import torch
 
-    task = task_named(task_name)
-    model, draw = task.model(seed), torch.Generator().manual_seed(seed)
+    task = load_task(task_name)
+    model = task.model(seed)
+    draw = torch.Generator().manual_seed(seed)
     optimizer = build_optimizer(model, rule, lr=lr, seed=seed)
-    warm, steps = max(1, task.steps // 10), task.steps
+    steps = task.steps
+    warm = max(1, steps // 10)
 
     def schedule(step: int) -> float:
         return min((step + 1) / warm, (steps - step) / (steps - warm))
 
-    scheduler, most = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule), 0
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    most = 0
     for _ in range(steps):
         loss = task.loss(model, task.batch(draw))
         if not loss.isfinite():
@@ -71,53 +86,67 @@ def trained(task_name: str, rule: str, lr: float, seed: int) -> dict[str, Any]:
         return {"loss": task.held_loss(model), "bytes": most}
 
 
-def cell(task: str, rule: str, lr: float, seed: int, out: Path) -> dict[str, Any]:
-    """A run, kept as JSON."""
-    text = json.dumps([task, task_named(task).steps, rule, lr, seed])
+def run_cell(task: str, rule: str, lr: float, seed: int, out: Path) -> dict[str, Any]:
+    """Return the result of one run, which is cached as JSON.
+
+    Args:
+        task: name of the task.
+        rule: call of the optimizer.
+        lr: peak of the learning rate.
+        seed: seed of weights and batches.
+        out: folder of the cache.
+
+    Returns:
+        ``loss`` and ``bytes``.
+    """
+    text = json.dumps([task, load_task(task).steps, rule, lr, seed])
     path = out / task / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     if not path.is_file():
-        done = trained(task, rule, lr, seed)
-        print(f"  {text} {done['loss']:.4f} {done['bytes']}", file=sys.stderr)
+        result = train(task, rule, lr, seed)
+        print(f"  {text} {result['loss']:.4f} {result['bytes']}", file=sys.stderr)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"cell": text, **done}) + "\n")
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+        path.write_text(json.dumps({"cell": text, **result}) + "\n")
+    cached: dict[str, Any] = json.loads(path.read_text())
+    return cached
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    """Every task."""
+    """Return the rows of every task."""
     return [r for task in RULES for r in task_rows(task, out)]
 
 
 def task_rows(name: str, out: Path) -> list[dict[str, Any]]:
-    """Mean of three seeds for each rule, FRUGAL against GaLore, and a picture."""
-    task, found, points = task_named(name), [], {}
+    """Return the mean of three seeds for each rule, and FRUGAL's lead over GaLore; draw a picture as well."""
+    task = load_task(name)
+    table = []
+    points = {}
     for template in RULES[name]:
         rule = template.format(rank=task.rank, gap=task.gap)
-        lr = min(task.grid, key=lambda rate: cell(name, rule, rate, 0, out)["loss"])
-        runs = [cell(name, rule, lr, seed, out) for seed in SEEDS]
-        losses, taken = [r["loss"] for r in runs], mean(r["bytes"] for r in runs)
+        lr = min(task.grid, key=lambda rate: run_cell(name, rule, rate, 0, out)["loss"])
+        runs = [run_cell(name, rule, lr, seed, out) for seed in SEEDS]
+        losses = [r["loss"] for r in runs]
+        state = mean(r["bytes"] for r in runs)
         edge = ", at the edge of the grid" if lr in (task.grid[0], task.grid[-1]) else ""
-        points[rule] = (taken, mean(losses))
-        note = f"{taken / 1e6:.2f} MB of state; lr {lr}{edge}"
-        found.append(row(f"{name}: {rule}", mean(losses), "nats", spread=losses, note=note))
+        points[rule] = (state, mean(losses))
+        note = f"{state / 1e6:.2f} MB of state; lr {lr}{edge}"
+        table.append(row(f"{name}: {rule}", mean(losses), "nats", spread=losses, note=note))
     theirs = min((p for r, p in points.items() if r.startswith("galore")), key=lambda p: p[1])
     ours = min((p for r, p in points.items() if r.startswith("frugal") and p[0] <= theirs[0]), key=lambda p: p[1])
     note = f"{ours[1]:.4f} with {ours[0] / 1e6:.2f} MB against {theirs[1]:.4f} with {theirs[0] / 1e6:.2f} MB"
     verdict = {"target": ">= 0", "pass": ours[1] <= theirs[1] and ours[0] <= theirs[0]}
-    found.append(row(f"{name}: FRUGAL's lead over GaLore", theirs[1] - ours[1], "nats", note=note, **verdict))
+    table.append(row(f"{name}: FRUGAL's lead over GaLore", theirs[1] - ours[1], "nats", note=note, **verdict))
     _picture(name, points, out / f"{name}.png")
-    return found
+    return table
 
 
 def _picture(name: str, points: dict[str, tuple[float, float]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 6))
-    for rule, (taken, loss) in points.items():
+    for rule, (state, loss) in points.items():
         if loss < 10:
-            axes.scatter(taken / 1e6, loss, s=20)
-            axes.annotate(rule, (taken / 1e6, loss), fontsize=7, xytext=(4, 2), textcoords="offset points")
+            axes.scatter(state / 1e6, loss, s=20)
+            axes.annotate(rule, (state / 1e6, loss), fontsize=7, xytext=(4, 2), textcoords="offset points")
     axes.set_title(name)
     axes.set_xlabel("MB of optimizer state")
     axes.set_ylabel("held-out loss, nats")

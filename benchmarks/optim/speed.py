@@ -1,4 +1,4 @@
-"""Time of a step of 135M parameters, side by side, and of a refresh."""
+"""Times a step of 135M parameters by each optimizer, and a refresh of one basis."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from statistics import median
 from typing import Any
 
 from benchmarks.common import row
-from benchmarks.optim.models import random_gradients, wide_llama
+from benchmarks.optim.models import set_random_gradients, wide_llama
 from fedcompress.optim import build_optimizer
-from fedcompress.optim.state.bases import basis_of
+from fedcompress.optim.state.bases import compute_basis
 
-REPEATS = 7
+REPEATS = 7  # turns that are timed, after one that makes the states
 LONG = 10**9  # steps between refreshes, so that none is timed
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    """Steps, then refreshes."""
+    """Return the rows of steps, then those of refreshes."""
     return _steps() + _refresh()
 
 
 def _steps() -> list[dict[str, Any]]:
-    """In turns, so that all see the same machine; the median of ratios to the baseline of the same turn."""
+    """Time steps in turns, so that all optimizers see the same machine.
+
+    A row has the median of the ratios to the baseline of the same turn.
+    """
     import torch
     from bitsandbytes.optim import AdamW8bit
 
     model = wide_llama(30)
-    random_gradients(model)
-    made: dict[str, Callable[[], Any]] = {
+    set_random_gradients(model)
+    builders: dict[str, Callable[[], Any]] = {
         "torch AdamW": lambda: torch.optim.AdamW(model.parameters(), lr=1e-6),
         "adamw": lambda: build_optimizer(model, "adamw", lr=1e-6),
         "frugal": lambda: build_optimizer(model, f"frugal(update_gap={LONG})", lr=1e-6),
@@ -41,19 +44,20 @@ def _steps() -> list[dict[str, Any]]:
         "adamw8bit": lambda: build_optimizer(model, "adamw8bit", lr=1e-6),
         "frugal(state=8bit)": lambda: build_optimizer(model, f"frugal(update_gap={LONG},state=8bit)", lr=1e-6),
     }
-    optimizers = {name: make() for name, make in made.items()}
-    taken: dict[str, list[float]] = {name: [] for name in made}
+    optimizers = {name: build() for name, build in builders.items()}
+    seconds_by_name: dict[str, list[float]] = {name: [] for name in builders}
     for turn in range(REPEATS + 1):
         for name, optimizer in optimizers.items():
-            seconds = _seconds(optimizer.step)
-            if turn:  # the first makes the states
-                taken[name].append(seconds)
+            seconds = _time_call(optimizer.step)
+            if turn:  # the first turn makes the states
+                seconds_by_name[name].append(seconds)
     for name in ("galore", "galore(products=bf16)"):
         optimizer = optimizers[name]
         optimizer.new_round(1, state="keep")  # every matrix refreshes at once
-        refresh = _seconds(optimizer.step) - median(taken[name])
-        taken[f"{name}, refreshes of 200 steps shared out"] = [t + refresh / 200 for t in taken[name]]
-    found = []
+        refresh = _time_call(optimizer.step) - median(seconds_by_name[name])
+        shared_out = [seconds + refresh / 200 for seconds in seconds_by_name[name]]
+        seconds_by_name[f"{name}, refreshes of 200 steps shared out"] = shared_out
+    table = []
     for name, base, limit in (
         ("adamw", "torch AdamW", None),
         ("frugal", "torch AdamW", 1.5),
@@ -62,47 +66,54 @@ def _steps() -> list[dict[str, Any]]:
         ("adamw8bit", "bitsandbytes AdamW8bit", None),
         ("frugal(state=8bit)", "bitsandbytes AdamW8bit", 1.5),
     ):
-        ratios = [a / b for a, b in zip(taken[name], taken[base], strict=True)]
-        value, note = median(ratios), f"{median(taken[name]):.3f} s against {median(taken[base]):.3f} s of {base}"
+        seconds = seconds_by_name[name]
+        base_seconds = seconds_by_name[base]
+        ratios = [ours / theirs for ours, theirs in zip(seconds, base_seconds, strict=True)]
+        value = median(ratios)
+        note = f"{median(seconds):.3f} s against {median(base_seconds):.3f} s of {base}"
         target = {"target": f"<= {limit}", "pass": value <= limit} if limit else {}
-        found.append(row(f"step of 135M, {name}", value, "x", spread=ratios, note=note, **target))
-    return found
+        table.append(row(f"step of 135M, {name}", value, "x", spread=ratios, note=note, **target))
+    return table
 
 
 def _refresh() -> list[dict[str, Any]]:
-    """Exact SVD against the others at 1024 x 1024, rank 256, on a spectrum i^-0.8 that drifts between refreshes."""
+    """Time the exact SVD and the other bases at 1024 x 1024, rank 256.
+
+    The spectrum is i^-0.8, and the gradient drifts between refreshes.
+    """
     import torch
 
-    made = torch.Generator().manual_seed(0)
-    left, right = (torch.linalg.qr(torch.randn(1024, 1024, generator=made))[0] for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(1024, 1024, generator=generator))[0] for _ in range(2))
     values = torch.arange(1, 1025) ** -0.8
     matrix = left * values @ right.T
-    turned = torch.linalg.qr(right + 0.002 * torch.randn(1024, 1024, generator=made))[0]
+    turned = torch.linalg.qr(right + 0.002 * torch.randn(1024, 1024, generator=generator))[0]
     later = left * values @ turned.T
-    before = basis_of(matrix, 256, "svd", side="right")
+    before = compute_basis(matrix, 256, "svd", side="right")
 
     def energy(basis: Any) -> float:
         return float((later @ basis).square().sum())
 
-    taken: dict[str, list[float]] = {}
-    kept: dict[str, float] = {}
+    seconds_by_kind: dict[str, list[float]] = {}
+    energies: dict[str, float] = {}
     for _ in range(3):
         for kind in ("svd", "randomized", "power", "dct"):
             generator = torch.Generator().manual_seed(1)
             started = time.perf_counter()
-            basis = basis_of(later, 256, kind, side="right", before=before, generator=generator)
-            taken.setdefault(kind, []).append(time.perf_counter() - started)
-            kept[kind] = energy(basis)
-    found = []
+            basis = compute_basis(later, 256, kind, side="right", before=before, generator=generator)
+            seconds_by_kind.setdefault(kind, []).append(time.perf_counter() - started)
+            energies[kind] = energy(basis)
+    table = []
     for kind in ("randomized", "power", "dct"):
-        faster, share = median(taken["svd"]) / median(taken[kind]), kept[kind] / kept["svd"]
-        note = f"{median(taken[kind]) * 1e3:.0f} ms, {share:.3f} of the energy that the exact one keeps"
+        faster = median(seconds_by_kind["svd"]) / median(seconds_by_kind[kind])
+        share = energies[kind] / energies["svd"]
+        note = f"{median(seconds_by_kind[kind]) * 1e3:.0f} ms, {share:.3f} of the energy that the exact one keeps"
         verdict = {"target": ">= 10, 0.95", "pass": faster >= 10 and share >= 0.95} if kind == "power" else {}
-        found.append(row(f"refresh at 1024^2, rank 256: svd / {kind}", faster, "x", note=note, **verdict))
-    return found
+        table.append(row(f"refresh at 1024^2, rank 256: svd / {kind}", faster, "x", note=note, **verdict))
+    return table
 
 
-def _seconds(step: Callable[[], Any]) -> float:
+def _time_call(step: Callable[[], Any]) -> float:
     started = time.perf_counter()
     step()
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""What optimizers are compared on: letters from scratch, a tiny pretrained Llama, SmolLM2 on GSM8K."""
+"""Optimizers are compared on these tasks: letters from scratch, a tiny pretrained Llama, SmolLM2 on GSM8K."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.settings.shakespeare import load_stories, read_vocabulary, token
 
 
 class Task(Protocol):
-    """A model, its data and a grid of learning rates; ``rank`` is a quarter of its width."""
+    """A task has a model, its data and a grid of learning rates; ``rank`` is a quarter of the model's width."""
 
     name: ClassVar[str]
     steps: ClassVar[int]
@@ -23,19 +23,19 @@ class Task(Protocol):
     grid: ClassVar[tuple[float, ...]]
 
     def model(self, seed: int) -> Any:
-        """To train."""
+        """Return the model to train."""
         ...
 
     def batch(self, draw: Any) -> Any:
-        """Examples of a step, from a ``torch.Generator``."""
+        """Draw the examples of a step from a ``torch.Generator``."""
         ...
 
     def loss(self, model: Any, batch: Any) -> Any:
-        """Scalar loss."""
+        """Return the scalar loss of a batch."""
         ...
 
     def held_loss(self, model: Any) -> float:
-        """Of text that is not trained on."""
+        """Return the loss of text that is not trained on, in nats a token."""
         ...
 
 
@@ -54,7 +54,7 @@ def _window_loss(model: Any, windows: Any) -> Any:
 
 
 class Letters:
-    """A Llama of 0.35M parameters from scratch, on the characters of Tiny Shakespeare."""
+    """``Letters`` trains a Llama of 0.35M parameters from scratch, on the characters of Tiny Shakespeare."""
 
     name: ClassVar[str] = "letters"
     steps: ClassVar[int] = 400
@@ -68,11 +68,13 @@ class Letters:
         text = (data_folder("tinyshakespeare") / "input.txt").read_text()
         letters = sorted(set(text))
         ids = torch.tensor([letters.index(c) for c in text])
-        self._vocabulary, cut = len(letters), len(ids) * 9 // 10
-        self._train, self._held = ids[:cut], ids[cut : cut + 128 * 49].view(128, 49)
+        self._vocabulary = len(letters)
+        cut = len(ids) * 9 // 10
+        self._train = ids[:cut]
+        self._held = ids[cut : cut + 128 * 49].view(128, 49)
 
     def model(self, seed: int) -> Any:
-        """Random weights."""
+        """Return a model with random weights."""
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -81,20 +83,20 @@ class Letters:
         return LlamaForCausalLM(LlamaConfig(**shape, vocab_size=self._vocabulary))
 
     def batch(self, draw: Any) -> Any:
-        """Sixteen windows of 48 letters."""
+        """Draw sixteen windows of 48 letters."""
         return _windows(self._train, 48, 16, draw)
 
     def loss(self, model: Any, batch: Any) -> Any:
-        """Nats a letter."""
+        """Return the nats a letter."""
         return _window_loss(model, batch)
 
     def held_loss(self, model: Any) -> float:
-        """Of the text's last tenth."""
+        """Return the loss of 128 windows of the text's last tenth."""
         return float(_window_loss(model, self._held))
 
 
 class Stories:
-    """The pretrained 260k-parameter Llama, all of it fine-tuned on Tiny Shakespeare."""
+    """``Stories`` fine-tunes all of the pretrained 260k-parameter Llama on Tiny Shakespeare."""
 
     name: ClassVar[str] = "stories260k"
     steps: ClassVar[int] = 300
@@ -109,27 +111,28 @@ class Stories:
         text = (data_folder("tinyshakespeare") / "input.txt").read_text()
         ids = torch.tensor(tokenize(text, vocabulary))
         cut = len(ids) * 9 // 10
-        self._train, self._held = ids[:cut], ids[cut : cut + 128 * 65].view(128, 65)
+        self._train = ids[:cut]
+        self._held = ids[cut : cut + 128 * 65].view(128, 65)
 
     def model(self, seed: int) -> Any:
-        """Pretrained weights."""
+        """Return the model with its pretrained weights."""
         return load_stories(data_folder("stories260k"))
 
     def batch(self, draw: Any) -> Any:
-        """Eight windows of 64 tokens."""
+        """Draw eight windows of 64 tokens."""
         return _windows(self._train, 64, 8, draw)
 
     def loss(self, model: Any, batch: Any) -> Any:
-        """Nats a token."""
+        """Return the nats a token."""
         return _window_loss(model, batch)
 
     def held_loss(self, model: Any) -> float:
-        """Of the text's last tenth."""
+        """Return the loss of 128 windows of the text's last tenth."""
         return float(_window_loss(model, self._held))
 
 
 class Questions:
-    """SmolLM2-135M-Instruct in bfloat16, all of it fine-tuned on GSM8K."""
+    """``Questions`` fine-tunes all of SmolLM2-135M-Instruct, whose weights come in bfloat16, on GSM8K."""
 
     name: ClassVar[str] = "smollm2"
     steps: ClassVar[int] = 24
@@ -139,33 +142,34 @@ class Questions:
 
     def __init__(self) -> None:
         _, tokenizer = load_smollm2()
-        self._train, test = questions(tokenizer, "train"), questions(tokenizer, "test")
+        self._train = questions(tokenizer, "train")
+        test = questions(tokenizer, "test")
         picks = np.random.default_rng(0).permutation(len(test))[:EVAL_ROWS]
         self._held = [test[i] for i in picks if len(test[i][0]) < LENGTH - 8][:48]
 
     def model(self, seed: int) -> Any:
-        """Pretrained weights, float32: small learning rates are lost in bfloat16 weights."""
+        """Return the pretrained weights in float32: small learning rates are lost in bfloat16 weights."""
         return load_smollm2()[0].float()
 
     def batch(self, draw: Any) -> Sequence[Any]:
-        """Four questions."""
+        """Draw four questions."""
         import torch
 
         return [self._train[i] for i in torch.randint(len(self._train), (4,), generator=draw).tolist()]
 
     def loss(self, model: Any, batch: Any) -> Any:
-        """Nats a token of the answers."""
+        """Return the nats a token of the answers."""
         return answer_loss(model, batch, "mean")
 
     def held_loss(self, model: Any) -> float:
-        """Of answers to test questions."""
+        """Return the loss of the answers to test questions, in nats a token."""
         held = self._held
         total = sum(float(answer_loss(model, held[at : at + 16], "sum")) for at in range(0, len(held), 16))
         return total / sum(min(len(a) + len(s), LENGTH) - len(a) for a, s in held)
 
 
 @cache
-def task_named(name: str) -> Task:
-    """A task, loaded once."""
-    made: Task = {"letters": Letters, "stories260k": Stories, "smollm2": Questions}[name]()
-    return made
+def load_task(name: str) -> Task:
+    """Load a task; each is loaded once."""
+    task: Task = {"letters": Letters, "stories260k": Stories, "smollm2": Questions}[name]()
+    return task

@@ -1,4 +1,4 @@
-"""GaLore on SmolLM2-135M under ZeRO on two ranks, beside one process."""
+"""Compares GaLore on SmolLM2-135M under ZeRO on two ranks with one process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 
 from benchmarks.common import row
 
-STEPS, OPTIMIZER = 12, "galore(rank=128,basis=power,update_gap=5)"
+STEPS = 12
+OPTIMIZER = "galore(rank=128,basis=power,update_gap=5)"
 
 
 def run(stage: int, out: Path) -> dict[str, Any]:
-    """Losses of a run, kept as JSON; stage -1 is one process."""
+    """Return the losses, seconds and bytes of state of a run, which is cached as JSON; stage -1 is one process."""
     path = out / "zero" / f"stage{stage}.json"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,31 +29,32 @@ def run(stage: int, out: Path) -> dict[str, Any]:
         command = [sys.executable, *(ranks if stage >= 0 else []), "-m", "benchmarks.optim.zero_train", *options]
         environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1" if stage >= 0 else "2"}
         subprocess.run(command, env=environment, check=True, stdout=sys.stderr)
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    """The largest difference of a loss, and the state of rank 0; and the curves."""
+    """Return the largest difference of a loss for each stage, with the state of rank 0; draw the curves as well."""
     runs = {stage: run(stage, out) for stage in (-1, 1, 2, 3)}
-    alone, found = runs[-1], []
+    alone = runs[-1]
+    table = []
     for stage in (1, 2, 3):
         off = max(abs(a - b) for a, b in zip(runs[stage]["losses"], alone["losses"], strict=True))
         state = f"{runs[stage]['state'] / 1e6:.0f} MB of state on rank 0, {alone['state'] / 1e6:.0f} MB in one process"
         note = f"{alone['losses'][0]:.3f} to {runs[stage]['losses'][-1]:.3f}; {state}"
-        found.append(row(f"SmolLM2, GaLore, ZeRO-{stage}: loss off by", off, "nats", note=note))
+        table.append(row(f"SmolLM2, GaLore, ZeRO-{stage}: loss off by", off, "nats", note=note))
     _picture(runs, out / "zero.png")
-    return found
+    return table
 
 
 def _picture(runs: dict[int, dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4))
-    for number, (stage, found) in enumerate(runs.items()):
+    for number, (stage, result) in enumerate(runs.items()):
         name = "one process" if stage < 0 else f"ZeRO-{stage}, two ranks"
-        steps = range(1, len(found["losses"]) + 1)
-        axes.plot(steps, found["losses"], label=name, linewidth=6 - 1.5 * number, alpha=0.7)
+        steps = range(1, len(result["losses"]) + 1)
+        axes.plot(steps, result["losses"], label=name, linewidth=6 - 1.5 * number, alpha=0.7)
     axes.set_xlabel("step")
     axes.set_ylabel("loss of answers, nats a token")
     axes.legend()

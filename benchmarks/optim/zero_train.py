@@ -19,11 +19,11 @@ import numpy as np
 from benchmarks.settings.gsm8k import answer_loss, load_smollm2, questions
 from fedcompress.optim import build_optimizer
 
-BATCH = 4
+BATCH = 4  # questions of a step, over all ranks
 
 
 def main() -> None:
-    """Train, and write losses, seconds and bytes of state."""
+    """Train, and write the losses, seconds and bytes of state."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--optimizer", default="galore(rank=128,basis=power)")
     parser.add_argument("--stage", type=int, default=-1, help="of ZeRO; -1: one process without DeepSpeed")
@@ -36,14 +36,14 @@ def main() -> None:
     order = np.random.default_rng(0).permutation(len(rows))[: args.steps * BATCH].reshape(args.steps, BATCH)
     optimizer = build_optimizer(model.float(), args.optimizer, lr=args.lr)
     started = time.monotonic()
-    train = _alone if args.stage < 0 else _sharded
+    train = _train_alone if args.stage < 0 else _train_sharded
     losses = train(model, optimizer, [[rows[i] for i in picks] for picks in order], args.stage)
-    done = {"losses": losses, "seconds": time.monotonic() - started, "state": optimizer.state_bytes()}
+    result = {"losses": losses, "seconds": time.monotonic() - started, "state": optimizer.state_bytes()}
     if args.out and int(os.environ.get("RANK", "0")) == 0:
-        args.out.write_text(json.dumps(done) + "\n")
+        args.out.write_text(json.dumps(result) + "\n")
 
 
-def _alone(model: Any, optimizer: Any, batches: list[Any], stage: int) -> list[float]:
+def _train_alone(model: Any, optimizer: Any, batches: list[Any], stage: int) -> list[float]:
     import torch
 
     losses = []
@@ -58,8 +58,11 @@ def _alone(model: Any, optimizer: Any, batches: list[Any], stage: int) -> list[f
     return losses
 
 
-def _sharded(model: Any, optimizer: Any, batches: list[Any], stage: int) -> list[float]:
-    """The mean over all answers, as one process has it: each rank's sum over the tokens of all."""
+def _train_sharded(model: Any, optimizer: Any, batches: list[Any], stage: int) -> list[float]:
+    """Train under DeepSpeed on the mean over all answers, as one process has it.
+
+    The loss of a rank is the sum over its answers, divided by the tokens of all ranks.
+    """
     import deepspeed
     import torch
 
@@ -76,19 +79,18 @@ def _sharded(model: Any, optimizer: Any, batches: list[Any], stage: int) -> list
     engine = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
     losses = []
     for batch in batches:
-        tokens = torch.tensor([0.0, 0.0])
         total = answer_loss(engine, batch[rank::world], "sum")
-        tokens[0], tokens[1] = total.item(), _tokens(batch[rank::world])
-        torch.distributed.all_reduce(tokens)
-        engine.backward(total * world / tokens[1])
+        sums = torch.tensor([total.item(), float(_count_tokens(batch[rank::world]))])  # loss and tokens of all ranks
+        torch.distributed.all_reduce(sums)
+        engine.backward(total * world / sums[1])
         engine.step()
-        losses.append(float(tokens[0] / tokens[1]))
+        losses.append(float(sums[0] / sums[1]))
         if rank == 0:
             print(f"  stage {stage}, step {len(losses)}: {losses[-1]:.4f}", file=sys.stderr)
     return losses
 
 
-def _tokens(rows: list[Any]) -> int:
+def _count_tokens(rows: list[Any]) -> int:
     from benchmarks.settings.gsm8k import LENGTH
 
     return sum(max(0, min(len(a) + len(s), LENGTH) - len(a)) for a, s in rows)

@@ -1,6 +1,6 @@
-"""Optimizers of local training. ``OPTIMIZERS`` is the one table; ``build_optimizer`` makes one for a model."""
+"""The optimizers of local training are listed in ``OPTIMIZERS``, and ``build_optimizer`` makes one for a model."""
 
-from fedcompress.optim.base import Rule, ShardInfo
+from fedcompress.optim.base import Rule, ShardInfo, StepContext
 from fedcompress.optim.engine.build import build_optimizer
 from fedcompress.optim.engine.checkpoint import combine_rank_states
 from fedcompress.optim.table import OPTIMIZERS, OptimizerRow, parse_optimizer
@@ -9,6 +9,7 @@ __all__ = [
     "OPTIMIZERS",
     "OptimizerRow",
     "ShardInfo",
+    "StepContext",
     "Rule",
     "build_optimizer",
     "combine_rank_states",

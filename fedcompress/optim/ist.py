@@ -1,10 +1,12 @@
-"""IST: which layers to train, from how the loss takes it when others are suppressed.
+"""IST chooses which layers to train, from how much the loss suffers when others are suppressed.
 
-Yao et al. 2024 (arXiv:2410.11772, algorithm 1), with the released code's defaults. It is a
-controller beside any optimizer: before a step, ``optimizer.active_layers = draw(...)``; every ``update_gap`` steps,
-``candidates(...)`` are evaluated on one batch inside ``suppressed`` and their losses rewarded.
-The released code draws with torch's global generator; here all is drawn from seed and step, and
+Yao et al. 2024 (arXiv:2410.11772, algorithm 1), with the released code's defaults. It is a controller beside any
+optimizer: before a step, set ``optimizer.active_layers = draw_layers(...)``; every ``update_gap`` steps, evaluate the
+sets of ``draw_candidates(...)`` on one batch inside of ``suppress_layers``, and give their losses to
+``update_scores``. The released code draws with torch's global generator. Here all is drawn from seed and step, and
 candidates may be equal, where the code draws again.
+
+Library function: no command or run setting reaches it yet.
 """
 
 from __future__ import annotations
@@ -17,22 +19,22 @@ from typing import Any
 
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.optim.base import check_positive, check_share, derive_seed
-from fedcompress.optim.engine.parameter_roles import layer_of
+from fedcompress.optim.engine.parameter_roles import parse_layer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """Scores of the layers and how they are used.
+    """The importance of layers is a score for each, and how the scores are used.
 
-    A score is high where suppression harms little: the less important a layer, the higher.
+    A score is high where suppression does little harm: the less important a layer, the higher its score.
 
     Args:
-        scores: by layer; 0 at first.
+        scores: score of each layer; 0 at first.
         trained: share of the layers that a step trains.
-        suppressed: share of the layers in a candidate.
-        candidates: sets that are tried at an update.
+        suppressed: share of the layers that a candidate suppresses.
+        candidates: number of sets that are tried at an update.
         update_gap: steps between updates of the scores.
-        lr: of the scores.
+        lr: learning rate of the scores.
     """
 
     scores: tuple[float, ...]
@@ -51,25 +53,54 @@ class Importance:
             check_positive(f"ist.{name}", getattr(self, name))
 
 
-def draw(state: Importance, step: int, seed: int) -> set[int]:
-    """Layers to train in a step, important ones more often: by ``sigmoid(-score)``, without replacement."""
-    chances = [1 - _sigmoid(score) for score in state.scores]
-    return _drawn(chances, state.trained, derive_seed(seed, "ist", step))
+def draw_layers(importance: Importance, step: int, seed: int) -> set[int]:
+    """Draw the layers to train in a step: by ``sigmoid(-score)``, without replacement, so important ones more often.
+
+    Args:
+        importance: scores of the layers.
+        step: number of the step.
+        seed: seed of the run.
+
+    Returns:
+        Numbers of the layers.
+    """
+    chances = [1 - _sigmoid(score) for score in importance.scores]
+    return _draw_without_replacement(chances, importance.trained, derive_seed(seed, "ist", step))
 
 
-def candidates(state: Importance, step: int, seed: int) -> list[set[int]]:
-    """Sets of layers to suppress, unimportant ones more often: by ``sigmoid(score)``; none if no update is due."""
-    if step % state.update_gap or not step:
+def draw_candidates(importance: Importance, step: int, seed: int) -> list[set[int]]:
+    """Draw sets of layers to suppress: by ``sigmoid(score)``, so unimportant ones more often.
+
+    Args:
+        importance: scores of the layers.
+        step: number of the step.
+        seed: seed of the run.
+
+    Returns:
+        Numbers of the layers of each set; no set if no update is due in this step.
+    """
+    if step % importance.update_gap or not step:
         return []
-    chances = [_sigmoid(score) for score in state.scores]
-    return [_drawn(chances, state.suppressed, derive_seed(seed, "ist", step, i)) for i in range(state.candidates)]
+    chances = [_sigmoid(score) for score in importance.scores]
+    return [
+        _draw_without_replacement(chances, importance.suppressed, derive_seed(seed, "ist", step, number))
+        for number in range(importance.candidates)
+    ]
 
 
-def reward(state: Importance, sets: Sequence[Iterable[int]], losses: Sequence[float]) -> Importance:
-    """Scores after an update: layers whose suppression kept the loss low rise, others fall.
+def update_scores(importance: Importance, sets: Sequence[Iterable[int]], losses: Sequence[float]) -> Importance:
+    """Update the scores: layers whose suppression kept the loss low rise, others fall.
 
-    ``score += lr * (exp(-loss) - mean) * p (1 - p)`` for each layer of each set, p being the sigmoid of the
-    score before.
+    ``score += lr * (exp(-loss) - mean) * p (1 - p)`` for each layer of each set. p is the sigmoid of the score before,
+    and ``mean`` the mean of ``exp(-loss)`` over the sets.
+
+    Args:
+        importance: scores before.
+        sets: layers that were suppressed in each candidate.
+        losses: loss with each candidate.
+
+    Returns:
+        The same settings with new scores.
 
     Raises:
         NonFiniteError: a loss is NaN or infinite.
@@ -78,31 +109,38 @@ def reward(state: Importance, sets: Sequence[Iterable[int]], losses: Sequence[fl
         raise NonFiniteError(f"ist: losses {list(losses)}: must be finite")
     rewards = [math.exp(-loss) for loss in losses]
     mean = sum(rewards) / max(1, len(rewards))
-    scores = list(state.scores)
-    for layers, gained in zip(sets, rewards, strict=True):
+    scores = list(importance.scores)
+    for layers, reward in zip(sets, rewards, strict=True):
         for layer in layers:
-            chance = _sigmoid(state.scores[layer])
-            scores[layer] += state.lr * (gained - mean) * chance * (1 - chance)
-    return replace(state, scores=tuple(scores))
+            chance = _sigmoid(importance.scores[layer])
+            scores[layer] += importance.lr * (reward - mean) * chance * (1 - chance)
+    return replace(importance, scores=tuple(scores))
 
 
 @contextmanager
-def suppressed(model: Any, layers: Iterable[int], factor: float = 0.25) -> Iterator[None]:
-    """Adapters of some layers answer with a share of their strength inside.
+def suppress_layers(model: Any, layers: Iterable[int], factor: float = 0.25) -> Iterator[None]:
+    """Scale the adapters of some layers down inside of the context.
 
     Args:
-        model: with peft's adapters, whose modules have a ``scaling`` by adapter.
-        layers: by number.
-        factor: the share.
+        model: a model with peft's adapters, whose modules have a ``scaling`` by adapter.
+        layers: numbers of the layers.
+        factor: share of their strength that the adapters keep.
+
+    Yields:
+        Nothing.
 
     Raises:
         ConfigError: no adapter is in a layer.
     """
-    found = [(layer_of(name), m) for name, m in model.named_modules() if isinstance(getattr(m, "scaling", None), dict)]
-    if not any(layer >= 0 for layer, _ in found):
+    adapters = [
+        (parse_layer(name), module)
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "scaling", None), dict)
+    ]
+    if not any(layer >= 0 for layer, _ in adapters):
         raise ConfigError("ist.model", type(model).__name__, "must have adapters with a scaling in its layers")
     chosen = set(layers)
-    before = [(module, dict(module.scaling)) for layer, module in found if layer in chosen]
+    before = [(module, dict(module.scaling)) for layer, module in adapters if layer in chosen]
     for module, scaling in before:
         module.scaling.update({name: factor * value for name, value in scaling.items()})
     try:
@@ -116,7 +154,7 @@ def _sigmoid(score: float) -> float:
     return 1 / (1 + math.exp(-score)) if score > -700 else 0.0
 
 
-def _drawn(chances: Sequence[float], share: float, seed: int) -> set[int]:
+def _draw_without_replacement(chances: Sequence[float], share: float, seed: int) -> set[int]:
     import torch
 
     count = max(1, int(share * len(chances)))

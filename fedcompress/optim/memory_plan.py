@@ -1,8 +1,8 @@
-"""Memory of a training rank, before anything is rented.
+"""The memory plan says how much memory a training rank will need, before any machine is rented.
 
-Weights, gradients and optimizer state are counted from the shapes of the model, by what
-DeepSpeed's stages keep (Rajbhandari et al. 2020, arXiv:1910.02054, section 5, and the buffers of
-its code); activations are an estimate (Korthikanti et al. 2022, arXiv:2205.05198, equation 2).
+Weights, gradients and optimizer state are counted from the shapes of the model, by what DeepSpeed's stages keep
+(Rajbhandari et al. 2020, arXiv:1910.02054, section 5, and the buffers of its code). Activations are an estimate
+(Korthikanti et al. 2022, arXiv:2205.05198, equation 2).
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ from typing import Any
 from fedcompress.errors import ConfigError
 from fedcompress.optim import build_optimizer
 from fedcompress.optim.base import MATRIX
-from fedcompress.optim.engine.owners import owners_of
+from fedcompress.optim.engine.owners import assign_owners
 from fedcompress.optim.table import parse_optimizer, state_by_name
 
-DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}
-CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)  # GiB
-GIB = 1 << 30
-HEADROOM = 0.92  # of a card that one can use: the driver, the allocator and NCCL have the rest
+DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}  # bytes of one entry
+CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)  # memory of usual GPUs, in GiB
+GIB = 1 << 30  # bytes
+HEADROOM = 0.92  # usable share of a card; the driver, the allocator and NCCL have the rest
+DEFAULT_BUCKET = 500_000_000  # DeepSpeed's own reduce_bucket_size, in entries
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What is asked.
+    """A setup says how a model is to be trained.
 
     Args:
-        optimizer: as for ``build_optimizer``.
-        zero: stage, 0 to 3.
-        ranks: GPUs.
-        dtype: of the weights.
-        micro_batch: examples a rank handles at once.
+        optimizer: name or call, as for ``build_optimizer``.
+        zero: DeepSpeed's ZeRO stage, 0 to 3.
+        ranks: number of GPUs.
+        dtype: dtype of the weights, one of ``DTYPES``.
+        micro_batch: examples that a rank handles at once.
         length: tokens of an example.
-        checkpointing: activations of a layer are computed again in the backward pass.
+        checkpointing: whether the activations of a layer are computed again in the backward pass.
         bucket: entries of DeepSpeed's reduce bucket.
     """
 
@@ -46,7 +47,7 @@ class Setup:
     micro_batch: int = 1
     length: int = 1024
     checkpointing: bool = False
-    bucket: int = 500_000_000
+    bucket: int = DEFAULT_BUCKET
 
     def __post_init__(self) -> None:
         parse_optimizer(self.optimizer)
@@ -61,7 +62,19 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Bytes of the fullest rank."""
+    """A plan has the bytes of the rank that needs most.
+
+    Args:
+        parameters: number of entries of all parameters of the model.
+        trainable: number of entries of those that are trained.
+        weights: bytes of the weights.
+        masters: bytes of the float32 copies of the trainable weights.
+        gradients: bytes of the gradients, and of their float32 copies if the weights have 16 bits.
+        state: bytes of the optimizer state.
+        buffers: bytes of DeepSpeed's buckets and of the optimizer's temporaries.
+        activations: estimated bytes of the activations.
+        notes: advice for whoever reads the plan.
+    """
 
     parameters: int
     trainable: int
@@ -75,88 +88,114 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Return the bytes of all parts together."""
         return self.weights + self.masters + self.gradients + self.state + self.buffers + self.activations
 
     @property
     def fits(self) -> int:
-        """The smallest usual card, in GiB, that has room; 0 if none has."""
+        """Return the size in GiB of the smallest usual card that has room, or 0 if none has."""
         return next((card for card in CARDS if self.total <= HEADROOM * card * GIB), 0)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the plan as a dict for JSON, with ``total`` and ``fits_gib``."""
         return {**asdict(self), "total": self.total, "fits_gib": self.fits}
 
 
 def plan(model: Any, setup: Setup) -> Plan:
-    """Count a model, which may be on the meta device; only its trainable parameters have gradients and state.
+    """Plan the memory of training a model, which may be on the meta device.
+
+    Only trainable parameters have gradients and state.
 
     Raises:
         ConfigError: the optimizer cannot have these parameters.
     """
-    size, ranks = DTYPES[setup.dtype], setup.ranks
-    every = sum(math.prod(p.shape) for p in model.parameters())
+    size = DTYPES[setup.dtype]
+    total = sum(math.prod(p.shape) for p in model.parameters())
     groups = build_optimizer(model, setup.optimizer, lr=1e-3).param_groups
     shapes = {n: tuple(s) for g in groups for n, s in zip(g["names"], g["shapes"], strict=True)}
     trainable = sum(map(math.prod, shapes.values()))
-    each = -(-trainable // ranks)
-    sharded = setup.zero >= 1
-    masters = 4 * (each if sharded else trainable)
+    share = -(-trainable // setup.ranks)  # trainable entries of one rank, where they are sharded
+    masters = 4 * (share if setup.zero >= 1 else trainable)
     if setup.dtype == "fp32" and setup.zero in (0, 3):
         masters = 0  # the weights are their own
-    buffers, notes = _buffers(setup, groups, shapes, trainable, each)
+    gradients = size * (share if setup.zero >= 2 else trainable)
+    if size == 2:
+        gradients += masters  # gradients in float32, beside those in 16 bits
+    buffers, notes = _count_buffers(setup, groups, shapes, trainable, share)
     return Plan(
-        parameters=every,
+        parameters=total,
         trainable=trainable,
-        weights=size * (-(-every // ranks) if setup.zero == 3 else every),
+        weights=size * (-(-total // setup.ranks) if setup.zero == 3 else total),
         masters=masters,
-        gradients=size * (each if setup.zero >= 2 else trainable) + (masters if size == 2 else 0),  # in float32 too
-        state=_state(groups, shapes, setup),
+        gradients=gradients,
+        state=_count_state(groups, shapes, setup),
         buffers=buffers,
-        activations=activations(getattr(model, "config", None), setup, size),
+        activations=estimate_activations(getattr(model, "config", None), setup, size),
         notes=notes,
     )
 
 
-def _state(groups: Sequence[dict[str, Any]], shapes: dict[str, tuple[int, ...]], setup: Setup) -> int:
-    """Of the rank that has most: shards of elementwise rules, whole matrices of their owner."""
-    every = state_by_name(groups)
-    matrices = {n: every[n] for g in groups if parse_optimizer(g["rule"]).placement == MATRIX for n in g["names"]}
-    spread = sum(every.values()) - sum(matrices.values())
-    held = [0] * setup.ranks
-    for name, owner in owners_of({n: shapes[n] for n in matrices}, setup.ranks).items():
-        held[owner] += matrices[name]
-    return max(held) + (-(-spread // setup.ranks) if setup.zero else spread)
+def _list_matrices(groups: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the names of the parameters that matrix rules step."""
+    return [name for g in groups if parse_optimizer(g["rule"]).placement == MATRIX for name in g["names"]]
 
 
-def _buffers(
-    setup: Setup, groups: Sequence[dict[str, Any]], shapes: dict[str, tuple[int, ...]], trainable: int, each: int
+def _count_state(groups: Sequence[dict[str, Any]], shapes: dict[str, tuple[int, ...]], setup: Setup) -> int:
+    """Return the bytes of optimizer state of the rank that has most.
+
+    State of elementwise rules is spread over the ranks, from ZeRO-1 on; that of a matrix is whole, with its owner.
+    """
+    bytes_by_name = state_by_name(groups)
+    matrices = _list_matrices(groups)
+    spread = sum(bytes_by_name.values()) - sum(bytes_by_name[name] for name in matrices)
+    bytes_by_rank = [0] * setup.ranks
+    for name, owner in assign_owners({n: shapes[n] for n in matrices}, setup.ranks).items():
+        bytes_by_rank[owner] += bytes_by_name[name]
+    return max(bytes_by_rank) + (-(-spread // setup.ranks) if setup.zero else spread)
+
+
+def _count_buffers(
+    setup: Setup, groups: Sequence[dict[str, Any]], shapes: dict[str, tuple[int, ...]], trainable: int, share: int
 ) -> tuple[int, list[str]]:
-    """Bytes beside the tensors that stay: DeepSpeed's buckets, and one matrix in and out of its owner."""
-    size, notes, found = DTYPES[setup.dtype], [], 0
+    """Return the bytes of short-lived tensors, and advice about them.
+
+    They are DeepSpeed's buckets, and what the optimizer needs for one matrix at its owner, or for one shard.
+    """
+    notes = []
+    buffers = 0
     if setup.zero >= 2 and setup.ranks > 1:
-        found += size * min(setup.bucket, trainable)
-        if setup.bucket < trainable or setup.bucket == 500_000_000:
+        buffers += DTYPES[setup.dtype] * min(setup.bucket, trainable)
+        if setup.bucket < trainable or setup.bucket == DEFAULT_BUCKET:
             notes.append("reduce_bucket_size sets the buffers; 5e7 instead of DeepSpeed's 5e8 costs little speed")
-    matrices = [shapes[n] for g in groups if parse_optimizer(g["rule"]).placement == MATRIX for n in g["names"]]
-    found += 3 * 4 * max(map(math.prod, matrices), default=0)  # gradient, direction, one temporary
+    matrices = [shapes[name] for name in _list_matrices(groups)]
+    buffers += 3 * 4 * max(map(math.prod, matrices), default=0)  # gradient, direction, one temporary
     if not matrices:
         largest = max(map(math.prod, shapes.values()), default=0)
-        found += 2 * 4 * min(largest, each if setup.zero else largest)
-    return found, notes
+        buffers += 2 * 4 * min(largest, share if setup.zero else largest)  # gradient and direction of one shard
+    return buffers, notes
 
 
-def activations(config: Any, setup: Setup, size: int) -> int:
-    """Estimate for a transformer with fused attention and without dropout; 0 if its config has no sizes.
+def estimate_activations(config: Any, setup: Setup, size: int) -> int:
+    """Estimate the bytes of the activations of a transformer with fused attention and without dropout.
 
-    A token keeps 8 widths in a layer (inputs of norms and projections, Q, K, V) and 2 inner
-    widths of its MLP, or 4 if that is gated; logits are kept in float32 with their gradient.
+    A token keeps 8 widths in a layer (inputs of norms and projections, Q, K, V) and 2 inner widths of its MLP, or 4 if
+    that is gated. Logits are kept in float32 with their gradient.
+
+    Args:
+        config: the model's configuration, with transformers' names of sizes.
+        setup: batch, length and checkpointing.
+        size: bytes of one entry of an activation.
+
+    Returns:
+        Bytes; 0 if the configuration has no sizes.
     """
     width = getattr(config, "hidden_size", 0)
-    layers, vocabulary = getattr(config, "num_hidden_layers", 0), getattr(config, "vocab_size", 0)
+    layers = getattr(config, "num_hidden_layers", 0)
+    vocabulary = getattr(config, "vocab_size", 0)
     inner = getattr(config, "intermediate_size", 0) or 4 * width
+    inner_widths = 4 if getattr(config, "hidden_act", "") == "silu" else 2
     tokens = setup.micro_batch * setup.length
-    layer = tokens * (8 * width + (4 if getattr(config, "hidden_act", "") == "silu" else 2) * inner) * size
+    layer = tokens * (8 * width + inner_widths * inner) * size
     stack = layers * tokens * width * size + layer if setup.checkpointing else layers * layer
     logits = tokens * vocabulary * (2 * 4 + size) if vocabulary else 0
     return int(stack + logits)

@@ -1,4 +1,4 @@
-"""The one literal table of optimizers."""
+"""``OPTIMIZERS`` is the one literal table of optimizers; settings and commands name its rows."""
 
 from __future__ import annotations
 
@@ -25,14 +25,19 @@ from fedcompress.optim.rules.qgalore import QGaLore
 from fedcompress.optim.rules.schedule_free import ScheduleFree
 from fedcompress.optim.rules.sgd import SGD
 from fedcompress.optim.rules.sign import SignSGD
-from fedcompress.optim.state.moment_storage import stored_bytes
+from fedcompress.optim.state.moment_storage import count_stored_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerRow:
-    """One optimizer.
+    """A row says which rule an optimizer runs, and where it comes from.
 
-    With ``matrices_only``, embeddings, heads, norms and biases go to AdamW with the same kind of states.
+    Args:
+        config: the rule, a dataclass of its parameters.
+        law: what one step does, in a phrase.
+        paper: where the method was published.
+        matrices_only: whether the rule is for weights of linear layers alone. Embeddings, heads, norms and biases then
+            get AdamW with the same kind of states.
     """
 
     config: type[Rule]
@@ -149,7 +154,14 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
 
 
 def parse_optimizer(text: str, *, field: str = "optimizer") -> Rule:
-    """A rule from ``name`` or ``name(key=value,...)``.
+    """Parse ``name`` or ``name(key=value,...)`` into a rule.
+
+    >>> parse_optimizer("frugal(density=0.5)").state
+    'fp32'
+
+    Args:
+        text: the call; parameters that it leaves out have their defaults.
+        field: name of the setting that the text was given for, for errors.
 
     Raises:
         ConfigError: unknown name or key, or a value out of range; lists the choices.
@@ -158,21 +170,25 @@ def parse_optimizer(text: str, *, field: str = "optimizer") -> Rule:
 
 
 def state_bytes(rule: Rule, shape: tuple[int, ...]) -> int:
-    """Bytes of state that a rule keeps for a whole parameter."""
-    return sum(stored_bytes(rule.state, n) for n in rule.sizes(shape).values()) + rule.other_bytes(shape)
+    """Return the bytes of state that a rule keeps for a whole parameter.
+
+    >>> state_bytes(parse_optimizer("adamw8bit"), (1024, 1024)) / 1024**2  # bytes an entry; each block has a scale
+    2.03125
+    """
+    return sum(count_stored_bytes(rule.state, n) for n in rule.sizes(shape).values()) + rule.other_bytes(shape)
 
 
 def state_by_name(groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Bytes of state of each parameter of a model, from an optimizer's groups.
+    """Return the bytes of state of each parameter of a model, from an optimizer's parameter groups.
 
-    For rules that train a layer at a time, of the mean over time; their sum is what is there at any time, if
+    For rules that train a layer at a time, these are means over time. Their sum is what exists at any time, if all
     layers are alike.
     """
     layers = 1 + max((layer for g in groups for layer in g["layers"]), default=-1)
-    found = {}
+    bytes_by_name = {}
     for group in groups:
         rule = parse_optimizer(group["rule"])
         for name, shape, layer in zip(group["names"], group["shapes"], group["layers"], strict=True):
             share = rule.active_share(layer, layers) if isinstance(rule, Layerwise) else 1.0
-            found[name] = round(share * state_bytes(rule, tuple(shape)))
-    return found
+            bytes_by_name[name] = round(share * state_bytes(rule, tuple(shape)))
+    return bytes_by_name

@@ -1,1 +1,1 @@
-"""The torch side of the optimizers: sharding under ZeRO and FSDP2, checkpoints, construction."""
+"""The modules are the torch side of the optimizers: sharding under ZeRO and FSDP2, checkpoints, construction."""

@@ -1,46 +1,49 @@
-"""Puts the averages of schedule-free training into the model for a while."""
+"""The averaged weights of schedule-free training can be put into the model for a while."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedcompress.errors import TrainingError
 from fedcompress.optim.rules.schedule_free import ScheduleFree
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fedcompress.optim.engine.optimizer import LowMemoryOptimizer
     from fedcompress.optim.engine.shards import Shard
 
 
-def averaged_weights(optimizer: LowMemoryOptimizer) -> list[tuple[Shard, Any]]:
-    """The averages x of what this rank has, flat, in the dtype of the weights.
+def averaged_weights(optimizer: LowMemoryOptimizer) -> list[tuple[Shard, Tensor]]:
+    """Compute the averages x of the entries on this rank.
 
-    Parameters of other rules, and those that have not been stepped yet, are left out.
+    They are flat, of shape (shard.numel,), and in the dtype of the weights. Parameters of other rules are left out, and
+    so are those that have not been stepped yet.
     """
-    found = []
+    averages = []
     for rule, shard, state in optimizer.states():
         if isinstance(rule, ScheduleFree) and "z" in state:
-            here = shard.weight()
-            average = (here.float() - (1 - rule.beta) * state["z"].to(here.device)) / rule.beta
-            found.append((shard, average.to(here.dtype)))
-    return found
+            weight = shard.weight()
+            average = (weight.float() - (1 - rule.beta) * state["z"].to(weight.device)) / rule.beta
+            averages.append((shard, average.to(weight.dtype)))
+    return averages
 
 
 @contextmanager
 def use_averaged_weights(optimizer: LowMemoryOptimizer) -> Iterator[None]:
-    """The model has the averaged weights inside, and its own again after, bit for bit.
+    """Give the model the averaged weights inside of the context, and its own again after it, bit for bit.
 
-    It is for evaluation, checkpoints and updates to be sent; the optimizer must not step inside.
+    This is for evaluation, checkpoints and updates that are to be sent. The optimizer must not step inside.
 
     Raises:
         TrainingError: ``unknown-sharding``: the optimizer steps copies of the weights, as under ZeRO, so that the
-            model would not see averages; set it from ``averaged_weights``.
+            model would not see the averages; set its weights from ``averaged_weights`` instead.
     """
     averages = averaged_weights(optimizer)
     for shard, _ in averages:
-        if not optimizer.is_of_model(shard):
+        if not optimizer.is_model_weight(shard):
             text = f"{shard.name}: the optimizer steps a copy: set the model from evaluation_weights"
             raise TrainingError("unknown-sharding", text)
     before = [shard.weight().clone() for shard, _ in averages]

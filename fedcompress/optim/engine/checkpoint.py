@@ -1,93 +1,133 @@
-"""Optimizer state on its way to disk and to other numbers of ranks.
+"""Checkpoints hold the state of an optimizer, and this module brings them to other numbers of ranks.
 
-An entry is the state of one parameter on one rank: ``start``, ``numel``, ``shape``, steps ``before`` the
-epoch, and the kept ``state``. Entries of all ranks combine to whole ones, and a whole one is cut to whatever a
-rank has.
+An entry is the state of one parameter on one rank, a dict with these keys:
+
+* ``start``, ``numel``: the run of entries that the rank has, as in ``ShardInfo``;
+* ``shape``: shape of the whole parameter, as a list;
+* ``before``: how many of the parameter's steps were made before the epoch, as ``StepContext.steps_before``;
+* ``state``: the packed state, with the number of the last ``step`` beside the rule's own keys.
+
+Entries of all ranks combine to whole ones, and a whole one is cut to whatever a rank has.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fedcompress.errors import StateError
 from fedcompress.optim.base import MATRIX, Reshardable, Rule, ShardInfo, State
-from fedcompress.optim.state.moment_storage import kind_for, pack, placed, unpack
+from fedcompress.optim.state.moment_storage import choose_store, move_to_device, pack_moment, unpack_moment
 from fedcompress.optim.table import parse_optimizer
 
-FORMAT = 1
+FORMAT = 1  # version of the state dict, under the key ``fedcompress``
 Entry = dict[str, Any]
 
 
-def packed_state(rule: Rule, state: State, part: ShardInfo, step: int) -> State:
-    """A rule's new state as it is kept, with the number of the step."""
-    sizes, kept = rule.sizes(part.shape), dict(state)
+def pack_state(rule: Rule, state: State, shard: ShardInfo, step: int) -> State:
+    """Pack the moments of a rule's new state as they are stored between steps.
+
+    Args:
+        rule: the rule that returned the state.
+        state: its state, with moments in float32.
+        shard: the shard that it belongs to.
+        step: number of the step that was made.
+
+    Returns:
+        The packed state, with the step under ``step``.
+    """
+    sizes = rule.sizes(shard.shape)
+    packed = dict(state)
     for key, signed in rule.moments.items():
         if key in state:
-            kind = kind_for(rule.state, sizes[key])
-            kept[key] = pack(state[key], kind, signed=signed, part=part, step=step, key=key)
-    return kept | {"step": step}
+            store = choose_store(rule.state, sizes[key])
+            packed[key] = pack_moment(state[key], store, signed=signed, shard=shard, step=step, key=key)
+    return packed | {"step": step}
 
 
-def unpacked_state(rule: Rule, kept: Mapping[str, Any]) -> State:
-    """Float32 moments of a kept state; the rest as it is."""
-    return {k: unpack(v, signed=rule.moments[k]) if k in rule.moments else v for k, v in kept.items()}
-
-
-def entry_of(part: ShardInfo, kept: State) -> Entry:
-    """The entry of a part."""
-    place = {"start": part.start, "numel": part.numel, "shape": list(part.shape)}
-    return {**place, "before": part.before, "state": kept}
-
-
-def state_for(rule: Rule, entry: Entry, part: ShardInfo) -> State:
-    """The state of a part, of the entry of just that part or of a whole parameter.
-
-    Raises:
-        StateError: it is of another part.
-    """
-    if tuple(entry["shape"]) != part.shape:
-        raise StateError(f"optimizer state: {part.name}: shape {entry['shape']}: must be {list(part.shape)}")
-    kept, start, numel = entry["state"], entry["start"], entry["numel"]
-    if (start, numel) == (part.start, part.numel):
-        return dict(kept)
-    if numel != math.prod(part.shape):
-        text = f"has entries {start} to {start + numel}, and {part.start} to {part.start + part.numel} are needed"
-        raise StateError(f"optimizer state: {part.name}: {text}: combine the states of all ranks first")
-    state = unpacked_state(rule, kept)
-    if rule.placement == MATRIX:
-        return state
-    whole = ShardInfo(name=part.name, shape=part.shape, seed=part.seed, index=part.index, count=part.count)
-    if isinstance(rule, Reshardable):
-        return rule.slice_state(state, whole, part)
+def unpack_state(rule: Rule, packed: Mapping[str, Any]) -> State:
+    """Return a packed state with its moments in float32, and the rest as it is."""
     return {
-        k: v.reshape(-1)[part.start : part.start + part.numel] if k in rule.moments else v for k, v in state.items()
+        key: unpack_moment(value, signed=rule.moments[key]) if key in rule.moments else value
+        for key, value in packed.items()
     }
 
 
-def combine_rank_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One state dict with whole parameters, of those of all ranks.
+def build_entry(shard: ShardInfo, steps_before: int, packed: State) -> Entry:
+    """Build the checkpoint entry of a shard.
+
+    Args:
+        shard: the shard that the state belongs to.
+        steps_before: how many of the parameter's steps were made before the epoch.
+        packed: the packed state.
+
+    Returns:
+        A dict with the keys that the module describes.
+    """
+    place = {"start": shard.start, "numel": shard.numel, "shape": list(shard.shape)}
+    return {**place, "before": steps_before, "state": packed}
+
+
+def extract_state(rule: Rule, entry: Entry, shard: ShardInfo) -> State:
+    """Return the state of a shard from a checkpoint entry of just that shard, or of the whole parameter.
+
+    Args:
+        rule: the rule that the state is of.
+        entry: the checkpoint entry.
+        shard: the shard whose state is needed.
+
+    Returns:
+        The packed state if the entry is of that shard, else a state with moments in float32.
 
     Raises:
-        StateError: they are not of one run, or a part of a parameter is missing.
+        StateError: the entry is of another shape, or of another part of the parameter.
+    """
+    if tuple(entry["shape"]) != shard.shape:
+        raise StateError(f"optimizer state: {shard.name}: shape {entry['shape']}: must be {list(shard.shape)}")
+    start = entry["start"]
+    numel = entry["numel"]
+    if (start, numel) == (shard.start, shard.numel):
+        return dict(entry["state"])
+    if numel != shard.total:
+        text = f"has entries {start} to {start + numel}, and {shard.start} to {shard.start + shard.numel} are needed"
+        raise StateError(f"optimizer state: {shard.name}: {text}: combine the states of all ranks first")
+    state = unpack_state(rule, entry["state"])
+    if rule.placement == MATRIX:
+        return state
+    if isinstance(rule, Reshardable):
+        sliced: State = rule.slice_state(state, replace(shard, start=0, numel=shard.total), shard)
+        return sliced
+    cut = slice(shard.start, shard.start + shard.numel)
+    return {key: value.reshape(-1)[cut] if key in rule.moments else value for key, value in state.items()}
+
+
+def combine_rank_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Combine the state dicts of all ranks into one of whole parameters.
+
+    Raises:
+        StateError: the state dicts are not of one run, or a part of a parameter is missing.
     """
     if not states or any(s.get("fedcompress") != FORMAT for s in states):
         raise StateError(f"optimizer state: must be state dicts of format {FORMAT}, of all ranks")
     groups = states[0]["param_groups"]
     rules = {name: group["rule"] for group in groups for name in group["names"]}
-    found: dict[str, list[Entry]] = {}
+    entries_by_name: dict[str, list[Entry]] = {}
     for state in states:
         if [g["rule"] for g in state["param_groups"]] != [g["rule"] for g in groups]:
             raise StateError("optimizer state: rules differ between the ranks: must be of one run")
         for name, entry in state["memory"].items():
-            found.setdefault(name, []).append(entry)
-    memory = {name: _joined(name, parse_optimizer(rules[name]), entries) for name, entries in found.items()}
+            entries_by_name.setdefault(name, []).append(entry)
+    memory = {
+        name: _join_entries(name, parse_optimizer(rules[name]), entries) for name, entries in entries_by_name.items()
+    }
     time = {"seed": states[0]["seed"], "epoch": states[0]["epoch"]}
     return {"fedcompress": FORMAT, **time, "memory": memory, "param_groups": groups}
 
 
-def _joined(name: str, rule: Rule, entries: list[Entry]) -> Entry:
+def _join_entries(name: str, rule: Rule, entries: list[Entry]) -> Entry:
+    """Join the entries of all ranks to one of the whole parameter; a whole one among them is taken as it is."""
     import torch
 
     total = math.prod(entries[0]["shape"])
@@ -100,6 +140,8 @@ def _joined(name: str, rule: Rule, entries: list[Entry]) -> Entry:
         raise StateError(
             f"optimizer state: {name}: parts end at {ends} of {total}: must follow each other; a rank lacks"
         )
-    states = [unpacked_state(rule, placed(e["state"], "cpu")) for e in entries]  # each may be on a GPU of its own
-    joined = {k: torch.cat([s[k] for s in states if k in s]) if torch.is_tensor(v) else v for k, v in states[0].items()}
+    states = [unpack_state(rule, move_to_device(e["state"], "cpu")) for e in entries]  # each may be on its own GPU
+    joined = {}
+    for key, value in states[0].items():
+        joined[key] = torch.cat([s[key] for s in states if key in s]) if torch.is_tensor(value) else value
     return {**entries[0], "start": 0, "numel": total, "state": joined}

@@ -1,41 +1,53 @@
-"""Updates inside of the backward pass: each gradient is used and freed as soon as it is there.
+"""Fused backward steps each parameter inside of the backward pass, and frees its gradient at once.
 
-Full gradients of a model never exist together (Lv et al. 2023, arXiv:2306.09782, section 3).
-What needs all gradients at once, or one gradient more than once, is refused.
+The full gradients of a model then never exist together (Lv et al. 2023, arXiv:2306.09782, section 3). Whatever needs
+all gradients at once, or one gradient more than once, is refused.
+
+Library function: no command or run setting reaches it yet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcompress.errors import ConfigError, TrainingError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fedcompress.optim.engine.optimizer import LowMemoryOptimizer
+
 
 class Fused:
-    """Steps parameters from hooks; ``remove`` ends it. Meanwhile ``optimizer.step`` and ``zero_grad`` do nothing."""
+    """A fused optimizer steps parameters from hooks until ``remove``; its ``step`` and ``zero_grad`` do nothing."""
 
-    def __init__(self, optimizer: Any, handles: list[Any]) -> None:
-        self._optimizer, self._handles = optimizer, handles
+    def __init__(self, optimizer: LowMemoryOptimizer, handles: list[Any]) -> None:
+        self._optimizer = optimizer
+        self._handles = handles
 
     def remove(self) -> None:
-        """Back to gradients that stay until a step."""
+        """Remove the hooks, so that gradients stay again until ``optimizer.step``."""
         for handle in self._handles:
             handle.remove()
         self._optimizer.fused = False
 
 
-def fuse(optimizer: Any, *, accumulation: int = 1, clip_norm: float = 0.0, scaler: Any = None) -> Fused:
-    """Step each parameter in the backward pass.
+def fuse(optimizer: LowMemoryOptimizer, *, accumulation: int = 1, clip_norm: float = 0.0, scaler: Any = None) -> Fused:
+    """Step each parameter in the backward pass from now on.
 
     Args:
-        optimizer: of ``build``, over whole parameters of one process.
+        optimizer: what ``build_optimizer`` returned, over whole parameters of one process.
         accumulation: steps of gradient accumulation; must be 1.
-        clip_norm: global norm to clip to; must be 0. Rules bound their steps themselves.
-        scaler: of fp16; must be None.
+        clip_norm: global norm to clip gradients to; must be 0. Rules bound their steps themselves.
+        scaler: loss scaler of fp16; must be None.
+
+    Returns:
+        An object whose ``remove`` ends it.
 
     Raises:
-        ConfigError: what cannot be combined, and why.
+        ConfigError: a setting that cannot be combined with fused backward, and why; or more than one rank.
+        TrainingError: ``fused-sharded``: a parameter is sharded.
     """
     import torch
 
@@ -52,19 +64,27 @@ def fuse(optimizer: Any, *, accumulation: int = 1, clip_norm: float = 0.0, scale
         world = torch.distributed.get_world_size()
         if world > 1:
             raise ConfigError("world", world, "must be 1 with fused backward: gradients are reduced after the hooks")
-    places = [(g, *pair) for g in optimizer.param_groups for pair in zip(g["names"], g["params"], strict=True)]
+    places = [
+        (group, name, parameter)
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+    ]
     for _, name, parameter in places:
         if getattr(parameter, "ds_shape", None) is not None or hasattr(parameter, "placements"):
             raise TrainingError("fused-sharded", f"{name}: fused backward needs whole parameters")
     optimizer.fused = True
-    return Fused(optimizer, [p.register_post_accumulate_grad_hook(_hook(optimizer, g, n)) for g, n, p in places])
+    handles = [
+        parameter.register_post_accumulate_grad_hook(_build_hook(optimizer, group, name))
+        for group, name, parameter in places
+    ]
+    return Fused(optimizer, handles)
 
 
-def _hook(optimizer: Any, group: dict[str, Any], name: str) -> Callable[[Any], None]:
-    """Steps a parameter and drops its gradient."""
+def _build_hook(optimizer: LowMemoryOptimizer, group: dict[str, Any], name: str) -> Callable[[Tensor], None]:
+    """Build a hook that steps a parameter and drops its gradient."""
 
-    def step(parameter: Any) -> None:
-        optimizer.step_one(group, name, parameter)
+    def step(parameter: Tensor) -> None:
+        optimizer.step_parameter(group, name, parameter)
         parameter.grad = None
 
     return step

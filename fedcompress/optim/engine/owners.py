@@ -1,9 +1,9 @@
-"""One owner for each matrix: it gets the whole gradient, and gives each rank its part of the step.
+"""Each matrix has one owner, a rank that gets the whole gradient and gives every rank its part of the step.
 
-Where ranks hold parts of a matrix, they send them to its owner and receive the same parts of
-the direction, after the gradient was reduced, unscaled and clipped by whoever does that. Where
-ranks hold all (data parallel), only the direction travels. Matrices are worked on in waves of
-one for each owner, so that all ranks compute at once and no more than that is held.
+Where ranks hold parts of a matrix, they send the parts of its gradient to the owner and receive the same parts of the
+direction. That happens after whoever is in charge has reduced, unscaled and clipped the gradient. Where every rank
+holds all of it (data parallel), only the direction travels. Matrices are worked on in waves of one for each owner, so
+that all ranks compute at once and no rank holds more than one whole matrix.
 """
 
 from __future__ import annotations
@@ -12,28 +12,40 @@ import heapq
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Span = tuple[int, int]  # start, numel
+from fedcompress.optim.engine.ranks import gather_objects
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Span = tuple[int, int]  # start and number of entries, in the flattened matrix
 
 
-def owners_of(shapes: Mapping[str, tuple[int, ...]], world: int) -> dict[str, int]:
-    """An owner for each matrix: the dearest first, to the rank with the least to do.
+def assign_owners(shapes: Mapping[str, tuple[int, ...]], world: int) -> dict[str, int]:
+    """Assign an owner to each matrix: the most expensive one first, to the rank with the least to do.
 
-    Graham 1969's longest-processing-time rule, with ``m n min(m, n)`` as the time, that of a
+    This is the longest-processing-time rule of Graham 1969, with ``m n min(m, n)`` as the time: that of a
     decomposition.
+
+    Args:
+        shapes: shapes of the matrices by name.
+        world: number of ranks.
+
+    Returns:
+        Rank of the owner by name.
     """
-    load = [(0, rank) for rank in range(world)]
-    found = {}
+    loads = [(0, rank) for rank in range(world)]
+    owners = {}
     for name in sorted(shapes, key=lambda n: (-math.prod(shapes[n]) * min(shapes[n]), n)):
-        done, rank = heapq.heappop(load)
-        found[name] = rank
-        heapq.heappush(load, (done + math.prod(shapes[name]) * min(shapes[name]), rank))
-    return found
+        load, rank = heapq.heappop(loads)
+        owners[name] = rank
+        heapq.heappush(loads, (load + math.prod(shapes[name]) * min(shapes[name]), rank))
+    return owners
 
 
-def waves(names: Sequence[str], owners: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names in groups that have each owner at most once."""
+def split_into_waves(names: Sequence[str], owners: Mapping[str, int]) -> Iterator[list[str]]:
+    """Yield the names in groups that have each owner at most once."""
     queues: dict[int, list[str]] = {}
     for name in names:
         queues.setdefault(owners[name], []).append(name)
@@ -43,15 +55,15 @@ def waves(names: Sequence[str], owners: Mapping[str, int]) -> Iterator[list[str]
 
 @dataclass(frozen=True)
 class Exchange:
-    """Moves matrices between the ranks of the default process group.
+    """An exchange moves matrices between the ranks of the default process group and their owners.
 
     Args:
-        spans: of each matrix, what each rank has of it.
-        shapes: of each matrix.
-        owners: of each matrix.
-        rank: this one's.
-        replicated: all ranks have all.
-        device: where collectives work.
+        spans: by matrix, which entries of it each rank has.
+        shapes: shape of each matrix.
+        owners: rank of the owner of each matrix.
+        rank: this rank.
+        replicated: whether every rank has all entries of every matrix.
+        device: device on which collectives work.
     """
 
     spans: Mapping[str, Sequence[Span]]
@@ -61,57 +73,107 @@ class Exchange:
     replicated: bool
     device: Any
 
-    def to_owners(self, names: Sequence[str], pieces: Mapping[str, Any]) -> dict[str, Any]:
-        """Whole matrices of those in ``names`` that this rank owns; all ranks call it."""
+    def to_owners(self, names: Sequence[str], pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Send the pieces of matrices to their owners; all ranks call it with the same names.
+
+        Args:
+            names: matrices of one wave.
+            pieces: what this rank has of them, float32 and flat; none for a matrix without entries here.
+
+        Returns:
+            The whole matrices that this rank owns, in their shapes.
+        """
         import torch
 
         if self.replicated:
             return {n: pieces[n].view(self.shapes[n]) for n in names if self.owners[n] == self.rank}
-        whole, work = {}, []
+        whole = {}
+        transfers = []
         for tag, name in enumerate(names):
-            owner, spans = self.owners[name], self.spans[name]
+            owner = self.owners[name]
+            spans = self.spans[name]
             if owner == self.rank:
                 whole[name] = torch.zeros(math.prod(self.shapes[name]), device=self.device)
                 for rank, (start, numel) in enumerate(spans):
                     if rank != self.rank and numel:
-                        work.append(("recv", whole[name][start : start + numel], rank, tag))
+                        transfers.append(("recv", whole[name][start : start + numel], rank, tag))
                 start, numel = spans[self.rank]
                 if numel:
                     whole[name][start : start + numel] = pieces[name]
             elif spans[self.rank][1]:
-                work.append(("send", pieces[name].to(self.device).contiguous(), owner, tag))
-        _exchange(work)
+                transfers.append(("send", pieces[name].to(self.device).contiguous(), owner, tag))
+        _transfer(transfers)
         return {n: t.view(self.shapes[n]) for n, t in whole.items()}
 
-    def from_owners(self, names: Sequence[str], whole: Mapping[str, Any]) -> dict[str, Any]:
-        """The flat pieces here of matrices that their owners give; all ranks call it."""
+    def from_owners(self, names: Sequence[str], whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Receive the pieces of matrices from their owners; all ranks call it with the same names.
+
+        Args:
+            names: matrices of one wave.
+            whole: the matrices that this rank owns.
+
+        Returns:
+            What this rank has of all of them, float32 and flat.
+        """
         import torch
 
-        pieces, work = {}, []
+        pieces = {}
+        transfers = []
         for tag, name in enumerate(names):
-            owner, spans = self.owners[name], self.spans[name]
+            owner = self.owners[name]
+            spans = self.spans[name]
             start, numel = spans[self.rank]
             if owner == self.rank:
                 flat = whole[name].reshape(-1).to(self.device).float().contiguous()
                 for rank, (first, count) in enumerate(spans):
                     if rank != self.rank and count:
-                        work.append(("send", flat[first : first + count], rank, tag))
+                        transfers.append(("send", flat[first : first + count], rank, tag))
                 if numel:
                     pieces[name] = flat[start : start + numel]
             elif numel:
                 pieces[name] = torch.empty(numel, device=self.device)
-                work.append(("recv", pieces[name], owner, tag))
-        _exchange(work)
+                transfers.append(("recv", pieces[name], owner, tag))
+        _transfer(transfers)
         return pieces
 
 
-def _exchange(work: Sequence[tuple[str, Any, int, int]]) -> None:
-    """All sends and receives at once."""
+def build_exchange(
+    shapes: Mapping[str, tuple[int, ...]], spans: Mapping[str, Span], owners: Mapping[str, int], device: Any
+) -> Exchange:
+    """Build an exchange of some matrices, after asking each rank what it has of them; all ranks call it.
+
+    Args:
+        shapes: shapes of the matrices by name.
+        spans: what this rank has of each matrix; none for a matrix without entries here.
+        owners: rank of the owner of each matrix.
+        device: device on which collectives work.
+
+    Returns:
+        The exchange, as this rank sees it.
+    """
     import torch
 
-    if not work:
+    everyone = gather_objects(dict(spans))
+    return Exchange(
+        spans={n: [theirs.get(n, (0, 0)) for theirs in everyone] for n in shapes},
+        shapes=shapes,
+        owners=owners,
+        rank=torch.distributed.get_rank(),
+        replicated=all(theirs.get(n) == (0, math.prod(shapes[n])) for theirs in everyone for n in shapes),
+        device=device,
+    )
+
+
+def _transfer(transfers: Sequence[tuple[str, Tensor, int, int]]) -> None:
+    """Make all sends and receives at once; each has a direction, a tensor, the other rank, and a tag."""
+    import torch
+
+    if not transfers:
         return
     dist = torch.distributed
-    ops = [dist.P2POp(dist.isend if kind == "send" else dist.irecv, t, peer, tag=tag) for kind, t, peer, tag in work]
-    for request in dist.batch_isend_irecv(ops):
+    operations = []
+    for direction, tensor, peer, tag in transfers:
+        operation = dist.isend if direction == "send" else dist.irecv
+        operations.append(dist.P2POp(operation, tensor, peer, tag=tag))
+    for request in dist.batch_isend_irecv(operations):
         request.wait()

@@ -1,65 +1,88 @@
-"""Which parameters a matrix rule is for: by the module that owns them and their original shape, never by ``ndim``.
+"""The role of a parameter decides which rule steps it.
 
-Under ``deepspeed.zero.Init`` a parameter's own shape is ``(0,)``; its shape is ``ds_shape``.
+It follows from the module that owns the parameter and from the parameter's original shape, never from ``ndim``. Under
+``deepspeed.zero.Init`` a parameter's own shape is ``(0,)``; its original shape is then in ``ds_shape``.
 """
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-MATRIX, EMBEDDING, HEAD, OTHER = "matrix", "embedding", "head", "other"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The roles: weight of a linear layer, embedding, output layer, and all else (norms, biases, convolutions).
+MATRIX = "matrix"
+EMBEDDING = "embedding"
+HEAD = "head"
+OTHER = "other"
+
+# Parts of names by which an output layer is known, beside ``model.get_output_embeddings()``.
 HEADS: tuple[str, ...] = ("lm_head", "classifier", "score", "head", "embed_out", "qa_outputs", "pooler")
+# Parts of names that stand before the number of a layer.
 _LAYERS: tuple[str, ...] = ("layers", "layer", "h", "blocks", "block")
 
 
 @dataclass(frozen=True)
-class Named:
-    """A trainable parameter. ``layer`` is -1 outside the stack of layers."""
+class NamedParameter:
+    """A named parameter is a trainable parameter with its place in the model.
+
+    Args:
+        name: name in the model.
+        shape: shape of the whole parameter.
+        role: ``matrix``, ``embedding``, ``head`` or ``other``.
+        layer: number of its layer; -1 outside of the stack of layers.
+        parameter: the torch parameter.
+    """
 
     name: str
     shape: tuple[int, ...]
     role: str
     layer: int
-    parameter: Any
+    parameter: Tensor
 
 
-def shape_of(parameter: Any) -> tuple[int, ...]:
-    """Shape of the whole parameter, whatever shards it."""
+def read_shape(parameter: Tensor) -> tuple[int, ...]:
+    """Return the shape of the whole parameter, whatever shards it."""
     return tuple(getattr(parameter, "ds_shape", None) or parameter.shape)
 
 
-def layer_of(name: str) -> int:
-    """``model.layers.7.mlp.up.weight`` -> 7."""
+def parse_layer(name: str) -> int:
+    """Return the number of the layer that a parameter's name gives, or -1.
+
+    >>> parse_layer("model.layers.7.mlp.up.weight"), parse_layer("model.norm.weight")
+    (7, -1)
+    """
     parts = name.split(".")
-    found = [int(n) for before, n in itertools.pairwise(parts) if before in _LAYERS and n.isdecimal()]
-    return found[0] if found else -1
+    numbers = [int(part) for before, part in itertools.pairwise(parts) if before in _LAYERS and part.isdecimal()]
+    return numbers[0] if numbers else -1
 
 
-def named_parameters(model: Any) -> list[Named]:
-    """All trainable parameters of a model, in its order; a tied one once."""
+def list_named_parameters(model: Any) -> list[NamedParameter]:
+    """List all trainable parameters of a model in its order; a tied one stands there once."""
     owners = {
         f"{prefix}.{key}" if prefix else key: module
         for prefix, module in model.named_modules()
         for key, _ in module.named_parameters(recurse=False)
     }
-    outputs = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    found = []
+    output_layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    parameters = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            shape = shape_of(parameter)
-            role = _role(name, shape, owners[name], outputs)
-            found.append(Named(name, shape, role, layer_of(name), parameter))
-    return found
+            shape = read_shape(parameter)
+            role = _find_role(name, shape, owners[name], output_layer)
+            parameters.append(NamedParameter(name, shape, role, parse_layer(name), parameter))
+    return parameters
 
 
-def _role(name: str, shape: tuple[int, ...], owner: Any, outputs: Any) -> str:
+def _find_role(name: str, shape: tuple[int, ...], owner: Any, output_layer: Any) -> str:
     import torch
 
     if isinstance(owner, torch.nn.Embedding):
         return EMBEDDING
-    if owner is outputs or any(part in HEADS for part in name.split(".")):
+    if owner is output_layer or any(part in HEADS for part in name.split(".")):
         return HEAD
     is_linear = isinstance(owner, torch.nn.Linear) or type(owner).__name__ == "Conv1D"
     return MATRIX if is_linear and len(shape) == 2 and name.endswith("weight") else OTHER

@@ -1,8 +1,7 @@
-"""Which entries of which parameters lie in an optimizer's group on this rank.
+"""A shard says which entries of which parameters lie in an optimizer's parameter group on this rank.
 
-What a group holds after ``deepspeed.initialize`` or ``fully_shard`` is not what it was made
-with. Five cases are known, and any other is refused, since a rule that runs on something else
-than it believes is silently wrong:
+What a group holds after ``deepspeed.initialize`` or ``fully_shard`` is not what it was made with. Four cases are known.
+Any other is refused, since a rule that runs on something else than it believes is silently wrong:
 
 * whole parameters: one process, data parallel, ZeRO-0, and float32 copies of such;
 * DTensors split by rows: FSDP2;
@@ -15,136 +14,170 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcompress.errors import TrainingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Entries of one parameter on this rank.
+    """A shard is a run of entries of one parameter that lies on this rank, in a tensor of the optimizer's group.
 
     Args:
-        name: of the parameter.
-        start: first entry.
-        numel: how many; may be 0.
-        home: tensor in the group that holds them.
-        offset: of the first in ``home``, flat.
+        name: name of the parameter.
+        start: index of the first entry in the flattened parameter.
+        numel: number of entries; may be 0.
+        tensor: the tensor in the group that has the entries: a parameter, a copy, a DTensor, or a flat partition.
+        offset: index of the first entry in ``tensor``, flattened.
     """
 
     name: str
     start: int
     numel: int
-    home: Any
+    tensor: Tensor
     offset: int
 
-    def weight(self) -> Any:
-        """The entries, flat; writing to it writes to the parameter, if that is contiguous."""
-        return self._flat(self.home.detach())
+    def weight(self) -> Tensor:
+        """Return the entries, flat; writing to them writes to the parameter, if that is contiguous."""
+        return self._slice_flat(self.tensor.detach())
 
-    def raw_grad(self) -> Any:
-        """Their gradient as it is, flat; None if there is none."""
-        if self.home.grad is None:
+    def raw_grad(self) -> Tensor | None:
+        """Return the gradient of the entries, flat and in its own dtype; None if there is none.
+
+        Raises:
+            TrainingError: ``sparse-gradient``.
+        """
+        if self.tensor.grad is None:
             return None
-        if self.home.grad.is_sparse:
+        if self.tensor.grad.is_sparse:
             raise TrainingError("sparse-gradient", f"{self.name}: sparse gradients are not supported: use sparse=False")
-        return self._flat(self.home.grad.detach())
+        return self._slice_flat(self.tensor.grad.detach())
 
-    def grad(self) -> Any:
-        """Their gradient in float32, flat; None if there is none."""
+    def grad(self) -> Tensor | None:
+        """Return the gradient of the entries in float32, flat; None if there is none."""
         return None if (grad := self.raw_grad()) is None else grad.float()
 
-    def _flat(self, tensor: Any) -> Any:
+    def _slice_flat(self, tensor: Tensor) -> Tensor:
         if hasattr(tensor, "to_local"):
             tensor = tensor.to_local()
         return tensor.reshape(-1)[self.offset : self.offset + self.numel]
 
-    def apply(self, delta: Any, lr: float, weight_decay: float) -> None:
-        """``weight -= lr * (delta + weight_decay * weight)``."""
-        target = self._target()
+    def apply(self, delta: Tensor, lr: float, weight_decay: float) -> None:
+        """Set ``weight -= lr * (delta + weight_decay * weight)``.
+
+        Args:
+            delta: direction to go against, shape (numel,).
+            lr: learning rate.
+            weight_decay: decoupled weight decay.
+        """
+        target = self._view_entries()
         if weight_decay:
             target.mul_(1 - lr * weight_decay)
         target.add_(delta.view(target.shape).to(target.dtype), alpha=-lr)
 
-    def assign(self, values: Any) -> None:
-        """Set the entries."""
-        target = self._target()
+    def assign(self, values: Tensor) -> None:
+        """Set the entries to values of shape (numel,)."""
+        target = self._view_entries()
         target.copy_(values.view(target.shape))
 
-    def _target(self) -> Any:
-        """The entries where they are, in the shape of ``home`` if they are all of it: that need not be contiguous."""
-        home = self.home.detach()
-        local = home.to_local() if hasattr(home, "to_local") else home
+    def _view_entries(self) -> Tensor:
+        """Return a view of the entries where they are.
+
+        It has the shape of ``tensor`` if the entries are all of it, since that need not be contiguous; else it is flat.
+        """
+        tensor = self.tensor.detach()
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
         if self.offset == 0 and self.numel == local.numel():
             return local
         return local.view(-1)[self.offset : self.offset + self.numel]
 
 
-def shards_of(group: dict[str, Any], originals: dict[str, Any]) -> tuple[list[str], list[Shard]]:
-    """Names of the parameters that a step of this group is about, and what of them is here.
+def find_shards(group: dict[str, Any], originals: dict[str, Any]) -> tuple[list[str], list[Shard]]:
+    """Find the parameters that a step of a group works on, and what this rank has of them.
 
-    The names are the same on all ranks; a parameter without entries here has no shard.
+    The names are the same on all ranks; a parameter without entries on this rank has no shard.
 
     Args:
-        group: of the optimizer, with ``names`` and ``shapes`` of when it was made.
+        group: parameter group of the optimizer, with the ``names`` and ``shapes`` that it was made with.
         originals: the parameters that it was made with, by name, where they still exist.
+
+    Returns:
+        Names of the parameters, and the shards.
 
     Raises:
         TrainingError: ``unknown-sharding``.
     """
-    params, names, shapes = group["params"], group["names"], [tuple(s) for s in group["shapes"]]
+    params = group["params"]
+    names = group["names"]
+    shapes = [tuple(shape) for shape in group["shapes"]]
     if len(params) == 1 and hasattr(params[0], "ds_id") and not hasattr(params[0], "ds_shape"):
-        return _zero_three(params[0], names, originals)
-    mapped = [originals.get(n) for n in names]
-    if len(params) == 1 and params[0] is not mapped[0] and any(hasattr(p, "_hp_mapping") for p in mapped):
-        return names, _mapped(params[0], names, mapped)
+        return _find_zero3_shards(params[0], names, originals)
+    parameters = [originals.get(name) for name in names]
+    if len(params) == 1 and params[0] is not parameters[0] and any(hasattr(p, "_hp_mapping") for p in parameters):
+        return names, _find_zero12_shards(params[0], names, parameters)
     if len(params) == len(names) and all(tuple(p.shape) == shape for p, shape in zip(params, shapes, strict=True)):
-        return names, [s for p, n, shape in zip(params, names, shapes, strict=True) for s in _own(p, n, shape)]
-    found = [list(p.shape) for p in params[:3]]
-    text = f"a group of {len(names)} parameters from {names[0]} has tensors of shapes {found}"
+        shards = []
+        for parameter, name, shape in zip(params, names, shapes, strict=True):
+            shards += _find_own_shards(parameter, name, shape)
+        return names, shards
+    actual = [list(p.shape) for p in params[:3]]
+    text = f"a group of {len(names)} parameters from {names[0]} has tensors of shapes {actual}"
     raise TrainingError("unknown-sharding", f"{text}: ZeRO 0 to 3, FSDP2 and data parallel are known")
 
 
-def _mapped(flat: Any, names: Sequence[str], originals: Sequence[Any]) -> list[Shard]:
-    """ZeRO-1 and -2: each original knows its run in the partition."""
-    found = []
+def _find_zero12_shards(flat: Tensor, names: Sequence[str], originals: Sequence[Any]) -> list[Shard]:
+    """Find shards under ZeRO-1 and -2, where each original knows its run in the partition."""
+    shards = []
     for name, original in zip(names, originals, strict=True):
         mapping = getattr(original, "_hp_mapping", None)
         if mapping is not None:
-            here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
-            found.append(Shard(name, here.start, here.numel, flat, there.start))
-    return found
+            in_parameter = mapping.lp_fragment_address
+            in_partition = mapping.hp_fragment_address
+            shards.append(Shard(name, in_parameter.start, in_parameter.numel, flat, in_partition.start))
+    return shards
 
 
-def _zero_three(flat: Any, names: Sequence[str], originals: dict[str, Any]) -> tuple[list[str], list[Shard]]:
-    """ZeRO-3: a sub-group is a run of the group's parameters, a rank's share of each after the other."""
+def _find_zero3_shards(flat: Tensor, names: Sequence[str], originals: dict[str, Any]) -> tuple[list[str], list[Shard]]:
+    """Find shards under ZeRO-3.
+
+    A sub-group is a run of the group's parameters. The rank's shares of them follow one another in the partition.
+    """
     import torch
 
     first, last = (int(i) for i in str(flat.ds_id).split("_"))
     ids = [getattr(originals.get(n), "ds_id", None) for n in names]
     if first not in ids or last not in ids:
         raise TrainingError("unknown-sharding", f"ZeRO-3's partition {flat.ds_id} has other parameters than the model")
-    found, offset = [], 0
-    scope = list(names[ids.index(first) : ids.index(last) + 1])
-    for name in scope:
+    shards = []
+    offset = 0
+    names_of_subgroup = list(names[ids.index(first) : ids.index(last) + 1])
+    for name in names_of_subgroup:
         parameter = originals[name]
         share = parameter.partition_numel()
         rank = torch.distributed.get_rank(parameter.ds_process_group)
         numel = max(0, min(share, parameter.ds_numel - rank * share))
         if numel:
-            found.append(Shard(name, rank * share, numel, flat, offset))
+            shards.append(Shard(name, rank * share, numel, flat, offset))
         offset += share
-    return scope, found
+    return names_of_subgroup, shards
 
 
-def _own(parameter: Any, name: str, shape: tuple[int, ...]) -> list[Shard]:
-    """All of a plain tensor; of FSDP2's, rows: ``Shard(0)`` over a mesh of one dimension."""
+def _find_own_shards(parameter: Tensor, name: str, shape: tuple[int, ...]) -> list[Shard]:
+    """Return a shard of all of a plain tensor, or of the rows that FSDP2 gives this rank; none if it has no rows.
+
+    FSDP2's tensors are known as ``Shard(0)`` over a mesh of one dimension.
+    """
     if not hasattr(parameter, "placements"):
         return [Shard(name, 0, math.prod(shape), parameter, 0)]
-    placements, mesh = parameter.placements, parameter.device_mesh
+    placements = parameter.placements
+    mesh = parameter.device_mesh
     if len(placements) != 1 or not placements[0].is_shard(0):
         raise TrainingError("unknown-sharding", f"{name}: placements {placements}: only one of Shard(0) is supported")
-    each = -(-shape[0] // mesh.size())
-    local, width = parameter.to_local(), math.prod(shape[1:])
-    start = min(mesh.get_local_rank() * each, shape[0]) * width
+    rows_each = -(-shape[0] // mesh.size())
+    local = parameter.to_local()
+    width = math.prod(shape[1:])
+    start = min(mesh.get_local_rank() * rows_each, shape[0]) * width
     return [Shard(name, start, local.numel(), parameter, 0)] if local.numel() else []

@@ -1,1 +1,1 @@
-"""Update rules of optimizers, one file for each family, as pure functions of gradient and state."""
+"""Each module has the update rules of one family of optimizers, as pure functions of gradient and state."""

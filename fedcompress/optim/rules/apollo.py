@@ -1,42 +1,61 @@
-"""APOLLO: the gradient, scaled as Adam would in a small random projection."""
+"""APOLLO steps along the gradient, scaled as Adam would scale it in a small random projection."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim.base import MATRIX, ShardInfo, State, check_choice, check_moments, check_positive
-from fedcompress.optim.state.adam_moments import adam
-from fedcompress.optim.state.projection import TINY, channel_scale, check_rank, larger_side, limited, to_low
+from fedcompress.optim.base import ShardInfo, StepContext, check_choice, check_moments, check_positive
+from fedcompress.optim.rules.subspace import SubspaceRule
+from fedcompress.optim.state.adam_moments import AgedMoments, adam
+from fedcompress.optim.state.projection import TINY, choose_side, compute_channel_scale, limit_growth, project
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCALINGS = ("channel", "tensor")
 SOURCES = ("seed", "kept")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Apollo:
-    """``sqrt(scale) * limit(s * g)``, with ``R = P^T g`` and ``s = |Adam(R)| / |R|``.
+class ApolloState(AgedMoments, total=False):
+    """APOLLO keeps Adam's moments of the projected gradient, for a weight of shape (m, n).
 
-    Zhu et al. 2024 (arXiv:2412.05270, algorithm 1), from the paper alone. P is Gaussian of variance
-    ``1 / rank`` and drawn anew every ``update_gap`` steps; the moments stay. The limiter is Fira's and, as
-    there, sees Adam's direction before the correction of its bias; a norm of 0 does not limit the
-    next one (``limited``). Each matrix refreshes at steps of its own.
+    They have shape (m, rank) where m >= n, and (rank, n) otherwise.
+    """
+
+    refresh: int  # number of the refresh interval that P was drawn in
+    norm: Tensor  # norm of the last step, after the limiter; float32, shape ()
+    basis: Tensor  # P, float32, shape (min(m, n), rank); only with basis=kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apollo(SubspaceRule):
+    """APOLLO steps along ``sqrt(scale) * limit(s * g)``, with ``R = P^T g`` and ``s = |Adam(R)| / |R|``.
+
+    Zhu et al. 2024 (arXiv:2412.05270, algorithm 1), from the paper alone. P is Gaussian with variance ``1 / rank`` and
+    drawn anew every ``update_gap`` steps; the moments stay. The limiter is Fira's. As there, it sees Adam's direction
+    before the correction of its bias, and a norm of 0 does not limit the next one (``limit_growth``). Each matrix
+    refreshes at steps of its own.
+
+    >>> from fedcompress.optim.preview import preview_step
+    >>> preview_step("apollo(rank=2)")
+    StepPreview(moved=1.0, downhill=1.0, state_bytes=132)
 
     Args:
-        rank: of the projection; the paper has a quarter of the smaller side.
-        update_gap: steps between refreshes.
-        scaling: s for each ``channel`` of the larger side, or for the whole ``tensor``.
+        rank: number of directions; the paper has a quarter of the smaller side.
+        update_gap: steps between refreshes of P.
+        scaling: s is one number for each ``channel`` of the larger side, or one for the whole ``tensor``.
         scale: its root multiplies the step; about side over rank for fine-tuning.
-        basis: ``seed`` draws P again at each step and keeps nothing (the paper), ``kept`` keeps it.
-        growth: of the step's norm from step to step, at most.
+        basis: ``seed`` draws P again at each step and stores nothing (the paper), ``kept`` stores it.
+        growth: largest growth of the step's norm from one step to the next.
+        beta1: decay rate of the first moment.
+        beta2: decay rate of the second moment.
+        eps: added to the root of the second moment before the correction of its bias.
+        state: how the moments are stored between steps.
     """
 
     name: ClassVar[str] = "apollo"
-    placement: ClassVar[str] = MATRIX
-    moments: ClassVar[Mapping[str, bool]] = {"m": True, "v": False}
-    needs_weight: ClassVar[bool] = False
     rank: int = 256
     update_gap: int = 200
     scaling: str = "channel"
@@ -58,45 +77,54 @@ class Apollo:
             raise ConfigError(f"{field}.growth", self.growth, "must be at least 1")
         check_moments(self)
 
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Matrices whose smaller side is at least the rank."""
-        check_rank(self.name, self.rank, name, shape)
-
-    def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
-        """Two moments of the projected gradient."""
-        return {"m": self.rank * max(shape), "v": self.rank * max(shape)}
-
     def other_bytes(self, shape: tuple[int, ...]) -> int:
-        """A norm, and P if it is kept."""
+        """Return the bytes of one norm, and of P if it is stored."""
         return 4 + (4 * self.rank * min(shape) if self.basis == "kept" else 0)
 
-    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
-        """One step."""
-        side, refresh = larger_side(part.shape), part.refresh(step, self.update_gap)
+    def update(
+        self, grad: Tensor, state: ApolloState, shard: ShardInfo, context: StepContext, weight: Tensor | None
+    ) -> tuple[Tensor, ApolloState]:
+        """Scale the gradient as Adam does in the projection, and limit how fast its norm grows."""
+        side = choose_side(shard.shape)
+        refresh = context.refresh_number(shard, self.update_gap)
         basis = state.get("basis") if state.get("refresh") == refresh else None
         if basis is None:
-            basis = self._drawn(grad, part, refresh)
-        low, age = to_low(grad, basis, side), state.get("age", 0) + 1
-        inner, kept = adam(low, state, age, (self.beta1, self.beta2), self.eps, plain_eps=True)
+            basis = self._draw_basis(grad, shard, refresh)
+        low = project(grad, basis, side)
+        age = state.get("age", 0) + 1
+        inner, moments = adam(low, state, age, (self.beta1, self.beta2), self.eps, plain_eps=True)
         correction = (1 - self.beta2**age) ** 0.5 / (1 - self.beta1**age)
-        per_channel = self.scaling == "channel"
-        scale = channel_scale(inner, low, side) if per_channel else inner.norm() / (low.norm() + TINY)
-        step_, norm = limited(grad * (scale / correction), state.get("norm"), self.growth)
-        kept |= {"age": age, "refresh": refresh, "norm": norm}
+        if self.scaling == "channel":
+            scale = compute_channel_scale(inner, low, side)
+        else:
+            scale = inner.norm() / (low.norm() + TINY)
+        delta, norm = limit_growth(grad * (scale / correction), state.get("norm"), self.growth)
+        new_state: ApolloState = {
+            "m": moments["m"],
+            "v": moments["v"],
+            "age": age,
+            "refresh": refresh,
+            "norm": norm,
+        }
         if self.basis == "kept":
-            kept["basis"] = basis
-        return step_.mul_(correction * self.scale**0.5), kept
+            new_state["basis"] = basis
+        return delta.mul_(correction * self.scale**0.5), new_state
 
-    def _drawn(self, grad: Any, part: ShardInfo, refresh: int) -> Any:
+    def _draw_basis(self, grad: Tensor, shard: ShardInfo, refresh: int) -> Tensor:
         import torch
 
-        drawn = torch.randn(min(part.shape), self.rank, generator=part.generator(refresh))
-        return drawn.to(grad).mul_(self.rank**-0.5)
+        gaussian = torch.randn(min(shard.shape), self.rank, generator=shard.generator(refresh))
+        return gaussian.to(grad).mul_(self.rank**-0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApolloMini(Apollo):
-    """APOLLO of rank 1 with one scale for each matrix: next to no state."""
+    """APOLLO-Mini is APOLLO of rank 1 with one scale for each matrix, and has next to no state.
+
+    >>> from fedcompress.optim.preview import preview_step
+    >>> preview_step("apollo-mini")
+    StepPreview(moved=1.0, downhill=1.0, state_bytes=68)
+    """
 
     name: ClassVar[str] = "apollo-mini"
     rank: int = 1

@@ -1,40 +1,59 @@
-"""DCT-AdamW: Adam in the cosines that hold most of the gradient."""
+"""DCT-AdamW runs Adam in the columns of the cosine transform that hold most of the gradient."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from fedcompress.optim.base import MATRIX, ShardInfo, State, check_choice, check_moments, check_positive
-from fedcompress.optim.state.adam_moments import adam
-from fedcompress.optim.state.bases import dct_columns, dct_matrix
-from fedcompress.optim.state.feedback import FEEDBACKS, error_bytes, kept_error, with_error
-from fedcompress.optim.state.projection import CARRIES, check_rank, larger_side, to_full, to_low
+from fedcompress.optim.base import ShardInfo, StepContext, check_choice, check_moments, check_positive
+from fedcompress.optim.rules.subspace import SubspaceRule
+from fedcompress.optim.state.adam_moments import AgedMoments, adam
+from fedcompress.optim.state.bases import build_dct_matrix, select_dct_columns
+from fedcompress.optim.state.feedback import FEEDBACKS, ErrorState, add_error, count_error_bytes, pack_error
+from fedcompress.optim.state.projection import CARRIES, choose_side, project, project_back
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class DCTAdamWState(AgedMoments, ErrorState, total=False):
+    """DCT-AdamW keeps Adam's moments in the selected columns, for a weight of shape (m, n).
+
+    They have shape (m, rank) where m >= n, and (rank, n) otherwise. There is an ``error`` unless ``feedback=none``.
+    """
+
+    columns: Tensor  # numbers of the selected columns, ascending; int32, shape (rank,)
+    refresh: int  # number of the refresh interval that the columns were selected in
 
 
 @dataclass(frozen=True, kw_only=True)
-class DCTAdamW:
-    """``back(Adam(project(g + e)))`` by columns of the cosine transform, selected anew every ``update_gap`` steps.
+class DCTAdamW(SubspaceRule):
+    """DCT-AdamW steps along ``back(Adam(project(g + e)))``, in columns selected anew every ``update_gap`` steps.
 
-    Modoranu et al. 2025 (arXiv:2505.17967, section 3), with the released code's defaults; that has
-    none for the rank. The state holds the numbers of the columns, not a basis: the transform of a size is one
-    for all matrices. Selected by l1 norm and kept in ascending order; the released code leaves the order
-    open, on which ``carry=keep`` depends. One transform for each size; there it is one for all,
-    so that all matrices must have one smaller side.
+    Modoranu et al. 2025 (arXiv:2505.17967, section 3), with the released code's defaults; that has none for the rank.
+    The state holds the numbers of the columns, not a basis: the transform of a size is one for all matrices. Columns
+    are selected by l1 norm and kept in ascending order. The released code leaves the order open, on which
+    ``carry=keep`` depends. Here there is one transform for each size; there it is one for all, so that all matrices
+    must have the same smaller side.
+
+    >>> from fedcompress.optim.preview import preview_step
+    >>> preview_step("dct-adamw(rank=2)", steps=3)
+    StepPreview(moved=1.0, downhill=0.6, state_bytes=136)
 
     Args:
-        rank: how many columns; at most the smaller side.
+        rank: how many columns are selected; at most the smaller side.
         update_gap: steps between selections.
-        carry: what becomes of the moments: ``keep`` (by place), ``reset``, or ``project``, the paper's
-            rotation: columns are orthonormal, so a column that stays keeps its moments and others begin at 0.
-        feedback: how the error e is kept: ``none``, or 4 bytes an entry down to half a byte.
+        carry: what becomes of the moments: ``keep`` (by place), ``reset``, or ``project``, the paper's rotation.
+            Columns are orthonormal, so under the rotation a column that stays keeps its moments and others begin at 0.
+        feedback: how the error e, which the projection left out of the last gradient, is stored: ``none``, or from 4
+            bytes an entry down to half a byte.
+        beta1: decay rate of the first moment.
+        beta2: decay rate of the second moment.
+        eps: added to the root of the second moment after the correction of its bias.
+        state: how the moments are stored between steps.
     """
 
     name: ClassVar[str] = "dct-adamw"
-    placement: ClassVar[str] = MATRIX
-    moments: ClassVar[Mapping[str, bool]] = {"m": True, "v": False}
-    needs_weight: ClassVar[bool] = False
     rank: int = 128
     update_gap: int = 1
     carry: str = "keep"
@@ -51,45 +70,51 @@ class DCTAdamW:
         check_choice("optimizer.dct-adamw.feedback", self.feedback, FEEDBACKS)
         check_moments(self)
 
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Matrices whose smaller side is at least the rank."""
-        check_rank(self.name, self.rank, name, shape)
-
-    def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
-        """Two moments of the selected columns."""
-        return {"m": self.rank * max(shape), "v": self.rank * max(shape)}
-
     def other_bytes(self, shape: tuple[int, ...]) -> int:
-        """An int32 for each column, and the error."""
-        return 4 * self.rank + error_bytes(self.feedback, shape)
+        """Return the bytes of an int32 for each column, and of the error."""
+        return 4 * self.rank + count_error_bytes(self.feedback, shape)
 
-    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
-        """One step."""
-        side, refresh = larger_side(part.shape), part.refresh(step, self.update_gap)
-        grad, cosine = with_error(grad, state), dct_matrix(min(part.shape), grad.device)
-        if state.get("refresh") != refresh:
-            transformed = to_low(grad, cosine, side)
-            columns = dct_columns(transformed if side == "right" else transformed.T, self.rank)
-            state = self._carried(state, columns, side) | {"columns": columns.int()}
-            low = transformed[:, columns] if side == "right" else transformed[columns]
-            basis = cosine[:, columns]
+    def update(
+        self, grad: Tensor, state: DCTAdamWState, shard: ShardInfo, context: StepContext, weight: Tensor | None
+    ) -> tuple[Tensor, DCTAdamWState]:
+        """Take Adam's step in the selected columns and bring it back to full size."""
+        side = choose_side(shard.shape)
+        refresh = context.refresh_number(shard, self.update_gap)
+        grad = add_error(grad, state)
+        cosines = build_dct_matrix(min(shard.shape), grad.device)
+        moments: AgedMoments = state
+        if state.get("refresh") == refresh:
+            columns = state["columns"]
+            basis = cosines[:, columns.long()]
+            low = project(grad, basis, side)
         else:
-            basis = cosine[:, state["columns"].long()]
-            low = to_low(grad, basis, side)
-        age = state.get("age", 0) + 1
-        inner, kept = adam(low, state, age, (self.beta1, self.beta2), self.eps)
-        kept |= {"columns": state["columns"], "age": age, "refresh": refresh}
+            transformed = project(grad, cosines, side)
+            selected = select_dct_columns(transformed if side == "right" else transformed.T, self.rank)
+            moments = self._carry_moments(state, selected, side)
+            columns = selected.int()
+            low = transformed[:, selected] if side == "right" else transformed[selected]
+            basis = cosines[:, selected]
+        age = moments.get("age", 0) + 1
+        inner, new_moments = adam(low, moments, age, (self.beta1, self.beta2), self.eps)
+        new_state: DCTAdamWState = {
+            "m": new_moments["m"],
+            "v": new_moments["v"],
+            "columns": columns,
+            "age": age,
+            "refresh": refresh,
+        }
         if self.feedback != "none":
-            kept |= kept_error(grad - to_full(low, basis, side), self.feedback, part, step)
-        return to_full(inner, basis, side), kept
+            error = grad - project_back(low, basis, side)
+            new_state["error"] = pack_error(error, self.feedback, shard, context.step)
+        return project_back(inner, basis, side), new_state
 
-    def _carried(self, state: State, columns: Any, side: str) -> State:
-        """State under other columns; the rotation between them is of zeros and ones."""
+    def _carry_moments(self, state: DCTAdamWState, columns: Tensor, side: str) -> AgedMoments:
+        """Return the moments that go on under other columns; the rotation between the two sets has zeros and ones."""
         if "columns" not in state or self.carry == "reset":
             return {}
         if self.carry == "keep":
             return state
         turn = (state["columns"][:, None] == columns[None]).to(state["m"])
         if side == "right":
-            return state | {"m": state["m"] @ turn, "v": state["v"] @ turn}
-        return state | {"m": turn.T @ state["m"], "v": turn.T @ state["v"]}
+            return {"m": state["m"] @ turn, "v": state["v"] @ turn, "age": state["age"]}
+        return {"m": turn.T @ state["m"], "v": turn.T @ state["v"], "age": state["age"]}

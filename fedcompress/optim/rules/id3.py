@@ -1,41 +1,48 @@
-"""ID3: Adam on a part of each matrix that grows step by step."""
+"""ID3 runs Adam on a part of each matrix that grows step by step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim.base import (
-    MATRIX,
-    ShardInfo,
-    State,
-    check_moments,
-    check_positive,
-    check_share,
-)
+from fedcompress.optim.base import MATRIX, ShardInfo, StepContext, check_moments, check_positive, check_share
 from fedcompress.optim.state.adam_moments import adam
-from fedcompress.optim.state.sparse import check_indexed, masked, moved
+from fedcompress.optim.state.sparse import SparseMoments, check_indexable, move_moments, step_entries
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ID3State(SparseMoments, total=False):
+    """ID3 keeps Adam's moments and the places of the k entries that are unmasked so far."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ID3:
-    """Each step unmasks the entries with the largest ``|g| / (|w| + eps)^exp`` of those still masked.
+    """ID3 unmasks, at each step, the entries with the largest ``|g| / (|w| + eps)^exp`` of those still masked.
 
-    Agarwal et al. 2024 (arXiv:2408.14470, algorithm 1), with the defaults of the released code's example. The
-    number of trained entries grows in equal parts over ``steps``; what is unmasked stays so. The paper ranks
-    entries of the whole model, this rule those of one matrix, so that a matrix needs none but its own
-    gradient and each has the same density. Moments exist for unmasked entries only, there for all. Others
-    neither move nor decay.
+    Agarwal et al. 2024 (arXiv:2408.14470, algorithm 1), with the defaults of the released code's example. The number of
+    trained entries grows in equal parts over ``steps``; what is unmasked stays so. The paper ranks the entries of the
+    whole model, this rule those of one matrix, so that a matrix needs no gradient but its own, and each matrix has the
+    same density. Moments exist for unmasked entries only, in the released code for all. Masked entries neither move nor
+    decay.
+
+    >>> from fedcompress.optim.preview import preview_step
+    >>> preview_step("id3(density=0.25,steps=2)"), preview_step("id3(density=0.25,steps=2)", steps=2).moved
+    (StepPreview(moved=0.12, downhill=1.0, state_bytes=72), 0.25)
 
     Args:
         density: share of each matrix that is trained in the end.
-        steps: over which it grows.
-        exp: 0 ranks by the gradient, 1 by its ratio to the weight.
-        eps: of the ranking.
-        adam_eps: of Adam.
+        steps: number of steps over which that share grows.
+        exp: 0 ranks entries by the gradient, 1 by its ratio to the weight.
+        eps: added to the weight in the ranking.
+        beta1: decay rate of the first moment.
+        beta2: decay rate of the second moment.
+        adam_eps: added to the root of the second moment after the correction of its bias.
+        state: how the moments are stored between steps.
     """
 
     name: ClassVar[str] = "id3"
@@ -61,37 +68,45 @@ class ID3:
         check_moments(self)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Matrices."""
-        check_indexed(self.name, name, shape)
+        """Accept matrices whose places fit into int32."""
+        check_indexable(self.name, name, shape)
 
-    def count(self, shape: tuple[int, ...], step: int) -> int:
-        """Entries that are trained in a step."""
+    def count_unmasked(self, shape: tuple[int, ...], step: int) -> int:
+        """Return how many entries of a matrix are trained in a step."""
         budget = max(1, round(self.density * prod(shape)))
         return min(budget, ceil(budget * step / self.steps))
 
     def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
-        """Two moments for each trained entry, when all are."""
-        numel = self.count(shape, self.steps)
+        """Return the sizes of two moments for the entries that are trained in the end."""
+        numel = self.count_unmasked(shape, self.steps)
         return {"m": numel, "v": numel}
 
     def other_bytes(self, shape: tuple[int, ...]) -> int:
-        """The positions."""
-        return 4 * self.count(shape, self.steps)
+        """Return the bytes of the places, an int32 for each entry that is trained in the end."""
+        return 4 * self.count_unmasked(shape, self.steps)
 
-    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
-        """One step."""
-        state = self._grown(grad, weight, state, self.count(part.shape, step))
+    def update(
+        self, grad: Tensor, state: ID3State, shard: ShardInfo, context: StepContext, weight: Tensor
+    ) -> tuple[Tensor, SparseMoments]:
+        """Take Adam's step on all unmasked entries, after unmasking those that are due."""
+        sparse = self._unmask(grad, weight, state, self.count_unmasked(shard.shape, context.step))
         betas = (self.beta1, self.beta2)
-        return masked(grad, weight, state, part.weight_decay, lambda g, s: adam(g, s, step, betas, self.adam_eps))
+        return step_entries(
+            grad,
+            weight,
+            sparse,
+            context.weight_decay,
+            lambda entries, moments: adam(entries, moments, context.step, betas, self.adam_eps),
+        )
 
-    def _grown(self, grad: Any, weight: Any, state: State, count: int) -> State:
-        """State with so many entries."""
+    def _unmask(self, grad: Tensor, weight: Tensor, state: ID3State, count: int) -> SparseMoments:
+        """Return the state with ``count`` unmasked entries; new ones begin with moments of 0."""
         import torch
 
         before = state["places"] if "places" in state else torch.zeros(0, dtype=torch.int32, device=grad.device)
         if before.numel() >= count:
             return state
-        rank = (grad.abs() / (weight.abs() + self.eps) ** self.exp).reshape(-1)
-        rank[before.long()] = -1.0
-        new = rank.topk(count - before.numel(), sorted=False).indices.to(torch.int32)
-        return moved(state, torch.cat([before, new]).sort().values)
+        score = (grad.abs() / (weight.abs() + self.eps) ** self.exp).reshape(-1)
+        score[before.long()] = -1.0
+        new = score.topk(count - before.numel(), sorted=False).indices.to(torch.int32)
+        return move_moments(state, torch.cat([before, new]).sort().values)

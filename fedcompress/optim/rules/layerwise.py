@@ -1,7 +1,7 @@
-"""BAdam and LISA: Adam in a few layers at a time, and no state elsewhere.
+"""BAdam and LISA train a few layers at a time with Adam, and keep no state for the others.
 
-Which layers are active depends on the seed, the round and the number of the interval alone, so all
-parameters, ranks and sites have the same. Others neither move nor decay.
+Which layers are active depends on the seed, the round and the number of the interval alone, so it is the same for all
+parameters, ranks and sites. Layers that are not active neither move nor decay.
 """
 
 from __future__ import annotations
@@ -9,62 +9,90 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fedcompress.errors import ConfigError
 from fedcompress.optim.base import (
-    ELEMENTWISE,
-    EPOCH,
+    EPOCH_STRIDE,
     ShardInfo,
-    State,
+    StepContext,
     check_choice,
     check_moments,
     check_positive,
     derive_seed,
 )
-from fedcompress.optim.state.adam_moments import adam
+from fedcompress.optim.rules.elementwise import ElementwiseRule
+from fedcompress.optim.state.adam_moments import AgedMoments, adam
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ORDERS: tuple[str, ...] = ("random", "descending", "ascending")
 OTHERS: tuple[str, ...] = ("frozen", "trained")
 
 
-def block_at(part: ShardInfo, refresh: int, order: str) -> int:
-    """The one layer of an interval: each once in a pass.
+def find_active_layer(shard: ShardInfo, refresh: int, order: str) -> int:
+    """Return the one layer that is trained in an interval; each layer has one interval in a pass over all.
 
-    A round begins one place after the last began, so that rounds of any length visit all layers.
+    An epoch begins one place after the last one began, so that rounds of any length visit all layers.
 
     Args:
-        part: of any parameter.
-        refresh: number of the interval.
-        order: of ``ORDERS``; ``random`` is drawn for each pass, without replacement.
+        shard: any shard of the model; its ``seed`` and its number of ``layers`` are used.
+        refresh: number of the interval, common to all parameters.
+        order: one of ``ORDERS``; ``random`` is drawn for each pass, without replacement.
+
+    Returns:
+        Number of the layer.
     """
     import torch
 
-    epoch, interval = divmod(refresh, EPOCH)
-    number, place = divmod(epoch + interval, part.layers)
+    epoch, interval = divmod(refresh, EPOCH_STRIDE)
+    number, place = divmod(epoch + interval, shard.layers)
     match order:
         case "ascending":
             return place
         case "descending":
-            return part.layers - 1 - place
+            return shard.layers - 1 - place
         case _:
-            generator = torch.Generator().manual_seed(derive_seed(part.seed, "layers", number))
-            return int(torch.randperm(part.layers, generator=generator)[place])
+            generator = torch.Generator().manual_seed(derive_seed(shard.seed, "layers", number))
+            return int(torch.randperm(shard.layers, generator=generator)[place])
 
 
-def sample_at(part: ShardInfo, refresh: int, count: int) -> set[int]:
-    """So many layers, each interval drawn by itself."""
+def sample_layers(shard: ShardInfo, refresh: int, count: int) -> set[int]:
+    """Draw the layers that are trained in an interval, uniformly and independently of other intervals.
+
+    Args:
+        shard: any shard of the model; its ``seed`` and its number of ``layers`` are used.
+        refresh: number of the interval, common to all parameters.
+        count: how many layers are drawn; all if the model has fewer.
+
+    Returns:
+        Numbers of the layers.
+    """
     import torch
 
-    generator = torch.Generator().manual_seed(derive_seed(part.seed, "layers", refresh))
-    return set(torch.randperm(part.layers, generator=generator)[:count].tolist())
+    generator = torch.Generator().manual_seed(derive_seed(shard.seed, "layers", refresh))
+    return set(torch.randperm(shard.layers, generator=generator)[:count].tolist())
+
+
+class LayerwiseState(AgedMoments, total=False):
+    """A layerwise rule keeps Adam's moments, shape (shard.numel,), while the parameter is active, and else nothing."""
+
+    interval: int  # number of the interval that the moments belong to; those of another one are dropped
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layerwise:
-    """What both rules do: Adam in active parameters, nothing and no state in others."""
+class Layerwise(ElementwiseRule):
+    """A layerwise rule runs Adam in active parameters; others neither move nor have state.
 
-    placement: ClassVar[str] = ELEMENTWISE
+    Args:
+        update_gap: steps of one interval.
+        beta1: decay rate of the first moment.
+        beta2: decay rate of the second moment.
+        eps: added to the root of the second moment after the correction of its bias.
+        state: how the moments are stored between steps.
+    """
+
     moments: ClassVar[Mapping[str, bool]] = {"m": True, "v": False}
     needs_weight: ClassVar[bool] = True
     decays: ClassVar[bool] = True
@@ -80,64 +108,62 @@ class Layerwise:
         check_moments(self)
         check_positive(f"optimizer.{self.name}.eps", self.eps)
 
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Any parameter."""
-
     def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
-        """Two moments for each entry, while the parameter is active; at other times none."""
+        """Return the sizes of two moments with a number for each entry, which exist while the parameter is active."""
         return {"m": prod(shape), "v": prod(shape)}
 
-    def other_bytes(self, shape: tuple[int, ...]) -> int:
-        """None."""
-        return 0
-
-    def active(self, part: ShardInfo, refresh: int) -> bool:
-        """Whether a parameter is trained in an interval; each rule says."""
+    def is_active(self, shard: ShardInfo, refresh: int) -> bool:
+        """Return whether a parameter is trained in an interval; each rule decides that."""
         raise NotImplementedError
 
-    def interval(self, part: ShardInfo, refresh: int) -> int:
-        """What moments are of: those of another are dropped."""
+    def interval(self, shard: ShardInfo, refresh: int) -> int:
+        """Return the number that moments are labelled with: those with another label are dropped."""
         return refresh
 
     def active_share(self, layer: int, layers: int) -> float:
-        """Share of the time that a parameter of a layer, or of none, is active; each rule says."""
+        """Return the share of the time in which a parameter of a layer, or of none (-1), is active."""
         raise NotImplementedError
 
-    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
-        """One step.
+    def update(
+        self, grad: Tensor, state: LayerwiseState, shard: ShardInfo, context: StepContext, weight: Tensor
+    ) -> tuple[Tensor, LayerwiseState]:
+        """Take Adam's step if the parameter is active; else return zeros and an empty state.
 
         Raises:
-            ConfigError: the model has no layers.
+            ConfigError: the model has no numbered layers.
         """
-        if not part.layers:
-            raise ConfigError(f"optimizer.{self.name}", part.name, "needs a model whose names number its layers")
-        refresh = part.refresh(step - part.before, self.update_gap, staggered=False)
-        if not self.active(part, refresh):
+        if not shard.layers:
+            raise ConfigError(f"optimizer.{self.name}", shard.name, "needs a model whose names number its layers")
+        refresh = context.common_refresh_number(self.update_gap)
+        if not self.is_active(shard, refresh):
             return grad.new_zeros(grad.shape), {}
-        interval = self.interval(part, refresh)
+        interval = self.interval(shard, refresh)
         if state.get("interval") != interval:
             state = {}
         age = state.get("age", 0) + 1
-        delta, kept = adam(grad, state, age, (self.beta1, self.beta2), self.eps)
-        if part.weight_decay:
-            delta.add_(weight, alpha=part.weight_decay)
-        return delta, kept | {"age": age, "interval": interval}
+        delta, moments = adam(grad, state, age, (self.beta1, self.beta2), self.eps)
+        if context.weight_decay:
+            delta.add_(weight, alpha=context.weight_decay)
+        return delta, {**moments, "age": age, "interval": interval}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BAdam(Layerwise):
-    """Adam on one layer after another; at each switch all state of layers is dropped.
+    """BAdam trains one layer after another with Adam, and drops all state of layers at each switch.
 
-    Luo et al. 2024 (arXiv:2404.02827, algorithm 1), with the released code's interval and its frozen
-    embeddings, head and last norm. The default order is the paper's random reshuffling, not the code's
-    ``descending``. The released code also keeps a float32 copy of the active layer;
-    here the caller's weights are what they are. With DeepSpeed the optimizer stays the same at
-    a switch, there its groups are made anew.
+    Luo et al. 2024 (arXiv:2404.02827, algorithm 1), with the released code's interval and its frozen embeddings, head
+    and last norm. The default order is the paper's random reshuffling, where the code's default is ``descending``.
+    The released code also keeps a float32 copy of the active layer; here the caller's weights are stepped as they are.
+    With DeepSpeed the optimizer stays the same at a switch, where the released code makes its groups anew.
+
+    >>> from fedcompress.optim.preview import preview_step
+    >>> preview_step("badam")
+    StepPreview(moved=1.0, downhill=1.0, state_bytes=384)
 
     Args:
         update_gap: steps on one layer.
         order: ``random`` without replacement, ``descending`` or ``ascending``.
-        others: parameters outside the layers: ``frozen``, or ``trained`` in every interval, whose
+        others: parameters outside of the layers are ``frozen``, or ``trained`` in every interval, in which case their
             state is kept.
     """
 
@@ -151,32 +177,36 @@ class BAdam(Layerwise):
         check_choice("optimizer.badam.order", self.order, ORDERS)
         check_choice("optimizer.badam.others", self.others, OTHERS)
 
-    def active(self, part: ShardInfo, refresh: int) -> bool:
-        """The layer of the interval."""
-        if part.layer < 0:
+    def is_active(self, shard: ShardInfo, refresh: int) -> bool:
+        """Return whether the parameter is in the layer of the interval, or in none while ``others=trained``."""
+        if shard.layer < 0:
             return self.others == "trained"
-        return part.layer == block_at(part, refresh, self.order)
+        return shard.layer == find_active_layer(shard, refresh, self.order)
 
-    def interval(self, part: ShardInfo, refresh: int) -> int:
-        """Others that are trained are never left."""
-        return refresh if part.layer >= 0 else 0
+    def interval(self, shard: ShardInfo, refresh: int) -> int:
+        """Return the interval, or 0 for parameters outside of the layers, whose moments are never dropped."""
+        return refresh if shard.layer >= 0 else 0
 
     def active_share(self, layer: int, layers: int) -> float:
-        """One layer at a time."""
+        """Return ``1 / layers`` for a parameter of a layer: one layer is active at a time."""
         return 1 / layers if layer >= 0 else float(self.others == "trained")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LISA(Layerwise):
-    """AdamW on a few layers that are drawn anew every ``update_gap`` steps, and on all that is outside of them.
+    """LISA trains a few layers, drawn anew every ``update_gap`` steps, and all parameters outside of the layers.
 
-    Pan et al. 2024 (arXiv:2403.17919, algorithm 1), with the released scripts' two layers and
-    interval of 20, drawn uniformly. Released code first froze layers without freeing their state, and later
-    dropped all state at a switch; here state exists for active layers only, and what is drawn again
-    at once, or is in no layer, goes on with its moments.
+    Pan et al. 2024 (arXiv:2403.17919, algorithm 1), with the two layers and the interval of 20 of the released
+    scripts, drawn uniformly. The released code first froze layers without freeing their state, and later dropped all
+    state at a switch. Here state exists for active layers only, and a layer that is drawn again at once, or a parameter
+    in no layer, goes on with its moments.
+
+    >>> from fedcompress.optim.preview import preview_step
+    >>> preview_step("lisa(layers=1)")
+    StepPreview(moved=1.0, downhill=1.0, state_bytes=384)
 
     Args:
-        layers: that are active at once; all if the model has fewer.
+        layers: how many layers are active at once; all if the model has fewer.
         update_gap: steps between draws.
     """
 
@@ -188,14 +218,14 @@ class LISA(Layerwise):
         super().__post_init__()
         check_positive("optimizer.lisa.layers", self.layers)
 
-    def active(self, part: ShardInfo, refresh: int) -> bool:
-        """Layers that are drawn, and what is in none."""
-        return part.layer < 0 or part.layer in sample_at(part, refresh, self.layers)
+    def is_active(self, shard: ShardInfo, refresh: int) -> bool:
+        """Return whether the parameter's layer is drawn, or the parameter is in no layer."""
+        return shard.layer < 0 or shard.layer in sample_layers(shard, refresh, self.layers)
 
-    def interval(self, part: ShardInfo, refresh: int) -> int:
-        """State of a layer that is left is freed; what is there is of one that stayed."""
+    def interval(self, shard: ShardInfo, refresh: int) -> int:
+        """Return 0: a layer that is left loses its state, so any state that exists is of a layer that stayed."""
         return 0
 
     def active_share(self, layer: int, layers: int) -> float:
-        """So many layers at a time."""
+        """Return the share of the layers that are active at a time, and 1 for parameters in no layer."""
         return min(self.layers, layers) / layers if layer >= 0 else 1.0

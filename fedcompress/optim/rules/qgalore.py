@@ -1,49 +1,77 @@
-"""Q-GaLore: GaLore whose basis has 4 bits an entry and is drawn anew ever less often."""
+"""Q-GaLore is GaLore with a basis of 4 bits an entry, which is computed anew ever less often."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim.base import MATRIX, ShardInfo, State, check_choice, check_moments, check_positive
-from fedcompress.optim.state.adam_moments import adam
-from fedcompress.optim.state.bases import basis_of
-from fedcompress.optim.state.projection import check_rank, larger_side, to_full, to_low
+from fedcompress.optim.base import ShardInfo, StepContext, check_choice, check_moments, check_positive
+from fedcompress.optim.rules.subspace import SubspaceRule
+from fedcompress.optim.state.adam_moments import AgedMoments, adam
+from fedcompress.optim.state.bases import compute_basis
+from fedcompress.optim.state.projection import choose_side, project, project_back
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BASES = ("svd", "randomized", "power")
-LEVELS = 15
+LEVELS = 15  # steps between the least and the greatest code of 4 bits
+
+
+class RoundedBasis(TypedDict, total=False):
+    """A basis of k = min(m, n) * rank entries, rounded to 4 bits in groups of ``group`` entries."""
+
+    codes: Tensor  # two codes a byte, the earlier one in the low bits; uint8, shape (ceil(k / 2),)
+    scales: Tensor  # width of one step in each group; float32, shape (ceil(k / group),)
+    zeros: Tensor  # code that stands for 0 in each group; uint8, shape (ceil(k / group),)
+
+
+class QGaLoreState(AgedMoments, RoundedBasis, total=False):
+    """Q-GaLore keeps Adam's moments and a rounded basis, for a weight of shape (m, n).
+
+    The moments have shape (m, rank) where m >= n, and (rank, n) otherwise.
+    """
+
+    cosines: Tensor  # how well the leading direction stayed at the last refreshes, latest last; float32, (window,)
+    seen: int  # number of refreshes that gave a cosine
+    gap: int  # steps between refreshes at present
+    refresh: int  # number of the refresh interval that the basis was computed in, counted with ``gap``
 
 
 @dataclass(frozen=True, kw_only=True)
-class QGaLore:
-    """``scale * back(Adam(project(g)))``, with a basis of int4 and an interval that doubles where it settles.
+class QGaLore(SubspaceRule):
+    """Q-GaLore steps along ``scale * back(Adam(project(g)))``, with an int4 basis and an interval that may double.
 
-    Zhang et al. 2024 (arXiv:2407.08296: lazy layer-wise subspaces, int4 projection), with the released code's
-    defaults. At each refresh, the cosine of the leading directions of the old basis and the new one is
-    noted; while the mean of the last ``window`` is at least ``threshold``, the interval of that
-    matrix doubles each time. The moments stay. The basis is rounded to 16 levels between the least and the
-    greatest of each group.
+    Zhang et al. 2024 (arXiv:2407.08296: lazy layer-wise subspaces, int4 projection), with the released code's defaults.
+    At each refresh, the cosine of the leading directions of the old basis and the new one is noted. While the mean of
+    the last ``window`` cosines is at least ``threshold``, the interval of that matrix doubles each time. The moments
+    stay. The basis is rounded to 16 levels between the least and the greatest entry of each group.
 
-    Where we differ: a singular vector's sign is arbitrary, so the cosine is taken without it; the old direction
-    is that of the rounded basis, where the released code keeps another copy; a last
-    group may be short; weights in int8 are the model's affair. Each matrix refreshes at steps of its own.
+    It differs from the released code in this: a singular vector's sign is arbitrary, so the cosine is taken without it;
+    the old direction is that of the rounded basis, where the code keeps another copy; the last group may be short;
+    weights in int8 are left to the model. Each matrix refreshes at steps of its own.
+
+    >>> from fedcompress.optim.preview import preview_step
+    >>> preview_step("q-galore(rank=2)")
+    StepPreview(moved=1.0, downhill=0.69, state_bytes=159)
 
     Args:
-        rank: of the subspace; at most the smaller side.
+        rank: number of directions; at most the smaller side.
         update_gap: steps between refreshes, at first.
-        scale: of the step.
-        basis: ``svd`` is the paper's; ``randomized`` and ``power`` (warm-started) cost a tenth of it.
-        threshold: of the mean cosine.
-        window: cosines in the mean.
+        scale: factor of the step.
+        basis: how the basis is computed. ``svd`` is the paper's; ``randomized`` and ``power``, which starts from the
+            last basis, cost a tenth of it.
+        threshold: mean cosine from which on the interval doubles.
+        window: number of cosines in the mean.
         group: entries of the basis that share a scale.
+        beta1: decay rate of the first moment.
+        beta2: decay rate of the second moment.
+        eps: added to the root of the second moment after the correction of its bias.
+        state: how the moments are stored between steps.
     """
 
     name: ClassVar[str] = "q-galore"
-    placement: ClassVar[str] = MATRIX
-    moments: ClassVar[Mapping[str, bool]] = {"m": True, "v": False}
-    needs_weight: ClassVar[bool] = False
     rank: int = 128
     update_gap: int = 200
     scale: float = 0.25
@@ -64,53 +92,57 @@ class QGaLore:
             raise ConfigError("optimizer.q-galore.threshold", self.threshold, "must be above 0 and at most 1")
         check_moments(self)
 
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Matrices whose smaller side is at least the rank."""
-        check_rank(self.name, self.rank, name, shape)
-
-    def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
-        """Two moments in the subspace."""
-        return {"m": self.rank * max(shape), "v": self.rank * max(shape)}
-
     def other_bytes(self, shape: tuple[int, ...]) -> int:
-        """Half a byte for each entry of the basis, 5 bytes for each group, the cosines."""
+        """Return the bytes of the basis: half a byte an entry and 5 bytes a group; and of the cosines."""
         numel = self.rank * min(shape)
         return -(-numel // 2) + 5 * -(-numel // self.group) + 4 * self.window
 
-    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
-        """One step."""
-        side, gap = larger_side(part.shape), state.get("gap", self.update_gap)
-        if state.get("refresh") != part.refresh(step, gap):
-            state = self._refreshed(grad, state, step, part, side)
-        basis, age = self._unrounded(state, part), state.get("age", 0) + 1
-        inner, kept = adam(to_low(grad, basis, side), state, age, (self.beta1, self.beta2), self.eps)
-        return to_full(inner, basis, side).mul_(self.scale), state | kept | {"age": age}
+    def update(
+        self, grad: Tensor, state: QGaLoreState, shard: ShardInfo, context: StepContext, weight: Tensor | None
+    ) -> tuple[Tensor, QGaLoreState]:
+        """Take Adam's step in the subspace of the rounded basis and bring it back to full size."""
+        side = choose_side(shard.shape)
+        gap = state.get("gap", self.update_gap)
+        if state.get("refresh") != context.refresh_number(shard, gap):
+            state = self._refresh_basis(grad, state, shard, context, side)
+        basis = self._restore_basis(state, shard)
+        age = state.get("age", 0) + 1
+        inner, moments = adam(project(grad, basis, side), state, age, (self.beta1, self.beta2), self.eps)
+        return project_back(inner, basis, side).mul_(self.scale), {**state, **moments, "age": age}
 
-    def _refreshed(self, grad: Any, state: State, step: int, part: ShardInfo, side: str) -> State:
-        """State with a new basis and the interval that follows from it."""
+    def _refresh_basis(
+        self, grad: Tensor, state: QGaLoreState, shard: ShardInfo, context: StepContext, side: str
+    ) -> QGaLoreState:
+        """Return the state with a new basis, and with the interval that follows from how far the basis turned."""
         import torch
 
-        gap, before = state.get("gap", self.update_gap), None
-        cosines, seen = grad.new_zeros(self.window), state.get("seen", 0)
+        gap = state.get("gap", self.update_gap)
+        before = None
+        cosines = grad.new_zeros(self.window)
+        seen = state.get("seen", 0)
         if "codes" in state:
-            before, cosines, seen = self._unrounded(state, part), state["cosines"], seen + 1
-        generator = part.generator(part.refresh(step, gap))
-        basis = basis_of(grad, self.rank, self.basis, side=side, before=before, generator=generator)
+            before = self._restore_basis(state, shard)
+            cosines = state["cosines"]
+            seen += 1
+        generator = shard.generator(context.refresh_number(shard, gap))
+        basis = compute_basis(grad, self.rank, self.basis, side=side, before=before, generator=generator)
         if before is not None:
             cosine = torch.cosine_similarity(before[:, 0], basis[:, 0], dim=0).abs()
             cosines = torch.cat([cosines[1:], cosine[None]])
             if seen >= self.window and float(cosines.mean()) >= self.threshold:
                 gap *= 2
-        moments = {"cosines": cosines, "seen": seen, "gap": gap, "refresh": part.refresh(step, gap)}
-        return state | moments | self._rounded(basis)
+        refresh = context.refresh_number(shard, gap)
+        history: QGaLoreState = {"cosines": cosines, "seen": seen, "gap": gap, "refresh": refresh}
+        return {**state, **history, **self._round_basis(basis)}
 
-    def _rounded(self, basis: Any) -> State:
-        """Two codes to a byte; a scale and the code of 0 for each group."""
+    def _round_basis(self, basis: Tensor) -> RoundedBasis:
+        """Round a float32 basis, shape (min(m, n), rank), to 4 bits an entry."""
         import torch
 
         flat = basis.reshape(1, 1, -1)
         groups = torch.nn.functional.pad(flat, (0, -flat.numel() % self.group), "replicate").view(-1, self.group)
-        least, most = groups.amin(1), groups.amax(1)
+        least = groups.amin(1)
+        most = groups.amax(1)
         scales = (most - least).clamp_(min=1e-5) / LEVELS
         zeros = (-least / scales).round_().clamp_(0, LEVELS)
         codes = (groups / scales[:, None]).round_().add_(zeros[:, None]).clamp_(0, LEVELS)
@@ -118,11 +150,12 @@ class QGaLore:
         codes = torch.nn.functional.pad(codes, (0, codes.numel() % 2))
         return {"codes": codes[::2] | codes[1::2] << 4, "scales": scales, "zeros": zeros.to(torch.uint8)}
 
-    def _unrounded(self, state: State, part: ShardInfo) -> Any:
-        """The basis, shape (smaller side, rank)."""
+    def _restore_basis(self, state: RoundedBasis, shard: ShardInfo) -> Tensor:
+        """Return the rounded basis as float32, shape (min(m, n), rank)."""
         import torch
 
-        numel, packed = min(part.shape) * self.rank, state["codes"]
+        numel = min(shard.shape) * self.rank
+        packed = state["codes"]
         codes = torch.stack([packed & LEVELS, packed >> 4], 1).view(-1)[:numel].float()
         group = torch.arange(numel, device=codes.device) // self.group
         return ((codes - state["zeros"].float()[group]) * state["scales"][group]).view(-1, self.rank)

@@ -1,23 +1,40 @@
-"""SGD, with or without momentum."""
+"""SGD steps along the gradient, with or without momentum."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
-from fedcompress.optim.base import ELEMENTWISE, STORES, ShardInfo, State, check_beta, check_choice
+from fedcompress.optim.base import STORES, ShardInfo, StepContext, check_beta, check_choice
+from fedcompress.optim.rules.elementwise import ElementwiseRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class SGDState(TypedDict, total=False):
+    """SGD keeps its momentum if it has one, and nothing else."""
+
+    m: Tensor  # decayed sum of the gradients; float32, shape (shard.numel,)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD:
-    """The gradient, or ``m = momentum m + g`` (Polyak 1964), as in torch."""
+class SGD(ElementwiseRule):
+    """SGD steps along the gradient, or along ``m = momentum * m + g`` (Polyak 1964), as in torch.
+
+    >>> from fedcompress.optim.preview import preview_step
+    >>> preview_step("sgd"), preview_step("sgd(momentum=0.9)").state_bytes
+    (StepPreview(moved=1.0, downhill=1.0, state_bytes=0), 192)
+
+    Args:
+        momentum: share of the last momentum that stays; 0 keeps none.
+        state: how the momentum is stored between steps.
+    """
 
     name: ClassVar[str] = "sgd"
-    placement: ClassVar[str] = ELEMENTWISE
     moments: ClassVar[Mapping[str, bool]] = {"m": True}
-    needs_weight: ClassVar[bool] = False
     momentum: float = 0.0
     state: str = "fp32"
 
@@ -25,19 +42,14 @@ class SGD:
         check_beta("optimizer.sgd.momentum", self.momentum)
         check_choice("optimizer.sgd.state", self.state, STORES)
 
-    def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Any parameter."""
-
     def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
-        """One moment for each entry, if there is momentum."""
+        """Return the size of the momentum, with a number for each entry; none without momentum."""
         return {"m": prod(shape)} if self.momentum else {}
 
-    def other_bytes(self, shape: tuple[int, ...]) -> int:
-        """None."""
-        return 0
-
-    def update(self, grad: Any, state: State, step: int, part: ShardInfo, weight: Any) -> tuple[Any, State]:
-        """One step."""
+    def update(
+        self, grad: Tensor, state: SGDState, shard: ShardInfo, context: StepContext, weight: Tensor
+    ) -> tuple[Tensor, SGDState]:
+        """Return the gradient or the new momentum, which is also the new state."""
         if not self.momentum:
             return grad, {}
         first = state["m"].mul_(self.momentum).add_(grad) if "m" in state else grad.clone()

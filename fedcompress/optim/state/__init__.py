@@ -1,1 +1,1 @@
-"""What optimizer rules keep between steps: moments, bases, selections, error feedback."""
+"""The modules handle what optimizer rules keep between steps: moments, bases, selections, error feedback."""

@@ -1,27 +1,44 @@
-"""Adam's moments, which most rules share."""
+"""Adam's step, which most rules take somewhere, and the types of the moments that it keeps."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
-from fedcompress.optim.base import State
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class AdamMoments(TypedDict, total=False):
+    """Adam's moments have the shape of the gradient that Adam is given; both keys are absent before the first step."""
+
+    m: Tensor  # running mean of the gradient; float32
+    v: Tensor  # running mean of the squared gradient; float32, never below 0
+
+
+class AgedMoments(AdamMoments, total=False):
+    """Adam's moments with an age of their own count from the step at which they last began at 0."""
+
+    age: int  # steps that the moments have seen; Adam corrects their bias by it
 
 
 def adam(
-    grad: Any, state: State, step: int, betas: tuple[float, float], eps: float, *, plain_eps: bool = False
-) -> tuple[Any, State]:
-    """Adam's direction ``m_hat / (sqrt(v_hat) + eps)`` and moments ``m``, ``v``.
+    grad: Tensor, state: AdamMoments, step: int, betas: tuple[float, float], eps: float, *, plain_eps: bool = False
+) -> tuple[Tensor, AdamMoments]:
+    """Compute Adam's direction ``m_hat / (sqrt(v_hat) + eps)`` and the new moments.
 
-    Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1. With ``plain_eps``, eps is added to
-    ``sqrt(v)`` before the correction of its bias, as in the released GaLore.
+    Kingma and Ba 2015 (arXiv:1412.6980), algorithm 1.
 
     Args:
-        grad: float32.
-        state: ``m`` and ``v``, or empty; they are written to.
-        step: 1 for the first.
-        betas: of the two moments.
-        eps: against division by 0.
-        plain_eps: where eps is added.
+        grad: gradient, float32, any shape.
+        state: the moments ``m`` and ``v``, shaped like ``grad``, which are written to; without them they begin at 0.
+        step: number of the step, 1 for the first, by which the bias of the moments is corrected.
+        betas: decay rates of ``m`` and ``v``.
+        eps: keeps the direction finite where ``v`` is 0.
+        plain_eps: add eps to ``sqrt(v)`` before the correction of its bias, as in the released GaLore, instead of
+            after it.
+
+    Returns:
+        The direction, shaped like ``grad`` and in memory of its own, and the moments alone.
     """
     import torch
 
@@ -30,7 +47,11 @@ def adam(
     second = state["v"] if "v" in state else torch.zeros_like(grad)
     first.lerp_(grad, 1 - beta1)
     second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-    bias1, root2 = 1 - beta1**step, (1 - beta2**step) ** 0.5
-    below = second.sqrt()
-    below = below.add_(eps).mul_(bias1 / root2) if plain_eps else below.mul_(bias1 / root2).add_(eps * bias1)
-    return torch.div(first, below, out=below), {"m": first, "v": second}
+    bias1 = 1 - beta1**step
+    root_bias2 = (1 - beta2**step) ** 0.5
+    denominator = second.sqrt()
+    if plain_eps:
+        denominator = denominator.add_(eps).mul_(bias1 / root_bias2)
+    else:
+        denominator = denominator.mul_(bias1 / root_bias2).add_(eps * bias1)
+    return torch.div(first, denominator, out=denominator), {"m": first, "v": second}

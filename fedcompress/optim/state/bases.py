@@ -1,61 +1,69 @@
-"""Orthonormal bases of the subspace that a matrix rule keeps moments in.
+"""Orthonormal bases of the subspace in which a matrix rule keeps its moments.
 
-All return columns: for a gradient of shape (m, n) and a side of size d, a matrix of shape
-(d, rank) that spans directions of that side.
+Every basis is a matrix of columns: for a gradient of shape (m, n) and a side of length d, which is n for ``right``
+and m for ``left``, it has shape (d, rank) and spans directions of that side.
 """
 
 from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 LOG = logging.getLogger("fedcompress.optim")
 BASES: tuple[str, ...] = ("svd", "randomized", "power", "random", "dct")
-OVERSAMPLING = 16
+OVERSAMPLING = 16  # directions that the range finder draws beyond the rank
 
 
-def basis_of(grad: Any, rank: int, kind: str, *, side: str, before: Any = None, generator: Any = None) -> Any:
-    """Basis of the rows' space (``right``: d = n) or the columns' (``left``: d = m).
+def compute_basis(
+    grad: Tensor, rank: int, kind: str, *, side: str, before: Tensor | None = None, generator: Generator | None = None
+) -> Tensor:
+    """Compute an orthonormal basis of the gradient's row space (``right``) or column space (``left``).
 
     Args:
         grad: float32, shape (m, n).
-        rank: at most the smaller of m and n.
-        kind: ``svd`` is exact; ``randomized`` is a range finder with one power iteration (Halko et
-            al. 2011, arXiv:0909.4061, algorithms 4.3 and 5.1); ``power`` is one block power
-            iteration from ``before``, or as ``randomized`` at first; ``random`` is uniform on the
-            Stiefel manifold; ``dct`` the columns of the cosine transform that keep most, by l1
-            norm (arXiv:2505.17967, section 3).
+        rank: number of directions, at most the smaller of m and n.
+        kind: how the basis is found. ``svd`` takes the exact leading singular vectors. ``randomized`` is a range
+            finder with one power iteration (Halko et al. 2011, arXiv:0909.4061, algorithms 4.3 and 5.1).
+            ``power`` is one block power iteration from ``before``, and the same as ``randomized`` without it.
+            ``random`` is uniform on the Stiefel manifold. ``dct`` takes the columns of the cosine transform that
+            hold most of the gradient by l1 norm (arXiv:2505.17967, section 3).
         side: ``right`` or ``left``.
-        before: the last basis; kept, with a warning, where an exact SVD fails.
-        generator: of what is drawn, on the CPU.
+        before: the last basis, shape (d, rank). It stays, with a warning, where an exact SVD fails.
+        generator: source of what is drawn, on the CPU.
+
+    Returns:
+        Float32, shape (d, rank), on the gradient's device.
     """
     import torch
 
     matrix = grad if side == "right" else grad.T
     match kind:
         case "svd":
-            return _singular(grad, rank, side, before)
+            return _compute_singular_vectors(grad, rank, side, before)
         case "power" if before is not None and before.shape[1] == rank:
             return torch.linalg.qr(matrix.T @ (matrix @ before))[0]
         case "randomized" | "power":
-            return _randomized(matrix, rank, generator)
+            return _find_range(matrix, rank, generator)
         case "random":
-            drawn = torch.randn(matrix.shape[1], rank, generator=generator).to(grad)
-            return torch.linalg.qr(drawn)[0]
+            gaussian = torch.randn(matrix.shape[1], rank, generator=generator).to(grad)
+            return torch.linalg.qr(gaussian)[0]
         case _:
-            cosine = dct_matrix(matrix.shape[1], grad.device)
-            return cosine[:, dct_columns(matrix @ cosine, rank)]
+            cosines = build_dct_matrix(matrix.shape[1], grad.device)
+            return cosines[:, select_dct_columns(matrix @ cosines, rank)]
 
 
-def dct_columns(transformed: Any, rank: int) -> Any:
-    """Which cosines hold most of a transformed gradient, by l1 norm; ascending."""
+def select_dct_columns(transformed: Tensor, rank: int) -> Tensor:
+    """Return the numbers of the ``rank`` columns with the largest l1 norm, ascending, as int64 of shape (rank,)."""
     return transformed.abs().sum(0).topk(rank).indices.sort().values
 
 
 @cache
-def dct_matrix(size: int, device: Any) -> Any:
-    """Orthonormal DCT-II as columns, shape (size, size); one for all parameters of a size."""
+def build_dct_matrix(size: int, device: Any) -> Tensor:
+    """Build the orthonormal DCT-II as columns: float32, shape (size, size), one for all parameters of a size."""
     import torch
 
     grid = torch.arange(size, dtype=torch.float64)
@@ -64,8 +72,11 @@ def dct_matrix(size: int, device: Any) -> Any:
     return matrix.float().to(device)
 
 
-def _singular(grad: Any, rank: int, side: str, before: Any) -> Any:
-    """Of the gradient as it lies: signs of singular vectors depend on that, and both sides then agree."""
+def _compute_singular_vectors(grad: Tensor, rank: int, side: str, before: Tensor | None) -> Tensor:
+    """Compute leading singular vectors of the gradient as it lies, never of its transpose.
+
+    The signs of singular vectors depend on how the matrix lies, so both sides then agree on them.
+    """
     import torch
 
     try:
@@ -75,20 +86,20 @@ def _singular(grad: Any, rank: int, side: str, before: Any) -> Any:
         if before is None:
             LOG.warning("the SVD of a gradient of shape %s failed, the range finder takes over: %s", grad.shape, error)
             matrix = grad if side == "right" else grad.T
-            return _randomized(matrix, rank, torch.Generator().manual_seed(0))
+            return _find_range(matrix, rank, torch.Generator().manual_seed(0))
         LOG.warning("the SVD of a gradient of shape %s failed, the old basis stays: %s", grad.shape, error)
         return before
 
 
-def _randomized(matrix: Any, rank: int, generator: Any) -> Any:
-    """Range finder with one power iteration, and the leading directions of what it found."""
+def _find_range(matrix: Tensor, rank: int, generator: Generator | None) -> Tensor:
+    """Run the range finder with one power iteration, and return the leading directions of the range it finds."""
     import torch
 
     width = min(rank + OVERSAMPLING, *matrix.shape)
-    drawn = torch.randn(matrix.shape[0], width, generator=generator).to(matrix)
-    found = torch.linalg.qr(matrix.T @ drawn)[0]
-    found = torch.linalg.qr(matrix.T @ (matrix @ found))[0]
+    gaussian = torch.randn(matrix.shape[0], width, generator=generator).to(matrix)
+    basis = torch.linalg.qr(matrix.T @ gaussian)[0]
+    basis = torch.linalg.qr(matrix.T @ (matrix @ basis))[0]
     if width == rank:
-        return found
-    values, vectors = torch.linalg.eigh((matrix @ found).T @ (matrix @ found))
-    return found @ vectors[:, values.argsort(descending=True)[:rank]]
+        return basis
+    values, vectors = torch.linalg.eigh((matrix @ basis).T @ (matrix @ basis))
+    return basis @ vectors[:, values.argsort(descending=True)[:rank]]

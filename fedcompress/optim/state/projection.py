@@ -1,76 +1,134 @@
-"""Into a subspace of a matrix and back, and moments from one basis to the next."""
+"""Projection of a matrix into a subspace and back, and what becomes of moments when the basis changes.
+
+With G of shape (m, n) and a basis P of ``rank`` columns, the side ``right`` projects the rows, ``G P`` of shape
+(m, rank), and ``left`` projects the columns, ``P^T G`` of shape (rank, n).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim.base import State, check_matrix
+from fedcompress.optim.base import check_matrix
+from fedcompress.optim.state.adam_moments import AgedMoments
 
-TINY = 1e-8
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TINY = 1e-8  # added to norms that are divided by
 CARRIES: tuple[str, ...] = ("reset", "keep", "project")
 
 
 def check_rank(rule: str, rank: int, name: str, shape: tuple[int, ...]) -> None:
-    """Raise ``ConfigError`` unless a parameter is a matrix whose smaller side is at least the rank."""
+    """Raise ``ConfigError`` unless a parameter is a matrix whose smaller side is at least the rank.
+
+    Args:
+        rule: name of the rule, for the error.
+        rank: rank of the subspace.
+        name: name of the parameter, for the error.
+        shape: shape of the whole parameter.
+
+    Raises:
+        ConfigError: the parameter is no matrix, or too small.
+    """
     check_matrix(rule, name, shape)
     if rank > min(shape):
         raise ConfigError(f"optimizer.{rule}.rank", rank, f"must be at most {min(shape)}, the smaller side of {name}")
 
 
-def larger_side(shape: tuple[int, ...]) -> str:
-    """The side whose basis is the smaller: ``right`` for tall matrices, ``left`` for wide ones."""
+def choose_side(shape: tuple[int, ...]) -> str:
+    """Return the side whose basis is the smaller: ``right`` for tall and square matrices, ``left`` for wide ones."""
     return "right" if shape[0] >= shape[1] else "left"
 
 
-def to_low(matrix: Any, basis: Any, side: str) -> Any:
-    """``G P`` or ``P^T G``, float32; the product is made in the dtype of the basis."""
+def project(matrix: Tensor, basis: Tensor, side: str) -> Tensor:
+    """Project a matrix into the subspace: ``G P`` (``right``) or ``P^T G`` (``left``).
+
+    Args:
+        matrix: G, shape (m, n).
+        basis: P, orthonormal columns, shape (n, rank) or (m, rank). The product is made in its dtype.
+        side: ``right`` or ``left``.
+
+    Returns:
+        Float32, shape (m, rank) or (rank, n).
+    """
     matrix = matrix.to(basis.dtype)
     return (matrix @ basis if side == "right" else basis.T @ matrix).float()
 
 
-def to_full(low: Any, basis: Any, side: str) -> Any:
-    """``R P^T`` or ``P R``, in the dtype of the basis."""
+def project_back(low: Tensor, basis: Tensor, side: str) -> Tensor:
+    """Take a matrix from the subspace back to full size: ``R P^T`` (``right``) or ``P R`` (``left``).
+
+    Args:
+        low: R, shape (m, rank) or (rank, n).
+        basis: P, orthonormal columns, shape (n, rank) or (m, rank).
+        side: ``right`` or ``left``.
+
+    Returns:
+        Shape (m, n), in the dtype of the basis.
+    """
     low = low.to(basis.dtype)
     return low @ basis.T if side == "right" else basis @ low
 
 
-def carried(state: State, before: Any, basis: Any, side: str, how: str) -> State:
-    """State under a new basis.
+def carry_moments(state: AgedMoments, before: Tensor | None, basis: Tensor, side: str, carry: str) -> AgedMoments:
+    """Return the moments that go on under a new basis.
 
-    ``project`` turns the first moment by ``R = before^T basis``, and the second as a variance whose
-    coordinates are taken for independent: ``R * R`` (LDAdam, Robert et al. 2024, arXiv:2410.16103,
-    section 3.1, without the term of the mean).
+    ``project`` turns the first moment by ``R = before^T basis``, and the second one by ``R * R``, as a variance
+    whose coordinates are taken for independent (LDAdam, Robert et al. 2024, arXiv:2410.16103, section 3.1, without
+    the term of the mean).
+
+    Args:
+        state: moments under the old basis.
+        before: the old basis, shape (d, rank); None if there was none.
+        basis: the new basis, float32, shape (d, rank).
+        side: ``right`` or ``left``.
+        carry: ``reset`` drops the moments and their age, ``keep`` leaves their numbers as they are, ``project``
+            turns them.
+
+    Returns:
+        The new moments, or an empty state if they begin anew.
     """
-    if before is None or how == "reset":
+    if before is None or carry == "reset":
         return {}
-    if how == "keep":
+    if carry == "keep":
         return state
     turn = before.float().T @ basis
     squared = turn * turn
-    first, second = state["m"], state["v"]
     if side == "right":
-        return state | {"m": first @ turn, "v": second @ squared}
-    return state | {"m": turn.T @ first, "v": squared.T @ second}
+        return {**state, "m": state["m"] @ turn, "v": state["v"] @ squared}
+    return {**state, "m": turn.T @ state["m"], "v": squared.T @ state["v"]}
 
 
-def channel_scale(inner: Any, low: Any, side: str) -> Any:
-    """``|N| / |R|`` of each row (``right``) or column (``left``), as a column or a row."""
+def compute_channel_scale(inner: Tensor, low: Tensor, side: str) -> Tensor:
+    """Compute the scale ``|N| / |R|`` that Adam gives to each channel of a projected gradient.
+
+    Args:
+        inner: N, Adam's direction in the subspace, shape (m, rank) or (rank, n).
+        low: R, the projected gradient, in the same shape.
+        side: ``right`` has one channel a row, ``left`` one a column.
+
+    Returns:
+        Shape (m, 1) for ``right``, (1, n) for ``left``.
+    """
     dim = 1 if side == "right" else 0
     return inner.norm(dim=dim, keepdim=True) / low.norm(dim=dim, keepdim=True).add_(TINY)
 
 
-def limited(matrix: Any, last: Any, growth: float) -> tuple[Any, Any]:
-    """A matrix whose norm is at most ``growth`` times the last one, and its norm.
+def limit_growth(matrix: Tensor, last: Tensor | None, growth: float) -> tuple[Tensor, Tensor]:
+    """Scale a matrix down until its norm is at most ``growth`` times the last one.
 
-    The norm-growth limiter of Fira (Chen et al. 2024, arXiv:2410.01623). The released code adds 1e-8 to the
-    last norm, and a gradient that is 0 once, as that of LoRA's A at the first step, then holds the norm
-    near 1e-8 for thousands of steps; here a norm of 0 limits nothing.
+    This is the norm-growth limiter of Fira (Chen et al. 2024, arXiv:2410.01623). The released code adds 1e-8 to the
+    last norm. A gradient that is 0 once, as that of LoRA's A at the first step, then holds the norm near 1e-8 for
+    thousands of steps; here a norm of 0 does not limit the next one.
 
     Args:
         matrix: float32; it is written to.
-        last: the norm of the last step, a 0-d tensor; None at first.
-        growth: at least 1.
+        last: norm of the last step, a 0-d tensor; None at the first step, which is not limited.
+        growth: largest growth of the norm from one step to the next; at least 1.
+
+    Returns:
+        The matrix and its norm, a 0-d tensor.
     """
     import torch
 

@@ -8,8 +8,8 @@ import torch
 
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.optim import build_optimizer
-from fedcompress.optim.engine.parameter_roles import layer_of
-from fedcompress.optim.ist import Importance, candidates, draw, reward, suppressed
+from fedcompress.optim.engine.parameter_roles import parse_layer
+from fedcompress.optim.ist import Importance, draw_candidates, draw_layers, suppress_layers, update_scores
 from tests.unit.optim.models import net, state, train
 
 
@@ -19,7 +19,7 @@ def fresh(layers: int = 8, **changes: float) -> Importance:
 
 def test_layers_whose_suppression_harms_become_important() -> None:
     sets = [{0, 1}, {0, 2}, {1, 3}]
-    after = reward(fresh(4), sets, [0.5, 0.5, 3.0])
+    after = update_scores(fresh(4), sets, [0.5, 0.5, 3.0])
     mean = (2 * math.exp(-0.5) + math.exp(-3)) / 3
     good, bad = (10 * 0.25 * (math.exp(-loss) - mean) for loss in (0.5, 3.0))
     assert after.scores == pytest.approx((2 * good, good + bad, good, bad))
@@ -27,34 +27,34 @@ def test_layers_whose_suppression_harms_become_important() -> None:
 
 
 def test_equal_losses_teach_nothing() -> None:
-    assert reward(fresh(4), [{0}, {1}], [1.0, 1.0]) == fresh(4)
-    assert reward(fresh(4), [], []) == fresh(4)
+    assert update_scores(fresh(4), [{0}, {1}], [1.0, 1.0]) == fresh(4)
+    assert update_scores(fresh(4), [], []) == fresh(4)
 
 
 def test_important_layers_are_trained_more_and_suppressed_less() -> None:
     state_ = Importance(scores=(3.0, 3.0, 3.0, 3.0, -3.0, -3.0, -3.0, -3.0))
-    trained = [draw(state_, step, 0) for step in range(300)]
+    trained = [draw_layers(state_, step, 0) for step in range(300)]
     assert {len(t) for t in trained} == {2}
     assert sum(len(t & {4, 5, 6, 7}) for t in trained) > 520  # of 600
-    tried = [s for step in range(10, 1010, 10) for s in candidates(state_, step, 0)]
+    tried = [s for step in range(10, 1010, 10) for s in draw_candidates(state_, step, 0)]
     assert {len(s) for s in tried} == {4}
     assert sum(len(s & {0, 1, 2, 3}) for s in tried) > 960  # of 1200
 
 
 def test_draws_depend_on_step_and_seed_alone() -> None:
-    assert [draw(fresh(), s, 0) for s in range(20)] == [draw(fresh(), s, 0) for s in range(20)]
-    assert [draw(fresh(), s, 0) for s in range(20)] != [draw(fresh(), s, 1) for s in range(20)]
-    assert len({frozenset(draw(fresh(), s, 0)) for s in range(20)}) > 5
-    assert len(candidates(fresh(), 10, 0)) == 3
-    assert candidates(fresh(), 0, 0) == candidates(fresh(), 11, 0) == []
+    assert [draw_layers(fresh(), s, 0) for s in range(20)] == [draw_layers(fresh(), s, 0) for s in range(20)]
+    assert [draw_layers(fresh(), s, 0) for s in range(20)] != [draw_layers(fresh(), s, 1) for s in range(20)]
+    assert len({frozenset(draw_layers(fresh(), s, 0)) for s in range(20)}) > 5
+    assert len(draw_candidates(fresh(), 10, 0)) == 3
+    assert draw_candidates(fresh(), 0, 0) == draw_candidates(fresh(), 11, 0) == []
 
 
 def test_it_finds_the_layer_that_matters() -> None:
     """The loss is 2 more where layer 5 is suppressed."""
     scores = fresh()
     for step in range(400):
-        sets = candidates(scores, step, 0)
-        scores = reward(scores, sets, [0.5 + 2 * (5 in s) for s in sets]) if sets else scores
+        sets = draw_candidates(scores, step, 0)
+        scores = update_scores(scores, sets, [0.5 + 2 * (5 in s) for s in sets]) if sets else scores
     assert min(range(8), key=lambda i: scores.scores[i]) == 5
 
 
@@ -67,7 +67,7 @@ def test_layers_that_are_not_active_are_skipped(call: str) -> None:
     optimizer.active_layers = {1}
     train(model, optimizer, 2, 4)
     for name, value in state(model).items():
-        skipped = layer_of(name) in (0, 2)
+        skipped = parse_layer(name) in (0, 2)
         assert torch.equal(value, before[name]) == skipped
         assert optimizer.memory[name]["step"] == (2 if skipped else 4)
         assert optimizer.calls[name] == (2 if skipped else 4)
@@ -104,12 +104,12 @@ def adapted() -> torch.nn.Module:
 
 def test_suppression_is_undone() -> None:
     model = adapted()
-    with contextlib.suppress(KeyError), suppressed(model, {1}):
+    with contextlib.suppress(KeyError), suppress_layers(model, {1}):
         assert [layer["q"].scaling["default"] for layer in model.layers] == [2.0, 0.5, 2.0]
         assert model.layers[1]["v"].scaling["other"] == pytest.approx(0.075)
         raise KeyError
     assert all(m.scaling == {"default": 2.0, "other": 0.3} for m in model.modules() if isinstance(m, Adapter))
-    with pytest.raises(ConfigError, match="adapters"), suppressed(net(), {1}):
+    with pytest.raises(ConfigError, match="adapters"), suppress_layers(net(), {1}):
         pass
 
 
@@ -120,4 +120,4 @@ def test_bad_settings_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"ist.{name}"):
             fresh(**{name: 0})
     with pytest.raises(NonFiniteError):
-        reward(fresh(), [{0}], [float("nan")])
+        update_scores(fresh(), [{0}], [float("nan")])

@@ -9,7 +9,6 @@ import torch
 
 from fedcompress.optim import build_optimizer, combine_rank_states
 from fedcompress.optim.engine.shards import Shard
-from fedcompress.optim.state.moment_storage import placed
 from tests.unit.optim.models import batch, net, state, train
 
 
@@ -39,22 +38,14 @@ def test_a_part_of_a_loaded_state_does_not_hold_the_whole() -> None:
     model = net()
     optimizer = build_optimizer(model, "schedule-free", lr=1e-2)
     train(model, optimizer, 0, 2)
-    whole, part = combine_rank_states([optimizer.state_dict()]), optimizer._parts["layers.2.weight"]
+    whole = combine_rank_states([optimizer.state_dict()])
+    parameter = optimizer._parameters["layers.2.weight"]
     optimizer.load_state_dict(whole)
-    piece = replace(part, start=32, numel=16, lr=1e-2)
-    rule = optimizer._rules[optimizer.param_groups[0]["rule"]]
-    optimizer._update(rule, torch.ones(16), piece, torch.ones(16))
+    piece = replace(parameter, start=32, numel=16)
+    group = optimizer.param_groups[0]
+    optimizer._run_rule(group, optimizer._rules[group["rule"]], torch.ones(16), piece, torch.ones(16))
     for key in ("v", "z"):
-        assert optimizer.memory[part.name][key].untyped_storage().nbytes() == 4 * 16
-
-
-def test_a_loaded_state_follows_the_gradient_to_its_device() -> None:
-    kept = {"m": torch.ones(3), "v": {"codes": torch.ones(3), "shape": [3]}, "age": 4}
-    there = placed(kept, "meta")
-    assert there["m"].device.type == there["v"]["codes"].device.type == "meta"
-    assert (there["v"]["shape"], there["age"]) == ([3], 4)
-    assert placed(kept, "cpu")["m"] is kept["m"]
-    assert placed(kept, "cpu", copy=True)["m"].data_ptr() != kept["m"].data_ptr()
+        assert optimizer.memory[parameter.name][key].untyped_storage().nbytes() == 4 * 16
 
 
 @pytest.mark.parametrize("call", ["adamw", "galore(rank=4)"])
@@ -111,3 +102,30 @@ def test_float32_gradients_of_bfloat16_weights_are_never_there_together(call: st
     optimizer.step()
     assert len(alive) == len(state(model))
     assert max(alive) <= 2
+
+
+@pytest.mark.parametrize("call", ["frugal(projection=blocks,update_gap=3)", "badam(update_gap=3)", "galore(rank=4)"])
+def test_a_checkpoint_at_the_start_of_a_round_goes_on_as_without_it(call: str) -> None:
+    """A state that is saved between ``new_round`` and the next step counts the steps of the round from 0."""
+    through, model = net(), net()
+    optimizer, first = (build_optimizer(m, call, lr=1e-2) for m in (through, model))
+    for built, trained_model in ((optimizer, through), (first, model)):
+        train(trained_model, built, 0, 4)
+        built.new_round(3, state="keep")
+    second = build_optimizer(model, call, lr=1e-2)
+    second.load_state_dict(first.state_dict())
+    train(through, optimizer, 4, 8)
+    train(model, second, 4, 8)
+    assert all(torch.equal(a, b) for a, b in zip(state(through).values(), state(model).values(), strict=True))
+
+
+def test_a_parameter_that_has_no_state_yet_is_in_the_round_of_the_checkpoint() -> None:
+    through, model = net(), net()
+    optimizer, first = (build_optimizer(m, "frugal(update_gap=3)", lr=1e-2) for m in (through, model))
+    optimizer.new_round(5)
+    first.new_round(5)
+    second = build_optimizer(model, "frugal(update_gap=3)", lr=1e-2)
+    second.load_state_dict(first.state_dict())
+    train(through, optimizer, 0, 2)
+    train(model, second, 0, 2)
+    assert all(torch.equal(a, b) for a, b in zip(state(through).values(), state(model).values(), strict=True))

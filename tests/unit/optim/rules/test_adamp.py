@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim import ShardInfo, build_optimizer, parse_optimizer
+from fedcompress.optim import ShardInfo, StepContext, build_optimizer, parse_optimizer
 from fedcompress.optim.rules.adamp import AdamP
 from tests.unit.optim.models import net, state, train
 
@@ -52,9 +52,9 @@ def inputs(kind: str, steps: int = 4) -> tuple[list[torch.Tensor], list[torch.Te
 def test_it_is_the_twin(kind: str) -> None:
     rule, (grads, weights) = AdamP(), inputs(kind)
     kept: dict[str, object] = {}
-    part = ShardInfo(name="w", shape=(6, 40), weight_decay=0.3)
+    shard = ShardInfo(name="w", shape=(6, 40))
     for step, (grad, weight) in enumerate(zip(grads, weights, strict=True), start=1):
-        delta, kept = rule.update(grad, kept, step, part, weight)
+        delta, kept = rule.update(grad, kept, shard, StepContext(step=step, weight_decay=0.3), weight)
     torch.testing.assert_close(delta.double(), twin_direction(rule, grads, weights, 0.3), rtol=1e-4, atol=2e-6)
     without = delta - 0.3 * (0.1 if kind != "neither" else 1) * weights[-1]
     radial = (without * weights[-1]).sum(1).abs().max() if kind == "rows" else (without * weights[-1]).sum().abs()
@@ -62,9 +62,9 @@ def test_it_is_the_twin(kind: str) -> None:
 
 
 def test_vectors_are_stepped_by_adam() -> None:
-    grad, part = torch.randn(40, generator=torch.Generator().manual_seed(0)), ShardInfo(name="b", shape=(40,))
-    ours = parse_optimizer("adamp").update(grad, {}, 1, part, torch.ones(40))[0]
-    assert torch.equal(ours, parse_optimizer("adamw").update(grad, {}, 1, part, None)[0])
+    grad, shard = torch.randn(40, generator=torch.Generator().manual_seed(0)), ShardInfo(name="b", shape=(40,))
+    ours = parse_optimizer("adamp").update(grad, {}, shard, StepContext(), torch.ones(40))[0]
+    assert torch.equal(ours, parse_optimizer("adamw").update(grad, {}, shard, StepContext(), None)[0])
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])

@@ -6,25 +6,25 @@ import pytest
 import torch
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim import ShardInfo, build_optimizer, parse_optimizer
-from fedcompress.optim.base import EPOCH
-from fedcompress.optim.engine.parameter_roles import layer_of
-from fedcompress.optim.rules.layerwise import block_at, sample_at
-from fedcompress.optim.state.moment_storage import bytes_of
+from fedcompress.optim import ShardInfo, StepContext, build_optimizer, parse_optimizer
+from fedcompress.optim.base import EPOCH_STRIDE
+from fedcompress.optim.engine.parameter_roles import parse_layer
+from fedcompress.optim.rules.layerwise import find_active_layer, sample_layers
+from fedcompress.optim.state.moment_storage import count_bytes
 from tests.unit.optim.models import net, state, train
 
 
-def part(layers: int, layer: int = 0, seed: int = 0) -> ShardInfo:
+def shard(layers: int, layer: int = 0, seed: int = 0) -> ShardInfo:
     return ShardInfo(name=f"layers.{layer}.weight", shape=(4, 4), layer=layer, layers=layers, seed=seed)
 
 
 def moved_layers(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[int]:
-    return {layer_of(name) for name in before if not torch.equal(before[name], after[name])}
+    return {parse_layer(name) for name in before if not torch.equal(before[name], after[name])}
 
 
 @pytest.mark.parametrize("order", ["random", "ascending", "descending"])
 def test_each_pass_visits_each_layer_once(order: str) -> None:
-    passes = [[block_at(part(5), 5 * p + i, order) for i in range(5)] for p in range(4)]
+    passes = [[find_active_layer(shard(5), 5 * p + i, order) for i in range(5)] for p in range(4)]
     assert all(sorted(visited) == [0, 1, 2, 3, 4] for visited in passes)
     match order:
         case "ascending":
@@ -33,13 +33,13 @@ def test_each_pass_visits_each_layer_once(order: str) -> None:
             assert passes == [[4, 3, 2, 1, 0]] * 4
         case _:
             assert len(set(map(tuple, passes))) > 1
-            assert [block_at(part(5, 3), i, order) for i in range(5)] == passes[0], "parameters differ"
-            assert [block_at(part(5, seed=1), i, order) for i in range(20)] != [*itertools.chain(*passes)]
+            assert [find_active_layer(shard(5, 3), i, order) for i in range(5)] == passes[0], "parameters differ"
+            assert [find_active_layer(shard(5, seed=1), i, order) for i in range(20)] != [*itertools.chain(*passes)]
 
 
 @pytest.mark.parametrize("order", ["random", "ascending", "descending"])
 def test_rounds_of_one_interval_visit_all_layers(order: str) -> None:
-    assert {block_at(part(8), epoch * EPOCH, order) for epoch in range(8)} == set(range(8))
+    assert {find_active_layer(shard(8), epoch * EPOCH_STRIDE, order) for epoch in range(8)} == set(range(8))
 
 
 @pytest.mark.parametrize("order", ["random", "ascending", "descending"])
@@ -61,11 +61,11 @@ def test_rounds_of_a_run_train_all_layers(order: str, kept: str, intervals: int)
 
 
 def test_lisa_draws_so_many_layers_uniformly() -> None:
-    drawn = [sample_at(part(6), i, 2) for i in range(600)]
+    drawn = [sample_layers(shard(6), i, 2) for i in range(600)]
     assert {len(d) for d in drawn} == {2}
     counts = [sum(layer in d for d in drawn) for layer in range(6)]
     assert all(160 < count < 240 for count in counts)  # 200 expected, deviation 12
-    assert sample_at(part(6), 0, 9) == set(range(6))
+    assert sample_layers(shard(6), 0, 9) == set(range(6))
 
 
 def test_badam_moves_and_keeps_one_layer_and_drops_all_at_a_switch() -> None:
@@ -77,11 +77,11 @@ def test_badam_moves_and_keeps_one_layer_and_drops_all_at_a_switch() -> None:
             train(model, optimizer, 3 * interval + step, 3 * interval + step + 1)
             assert moved_layers(before, state(model)) == {interval % 3}
             for name, kept in optimizer.memory.items():
-                is_active = layer_of(name) == interval % 3
+                is_active = parse_layer(name) == interval % 3
                 assert ("m" in kept) == is_active
                 assert kept.get("age", 0) == (step + 1 if is_active else 0)
     assert optimizer.state_bytes() == sum(
-        8 * p.numel() for name, p in model.named_parameters() if layer_of(name) == interval % 3
+        8 * p.numel() for name, p in model.named_parameters() if parse_layer(name) == interval % 3
     )
 
 
@@ -100,12 +100,12 @@ def test_lisa_frees_the_state_of_layers_that_are_left() -> None:
     seen, stayed = set(), 0
     last: set[int] = set()
     for interval in range(12):
-        active = sample_at(part(3, seed=1), interval, 1)
+        active = sample_layers(shard(3, seed=1), interval, 1)
         before = state(model)
         train(model, optimizer, 2 * interval, 2 * interval + 2)
         assert moved_layers(before, state(model)) == active | {-1}
         for name, kept in optimizer.memory.items():
-            assert (bytes_of(kept.get("m", {})) > 0) == (layer_of(name) in active | {-1})
+            assert (count_bytes(kept.get("m", {})) > 0) == (parse_layer(name) in active | {-1})
         if active == last:
             stayed += 1
             assert optimizer.memory[f"layers.{min(active)}.weight"]["age"] > 2
@@ -128,8 +128,9 @@ def test_an_active_layer_does_what_adamw_does() -> None:
 
 @pytest.mark.parametrize("call", ["badam", "lisa"])
 def test_a_model_without_layers_is_refused(call: str) -> None:
+    shard = ShardInfo(name="w", shape=(4,))
     with pytest.raises(ConfigError, match="number its layers"):
-        parse_optimizer(call).update(torch.ones(4), {}, 1, ShardInfo(name="w", shape=(4,)), torch.ones(4))
+        parse_optimizer(call).update(torch.ones(4), {}, shard, StepContext(), torch.ones(4))
 
 
 @pytest.mark.parametrize(

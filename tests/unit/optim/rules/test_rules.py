@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from fedcompress.errors import ConfigError, NonFiniteError, StateError, TrainingError
-from fedcompress.optim import OPTIMIZERS, ShardInfo, build_optimizer, combine_rank_states, parse_optimizer
+from fedcompress.optim import OPTIMIZERS, ShardInfo, StepContext, build_optimizer, combine_rank_states, parse_optimizer
 from fedcompress.optim.base import ELEMENTWISE, MATRIX, Rule, State
-from fedcompress.optim.engine.checkpoint import packed_state, unpacked_state
-from fedcompress.optim.state.moment_storage import bytes_of
-from fedcompress.optim.state.selections import block_set
+from fedcompress.optim.engine.checkpoint import pack_state, unpack_state
+from fedcompress.optim.state.moment_storage import count_bytes
+from fedcompress.optim.state.selections import select_blocks
 from fedcompress.optim.table import state_bytes
 from tests.unit.optim.models import ALL_CALLS, batch, net, state, train
 
@@ -23,16 +23,16 @@ def gradients(shape: tuple[int, ...], steps: int, seed: int = 0) -> list[torch.T
     return [torch.randn(shape, generator=made) for _ in range(steps)]
 
 
-def run(rule: Rule, part: ShardInfo, grads: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tensor]:
-    """Directions of a rule on one part, with packed states between, and weights that follow."""
+def run(rule: Rule, shard: ShardInfo, grads: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tensor]:
+    """Directions of a rule on one shard, with packed states between, and weights that follow."""
     kept, deltas = {}, []
     for step, grad in enumerate(grads, start=1):
         given = grad.clone()
-        delta, new = rule.update(given, unpacked_state(rule, kept), step, part, weight)
+        delta, new = rule.update(given, unpack_state(rule, kept), shard, StepContext(step=step, lr=LR), weight)
         assert torch.equal(given, grad), "the gradient was changed"
         assert delta.shape == grad.shape
         assert delta.isfinite().all()
-        kept = packed_state(rule, new, part, step)
+        kept = pack_state(rule, new, shard, step)
         kept.pop("step")
         weight = weight - LR * delta
         deltas.append(delta.clone())
@@ -42,10 +42,10 @@ def run(rule: Rule, part: ShardInfo, grads: list[torch.Tensor], weight: torch.Te
 @pytest.mark.parametrize("call", ALL_CALLS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_same_names_and_seeds_give_the_same_steps(call: str, shape: tuple[int, int]) -> None:
-    rule, part = parse_optimizer(call), ShardInfo(name="layers.0.weight", shape=shape, layer=0, layers=1, lr=LR)
+    rule, shard = parse_optimizer(call), ShardInfo(name="layers.0.weight", shape=shape, layer=0, layers=1)
     size = shape if rule.placement == MATRIX else (shape[0] * shape[1],)
     weight = torch.randn(size, generator=torch.Generator().manual_seed(9))
-    first, second = (run(rule, part, gradients(size, 7), weight) for _ in range(2))
+    first, second = (run(rule, shard, gradients(size, 7), weight) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -57,7 +57,7 @@ def test_an_elementwise_rule_does_the_same_on_any_parts(call: str, shape: tuple[
     cuts = (*cuts[:-1], total)
     rule, grads = parse_optimizer(call), gradients((total,), 7)
     weight = torch.randn(total, generator=torch.Generator().manual_seed(9))
-    made = {"name": "layers.0.weight", "shape": shape, "seed": 3, "layer": 0, "layers": 1, "lr": LR}
+    made = {"name": "layers.0.weight", "shape": shape, "seed": 3, "layer": 0, "layers": 1}
     whole = run(rule, ShardInfo(**made), grads, weight)
     parts = [
         run(rule, ShardInfo(**made, start=a, numel=b - a), [g[a:b] for g in grads], weight[a:b])
@@ -70,13 +70,13 @@ def test_an_elementwise_rule_does_the_same_on_any_parts(call: str, shape: tuple[
 @pytest.mark.parametrize("call", ALL_CALLS)
 def test_state_takes_the_bytes_that_the_formula_gives(call: str) -> None:
     rule, shape = parse_optimizer(call), (160, 96)
-    part = ShardInfo(name="layers.0.weight", shape=shape, layer=0, layers=1, lr=LR)
+    shard = ShardInfo(name="layers.0.weight", shape=shape, layer=0, layers=1)
     size = shape if rule.placement == MATRIX else (shape[0] * shape[1],)
     kept: State = {}
     for step, grad in enumerate(gradients(size, 4), start=1):  # id3 takes some steps to its full size
-        new = rule.update(grad, unpacked_state(rule, kept), step, part, grad + 1)[1]
-        kept = packed_state(rule, new, part, step)
-    taken = sum(map(bytes_of, kept.values()))
+        new = rule.update(grad, unpack_state(rule, kept), shard, StepContext(step=step, lr=LR), grad + 1)[1]
+        kept = pack_state(rule, new, shard, step)
+    taken = sum(map(count_bytes, kept.values()))
     if "blocks" in call:
         assert taken in (0, 8 * 160 * 96)
     else:
@@ -257,7 +257,7 @@ def test_a_basis_is_not_taken_from_a_gradient_of_zeros(call: str) -> None:
 
 
 def test_short_rounds_come_to_every_block() -> None:
-    seen = {i: block_set(ShardInfo(name="w", shape=(4, 4), count=4, epoch=i), 0.25, i << 40) for i in range(4)}
+    seen = {i: select_blocks(ShardInfo(name="w", shape=(4, 4), count=4), 0.25, i << 40) for i in range(4)}
     assert set().union(*seen.values()) == {0, 1, 2, 3}
 
 

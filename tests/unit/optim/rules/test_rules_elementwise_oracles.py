@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedcompress.optim import build_optimizer
-from fedcompress.optim.state.moment_storage import unpack
+from fedcompress.optim.state.moment_storage import unpack_moment
 from tests.unit.optim.models import net, state, train
 
 STEPS = 20
@@ -71,4 +71,4 @@ def test_adamw8bit_is_that_of_bitsandbytes(weight_decay: float) -> None:
     for key, code in (("m", "state1"), ("v", "state2")):
         assert (kept[key]["codes"].view(-1) == known[code].view(-1)).float().mean() > 0.999
     torch.testing.assert_close(kept["m"]["scales"], known["absmax1"], rtol=1e-5, atol=0)
-    assert unpack(kept["v"], signed=False).min() >= 0
+    assert unpack_moment(kept["v"], signed=False).min() >= 0

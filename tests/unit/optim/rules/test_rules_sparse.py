@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim import ShardInfo, build_optimizer, parse_optimizer
+from fedcompress.optim import ShardInfo, StepContext, build_optimizer, parse_optimizer
 from fedcompress.optim.rules.id3 import ID3
 from fedcompress.optim.rules.lift import LIFT
-from fedcompress.optim.state.sparse import check_indexed, moved
 from tests.unit.optim.models import net, train
 
 
@@ -21,7 +20,7 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("basis", ["svd", "randomized"])
 def test_lift_trains_the_largest_of_the_low_rank_approximation(shape: tuple[int, int], basis: str) -> None:
     rule, weight = LIFT(rank=3, filter_rank=4, basis=basis), drawn(*shape)
-    delta, kept = rule.update(drawn(*shape, seed=1), {}, 1, ShardInfo(name="w", shape=shape), weight)
+    delta, kept = rule.update(drawn(*shape, seed=1), {}, ShardInfo(name="w", shape=shape), StepContext(), weight)
     left, values, right = torch.linalg.svd(weight.double(), full_matrices=False)
     near = ((left[:, :4] * values[:4]) @ right[:4]).abs().view(-1)
     largest = near.argsort(descending=True)[:150].sort().values
@@ -35,14 +34,14 @@ def test_lift_trains_the_largest_of_the_low_rank_approximation(shape: tuple[int,
 
 def test_lift_keeps_the_moments_of_entries_that_stay() -> None:
     shape, gap = (16, 16), 3
-    rule, part = LIFT(rank=2, filter_rank=3, update_gap=gap), ShardInfo(name="w", shape=(16, 16))
+    rule, shard = LIFT(rank=2, filter_rank=3, update_gap=gap), ShardInfo(name="w", shape=(16, 16))
     weight = drawn(*shape)
     dense = {key: torch.zeros(shape, dtype=torch.float64) for key in ("m", "v")}
     kept: dict[str, object] = {}
     changed, last = 0, None
     for step in range(1, 12):
         grad = drawn(*shape, seed=step)
-        delta, kept = rule.update(grad, kept, step, part, weight)
+        delta, kept = rule.update(grad, kept, shard, StepContext(step=step), weight)
         places = kept["places"].long()
         mask = torch.zeros(16 * 16, dtype=torch.bool)
         mask[places] = True
@@ -59,28 +58,15 @@ def test_lift_keeps_the_moments_of_entries_that_stay() -> None:
     assert changed >= 3
 
 
-def test_moved_is_the_way_through_a_dense_matrix() -> None:
-    made = torch.Generator().manual_seed(0)
-    for _ in range(20):
-        old, new = (torch.randperm(50, generator=made)[:20].sort().values.to(torch.int32) for _ in range(2))
-        state = {"m": torch.randn(20, generator=made), "v": torch.rand(20, generator=made), "places": old}
-        got = moved(dict(state), new)
-        for key in ("m", "v"):
-            dense = torch.zeros(50)
-            dense[old.long()] = state[key]
-            assert torch.equal(got[key], dense[new.long()])
-    assert moved({}, new) == {"places": new}
-
-
 @pytest.mark.parametrize("exp", [0.0, 0.5, 1.0])
 def test_id3_unmasks_the_best_of_the_rest_step_by_step(exp: float) -> None:
     shape, steps = (12, 15), 7
-    rule, part, weight = ID3(density=0.25, steps=steps, exp=exp), ShardInfo(name="w", shape=(12, 15)), drawn(12, 15)
+    rule, shard, weight = ID3(density=0.25, steps=steps, exp=exp), ShardInfo(name="w", shape=(12, 15)), drawn(12, 15)
     chosen: set[int] = set()
     kept: dict[str, object] = {}
     for step in range(1, 11):
         grad = drawn(*shape, seed=step)
-        delta, kept = rule.update(grad, kept, step, part, weight)
+        delta, kept = rule.update(grad, kept, shard, StepContext(step=step), weight)
         score = (grad.abs() / (weight.abs() + 1e-3) ** exp).view(-1)
         count = min(45, math.ceil(45 * step / steps))
         for place in score.argsort(descending=True).tolist():
@@ -107,8 +93,8 @@ def test_masked_entries_neither_move_nor_decay(call: str) -> None:
 def test_trained_entries_decay() -> None:
     for call in ("lift(rank=1)", "id3(steps=1)"):
         rule, grad, weight = parse_optimizer(call), drawn(8, 8), drawn(8, 8, seed=1)
-        plain, _ = rule.update(grad, {}, 1, ShardInfo(name="w", shape=(8, 8)), weight)
-        decayed, kept = rule.update(grad, {}, 1, ShardInfo(name="w", shape=(8, 8), weight_decay=0.1), weight)
+        plain, _ = rule.update(grad, {}, ShardInfo(name="w", shape=(8, 8)), StepContext(), weight)
+        decayed, kept = rule.update(grad, {}, ShardInfo(name="w", shape=(8, 8)), StepContext(weight_decay=0.1), weight)
         places = kept["places"].long()
         expected = (plain.view(-1) + 0.1 * weight.view(-1))[places]
         torch.testing.assert_close(decayed.view(-1)[places], expected)
@@ -121,8 +107,3 @@ def test_trained_entries_decay() -> None:
 def test_bad_parameters_are_refused(call: str) -> None:
     with pytest.raises(ConfigError, match=call.partition("(")[2].partition("=")[0]):
         parse_optimizer(call)
-
-
-def test_a_matrix_whose_positions_do_not_fit_is_refused() -> None:
-    with pytest.raises(ConfigError, match="2\\^31"):
-        check_indexed("lift", "w", (1 << 16, 1 << 15))

@@ -10,7 +10,7 @@ from fedcompress.errors import ConfigError, TrainingError
 from fedcompress.optim import build_optimizer, combine_rank_states, parse_optimizer
 from fedcompress.optim.base import ShardInfo
 from fedcompress.optim.engine.averaging import averaged_weights, use_averaged_weights
-from fedcompress.optim.engine.checkpoint import state_for
+from fedcompress.optim.engine.checkpoint import extract_state
 from fedcompress.optim.rules.schedule_free import ScheduleFree
 from tests.unit.optim.models import net, state, train
 
@@ -141,7 +141,7 @@ def test_z_stays_float32_and_is_cut_as_v_is() -> None:
     assert kept["z"].dtype == torch.float32
     assert "codes" in kept["v"]
     entry = combine_rank_states([optimizer.state_dict()])["memory"]["layers.0.weight"]
-    piece = state_for(ScheduleFree(state="8bit"), entry, ShardInfo(name="w", shape=(128, 64), start=100, numel=256))
+    piece = extract_state(ScheduleFree(state="8bit"), entry, ShardInfo(name="w", shape=(128, 64), start=100, numel=256))
     assert torch.equal(piece["z"], kept["z"][100:356])
     assert piece["v"].numel() == 256
 
