@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedcompress.optim.engine.shards import Shard
 
 
-def averaged_weights(optimizer: LowMemoryOptimizer) -> list[tuple[Shard, Tensor]]:
+def evaluation_weights(optimizer: LowMemoryOptimizer) -> list[tuple[Shard, Tensor]]:
     """Compute the averages x of the entries on this rank.
 
     They are flat, of shape (shard.numel,), and in the dtype of the weights. Parameters of other rules are left out, and
@@ -39,9 +39,9 @@ def use_averaged_weights(optimizer: LowMemoryOptimizer) -> Iterator[None]:
 
     Raises:
         TrainingError: ``unknown-sharding``: the optimizer steps copies of the weights, as under ZeRO, so that the
-            model would not see the averages; set its weights from ``averaged_weights`` instead.
+            model would not see the averages; set its weights from ``evaluation_weights`` instead.
     """
-    averages = averaged_weights(optimizer)
+    averages = evaluation_weights(optimizer)
     for shard, _ in averages:
         if not optimizer.is_model_weight(shard):
             text = f"{shard.name}: the optimizer steps a copy: set the model from evaluation_weights"

@@ -9,7 +9,7 @@ import torch
 from fedcompress.errors import ConfigError, TrainingError
 from fedcompress.optim import build_optimizer, combine_rank_states, parse_optimizer
 from fedcompress.optim.base import ShardInfo
-from fedcompress.optim.engine.averaging import averaged_weights, use_averaged_weights
+from fedcompress.optim.engine.averaging import evaluation_weights, use_averaged_weights
 from fedcompress.optim.engine.checkpoint import extract_state
 from fedcompress.optim.rules.schedule_free import ScheduleFree
 from tests.unit.optim.models import net, state, train
@@ -114,7 +114,7 @@ def test_averages_of_parameters_that_are_not_contiguous() -> None:
     optimizer = build_optimizer(model, "schedule-free", lr=1e-2)
     train(model, optimizer, 0, 5)
     before = state(model)
-    expected = {s.name: x for s, x in averaged_weights(optimizer)}
+    expected = {s.name: x for s, x in evaluation_weights(optimizer)}
     with use_averaged_weights(optimizer):
         assert torch.equal(model.layers[0].weight.reshape(-1), expected["layers.0.weight"])
     assert torch.equal(before["layers.0.weight"], model.layers[0].weight)
@@ -154,7 +154,7 @@ def test_copies_of_weights_are_refused() -> None:
         group["params"] = [torch.nn.Parameter(p.detach().clone()) for p in group["params"]]
     with pytest.raises(TrainingError, match="evaluation_weights"), use_averaged_weights(optimizer):
         pass
-    assert len(averaged_weights(optimizer)) == len(state(model))
+    assert len(evaluation_weights(optimizer)) == len(state(model))
 
 
 def test_the_average_is_better_than_the_iterate() -> None:
