@@ -13,8 +13,6 @@ from fedcompress.config.schedules import parse_schedule
 from fedcompress.config.training_options import check_optimizer, check_positive
 from fedcompress.errors import ConfigError
 from fedcompress.merging import RULES, check_space, parse_rule, parse_server_optimizer, parse_weighting
-from fedcompress.merging.rules.krum import Krum
-from fedcompress.merging.rules.multi_krum import MultiKrum
 from fedcompress.merging.server_optim import ServerOptimizer, Sgd
 from fedcompress.merging.weighting import Weighting
 from fedcompress.types import NAME
@@ -124,8 +122,7 @@ class RunConfig:
 
     def _check_quorum(self) -> None:
         """A round with too few updates for Krum is to wait for more, not to fail when it merges."""
-        rule = parse_rule(self.rule)
-        needed = 2 * rule.malicious + 3 if isinstance(rule, Krum | MultiKrum) and rule.malicious else 1
+        needed = parse_rule(self.rule).min_updates
         if self.quorum < needed:
             raise ConfigError("quorum", self.quorum, f"must be at least {needed} with rule {self.rule}")
 
