@@ -95,6 +95,7 @@ class Stateless(Elementwise[None], Protocol):
 
     def collect_statistics(self, updates: Updates, weights: Floats) -> None:
         """Return None, without reading the updates."""
+        return None
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,15 @@ from fedcompress.merging.base import AnyRule, Block, Elementwise, Floats, Modula
 from fedcompress.merging.product import DenseProducts, refactor_change, subtract_published
 from fedcompress.merging.rules.mean import Mean
 from fedcompress.merging.table import FOLDERS_ONLY, RULES
-from fedcompress.merging.updates import THREADS, InMemoryUpdates, Updates, UpdateSubset, list_blocks
-from fedcompress.merging.updates import read_block, read_entries
+from fedcompress.merging.updates import (
+    THREADS,
+    InMemoryUpdates,
+    Updates,
+    UpdateSubset,
+    list_blocks,
+    read_block,
+    read_entries,
+)
 from fedcompress.types import Array, Layout, Tensors, TensorSpec, zeros
 
 SPACES = ("factors", "product")
@@ -25,7 +32,7 @@ Progress = Callable[[int, int], None]  # called with the entries that are merged
 
 
 def ignore_progress(done: int, total: int) -> None:
-    """Do nothing with a report of progress."""
+    """Ignore a report of progress."""
 
 
 def parse_rule(text: str, *, field: str = "rule") -> AnyRule:

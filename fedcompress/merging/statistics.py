@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedcompress.errors import ConfigError
 from fedcompress.merging.base import Floats
 from fedcompress.merging.updates import THREADS, Updates, list_blocks, read_block
-from fedcompress.types import Array
+from fedcompress.types import Array, TensorSpec
 
 SCOPES = ("tensor", "global")  # what entries are ranked within: each tensor, or the whole update
 TIE = 2.0**-40  # share of the sum of magnitudes that rounding may leave of a sum that is 0
@@ -84,8 +84,13 @@ def find_magnitudes(updates: Updates, rank: Callable[[int], int], scope: str) ->
             levels = list(pool.map(lambda site: _find_global_level(updates, site, count), range(updates.count)))
         return dict.fromkeys(names, np.array(levels, np.float32))
     places = [(spec, site) for spec in updates.layout.tensors for site in range(updates.count)]
+
+    def find(place: tuple[TensorSpec, int]) -> float:
+        spec, site = place
+        return find_largest(updates.read(site, spec.name), rank(spec.numel))
+
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda place: find_largest(updates.read(place[1], place[0].name), rank(place[0].numel)), places)
+        found = pool.map(find, places)
         table = np.array(list(found), np.float32).reshape(-1, updates.count)
     return dict(zip(names, table, strict=True))
 

@@ -89,7 +89,7 @@ def sum_by_sign(values: Array, weights: Floats) -> SignSums:
 
 
 def elect_sign(sums: SignSums, election: str) -> NDArray[np.int8]:
-    """Elect the sign of each place by a vote of the sites (step 2 of TIES).
+    """Choose the sign of each place by a vote of the sites (step 2 of TIES).
 
     Args:
         sums: what the sites have at each place.

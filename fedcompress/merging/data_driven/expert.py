@@ -302,9 +302,7 @@ class _Mixture:
         def hook(module: Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor:
             values = (*inputs, *named.values())[0].float()
             coefficients = self._coefficients[name]
-            chunk = torch.as_tensor(
-                _chunk_of_rows(self._rows[name], coefficients.shape[1]), device=coefficients.device
-            )
+            chunk = torch.as_tensor(_chunk_of_rows(self._rows[name], coefficients.shape[1]), device=coefficients.device)
             for (a, b), own in zip(self._factors[name], coefficients, strict=True):
                 output = output + (self._scaling * own[chunk] * (values @ a.T @ b.T)).to(output.dtype)
             return output

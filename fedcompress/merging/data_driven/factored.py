@@ -68,6 +68,9 @@ def check_matrix(field: str, matrix: Floats | Array, shape: tuple[int, ...]) -> 
         field: name of the argument, for the message.
         matrix: the matrix.
         shape: the shape that it must have.
+
+    Raises:
+        ConfigError: the shape is another one, or a value is NaN or infinite.
     """
     if matrix.shape != shape:
         raise ConfigError(field, list(matrix.shape), f"must have the shape {list(shape)}")
@@ -83,6 +86,9 @@ def check_number(field: str, value: float, low: float, high: float) -> None:
         value: the number.
         low: the least number that is allowed.
         high: the largest number that is allowed.
+
+    Raises:
+        ConfigError: the number is outside of the range.
     """
     if not low <= value <= high:
         raise ConfigError(field, value, f"must be from {low:g} to {high:g}")

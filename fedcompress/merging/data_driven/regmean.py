@@ -173,9 +173,7 @@ def _refit(module: Module, grams: Sequence[Floats], total: Floats) -> tuple[Floa
     return mean_a, fit_left(product, mean_a @ np.linalg.cholesky(total), mean_b, RIDGE)
 
 
-def _merge_dense(
-    spec: TensorSpec, updates: Updates, weights: Floats, grams: Sequence[Floats], total: Floats
-) -> Array:
+def _merge_dense(spec: TensorSpec, updates: Updates, weights: Floats, grams: Sequence[Floats], total: Floats) -> Array:
     """Merge a matrix that is trained whole."""
     right = np.zeros(spec.shape)
     for site, weight in enumerate(weights):

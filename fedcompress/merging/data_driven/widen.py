@@ -94,9 +94,7 @@ def widen(
     return merged
 
 
-def _merge_matrix(
-    spec: TensorSpec, base: Array, updates: Updates, t: float, s: float, is_transposed: bool
-) -> Array:
+def _merge_matrix(spec: TensorSpec, base: Array, updates: Updates, t: float, s: float, is_transposed: bool) -> Array:
     shape = (spec.shape[0], -1)
     weight = _transpose_if(base.reshape(shape), is_transposed)
     changes = (

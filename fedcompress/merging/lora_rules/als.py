@@ -35,7 +35,7 @@ class LoraAls(Modular):
         >>> from fedcompress.merging import merge_factors, parse_rule
         >>> a, b = merge_factors(parse_rule("lora-als"), [([[1, 0]], [[2]]), ([[0, 1]], [[4]])])
         >>> print((b @ a).round(2))
-        []
+        [[1. 2.]]
     """
 
     name: ClassVar[str] = "lora-als"

@@ -1,4 +1,4 @@
-"""FedIT (Zhang et al. 2023, arXiv:2305.05644) takes the mean of A and the mean of B."""
+"""FedIT takes the mean of A and the mean of B (Zhang et al. 2023, arXiv:2305.05644)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FFA-LoRA (Sun et al. 2024, arXiv:2403.12313) freezes A and averages B."""
+"""FFA-LoRA freezes A and averages B (Sun et al. 2024, arXiv:2403.12313)."""
 
 from __future__ import annotations
 

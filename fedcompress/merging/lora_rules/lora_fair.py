@@ -1,4 +1,4 @@
-"""LoRA-FAIR (Bian et al. 2024, arXiv:2411.14961) takes the mean factors and corrects the mean of B."""
+"""LoRA-FAIR takes the mean factors and corrects the mean of B (Bian et al. 2024, arXiv:2411.14961)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LoraFair(Modular):
         >>> from fedcompress.merging import merge_factors, parse_rule
         >>> a, b = merge_factors(parse_rule("lora-fair(penalty=0.5)"), [([[1, 0]], [[2]]), ([[1, 2]], [[4]])])
         >>> print(a, b.round(3))
-        []
+        [[1. 1.]] [[3.4]]
     """
 
     name: ClassVar[str] = "lora-fair"

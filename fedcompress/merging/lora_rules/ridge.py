@@ -89,9 +89,9 @@ class LoraRidge(Modular):
 
     Examples:
         >>> from fedcompress.merging import merge_factors, parse_rule
-        >>> a, b = merge_factors(parse_rule("lora-ridge"), [([[1, 0]], [[2]]), ([[0, 1]], [[4]])])
+        >>> a, b = merge_factors(parse_rule("lora-ridge"), [([[1, 0]], [[2]]), ([[1, 2]], [[4]])])
         >>> print(a, b.round(2))
-        []
+        [[1. 1.]] [[3.5]]
     """
 
     name: ClassVar[str] = "lora-ridge"

@@ -1,4 +1,4 @@
-"""RoLoRA (Chen et al. 2024, arXiv:2409.02346) merges one factor in each round, in turns."""
+"""RoLoRA merges one factor in each round, in turns (Chen et al. 2024, arXiv:2409.02346)."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class Dare(Stateless):
     Examples:
         >>> from fedcompress.merging import merge_arrays, parse_rule
         >>> print(merge_arrays(parse_rule("dare(density=0.5,seed=3)"), [[1, 2, 3, 4], [1, 2, 3, 4]]))
-        []
+        [1. 0. 3. 0.]
     """
 
     name: ClassVar[str] = "dare"

@@ -30,7 +30,7 @@ class DareTies(Stateless):
     Examples:
         >>> from fedcompress.merging import merge_arrays, parse_rule
         >>> print(merge_arrays(parse_rule("dare-ties(density=0.5,seed=3)"), [[4, -1, 2, 3], [2, 1, 2, -5]]))
-        []
+        [8. 0. 4. 0.]
     """
 
     name: ClassVar[str] = "dare-ties"

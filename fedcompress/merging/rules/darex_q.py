@@ -30,7 +30,7 @@ class DarexQ(Dare):
     Examples:
         >>> from fedcompress.merging import merge_arrays, parse_rule
         >>> print(merge_arrays(parse_rule("darex-q(density=0.5,q=0.8,seed=3)"), [[1, 2, 3, 4], [1, 2, 3, 4]]))
-        []
+        [0.625 0.    1.875 0.   ]
     """
 
     name: ClassVar[str] = "darex-q"

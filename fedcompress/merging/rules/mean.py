@@ -1,4 +1,4 @@
-"""The weighted mean of updates (FedAvg, McMahan et al. 2017, arXiv:1602.05629, algorithm 1) is the default of a merge."""
+"""The weighted mean of updates is FedAvg (McMahan et al. 2017, arXiv:1602.05629, algorithm 1)."""
 
 from __future__ import annotations
 
@@ -55,6 +55,9 @@ def check_share(field: str, value: float, at_zero: str, at_one: str) -> None:
         value: its value.
         at_zero: what the rule is at 0, for the message.
         at_one: what the rule is at 1, for the message.
+
+    Raises:
+        ConfigError: the value is not from 0 to 1.
     """
     if not 0 <= value <= 1:
         raise ConfigError(field, value, f"must be from 0 ({at_zero}) to 1 ({at_one})")

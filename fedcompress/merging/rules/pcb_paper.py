@@ -11,8 +11,14 @@ from numpy.typing import NDArray
 
 from fedcompress.merging.base import Block, Elementwise, Floats
 from fedcompress.merging.rules.task_arithmetic import check_scale
-from fedcompress.merging.score_thresholds import Group, list_groups, map_blocks, mean_by_counts
-from fedcompress.merging.score_thresholds import scale_to_unit, score_levels
+from fedcompress.merging.score_thresholds import (
+    Group,
+    list_groups,
+    map_blocks,
+    mean_by_counts,
+    scale_to_unit,
+    score_levels,
+)
 from fedcompress.merging.statistics import TIE, check_density, check_scope
 from fedcompress.merging.updates import Updates
 from fedcompress.types import Array
@@ -72,8 +78,8 @@ class PcbPaper(Elementwise[Competitions]):
 
     Examples:
         >>> from fedcompress.merging import merge_arrays, parse_rule
-        >>> print(merge_arrays(parse_rule("pcb-paper(ratio=0.5)"), [[2, 2, 0.125, 1], [2, -2, 0.125, 1]]).round(2))
-        []
+        >>> print(merge_arrays(parse_rule("pcb-paper(ratio=0.5)"), [[4, 2, 0.5, 1], [3, -2, 0.5, 2]]).round(2))
+        [3.56 2.   0.   2.  ]
     """
 
     name: ClassVar[str] = "pcb-paper"
@@ -105,9 +111,7 @@ class PcbPaper(Elementwise[Competitions]):
             sums += part.astype(object)
         sums = sums.astype(np.float64) / _ONE
         competition = Competition(low, high, pair_sums=sums[:-1], own_sums=sums[-1], level=np.zeros(sites))
-        level, _ = score_levels(
-            updates, group, self.ratio, lambda _, values: _score(values, weights, competition)
-        )
+        level, _ = score_levels(updates, group, self.ratio, lambda _, values: _score(values, weights, competition))
         return replace(competition, level=level)
 
     def merge_block(self, block: Block, state: Competitions) -> Floats:

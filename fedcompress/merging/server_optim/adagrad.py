@@ -29,7 +29,8 @@ class Adagrad(ServerOptimizer):
     Examples:
         >>> from fedcompress.merging.server_optim import parse_server_optimizer, step_arrays
         >>> print(step_arrays(parse_server_optimizer("adagrad(lr=1)"), [[1, 2], [1, -2]]).round(2))
-        []
+        [[ 1.    1.  ]
+         [ 0.71 -0.71]]
     """
 
     name: ClassVar[str] = "adagrad"

@@ -31,7 +31,8 @@ class Adam(ServerOptimizer):
     Examples:
         >>> from fedcompress.merging.server_optim import parse_server_optimizer, step_arrays
         >>> print(step_arrays(parse_server_optimizer("adam(lr=1)"), [[1, 2], [1, -2]]).round(2))
-        []
+        [[ 0.99  1.  ]
+         [ 1.34 -0.07]]
     """
 
     name: ClassVar[str] = "adam"

@@ -24,7 +24,8 @@ class Yogi(Adam):
     Examples:
         >>> from fedcompress.merging.server_optim import parse_server_optimizer, step_arrays
         >>> print(step_arrays(parse_server_optimizer("yogi(lr=1)"), [[1, 2], [1, -2]]).round(2))
-        []
+        [[ 0.99  1.  ]
+         [ 1.33 -0.07]]
     """
 
     name: ClassVar[str] = "yogi"
