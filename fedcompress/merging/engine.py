@@ -299,8 +299,8 @@ def merge_arrays(
     counts = [1.0] * len(arrays) if weights is None else weights
     normalize_weights(counts, len(arrays))
     layout = Layout((TensorSpec(name="x", shape=arrays[0].shape),))
-    held = InMemoryUpdates(layout, [{"x": array} for array in arrays])
-    return Merger(rule=rule, layout=layout).merge(zeros(layout), counts, held, round_=round_)["x"]
+    sources = InMemoryUpdates(layout, [{"x": array} for array in arrays])
+    return Merger(rule=rule, layout=layout).merge(zeros(layout), counts, sources, round_=round_)["x"]
 
 
 def merge_factors(

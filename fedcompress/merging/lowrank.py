@@ -46,8 +46,9 @@ class Spectrum:
 
     @property
     def rank(self) -> int:
-        """Return the number of singular values above rounding: the longer side times the float64 epsilon times the
-        largest one.
+        """Return the number of singular values above rounding.
+
+        Rounding is the longer side of the matrix times the float64 epsilon times the largest value.
         """
         if not self.values.size:
             return 0
@@ -71,14 +72,14 @@ class Spectrum:
         They are balanced: both hold the square root of the singular values. Rows of ``a`` and columns of ``b`` beyond
         the length of the spectrum are zero.
         """
-        kept = min(rank, self.values.size)
+        count = min(rank, self.values.size)
         b = np.zeros((self.u.shape[0], rank))
         a = np.zeros((rank, self.v.shape[1]))
-        root = np.sqrt(self.values[:kept])
-        b[:, :kept] = self.u[:, :kept] * root
-        a[:kept] = root[:, None] * self.v[:kept]
+        root = np.sqrt(self.values[:count])
+        b[:, :count] = self.u[:, :count] * root
+        a[:count] = root[:, None] * self.v[:count]
         whole = float(np.linalg.norm(self.values))
-        lost = float(np.linalg.norm(self.values[kept:]))
+        lost = float(np.linalg.norm(self.values[count:]))
         return Truncation(b, a, self.values, lost / whole if whole else 0.0)
 
 

@@ -90,8 +90,8 @@ def find_magnitudes(updates: Updates, rank: Callable[[int], int], scope: str) ->
         return find_largest(updates.read(site, spec.name), rank(spec.numel))
 
     with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(find, places)
-        table = np.array(list(found), np.float32).reshape(-1, updates.count)
+        levels_in_order = pool.map(find, places)
+        table = np.array(list(levels_in_order), np.float32).reshape(-1, updates.count)
     return dict(zip(names, table, strict=True))
 
 

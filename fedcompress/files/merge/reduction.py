@@ -35,11 +35,11 @@ class MergeOptions:
     rank: int | None = None  # rank to keep
     energy: float | None = None  # share of each module's squared norm to keep
 
-    def choose_rank(self, found: Spectrum, taken: int = 0) -> int:
+    def choose_rank(self, svd: Spectrum, taken: int = 0) -> int:
         """Return how many singular values to keep; ``taken`` is the rank that other factors of the result have."""
         if self.rank is not None:
-            return min(self.rank - taken, found.rank)
-        return found.rank if self.energy is None else found.rank_for(self.energy)
+            return min(self.rank - taken, svd.rank)
+        return svd.rank if self.energy is None else svd.rank_for(self.energy)
 
     @property
     def name(self) -> str:
@@ -151,9 +151,9 @@ def reduce_module(module: ModuleFactors, options: MergeOptions) -> FactorPair:
             return _reduce_fedex(module, options)
 
 
-def truncate_spectrum(found: Spectrum, options: MergeOptions) -> FactorPair:
+def truncate_spectrum(svd: Spectrum, options: MergeOptions) -> FactorPair:
     """Return balanced factors of the rank that was asked for; at least 1, since PEFT has no rank 0."""
-    truncation = found.truncate(max(options.choose_rank(found), 1))
+    truncation = svd.truncate(max(options.choose_rank(svd), 1))
     return FactorPair(truncation.b, truncation.a, truncation.error)
 
 

@@ -56,8 +56,8 @@ def drop_at_random(block: Block, density: float, seed: int) -> Array:
     """
     if density == 1:
         return block.values
-    kept: Array = block.values * draw_mask(block, density, seed)
-    return kept
+    kept_entries: Array = block.values * draw_mask(block, density, seed)
+    return kept_entries
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,5 +98,5 @@ class Dare(Stateless):
 
     def merge_block(self, block: Block, state: None) -> Floats:
         """Return the mean of what is kept, scaled up, float64, shape (n,)."""
-        kept = drop_at_random(block, self.density, self.seed)
-        return weighted_sum(kept, block.weights) / (self.q or self.density)
+        kept_entries = drop_at_random(block, self.density, self.seed)
+        return weighted_sum(kept_entries, block.weights) / (self.q or self.density)

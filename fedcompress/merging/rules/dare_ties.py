@@ -45,7 +45,7 @@ class DareTies(Stateless):
 
     def merge_block(self, block: Block, state: None) -> Floats:
         """Return the mean of the kept entries that have the elected sign, scaled up, float64, shape (n,)."""
-        kept = drop_at_random(block, self.density, self.seed)
-        sums = sum_by_sign(kept, block.weights)
+        kept_entries = drop_at_random(block, self.density, self.seed)
+        sums = sum_by_sign(kept_entries, block.weights)
         sign = elect_sign(sums, self.election)
         return disjoint_mean(sums, sign) / self.density
