@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, UnknownNameError
 
 _CALL = re.compile(r"([a-z][a-z0-9-]*)\s*(?:\(([^()]*)\))?")  # name, and what is between the parentheses
 
@@ -49,15 +49,16 @@ def parse_call(text: str, choices: Mapping[str, type[Made]], field: str) -> Made
         An instance of the named dataclass.
 
     Raises:
-        ConfigError: the text is no call, its name or a key is unknown, or a value is out of range; lists the choices.
+        UnknownNameError: the text is no call, or names none of the choices; lists them.
+        ConfigError: unknown key, or a value out of range; lists the keys.
     """
     match = _CALL.fullmatch(text.strip())
     if match is None:
         rule = f"must be name or name(key=value,...), name one of {list(choices)}"
-        raise ConfigError(field, repr(text.strip()), rule)
+        raise UnknownNameError(field, repr(text.strip()), rule)
     name, body = match.group(1), match.group(2)
     if name not in choices:
-        raise ConfigError(field, name, f"must be one of {list(choices)}")
+        raise UnknownNameError(field, name, f"must be one of {list(choices)}")
     known = {_key(f.name): f for f in fields(choices[name])}
     kwargs: dict[str, object] = {}
     for item in body.split(",") if body and body.strip() else []:

@@ -2,6 +2,7 @@
 
 FedCompressError
 ├── ConfigError                 a setting is wrong: field, value, rule
+│   └── UnknownNameError        a text does not name one of the choices
 ├── MissingPackageError         an optional package is absent; says what to install
 ├── WireError                   received bytes are not a valid envelope
 │   ├── TruncatedError          fewer bytes than promised
@@ -46,6 +47,10 @@ class ConfigError(FedCompressError):
         self.field = field
         self.value = value
         self.rule = rule
+
+
+class UnknownNameError(ConfigError):
+    """A text does not name one of the choices, such as a codec, a merge rule or an optimizer."""
 
 
 class MissingPackageError(FedCompressError):

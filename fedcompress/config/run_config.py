@@ -11,8 +11,6 @@ from fedcompress.codecs import CodecSpec
 from fedcompress.config.training_options import TrainingOptions, check_positive
 from fedcompress.errors import ConfigError
 from fedcompress.merging import RULES, check_space, parse_rule, parse_server_optimizer, parse_weighting
-from fedcompress.merging.rules.krum import Krum
-from fedcompress.merging.rules.multi_krum import MultiKrum
 from fedcompress.merging.server_optim import ServerOptimizer, Sgd
 from fedcompress.merging.weighting import Weighting
 from fedcompress.types import NAME_PATTERN
@@ -150,12 +148,11 @@ class RunConfig(TrainingOptions):
             raise ConfigError("norm-bound", self.norm_bound, "must be 0 or at least 1")
 
     def _check_quorum_of_rule(self) -> None:
-        """Raise ``ConfigError`` if a quorum would be too few updates for Krum.
+        """Raise ``ConfigError`` if a quorum would be too few updates for the merge rule.
 
         Such a round is to wait for more updates instead of failing when it is merged.
         """
-        rule = parse_rule(self.rule)
-        needed = 2 * rule.malicious + 3 if isinstance(rule, Krum | MultiKrum) and rule.malicious else 1
+        needed = parse_rule(self.rule).min_updates
         if self.quorum < needed:
             raise ConfigError("quorum", self.quorum, f"must be at least {needed} with rule {self.rule}")
 

@@ -1,4 +1,4 @@
-"""The one literal table of merge rules."""
+"""The one literal table of merge rules is here."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from fedcompress.merging.rules.ties import Ties
 from fedcompress.merging.rules.trimmed_mean import TrimmedMean
 from fedcompress.merging.rules.wise_ft import WiseFt
 
+# Classes of memory, beside the published state and the result.
 SMALL = "constant: blocks of all sites"
 GRAM = "sites x sites numbers, then blocks of all sites"
 ONE_TENSOR = "one tensor of one site, then blocks of all sites"
@@ -42,25 +43,22 @@ SCORES = "blocks of all sites, and 0.5 MB for each site"
 
 @dataclass(frozen=True, kw_only=True)
 class RuleRow:
-    """One merge rule.
+    """A row describes one merge rule.
 
-    ``kind`` is ``elementwise`` or ``lora``; ``memory`` is what is held beside the published state
-    and the result. With the call ``identity`` one update with weight 1 returns itself, and equal
-    updates return their value; empty where no parameters promise that. ``after_sparse`` says what happens to
-    updates whose entries are mostly 0, where that is bad: measured accuracy of 8 sites' updates merged once,
-    exact and as sparse ternary with 5 %, of which ``mean`` makes .676 and .543 (``docs/results.md``).
+    ``after_sparse`` gives the measured accuracy of the updates of 8 sites that are merged once, exact and as sparse
+    ternary with 5 % of the entries; ``mean`` makes .676 and .543 of the same updates (``docs/results.md``).
     """
 
-    config: type[Any]
-    law: str
-    memory: str
-    paper: str
-    identity: str
-    kind: str = "elementwise"
-    after_sparse: str = ""
+    config: type[Any]  # the rule's class
+    law: str  # its formula
+    memory: str  # what is held beside the published state and the result
+    paper: str  # where it is from
+    identity: str  # a call for which one update with weight 1, and equal updates, are returned; empty if there is none
+    kind: str = "elementwise"  # or lora
+    after_sparse: str = ""  # what happens to updates whose entries are mostly 0, where that is bad
 
 
-# Forms that `fedcompress merge` has for folders, but a round cannot have.
+# Forms that `fedcompress merge` has for folders, but a round cannot have, with the reason.
 FOLDERS_ONLY: dict[str, str] = {
     "exact": "is for `fedcompress merge`: the rank grows with the sites; in rounds use lora-svd",
     "fedex": "is for `fedcompress merge`: its residual adds to the rank, which is fixed in a run; use lora-ridge",

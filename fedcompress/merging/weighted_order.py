@@ -1,38 +1,44 @@
-"""Values of several sites in the order of their size, entry by entry, with their weights."""
+"""Values of several sites are sorted here entry by entry, together with the weights of their sites."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedcompress.merging.base import Floats
+from fedcompress.types import Array
 
-HALF = 2.0**-40  # what rounding may leave of a sum of weights
-_NETWORK = 64  # sites up to which columns are sorted by whole rows
+HALF_WEIGHT_SLACK = 2.0**-40  # what rounding may leave of a sum of weights that is exactly a half
+_MAX_NETWORK = 64  # sites up to which columns are sorted by a network of whole rows
 
 
-def ranked(values: NDArray[np.float32], weights: Floats) -> tuple[NDArray[np.float32], Floats]:
-    """Each column from small to large.
+def sort_with_weights(values: Array, weights: Floats) -> tuple[Array, Floats]:
+    """Sort each column from small to large.
+
+    Args:
+        values: shape (sites, n), float32.
+        weights: shape (sites,), float64.
 
     Returns:
-        values: shape (sites, n).
-        weights: shape (sites,) if they are equal, else those of the sorted values, shape (sites, n).
+        The sorted values, shape (sites, n), and their weights: shape (sites,) if all are equal, else (sites, n).
     """
     if (weights == weights[0]).all():
-        return sorted_columns(values), weights
+        return sort_columns(values), weights
     order = np.argsort(values, axis=0, kind="stable")
     return np.take_along_axis(values, order, axis=0), weights[order]
 
 
-def sorted_columns(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``numpy.sort(values, axis=0)``; by a network of minima and maxima of whole rows while it is short."""
-    if len(values) > _NETWORK:
+def sort_columns(values: Array) -> Array:
+    """Return ``numpy.sort(values, axis=0)``, computed by a network of minima and maxima of whole rows if it is short.
+
+    The network is many times quicker for a few long rows.
+    """
+    if len(values) > _MAX_NETWORK:
         return np.sort(values, axis=0)
     out = values.copy()
     low = np.empty_like(out[0])
-    for upper, lower in network(len(values)):
+    for upper, lower in build_network(len(values)):
         np.minimum(out[upper], out[lower], out=low)
         np.maximum(out[upper], out[lower], out=out[lower])
         out[upper] = low
@@ -40,16 +46,24 @@ def sorted_columns(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @lru_cache
-def network(size: int) -> tuple[tuple[int, int], ...]:
-    """Pairs of rows to compare in turn (Batcher 1968, merge exchange; Knuth, volume 3, algorithm 5.2.2M)."""
-    pairs, half = [], 1 << max(size - 1, 1).bit_length() - 1
+def build_network(size: int) -> tuple[tuple[int, int], ...]:
+    """Build a sorting network: pairs of rows to compare in turn, the smaller one to the first.
+
+    This is Batcher's merge exchange (Batcher 1968; Knuth, volume 3, algorithm 5.2.2M).
+    """
+    pairs: list[tuple[int, int]] = []
+    half = 1 << max(size - 1, 1).bit_length() - 1
     step = half
     while step:
-        wide, rest, gap = half, 0, step
+        width = half
+        rest = 0
+        gap = step
         while True:
             pairs += [(i, i + gap) for i in range(size - gap) if i & step == rest]
-            if wide == step:
+            if width == step:
                 break
-            gap, wide, rest = wide - step, wide >> 1, step
+            gap = width - step
+            width >>= 1
+            rest = step
         step >>= 1
     return tuple(pairs)

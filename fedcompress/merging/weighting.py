@@ -1,68 +1,169 @@
-"""How much each site counts: policies for weights, and the discount of old updates."""
+"""How much each site counts is decided here: policies for weights, and the discount of old updates."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import Field, dataclass
 from typing import Any, ClassVar, Protocol
 
 from fedcompress.call_syntax import parse_call
 from fedcompress.errors import ConfigError
 
-LARGEST = 2.0**53  # weight
+LARGEST = 2.0**53  # largest weight of a site, before the discount
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteReports:
+    """Holds what is known of the sites of a round, one value for each site, in one order."""
+
+    examples: Sequence[float]  # training examples
+    losses: Sequence[float | None] | None = None  # training loss
+    given: Sequence[float | None] | None = None  # weight in the run's list
 
 
 class Weighting(Protocol):
-    """A dataclass with a name; ``stale`` is the exponent of the discount."""
+    """A weighting is a frozen dataclass with a name; its fields are the parameters that a user can set.
+
+    Attributes:
+        name: name in the table ``WEIGHTINGS`` and in ``name(key=value,...)``.
+        column: name of what it weighs by, for error messages; one of the fields of ``SiteReports``.
+    """
 
     name: ClassVar[str]
+    column: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     @property
     def stale(self) -> float:
-        """Exponent of the discount."""
+        """Return the exponent of the discount of old updates, at least 0."""
+        ...
+
+    def values(self, reports: SiteReports) -> Sequence[float | None] | None:
+        """Return what the policy weighs by, one value for each site; None if the reports lack it."""
+        ...
+
+    def weight(self, value: float) -> float:
+        """Return the weight of a site, before the discount, from its value, which is finite and above 0."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Stale:
-    """``stale``: an update that is ``s`` versions old counts ``(1 + s) ** -stale``; 0: all alike."""
+class _Discounted:
+    """Has the discount of all policies: an update that is ``s`` versions old counts ``(1 + s) ** -stale`` times.
+
+    With ``stale=0`` updates of all ages count alike.
+    """
 
     name: ClassVar[str] = ""
+    column: ClassVar[str] = ""
     stale: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 <= self.stale < math.inf:
             raise ConfigError(f"weighting.{self.name}.stale", self.stale, "must be at least 0")
 
+    def weight(self, value: float) -> float:
+        """Return the value itself as the weight."""
+        return float(value)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Examples(_Stale):
-    """By the number of training examples."""
+class Examples(_Discounted):
+    """The policy weighs by the number of training examples.
+
+    Args:
+        stale: exponent of the discount of old updates, at least 0.
+
+    Raises:
+        ConfigError: ``stale`` is below 0.
+
+    Examples:
+        >>> from fedcompress.merging import parse_weighting, site_weights
+        >>> site_weights(parse_weighting("examples"), examples=[100, 300], staleness=[0, 3])
+        [100.0, 150.0]
+    """
 
     name: ClassVar[str] = "examples"
+    column: ClassVar[str] = "examples"
+
+    def values(self, reports: SiteReports) -> Sequence[float | None] | None:
+        """Return the numbers of examples."""
+        return reports.examples
 
 
 @dataclass(frozen=True, kw_only=True)
-class Uniform(_Stale):
-    """All alike: for sites whose claims are not to count."""
+class Uniform(_Discounted):
+    """The policy weighs all sites alike, for sites whose claims are not to count.
+
+    Args:
+        stale: exponent of the discount of old updates, at least 0.
+
+    Raises:
+        ConfigError: ``stale`` is below 0.
+
+    Examples:
+        >>> from fedcompress.merging import parse_weighting, site_weights
+        >>> site_weights(parse_weighting("uniform"), examples=[100, 300])
+        [1.0, 1.0]
+    """
 
     name: ClassVar[str] = "uniform"
+    column: ClassVar[str] = "examples"
+
+    def values(self, reports: SiteReports) -> Sequence[float | None] | None:
+        """Return 1 for each site."""
+        return [1.0] * len(reports.examples)
 
 
 @dataclass(frozen=True, kw_only=True)
-class InverseLoss(_Stale):
-    """By one over the training loss: for sites whose data, or labels, are of unequal quality."""
+class InverseLoss(_Discounted):
+    """The policy weighs by one over the training loss, for sites whose data, or labels, are of unequal quality.
+
+    Args:
+        stale: exponent of the discount of old updates, at least 0.
+
+    Raises:
+        ConfigError: ``stale`` is below 0.
+
+    Examples:
+        >>> from fedcompress.merging import parse_weighting, site_weights
+        >>> site_weights(parse_weighting("inverse-loss"), examples=[100, 300], losses=[0.5, 2.0])
+        [2.0, 0.5]
+    """
 
     name: ClassVar[str] = "inverse-loss"
+    column: ClassVar[str] = "losses"
+
+    def values(self, reports: SiteReports) -> Sequence[float | None] | None:
+        """Return the training losses."""
+        return reports.losses
+
+    def weight(self, value: float) -> float:
+        """Return one over the loss."""
+        return 1 / value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given(_Stale):
-    """By a list: ``given(sites=north:2|south:1)``; a site that is not listed is an error."""
+class Given(_Discounted):
+    """The policy weighs by a list, ``given(sites=north:2|south:1)``; a site that is not listed is an error.
+
+    Args:
+        stale: exponent of the discount of old updates, at least 0.
+        sites: the list: ``site:weight``, joined by ``|``.
+
+    Raises:
+        ConfigError: ``stale`` is below 0, or the list is empty or not well written.
+
+    Examples:
+        >>> from fedcompress.merging import parse_weighting, site_weights
+        >>> policy = parse_weighting("given(sites=north:2|south:1)")
+        >>> site_weights(policy, examples=[100, 300], given=[policy.table[site] for site in ("north", "south")])
+        [2.0, 1.0]
+    """
 
     name: ClassVar[str] = "given"
+    column: ClassVar[str] = "given"
     sites: str
 
     def __post_init__(self) -> None:
@@ -72,31 +173,35 @@ class Given(_Stale):
 
     @property
     def table(self) -> dict[str, float]:
-        """Site to weight.
+        """Return the weights by site.
 
         Raises:
-            ConfigError: it is not written as a list of weights, or names a site twice.
+            ConfigError: the text is not a list of weights, or names a site twice.
         """
-        out: dict[str, float] = {}
+        table: dict[str, float] = {}
         for item in self.sites.split("|") if self.sites else []:
-            site, _, weight = (part.strip() for part in item.partition(":"))
+            site, _, text = (part.strip() for part in item.partition(":"))
             try:
-                number = float(weight)
+                weight = float(text)
             except ValueError:
-                number = math.nan
-            if not site or site in out or not 0 < number < math.inf:
+                weight = math.nan
+            if not site or site in table or not 0 < weight < math.inf:
                 raise ConfigError("weighting.given.sites", item, "must be site:weight, each site once, weights above 0")
-            out[site] = number
-        return out
+            table[site] = weight
+        return table
+
+    def values(self, reports: SiteReports) -> Sequence[float | None] | None:
+        """Return the weights of the list."""
+        return reports.given
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightingRow:
-    """One policy, and what it weighs by."""
+    """A row describes one policy."""
 
-    config: type[Any]
-    law: str
-    paper: str
+    config: type[Any]  # the policy's class
+    law: str  # its formula
+    paper: str  # where it is from; empty if it is ours
 
 
 _STALE = "; an update s versions old: (1 + s) ** -stale of it, as FedAsync (arXiv:1903.03934)"
@@ -111,10 +216,10 @@ WEIGHTINGS: dict[str, WeightingRow] = {
 
 
 def parse_weighting(text: str, *, field: str = "weighting") -> Weighting:
-    """A policy from ``name`` or ``name(key=value,...)``.
+    """Parse a policy from ``name`` or ``name(key=value,...)``.
 
     Raises:
-        ConfigError: unknown name or key, or a value out of range; lists the choices.
+        ConfigError: a name or key is unknown or a value is out of range; the message lists the choices.
     """
     policy: Weighting = parse_call(text, {name: row.config for name, row in WEIGHTINGS.items()}, field)
     return policy
@@ -127,39 +232,39 @@ def site_weights(
     staleness: Sequence[float] | None = None,
     given: Sequence[float | None] | None = None,
 ) -> list[float]:
-    """Weight of each site, above 0 and finite; they need not add up to 1.
+    """Compute the weight of each site.
+
+    All sequences have one value for each site, in one order. The discount of old updates is that of FedAsync, Xie et
+    al. 2019 (arXiv:1903.03934, the polynomial one).
 
     Args:
-        policy: which column counts.
+        policy: what the sites are weighed by.
         examples: training examples of each site.
-        losses: training loss of each site; for ``inverse-loss``.
-        staleness: versions that were published since the one each site trained from, each >= 0; all 0 if left out.
-        given: weight of each site; for ``given``.
+        losses: training loss of each site; needed for ``inverse-loss`` only.
+        staleness: versions that were published since the one that each site trained from, at least 0; all 0 if left
+            out.
+        given: weight of each site; needed for ``given`` only.
 
-    The discount is that of FedAsync, Xie et al. 2019 (arXiv:1903.03934, the polynomial one).
+    Returns:
+        The weights: above 0, finite, and in general with a sum other than 1.
 
     Raises:
-        ConfigError: a number that is needed is missing, NaN, infinite, zero or negative (staleness may be zero).
+        ConfigError: a number that is needed is missing, NaN, infinite, zero or negative; staleness may be zero.
     """
-    columns: Mapping[str, tuple[str, Sequence[float | None] | None]] = {
-        "examples": ("examples", examples),
-        "uniform": ("examples", [1.0] * len(examples)),
-        "inverse-loss": ("losses", losses),
-        "given": ("given", given),
-    }
-    column, values = columns[policy.name]
+    values = policy.values(SiteReports(examples=examples, losses=losses, given=given))
     ages = [0.0] * len(examples) if staleness is None else staleness
+    column = policy.column
     if values is None or len(values) != len(examples) or len(ages) != len(examples):
         raise ConfigError("weighting", policy.name, f"needs {column} and staleness of all {len(examples)} sites")
-    out = []
-    for number, (value, age) in enumerate(zip(values, ages, strict=True)):
+    weights = []
+    for site, (value, age) in enumerate(zip(values, ages, strict=True)):
         if value is None or not 0 < value < math.inf:
             rule = f"must be a finite number above 0 of every site, for weighting {policy.name}"
-            raise ConfigError(f"weighting.{column}[{number}]", value, rule)
+            raise ConfigError(f"weighting.{column}[{site}]", value, rule)
         if not 0 <= age < math.inf:
-            raise ConfigError(f"weighting.staleness[{number}]", age, "must be a finite number of at least 0")
-        weight = 1 / value if policy.name == "inverse-loss" else float(value)
+            raise ConfigError(f"weighting.staleness[{site}]", age, "must be a finite number of at least 0")
+        weight = policy.weight(value)
         if weight > LARGEST:
-            raise ConfigError(f"weighting.{column}[{number}]", value, f"makes a weight of {weight:.3g}: at most 2^53")
-        out.append(weight * (1 + age) ** -policy.stale)
-    return out
+            raise ConfigError(f"weighting.{column}[{site}]", value, f"makes a weight of {weight:.3g}: at most 2^53")
+        weights.append(weight * (1 + age) ** -policy.stale)
+    return weights

@@ -1,4 +1,4 @@
-"""Merging adapter folders and .fcu files of several sites into one stock PEFT folder, without the base model.
+"""Adapter folders and .fcu files of several sites are merged here into one stock PEFT folder, without the base model.
 
 Ranks, alphas and scalings may differ by site. Memory: the result, and one module of all sites.
 """

@@ -1,4 +1,4 @@
-"""Adapter folders in, one adapter folder out."""
+"""Adapter folders go in here, and one adapter folder comes out."""
 
 from __future__ import annotations
 
@@ -12,21 +12,30 @@ import numpy as np
 
 from fedcompress.errors import ConfigError
 from fedcompress.files.merge.entrywise import merge_entries
-from fedcompress.files.merge.factors import FactorUpdates, pairs_for
+from fedcompress.files.merge.factors import FactorUpdates, list_pairs
 from fedcompress.files.merge.peft_types import ENTRIES
-from fedcompress.files.merge.reduction import PRODUCT, Merged, MergeOptions, ModuleFactors, choose, merged, shortened
+from fedcompress.files.merge.reduction import (
+    PRODUCT,
+    FactorPair,
+    MergeOptions,
+    ModuleFactors,
+    check_options,
+    reduce_module,
+    truncate_spectrum,
+)
 from fedcompress.files.merge.report import Statistics
-from fedcompress.files.merge.sources import Site, check_together, is_magnitude, open_sites, row_of
-from fedcompress.files.merge.writer import Result, config_of, dtype_of, means_of, write
+from fedcompress.files.merge.sources import Site, check_together, find_type, is_magnitude, open_sites
+from fedcompress.files.merge.writer import MergedAdapter, choose_dtype, list_means, merge_configs, write_adapter
 from fedcompress.merging import Pair
-from fedcompress.merging.base import Elementwise, Floats
-from fedcompress.merging.engine import elementwise, normalized
+from fedcompress.merging.base import Elementwise, Floats, State
+from fedcompress.merging.engine import merge_with_state, normalize_weights
 from fedcompress.merging.lowrank import Term, dense_spectrum
 from fedcompress.merging.product import DenseProducts
 from fedcompress.merging.updates import Updates, UpdateSubset
 from fedcompress.types import Array, Layout, TensorSpec
 
-Progress = Callable[[int, int], None]  # modules done, modules in all
+Progress = Callable[[int, int], None]  # called with modules done and modules in all
+Reduction = Callable[[ModuleFactors], FactorPair]  # from the factors of all sites to one pair
 
 
 def merge_folders(
@@ -50,11 +59,11 @@ def merge_folders(
         out: folder to write.
         rule: ``exact``, ``flora``, ``fedex``, or a merge rule.
         space: for rules that merge entry by entry: ``factors`` or ``product``.
-        rank: to keep, for ``exact``, ``fedex`` and ``product``; default: all that there is.
-        energy: instead, the share of the squared norm of each module to keep; ranks then differ by module.
-        weights: of the adapters, normalised here; default: equal ones.
+        rank: rank to keep, for ``exact``, ``fedex`` and ``product``; all that there is if left out.
+        energy: instead of a rank, the share of the squared norm of each module to keep; ranks then differ by module.
+        weights: weights of the adapters, which are divided by their sum here; equal ones if left out.
         base: what .fcu files were encoded against, if they were.
-        dtype: to store; default float32 for factors, and the adapters' own for all else.
+        dtype: dtype to store; if empty, float32 for factors, and the adapters' own for all else.
         other_bases: accept different base model names, where they are one model in different places.
         progress: called with modules done and modules in all.
 
@@ -63,79 +72,113 @@ def merge_folders(
 
     Raises:
         ConfigError: an option is wrong, or adapters do not go together; names adapter and field.
-        LayoutError, NonFiniteError, StateError, WireError: an adapter is broken.
+        LayoutError: an adapter is broken.
+        NonFiniteError: an adapter has NaN or infinity, or the result is too large for float32.
+        StateError: a file of an adapter does not parse.
+        WireError: a .fcu file is malformed.
     """
-    choice = choose(rule, space, rank, energy)
-    shares = normalized([1.0] * len(paths) if weights is None else weights, len(paths)) if paths else np.zeros(0)
-    dtype_of("", [], dtype)
+    options = check_options(rule, space, rank, energy)
+    shares = np.zeros(0)
+    if paths:
+        shares = normalize_weights([1.0] * len(paths) if weights is None else weights, len(paths))
+    choose_dtype("", [], dtype)  # raises if the dtype is unknown
     if out.exists() and (not out.is_dir() or any(out.resolve() == p.resolve() for p in paths)):
         raise ConfigError("-o", out, "must be a folder, and none of those that are merged")
     with tempfile.TemporaryDirectory(prefix="fedcompress-merge-") as scratch:
         sites = open_sites(paths, base, Path(scratch))
         check_together(sites, other_bases)
-        row = row_of(paths[0], sites[0].config)
+        row = find_type(paths[0], sites[0].config)
         if row.merge == ENTRIES:
-            return merge_entries(sites, shares, choice, row, out, dtype, progress) | {"why": row.why}
-        return _lora(sites, shares, choice, out, dtype, progress)
+            return merge_entries(sites, shares, options, row, out, dtype, progress) | {"why": row.why}
+        return _merge_lora(sites, shares, options, out, dtype, progress)
 
 
-def _lora(
-    sites: Sequence[Site], weights: Floats, choice: MergeOptions, out: Path, dtype: str, progress: Progress
+def _merge_lora(
+    sites: Sequence[Site], weights: Floats, options: MergeOptions, out: Path, dtype: str, progress: Progress
 ) -> dict[str, Any]:
-    statistics, found = Statistics(weights=weights), {}
-    names, rule = sorted({n for s in sites for n in s.modules}), choice.elementwise
-    pairs = pairs_for(sites, choice.name, pad=choice.space == PRODUCT) if rule else []
-    updates = FactorUpdates(sites, pairs, weights.tolist())
-    by_name, products = {p.name: p for p in pairs}, None
-    if choice.space == PRODUCT:
-        zero = {t.name: np.zeros(t.shape, np.float32) for t in updates.layout.tensors}
-        products = DenseProducts(pairs, zero, updates)
-    facts = rule.collect_statistics(products or updates, weights) if rule else None
+    statistics = Statistics(weights=weights)
+    merged: dict[str, FactorPair] = {}
+    names = sorted({n for s in sites for n in s.modules})
+    reduce = _choose_reduction(sites, weights, options)
     progress(0, len(names))
-    for done, name in enumerate(names):
-        held = _held(name, sites, weights)
-        if rule and products:
-            dense = _merged_entries(rule, (products.layout.by_name[name],), products, weights, facts)[name]
-            pair = shortened(dense_spectrum(dense), choice)
-        elif rule:
-            pair = _in_factors(rule, by_name[name], updates, weights, facts)
-        else:
-            pair = merged(held, choice)
-        found[name] = replace(pair, a=pair.a.astype(np.float32), b=pair.b.astype(np.float32))
-        statistics.add(held, found[name])
-        progress(done + 1, len(names))
-    result = _result(sites, found, dtype)
-    size = write(out, result, sites, weights)
-    return _report(sites, weights, choice, result, statistics, out, size)
+    for done, name in enumerate(names, start=1):
+        module = _load_module(name, sites, weights)
+        pair = reduce(module)
+        merged[name] = replace(pair, a=pair.a.astype(np.float32), b=pair.b.astype(np.float32))
+        statistics.add(module, merged[name])
+        progress(done, len(names))
+    result = _assemble(sites, merged, dtype)
+    size = write_adapter(out, result, sites, weights)
+    return _report(sites, weights, options, result, statistics, out, size)
 
 
-def _held(name: str, sites: Sequence[Site], weights: Floats) -> ModuleFactors:
+def _load_module(name: str, sites: Sequence[Site], weights: Floats) -> ModuleFactors:
+    """Read the factors of one module from the sites that have it."""
     members = [i for i, s in enumerate(sites) if name in s.modules]
     terms = []
     for i in members:
         own = sites[i].modules[name]
-        a, b = sites[i].read(own.a), sites[i].read(own.b)
+        a = sites[i].read(own.a)
+        b = sites[i].read(own.b)
         terms.append(Term(own.scaling, b.reshape(b.shape[0], -1), a.reshape(a.shape[0], -1)))
     return ModuleFactors(
         name=name, shape=sites[members[0]].modules[name].shape, members=members, terms=terms, weights=weights
     )
 
 
-def _merged_entries(
-    rule: Elementwise, specs: tuple[TensorSpec, ...], updates: Updates, weights: Floats, facts: Any
+def _choose_reduction(sites: Sequence[Site], weights: Floats, options: MergeOptions) -> Reduction:
+    """Return how a module is merged; a rule that merges entries collects its statistics here."""
+    rule = options.elementwise
+    if rule is None:
+        return lambda module: reduce_module(module, options)
+    pairs = list_pairs(sites, options.name, pad=options.space == PRODUCT)
+    updates = FactorUpdates(sites, pairs, weights.tolist())
+    if options.space == PRODUCT:
+        return _reduce_products(rule, pairs, updates, weights, options)
+    return _reduce_factors(rule, pairs, updates, weights)
+
+
+def _reduce_products(
+    rule: Elementwise[State], pairs: Sequence[Pair], updates: Updates, weights: Floats, options: MergeOptions
+) -> Reduction:
+    """Return a reduction that merges the entries of dense products, and truncates the result."""
+    zero = {t.name: np.zeros(t.shape, np.float32) for t in updates.layout.tensors}
+    products = DenseProducts(pairs, zero, updates)
+    state = rule.collect_statistics(products, weights)
+
+    def reduce(module: ModuleFactors) -> FactorPair:
+        spec = products.layout.by_name[module.name]
+        dense = _merge_tensors(rule, state, (spec,), products, weights)[module.name]
+        return truncate_spectrum(dense_spectrum(dense), options)
+
+    return reduce
+
+
+def _reduce_factors(rule: Elementwise[State], pairs: Sequence[Pair], updates: Updates, weights: Floats) -> Reduction:
+    """Return a reduction that merges the entries of A and those of B."""
+    by_name = {p.name: p for p in pairs}
+    state = rule.collect_statistics(updates, weights)
+
+    def reduce(module: ModuleFactors) -> FactorPair:
+        pair = by_name[module.name]
+        merged = _merge_tensors(rule, state, (pair.a, pair.b), updates, weights)
+        return FactorPair(merged[pair.b.name].astype(np.float64), merged[pair.a.name].astype(np.float64))
+
+    return reduce
+
+
+def _merge_tensors(
+    rule: Elementwise[State], state: State, specs: tuple[TensorSpec, ...], updates: Updates, weights: Floats
 ) -> dict[str, Array]:
     base = {t.name: np.zeros(t.shape, np.float32) for t in specs}
-    return elementwise(rule, base, weights, UpdateSubset(Layout(specs), updates), state=facts)
+    return merge_with_state(rule, state, base, weights, UpdateSubset(Layout(specs), updates))
 
 
-def _in_factors(rule: Elementwise, pair: Pair, updates: Updates, weights: Floats, facts: Any) -> Merged:
-    out = _merged_entries(rule, (pair.a, pair.b), updates, weights, facts)
-    return Merged(out[pair.b.name].astype(np.float64), out[pair.a.name].astype(np.float64))
-
-
-def _result(sites: Sequence[Site], found: dict[str, Merged], dtype: str) -> Result:
-    specs, factors = [], {}
-    for name, pair in found.items():
+def _assemble(sites: Sequence[Site], merged: dict[str, FactorPair], dtype: str) -> MergedAdapter:
+    """Put the merged factors into the shapes that PEFT stores, and add config and other tensors."""
+    specs: list[TensorSpec] = []
+    factors: dict[str, Array] = {}
+    for name, pair in merged.items():
         own = next(s.modules[name] for s in sites if name in s.modules)
         rank = pair.a.shape[0]
         for old, values, shape in (
@@ -145,17 +188,17 @@ def _result(sites: Sequence[Site], found: dict[str, Merged], dtype: str) -> Resu
             spec = TensorSpec(name=old.name, shape=shape, dtype=dtype or "float32", group=old.group)
             specs.append(spec)
             factors[spec.name] = values.astype(np.float32).reshape(shape)
-    means = means_of(sites, dtype, scaled=True)
+    means = list_means(sites, dtype, scaled=True)
     layout = Layout(tuple(sorted([*specs, *means], key=lambda t: t.name)))
-    config = config_of(sites, {name: pair.a.shape[0] for name, pair in found.items()})
-    return Result(config=config, layout=layout, factors=factors, means=means)
+    config = merge_configs(sites, {name: pair.a.shape[0] for name, pair in merged.items()})
+    return MergedAdapter(config=config, layout=layout, factors=factors, means=means)
 
 
 def _report(
     sites: Sequence[Site],
     weights: Floats,
-    choice: MergeOptions,
-    result: Result,
+    options: MergeOptions,
+    result: MergedAdapter,
     statistics: Statistics,
     out: Path,
     size: int,
@@ -169,12 +212,12 @@ def _report(
     return {
         "path": str(out),
         "peft_type": "LORA",
-        "rule": choice.name,
-        "space": choice.space,
+        "rule": options.name,
+        "space": options.space,
         "bytes": size,
         "parameters": result.layout.numel,
         "rank": [min(ranks), max(ranks)] if ranks else [],
-        **statistics.facts(),
+        **statistics.summarize(),
         "notes": notes,
         "sites": [
             {

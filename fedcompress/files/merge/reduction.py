@@ -1,4 +1,4 @@
-"""How the factors of one module become one pair: forms that may change the rank, and the LoRA rules."""
+"""The factors of one module from all sites are reduced to one pair here, by a form or by a rule of rounds."""
 
 from __future__ import annotations
 
@@ -7,66 +7,73 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedcompress.errors import ConfigError
-from fedcompress.merging import RULES, parse_rule
+from fedcompress.errors import ConfigError, UnknownNameError
+from fedcompress.merging import RULES, AnyRule, parse_rule
 from fedcompress.merging.base import Elementwise, Floats, Modular, Module
+from fedcompress.merging.lora_rules.ridge import average_factors
 from fedcompress.merging.lowrank import Spectrum, Term, spectrum
+from fedcompress.types import Array
 
-EXACT, FLORA, FEDEX = "exact", "flora", "fedex"
-FORMS: dict[str, str] = {
+EXACT = "exact"
+FLORA = "flora"
+FEDEX = "fedex"
+FORMS: dict[str, str] = {  # forms that a merge of folders has beside the rules of rounds, and their laws
     EXACT: "sum w B A through QR and a small SVD, at any rank (as FlexLoRA, arXiv:2402.11505)",
     FEDEX: "mean A, mean B, and what they miss as extra rank (FedEx-LoRA, arXiv:2410.09432)",
     FLORA: "stacked factors: exact, the ranks add up (FLoRA, arXiv:2409.05976)",
 }
 PRODUCT = "product"
+SPACES = ("factors", PRODUCT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MergeOptions:
-    """What was asked for, checked together."""
+    """Holds what was asked for, checked together by ``check_options``."""
 
-    rule: Elementwise | Modular | str  # a rule, or the name of a form
-    space: str = "factors"
-    rank: int | None = None
-    energy: float | None = None
+    rule: AnyRule | str  # a rule of rounds, or the name of a form
+    space: str = "factors"  # where a rule that merges entries works: factors or product
+    rank: int | None = None  # rank to keep
+    energy: float | None = None  # share of each module's squared norm to keep
 
-    def rank_of(self, found: Spectrum, taken: int = 0) -> int:
-        """Rank to keep, beside what is taken already."""
+    def choose_rank(self, svd: Spectrum, taken: int = 0) -> int:
+        """Return how many singular values to keep; ``taken`` is the rank that other factors of the result have."""
         if self.rank is not None:
-            return min(self.rank - taken, found.rank)
-        return found.rank if self.energy is None else found.rank_for(self.energy)
+            return min(self.rank - taken, svd.rank)
+        return svd.rank if self.energy is None else svd.rank_for(self.energy)
 
     @property
     def name(self) -> str:
-        """Of the rule or form."""
+        """Return the name of the rule or form."""
         return self.rule if isinstance(self.rule, str) else self.rule.name
 
     @property
-    def elementwise(self) -> Elementwise | None:
-        """The rule, if it merges entries one by one."""
+    def elementwise(self) -> Elementwise[object] | None:
+        """Return the rule if it merges entry by entry, else None."""
         return None if isinstance(self.rule, str | Modular) else self.rule
 
 
-def choose(rule: str, space: str, rank: int | None, energy: float | None) -> MergeOptions:
-    """Check the options.
+def check_options(rule: str, space: str, rank: int | None, energy: float | None) -> MergeOptions:
+    """Parse the rule, and check that all options go together.
+
+    Args:
+        rule: name of a form, or a rule as ``name(key=value,...)``.
+        space: ``factors`` or ``product``.
+        rank: rank to keep; None if it was not given.
+        energy: share of the squared norm to keep, above 0, at most 1; None if it was not given.
+
+    Returns:
+        The options.
 
     Raises:
-        ConfigError: one is out of range, or they do not go together; names it.
+        ConfigError: an option is out of range, or does not go with another one; the message names it.
     """
-    made: Elementwise | Modular | str = rule.strip()
-    if made not in FORMS:
-        try:
-            made = parse_rule(rule, field="--rule")
-        except ConfigError as error:
-            if "one of" not in error.rule:
-                raise
-            raise ConfigError("--rule", error.value, f"must be one of {[*FORMS, *RULES]}") from error
-    if not isinstance(made, str) and made.name == "rolora":
-        raise ConfigError("--rule", "rolora", "is for rounds, in turns: folders have no round; use ffa or exact")
-    choice = MergeOptions(rule=made, space=space, rank=rank, energy=energy)
-    if space not in ("factors", PRODUCT):
-        raise ConfigError("--space", space, "one of ['factors', 'product']")
-    if space == PRODUCT and choice.elementwise is None:
+    parsed = _parse_rule_or_form(rule)
+    if not isinstance(parsed, str) and parsed.needs_rounds:
+        raise ConfigError("--rule", parsed.name, "is for rounds, in turns: folders have no round; use ffa or exact")
+    options = MergeOptions(rule=parsed, space=space, rank=rank, energy=energy)
+    if space not in SPACES:
+        raise ConfigError("--space", space, f"one of {list(SPACES)}")
+    if space == PRODUCT and options.elementwise is None:
         raise ConfigError("--space", space, f"must be factors: {rule} works on products by itself")
     if rank is not None and rank < 1:
         raise ConfigError("--rank", rank, "must be at least 1")
@@ -74,110 +81,121 @@ def choose(rule: str, space: str, rank: int | None, energy: float | None) -> Mer
         raise ConfigError("--energy", energy, "must be above 0, at most 1")
     if rank is not None and energy is not None:
         raise ConfigError("--energy", energy, "must not be given together with --rank")
-    truncates = made in (EXACT, FEDEX) or space == PRODUCT
+    can_truncate = parsed in (EXACT, FEDEX) or space == PRODUCT
     for name, value in (("--rank", rank), ("--energy", energy)):
-        if value is not None and not truncates:
+        if value is not None and not can_truncate:
             raise ConfigError(name, value, f"is for exact, fedex and --space product: {rule} has a rank of its own")
     if space == PRODUCT and rank is None and energy is None:
         raise ConfigError("--rank", "missing", "must be given, or --energy: the merged products have full rank")
-    return choice
+    return options
+
+
+def _parse_rule_or_form(text: str) -> AnyRule | str:
+    name = text.strip()
+    if name in FORMS:
+        return name
+    try:
+        return parse_rule(text, field="--rule")
+    except UnknownNameError as error:
+        raise ConfigError("--rule", error.value, f"must be one of {[*FORMS, *RULES]}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleFactors:
-    """Factors of one module from the sites that have it, float32; scaling is a part of the weight."""
+    """Holds the factors of one module from the sites that have it, float32; scaling is a part of a term's weight."""
 
     name: str
-    shape: tuple[int, int]
-    members: Sequence[int]  # numbers of the sites
-    terms: Sequence[Term]
-    weights: Floats  # of all sites, they add up to 1
+    shape: tuple[int, int]  # (rows, columns) of the product
+    members: Sequence[int]  # numbers of the sites that have the module
+    terms: Sequence[Term]  # for each of these its scaling, B (rows, rank) and A (rank, columns)
+    weights: Floats  # (sites,): weights of all sites, which add up to 1
 
     @property
     def weighted(self) -> list[Term]:
-        """Terms of the weighted sum."""
+        """Return the terms of the weighted sum over the sites."""
         return [
             Term(t.weight * float(self.weights[i]), t.b, t.a) for i, t in zip(self.members, self.terms, strict=True)
         ]
 
 
 @dataclass(frozen=True)
-class Merged:
-    """One pair of factors, and what was cut off, relative to what the form would keep at full rank."""
+class FactorPair:
+    """Holds one pair of factors, and says what was cut off."""
 
-    b: Floats
-    a: Floats
-    error: float = 0.0
+    b: Floats | Array  # (rows, rank)
+    a: Floats | Array  # (rank, columns)
+    error: float = 0.0  # norm of what was cut off, relative to what the form would keep at full rank
 
 
-def merged(held: ModuleFactors, choice: MergeOptions) -> Merged:
-    """The pair of a form or a LoRA rule.
+def reduce_module(module: ModuleFactors, options: MergeOptions) -> FactorPair:
+    """Reduce a module to one pair, by a form or a LoRA rule.
 
     Raises:
-        ConfigError: the form needs equal ranks, or an equal A.
+        ConfigError: the form or rule needs equal ranks, or an equal A, and the sites have others.
     """
-    match choice.rule:
+    match options.rule:
         case str(name) if name == EXACT:
-            return shortened(spectrum(held.weighted, held.shape), choice)
+            return truncate_spectrum(spectrum(module.weighted, module.shape), options)
         case str(name) if name == FLORA:
-            terms = held.weighted
-            return Merged(
+            terms = module.weighted
+            return FactorPair(
                 np.hstack([t.weight * np.asarray(t.b, np.float64) for t in terms]),
                 np.vstack([np.asarray(t.a, np.float64) for t in terms]),
             )
         case Modular() as rule:
-            if rule.name == "ffa":
-                _check_frozen(held)
-            a, b = rule.pair(_module(held, rule.name), 1)
-            return Merged(b, a)
+            if rule.requires_frozen_a:
+                _check_frozen(module, rule.name)
+            a, b = rule.pair(_to_round_module(module, rule.name), 1)
+            return FactorPair(b, a)
         case _:
-            return _fedex(held, choice)
+            return _reduce_fedex(module, options)
 
 
-def shortened(found: Spectrum, choice: MergeOptions) -> Merged:
-    """Balanced factors of the rank that was asked for; at least 1, since PEFT has no rank 0."""
-    cut = found.truncated(max(choice.rank_of(found), 1))
-    return Merged(cut.b, cut.a, cut.error)
+def truncate_spectrum(svd: Spectrum, options: MergeOptions) -> FactorPair:
+    """Return balanced factors of the rank that was asked for; at least 1, since PEFT has no rank 0."""
+    truncation = svd.truncate(max(options.choose_rank(svd), 1))
+    return FactorPair(truncation.b, truncation.a, truncation.error)
 
 
-def _fedex(held: ModuleFactors, choice: MergeOptions) -> Merged:
-    module = _module(held, FEDEX)
-    a = sum((w * own for w, (own, _) in zip(module.weights, module.factors, strict=True)), np.zeros_like(module.a0))
-    b = sum((w * own for w, (_, own) in zip(module.weights, module.factors, strict=True)), np.zeros_like(module.b0))
+def _reduce_fedex(module: ModuleFactors, options: MergeOptions) -> FactorPair:
+    """Return the mean factors with the best part of what they miss as extra rank."""
+    a, b = average_factors(_to_round_module(module, FEDEX))
     rank = a.shape[0]
-    if choice.rank is not None and choice.rank < rank:
-        raise ConfigError("--rank", choice.rank, f"must be at least {rank}, the rank of the means, for fedex")
-    found = spectrum([*held.weighted, Term(-1.0, b, a)], held.shape)
-    whole = float(np.linalg.norm(spectrum(held.weighted, held.shape).values))
-    floor = whole * max(held.shape) * float(np.finfo(np.float64).eps)
-    real = int(np.count_nonzero(found.values > floor))  # the residual may be nothing but rounding
-    cut = found.truncated(min(choice.rank_of(found, taken=rank), real))
-    lost = cut.error * float(np.linalg.norm(found.values))
-    return Merged(np.hstack([b, cut.b]), np.vstack([a, cut.a]), lost / whole if whole else 0.0)
+    if options.rank is not None and options.rank < rank:
+        raise ConfigError("--rank", options.rank, f"must be at least {rank}, the rank of the means, for fedex")
+    residual = spectrum([*module.weighted, Term(-1.0, b, a)], module.shape)
+    whole = float(np.linalg.norm(spectrum(module.weighted, module.shape).values))
+    floor = whole * max(module.shape) * float(np.finfo(np.float64).eps)
+    real_rank = int(np.count_nonzero(residual.values > floor))  # the residual may be nothing but rounding
+    extra = residual.truncate(min(options.choose_rank(residual, taken=rank), real_rank))
+    lost = extra.error * float(np.linalg.norm(residual.values))
+    return FactorPair(np.hstack([b, extra.b]), np.vstack([a, extra.a]), lost / whole if whole else 0.0)
 
 
-def _module(held: ModuleFactors, rule: str) -> Module:
-    """Factors for a rule of rounds: scaling is in B, and the mean A of those that have the module stands for the rest.
+def _to_round_module(module: ModuleFactors, rule: str) -> Module:
+    """Return the factors as a rule of rounds takes them: scaling is in B, and all sites have the module.
 
-    So a site without the module sends a zero update, and does not pull A towards zero.
+    For a site without it, B is zero and A is the mean of those that have it. So such a site sends a zero update, and
+    does not pull A towards zero.
     """
-    ranks = sorted({t.b.shape[1] for t in held.terms})
+    ranks = sorted({t.b.shape[1] for t in module.terms})
     if len(ranks) > 1:
-        rule_text = f"have ranks {ranks} in {held.name}: it needs equal ranks; use exact, or --space product"
+        rule_text = f"have ranks {ranks} in {module.name}: it needs equal ranks; use exact, or --space product"
         raise ConfigError("--rule", rule, f"the adapters {rule_text}")
-    here = held.weights[list(held.members)]
-    share = here / here.sum() if here.sum() else np.full(len(here), 1 / len(here))
-    rank, (rows, columns) = ranks[0], held.shape
+    weights = module.weights[list(module.members)]
+    shares = weights / weights.sum() if weights.sum() else np.full(len(weights), 1 / len(weights))
+    rank = ranks[0]
+    rows, columns = module.shape
     mean_a = np.zeros((rank, columns))
-    for weight, term in zip(share, held.terms, strict=True):
-        mean_a += weight * np.asarray(term.a, np.float64)
-    factors = [(mean_a, np.zeros((rows, rank)))] * len(held.weights)
-    for i, term in zip(held.members, held.terms, strict=True):
+    for share, term in zip(shares, module.terms, strict=True):
+        mean_a += share * np.asarray(term.a, np.float64)
+    factors: list[tuple[Floats, Floats]] = [(mean_a, np.zeros((rows, rank)))] * len(module.weights)
+    for i, term in zip(module.members, module.terms, strict=True):
         factors[i] = (np.asarray(term.a, np.float64), term.weight * np.asarray(term.b, np.float64))
-    return Module(held.name, mean_a, np.zeros((rows, rank)), factors, held.weights)
+    return Module(module.name, mean_a, np.zeros((rows, rank)), factors, module.weights)
 
 
-def _check_frozen(held: ModuleFactors) -> None:
-    if any(t.a.shape != held.terms[0].a.shape or (t.a != held.terms[0].a).any() for t in held.terms):
-        rule = f"needs the same A in all adapters, as FFA-LoRA freezes it: they differ in {held.name}; use exact"
-        raise ConfigError("--rule", "ffa", rule)
+def _check_frozen(module: ModuleFactors, rule: str) -> None:
+    if any(t.a.shape != module.terms[0].a.shape or (t.a != module.terms[0].a).any() for t in module.terms):
+        reason = f"needs the same A in all adapters, as FFA-LoRA freezes it: they differ in {module.name}; use exact"
+        raise ConfigError("--rule", rule, reason)

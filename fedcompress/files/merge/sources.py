@@ -1,4 +1,4 @@
-"""The adapters of sites: opened by their headers, compared, and read by the tensor."""
+"""The adapters of sites are opened by their headers here, compared, and read tensor by tensor."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from fedcompress.adapters.folder import CONFIG_FILE
 from fedcompress.adapters.safetensors_io import Source, open_source
 from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, NonFiniteError
-from fedcompress.files.merge.module_paths import with_float_places
 from fedcompress.files.merge.peft_types import REFUSED, TYPES, TypeRow
+from fedcompress.files.merge.sparse_indices import with_float_indices
 from fedcompress.types import Array, TensorSpec
 
-FCU = ".fcu"
-SPARSE = ("SHIRA", "SUPERTUNING")
-PREFIX = "base_model.model."
+FCU = ".fcu"  # suffix of files that hold an encoded adapter
+SPARSE = ("SHIRA", "SUPERTUNING")  # PEFT types that store the indices of their values
+PREFIX = "base_model.model."  # of names in PEFT's files
 _FACTOR = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
+# Values of init_lora_weights that leave the base model as it is.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 # Options of LoRA whose change is not scaling times B A, or is not that on every input.
 _NOT_PLAIN = {
@@ -34,6 +35,7 @@ _NOT_PLAIN = {
     "use_bdlora": "has factors in blocks",
     "use_qalora": "has inputs that are pooled",
 }
+# Options of LoRA that must be equal at all sites.
 _EQUAL = ("alora_invocation_tokens", "bias", "layer_replication", "trainable_token_indices", "use_dora")
 # What may differ between sites of a type that is averaged entry by entry.
 _FREE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "runtime_config")
@@ -41,37 +43,45 @@ _FREE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_vers
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """Where the two factors of a module are, at one site."""
+    """Says where the two factors of a module are, at one site, and what their product is multiplied with."""
 
     a: TensorSpec  # (rank, columns) or (rank, columns, *kernel)
     b: TensorSpec  # (rows, rank) or (rows, rank, 1, ...)
-    scaling: float
+    scaling: float  # alpha / rank, or alpha / sqrt(rank) with rsLoRA
 
     @property
     def rank(self) -> int:
-        """Rows of A."""
+        """Return the rank: the number of rows of A."""
         return self.a.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the product, kernels flattened."""
+        """Return the shape of the product, (rows, columns), with kernels flattened."""
         return self.b.shape[0], math.prod(self.a.shape[1:])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One adapter, of which nothing but the header is in memory."""
+    """A site is one adapter, of which nothing but the header is in memory."""
 
-    path: Path
-    source: Source
-    config: Mapping[str, Any]
+    path: Path  # as the user gave it
+    source: Source  # reads the tensors
+    config: Mapping[str, Any]  # adapter_config.json
     modules: Mapping[str, Factors]  # LoRA modules by their name in the file
 
     def read(self, spec: TensorSpec, start: int = 0, stop: int | None = None) -> Array:
-        """Rows of a tensor, float32.
+        """Read rows of a tensor.
+
+        Args:
+            spec: the tensor.
+            start: the first row.
+            stop: the row behind the last; the end of the tensor if left out. A scalar is read whole.
+
+        Returns:
+            Shape (stop - start, ...), float32.
 
         Raises:
-            NonFiniteError: names site and tensor.
+            NonFiniteError: a value is NaN or infinite; names site and tensor.
         """
         if not spec.shape:
             values = self.source.read(TensorSlice(spec=spec))
@@ -85,13 +95,21 @@ class Site:
 
     @property
     def others(self) -> list[TensorSpec]:
-        """Tensors that are no factor."""
+        """Return the tensors that are no factor."""
         factors = {t.name for f in self.modules.values() for t in (f.a, f.b)}
         return [t for t in self.source.layout.tensors if t.name not in factors]
 
 
 def open_sites(paths: Sequence[Path], base: Path | None, scratch: Path) -> list[Site]:
-    """Open folders, and .fcu files after decoding them into a scratch folder.
+    """Open PEFT folders, and .fcu files after decoding them into a scratch folder.
+
+    Args:
+        paths: folders and .fcu files.
+        base: what .fcu files were encoded against, if they were.
+        scratch: an empty folder for what is decoded.
+
+    Returns:
+        One site for each path, in order.
 
     Raises:
         ConfigError: a path is no adapter, or one of a kind that cannot be merged; names it.
@@ -111,7 +129,7 @@ def _folder(path: Path, base: Path | None, scratch: Path) -> Path:
     from fedcompress.files.decode import decode_file
 
     if path.suffix != FCU or path.is_dir():
-        return with_float_places(path, scratch) if _is_sparse(path) else path
+        return with_float_indices(path, scratch) if _is_sparse(path) else path
     container = open_container(path)
     if container.config is None:
         raise ConfigError("PATH", path, "must hold an adapter: it has tensors without a config")
@@ -120,7 +138,7 @@ def _folder(path: Path, base: Path | None, scratch: Path) -> Path:
 
 
 def _is_sparse(folder: Path) -> bool:
-    """Whether it may have integers; a config that is broken is reported when it is opened."""
+    """Return whether a folder may have integer tensors; a config that is broken is reported when it is opened."""
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -133,18 +151,18 @@ def _open(path: Path, folder: Path) -> Site:
         raise ConfigError("PATH", path, "must be a PEFT folder or an .fcu file")
     source = open_source(folder)
     config = source.config or {}
-    row = row_of(path, config)
+    row = find_type(path, config)
     if row.merge == REFUSED:
         raise ConfigError(f"{path}: peft_type", config["peft_type"], f"cannot be merged: it {row.why}")
     modules: dict[str, Factors] = {}
     if config["peft_type"] == "LORA":
         _check_plain(path, config)
-        modules = _modules(path, source, config)
+        modules = _find_modules(path, source, config)
     return Site(path=path, source=source, config=config, modules=modules)
 
 
-def row_of(path: Path, config: Mapping[str, Any]) -> TypeRow:
-    """What the table says of a config's type."""
+def find_type(path: Path, config: Mapping[str, Any]) -> TypeRow:
+    """Find the row of a config's PEFT type, or raise ``ConfigError`` with ``path`` if the table has none."""
     kind = config.get("peft_type")
     if not isinstance(kind, str) or kind not in TYPES:
         raise ConfigError(f"{path}: peft_type", kind, f"one of {list(TYPES)}")
@@ -161,29 +179,29 @@ def _check_plain(path: Path, config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{path}: {key}", config[key], f"cannot be merged: it {why}")
 
 
-def _modules(path: Path, source: Source, config: Mapping[str, Any]) -> dict[str, Factors]:
-    found: dict[str, dict[str, TensorSpec]] = {}
+def _find_modules(path: Path, source: Source, config: Mapping[str, Any]) -> dict[str, Factors]:
+    factors: dict[str, dict[str, TensorSpec]] = {}  # by module: A and B
     for spec in source.layout.tensors:
         if match := _FACTOR.fullmatch(spec.name):
-            found.setdefault(match.group(1), {})[match.group(2)] = spec
+            factors.setdefault(match.group(1), {})[match.group(2)] = spec
         elif ".lora_" in spec.name and not is_magnitude(spec.name) and not is_bias(spec.name):
             raise ConfigError(f"{path}: tensor", spec.name, "is no tensor of plain LoRA or DoRA")
-    out = {}
-    for name, pair in sorted(found.items()):
+    modules = {}
+    for name, pair in sorted(factors.items()):
         for letter in "AB":
             if letter not in pair:
                 other = next(iter(pair.values())).name
                 raise ConfigError(f"{path}: {name}", f"no lora_{letter}", f"must come with {other}")
-        out[name] = _factors(path, name, pair["A"], pair["B"], config)
-    return out
+        modules[name] = _locate_factors(path, name, pair["A"], pair["B"], config)
+    return modules
 
 
-def _factors(path: Path, name: str, a: TensorSpec, b: TensorSpec, config: Mapping[str, Any]) -> Factors:
+def _locate_factors(path: Path, name: str, a: TensorSpec, b: TensorSpec, config: Mapping[str, Any]) -> Factors:
     if len(a.shape) < 2 or len(a.shape) != len(b.shape) or b.shape[1] != a.shape[0] or set(b.shape[2:]) - {1}:
         raise ConfigError(f"{path}: {name}", f"A {a.shape}, B {b.shape}", "must multiply: (r, columns) and (rows, r)")
     module = name.removeprefix(PREFIX)
-    rank = pattern(path, config, "rank_pattern", module, config.get("r"))
-    alpha = pattern(path, config, "alpha_pattern", module, config.get("lora_alpha"))
+    rank = match_pattern(path, config, "rank_pattern", module, config.get("r"))
+    alpha = match_pattern(path, config, "alpha_pattern", module, config.get("lora_alpha"))
     if rank != a.shape[0] or not rank:
         raise ConfigError(f"{path}: {name}", f"A {a.shape}", f"must have the rank of {CONFIG_FILE}: {rank}")
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
@@ -191,8 +209,22 @@ def _factors(path: Path, name: str, a: TensorSpec, b: TensorSpec, config: Mappin
     return Factors(a=a, b=b, scaling=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
-def pattern(path: Path, config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:
-    """The value for a module, as PEFT finds it: the first key that matches the end of its name."""
+def match_pattern(path: Path, config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:
+    """Find a module's value in a pattern as PEFT does: that of the first key which matches the end of its name.
+
+    Args:
+        path: the adapter, for the message.
+        config: its adapter_config.json.
+        field: ``rank_pattern`` or ``alpha_pattern``.
+        module: name of the module, without ``PREFIX``.
+        default: the value if no key matches.
+
+    Returns:
+        The value.
+
+    Raises:
+        ConfigError: a key is no regular expression.
+    """
     for key, value in (config.get(field) or {}).items():
         try:
             if re.match(rf"(.*\.)?({key})$", module):
@@ -203,17 +235,21 @@ def pattern(path: Path, config: Mapping[str, Any], field: str, module: str, defa
 
 
 def is_magnitude(name: str) -> bool:
-    """Whether a tensor is a magnitude of DoRA."""
+    """Return whether a tensor is a magnitude of DoRA."""
     return ".lora_magnitude_vector" in name
 
 
 def is_bias(name: str) -> bool:
-    """Whether a tensor is the bias of a B, which is scaled like B."""
+    """Return whether a tensor is the bias of a B, which is scaled like B."""
     return name.endswith(".lora_B.bias")
 
 
 def check_together(sites: Sequence[Site], other_bases: bool) -> None:
-    """Compare sites with the first one.
+    """Raise unless all sites can be merged with the first one.
+
+    Args:
+        sites: the adapters.
+        other_bases: accept different names and revisions of the base model.
 
     Raises:
         ConfigError: base model, revision, type, a setting or a shape differs; names site and field.
@@ -227,7 +263,7 @@ def check_together(sites: Sequence[Site], other_bases: bool) -> None:
             together = {*first.config, *site.config}
             keys += _EQUAL if site.config["peft_type"] == "LORA" else sorted(together - {*_FREE})
         for key in keys:
-            ours, theirs = (_normal(key, s.config.get(key)) for s in (first, site))
+            ours, theirs = (_normalize_option(key, s.config.get(key)) for s in (first, site))
             if ours != theirs:
                 rule = f"must be as in {first.path}: {first.config.get(key)}"
                 raise ConfigError(f"{site.path}: {key}", site.config.get(key), rule)
@@ -236,7 +272,7 @@ def check_together(sites: Sequence[Site], other_bases: bool) -> None:
     _check_others(sites)
 
 
-def _normal(key: str, value: Any) -> Any:
+def _normalize_option(key: str, value: Any) -> Any:
     if key == "revision" and value in (None, "", "main"):
         return None
     if key == "bias" and value is None:
@@ -260,14 +296,15 @@ def _check_shapes(name: str, factors: Factors, site: Site, sites: Sequence[Site]
 
 
 def _check_others(sites: Sequence[Site]) -> None:
-    """Tensors that are no factor are in all sites with one shape; only a bias of B may be missing."""
-    held = [{t.name: t for t in s.others} for s in sites]
-    for name in sorted({n for h in held for n in h}):
-        owner = next(i for i, h in enumerate(held) if name in h)
-        for site, tensors in zip(sites, held, strict=True):
+    """Raise unless tensors that are no factor are in all sites, with one shape; only a bias of B may be missing."""
+    by_site = [{t.name: t for t in s.others} for s in sites]
+    for name in sorted({n for tensors in by_site for n in tensors}):
+        owner = next(i for i, tensors in enumerate(by_site) if name in tensors)
+        shape = by_site[owner][name].shape
+        for site, tensors in zip(sites, by_site, strict=True):
             if name not in tensors and not is_bias(name):
                 rule = f"must be in all adapters or in none: it is in {sites[owner].path}"
                 raise ConfigError(f"{site.path}: {name}", "missing", rule)
-            if name in tensors and tensors[name].shape != held[owner][name].shape:
-                rule = f"must be as in {sites[owner].path}: {held[owner][name].shape}"
+            if name in tensors and tensors[name].shape != shape:
+                rule = f"must be as in {sites[owner].path}: {shape}"
                 raise ConfigError(f"{site.path}: {name}", tensors[name].shape, rule)

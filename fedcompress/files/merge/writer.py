@@ -1,4 +1,4 @@
-"""The config and the file of a merged adapter."""
+"""The config and the weights file of a merged adapter are written here."""
 
 from __future__ import annotations
 
@@ -16,31 +16,39 @@ from fedcompress.adapters import group_of
 from fedcompress.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedcompress.adapters.safetensors_io import Sink
 from fedcompress.chunks import TensorSlice, split_layout
-from fedcompress.errors import ConfigError
-from fedcompress.files.merge.sources import PREFIX, Site, is_bias, pattern
+from fedcompress.errors import ConfigError, NonFiniteError
+from fedcompress.files.merge.sources import PREFIX, Site, is_bias, match_pattern
 from fedcompress.merging.base import Floats
 from fedcompress.types import DTYPES, Array, Layout, TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """What is written: factors in memory, and the other tensors as means that are read by the piece."""
+class MergedAdapter:
+    """Holds what is written: factors in memory, and specs of other tensors, whose means are computed by the slice."""
 
-    config: dict[str, Any]
-    layout: Layout
-    factors: Mapping[str, Array]  # by name in the file
-    means: Sequence[TensorSpec]
+    config: dict[str, Any]  # adapter_config.json
+    layout: Layout  # of the weights file
+    factors: Mapping[str, Array]  # by name in the file, float32
+    means: Sequence[TensorSpec]  # tensors that are averaged entry by entry
 
 
-def config_of(sites: Sequence[Site], ranks: Mapping[str, int]) -> dict[str, Any]:
-    """Config of a merged LoRA: scaling 1 in every module, patterns only where ranks differ."""
+def merge_configs(sites: Sequence[Site], ranks: Mapping[str, int]) -> dict[str, Any]:
+    """Make the config of a merged LoRA: scaling 1 in every module, patterns only where ranks differ.
+
+    Args:
+        sites: the adapters; what they share is taken from the first one.
+        ranks: rank of each module of the result, by name in the file.
+
+    Returns:
+        What adapter_config.json is to hold.
+    """
     config = dict(sites[0].config)
     modules = {name.removeprefix(PREFIX): rank for name, rank in ranks.items()}
     common = Counter(modules.values()).most_common(1)[0][0] if modules else config.get("r", 1)
     others = {name: rank for name, rank in modules.items() if rank != common}
     config |= {"r": common, "lora_alpha": common, "use_rslora": False, "init_lora_weights": True}
     config |= {"rank_pattern": others, "alpha_pattern": dict(others), "inference_mode": True}
-    if any(pattern(sites[0].path, config, "rank_pattern", n, common) != r for n, r in modules.items()):
+    if any(match_pattern(sites[0].path, config, "rank_pattern", n, common) != r for n, r in modules.items()):
         anchored = {"^" + name.replace(".", r"\."): rank for name, rank in others.items()}
         config |= {"rank_pattern": anchored, "alpha_pattern": dict(anchored)}
     targets = [s.config.get("target_modules") for s in sites]
@@ -61,36 +69,62 @@ def _same(left: Any, right: Any) -> bool:
     return bool(left == right)
 
 
-def dtype_of(name: str, sites: Sequence[Site], dtype: str) -> str:
-    """As asked for; else what all sites have, else float32.
+def choose_dtype(name: str, sites: Sequence[Site], dtype: str) -> str:
+    """Choose the dtype to store a tensor in: as asked for, else what all sites have, else float32.
+
+    Args:
+        name: name of the tensor.
+        sites: the adapters.
+        dtype: what was asked for; empty if nothing was.
+
+    Returns:
+        The dtype's name.
 
     Raises:
-        ConfigError: no such dtype.
+        ConfigError: there is no such dtype.
     """
     if dtype:
         if dtype not in DTYPES:
             raise ConfigError("--dtype", dtype, f"one of {list(DTYPES)}")
         return dtype
-    found = {s.source.layout.by_name[name].dtype for s in sites if name in s.source.layout.by_name}
-    return found.pop() if len(found) == 1 else "float32"
+    dtypes = {s.source.layout.by_name[name].dtype for s in sites if name in s.source.layout.by_name}
+    return dtypes.pop() if len(dtypes) == 1 else "float32"
 
 
-def means_of(sites: Sequence[Site], dtype: str, scaled: bool) -> list[TensorSpec]:
-    """Specs of the tensors that are averaged; a bias of B is scaled, so it is kept in float32."""
+def list_means(sites: Sequence[Site], dtype: str, scaled: bool) -> list[TensorSpec]:
+    """List the tensors that are averaged entry by entry.
+
+    Args:
+        sites: the adapters.
+        dtype: dtype to store; empty is that of the adapters.
+        scaled: whether a bias of B is scaled, as in LoRA; it is then stored in float32 unless a dtype is given.
+
+    Returns:
+        Their specs in the merged file, sorted by name.
+    """
     specs = {t.name: t for s in sites for t in s.others}
     return [
         TensorSpec(
             name=name,
             shape=spec.shape,
-            dtype=(dtype or "float32") if scaled and is_bias(name) else dtype_of(name, sites, dtype),
+            dtype=(dtype or "float32") if scaled and is_bias(name) else choose_dtype(name, sites, dtype),
             group=group_of(name),
         )
         for name, spec in sorted(specs.items())
     ]
 
 
-def write(out: Path, result: Result, sites: Sequence[Site], weights: Floats) -> int:
-    """Write the folder; means are made piece by piece. Returns the bytes of the weights file.
+def write_adapter(out: Path, result: MergedAdapter, sites: Sequence[Site], weights: Floats) -> int:
+    """Write the folder of a merged adapter; means are computed slice by slice.
+
+    Args:
+        out: folder to write.
+        result: what to write.
+        sites: the adapters, for the means.
+        weights: shape (sites,), float64; they add up to 1.
+
+    Returns:
+        The number of bytes of the weights file.
 
     Raises:
         ConfigError: ``out`` is a file, or the disk is full.
@@ -98,32 +132,40 @@ def write(out: Path, result: Result, sites: Sequence[Site], weights: Floats) -> 
     """
     with Sink(out / WEIGHTS_FILE, result.layout, {"format": "pt"}) as sink:
         for name, values in result.factors.items():
-            sink.write(TensorSlice(spec=result.layout.by_name[name]), _finite(name, values))
-        for part in split_layout(Layout(tuple(result.means))) if result.means else []:
-            for piece in part:
-                sink.write(piece, mean_of(piece, sites, weights))
+            sink.write(TensorSlice(spec=result.layout.by_name[name]), _check_finite(name, values))
+        for slices in split_layout(Layout(tuple(result.means))) if result.means else []:
+            for piece in slices:
+                sink.write(piece, compute_mean(piece, sites, weights))
     part_file = out / f"{CONFIG_FILE}.part"
     part_file.write_text(json.dumps(result.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(part_file, out / CONFIG_FILE)
     return (out / WEIGHTS_FILE).stat().st_size
 
 
-def _finite(name: str, values: Array) -> Array:
-    from fedcompress.errors import NonFiniteError
-
+def _check_finite(name: str, values: Array) -> Array:
     if not np.isfinite(values).all():
         raise NonFiniteError(f"merged: {name}: contains NaN or infinity: values are too large for float32")
     return values
 
 
-def mean_of(piece: TensorSlice, sites: Sequence[Site], weights: Floats) -> Array:
-    """Weighted mean of a piece; a bias of B counts with the scaling of its module, and as zero where it is missing."""
+def compute_mean(piece: TensorSlice, sites: Sequence[Site], weights: Floats) -> Array:
+    """Compute the weighted mean of a slice.
+
+    Args:
+        piece: which rows of which tensor.
+        sites: the adapters. A bias of B counts with the scaling of its module; a missing one counts as zero.
+        weights: shape (sites,), float64; they add up to 1.
+
+    Returns:
+        The mean, float32, of the shape of the slice.
+    """
     whole = piece.whole
     stop = piece.start + piece.spec.shape[0] if piece.total else None
     total = np.zeros(piece.spec.shape)
     for site, weight in zip(sites, weights, strict=True):
         if whole.name not in site.source.layout.by_name:
             continue
-        own = site.modules.get(whole.name.removesuffix(".lora_B.bias")) if is_bias(whole.name) else None
-        total += weight * (own.scaling if own else 1.0) * site.read(whole, piece.start, stop)
+        module = site.modules.get(whole.name.removesuffix(".lora_B.bias")) if is_bias(whole.name) else None
+        scaling = module.scaling if module else 1.0
+        total += weight * scaling * site.read(whole, piece.start, stop)
     return total.astype(np.float32)

@@ -1,4 +1,4 @@
-"""How many coefficients each module gets: more where more is at stake."""
+"""How many coefficients each module gets is decided here: more where more is at stake."""
 
 from __future__ import annotations
 
@@ -12,53 +12,60 @@ from fedcompress.merging.base import Floats
 from fedcompress.merging.data_driven.factored import Factored
 
 
-def importance_of(coefficients: Mapping[str, Floats], changes: Mapping[str, list[Factored]]) -> dict[str, float]:
-    """``sum_i mean|c_im| * |dW_im| * rows * columns`` of each module m.
+def compute_importance(coefficients: Mapping[str, Floats], changes: Mapping[str, list[Factored]]) -> dict[str, float]:
+    """Compute how important each module m is: ``sum_i mean|c_im| * |dW_im| * rows * columns``.
 
     Expert Merging++ (Zhang et al. 2025, arXiv:2509.25712, importance-guided chunking) multiplies learned
     coefficients, norm of the update and number of parameters; its released code takes the counts by hand. How these
-    are joined over sites and chunks is ours: a sum over sites, the mean over chunks. The norm is Frobenius', of the
-    product.
+    are joined over sites and chunks is ours: a sum over sites, the mean over chunks. The norm is the Frobenius norm of
+    the product.
 
     Args:
-        coefficients: by module, (sites, chunks), learned with few chunks.
+        coefficients: by module, shape (sites, chunks), learned with few chunks.
         changes: by module, for each site its dense update as factors.
 
+    Returns:
+        The importance by module, at least 0.
+
     Raises:
-        ConfigError: the modules differ, or the sites of one.
+        ConfigError: the two have different modules, or different sites of one module.
     """
     if set(coefficients) != set(changes):
         raise ConfigError("changes", sorted(set(changes) ^ set(coefficients))[:3], "must be of the same modules")
-    out = {}
-    for name, own in coefficients.items():
-        if len(own) != len(changes[name]):
-            raise ConfigError(f"changes.{name}", len(changes[name]), f"must be {len(own)}, one for each site")
-        sizes = np.abs(own).mean(axis=1)
-        out[name] = sum(
-            float(c) * frobenius(d) * d.shape[0] * d.shape[1] for c, d in zip(sizes, changes[name], strict=True)
+    importance: dict[str, float] = {}
+    for name, values in coefficients.items():
+        if len(values) != len(changes[name]):
+            raise ConfigError(f"changes.{name}", len(changes[name]), f"must be {len(values)}, one for each site")
+        sizes = np.abs(values).mean(axis=1)
+        importance[name] = sum(
+            float(size) * frobenius_norm(change) * change.shape[0] * change.shape[1]
+            for size, change in zip(sizes, changes[name], strict=True)
         )
-    return out
+    return importance
 
 
-def frobenius(matrix: Factored) -> float:
-    """Norm of the product of the factors, without the product."""
+def frobenius_norm(matrix: Factored) -> float:
+    """Compute the Frobenius norm of the product of two factors, without forming the product."""
     left, right = (np.asarray(np.linalg.qr(f, mode="r")) for f in (matrix.left, matrix.right.T))
     return float(np.linalg.norm(left @ right.T))
 
 
 def chunk_counts(importance: Mapping[str, float], total: int) -> dict[str, int]:
-    """Share a budget of chunks among modules: one for each, the others by largest remainder.
+    """Share a budget of chunks among modules: one for each module, the others by largest remainder.
 
-    With ``rest = total - modules``, a module's quota is ``rest * importance / sum``; it gets the whole part, and
+    With ``rest = total - modules``, a module's quota is ``rest * importance / sum``. It gets the whole part of it, and
     what is left goes to the largest fractions, to the first module where they are equal. A more important module
-    never gets less. All equal if no module is important.
+    never gets less. All modules get equal shares if none is important.
 
     Args:
         importance: by module, finite and nonnegative.
-        total: chunks in all.
+        total: number of chunks in all.
+
+    Returns:
+        The number of chunks by module; they add up to ``total``.
 
     Raises:
-        ConfigError: less chunks than modules, or an importance that is negative or not finite.
+        ConfigError: there are fewer chunks than modules, or an importance is negative or not finite.
     """
     for name, value in importance.items():
         if not 0 <= value < math.inf:
@@ -72,7 +79,7 @@ def chunk_counts(importance: Mapping[str, float], total: int) -> dict[str, int]:
     rest = total - len(importance)
     quotas = [rest * share / math.fsum(shares) for share in shares]
     counts = [int(quota) for quota in quotas]
-    order = sorted(range(len(quotas)), key=lambda i: (counts[i] - quotas[i], i))
-    for place in order[: rest - sum(counts)]:
-        counts[place] += 1
+    by_fraction = sorted(range(len(quotas)), key=lambda i: (counts[i] - quotas[i], i))
+    for i in by_fraction[: rest - sum(counts)]:
+        counts[i] += 1
     return {name: 1 + count for name, count in zip(importance, counts, strict=True)}

@@ -1,13 +1,13 @@
-"""Expert Merging: coefficients of adapters, learned from a few unlabelled batches; needs torch.
+"""Expert Merging learns coefficients of adapters from a few unlabelled batches; this needs torch.
 
 Zhang et al. 2025 (arXiv:2509.25712), with these differences:
 
-- adapters stay adapters: a module's output gets ``sum_i c_im * scaling * B_i A_i x``. The released code rebuilds
-  all weights in each forward pass; here base weights are only read;
-- coefficients are free, where the released code has a sigmoid of them: one site then has exactly 1; a trimmed
-  update may want more than 1; and at 1 / n the slope of a sigmoid shrinks with n;
-- hidden states are compared by squared error over the teacher's mean square, so that no layer wins by its
-  scale; logits by the Kullback-Leibler divergence, whose gradient is that of the paper's cross-entropy, but
+- adapters stay adapters: a module's output gets ``sum_i c_im * scaling * B_i A_i x``. The released code rebuilds all
+  weights in each forward pass; here base weights are only read;
+- coefficients are free, where the released code has a sigmoid of them: one site then has exactly 1; a trimmed update
+  may want more than 1; and at 1 / n the slope of a sigmoid shrinks with n;
+- hidden states are compared by squared error over the teacher's mean square, so that no layer wins by its scale;
+  logits are compared by the Kullback-Leibler divergence, whose gradient is that of the paper's cross-entropy, but
   which is 0 where models agree.
 """
 
@@ -16,33 +16,51 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedcompress.errors import ConfigError
 from fedcompress.merging.base import Floats
-from fedcompress.merging.data_driven.factored import Factored, check_matrix, check_number, stacked
-from fedcompress.merging.data_driven.probe import first, hooked, module_at, resting, run, tokens
-from fedcompress.merging.engine import normalized
+from fedcompress.merging.data_driven.factored import Factored, check_matrix, check_number, stack_factors
+from fedcompress.merging.data_driven.probe import (
+    call_model,
+    evaluation_mode,
+    find_module,
+    first_tensor,
+    removing_hooks,
+    token_vectors,
+)
+from fedcompress.merging.engine import normalize_weights
 from fedcompress.types import Array, to_arrays
 
-Adapter = Mapping[str, tuple[Any, Any]]  # by module: A (rank, columns) and B (rows, rank)
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.utils.hooks import RemovableHandle
+
+Factor = Any  # one factor of an adapter: a numpy array or a torch tensor of any float dtype
+Adapter = Mapping[str, tuple[Factor, Factor]]  # by module: A (rank, columns) and B (rows, rank)
+_MIN_POWER = 1e-12  # least mean square that a squared error is divided by
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expert:
-    """How coefficients are learned.
+    """Holds the settings of how coefficients are learned.
 
     Args:
-        steps: each with one batch of every site.
-        lr: of AdamW at first, falling to 0 in a line; without weight decay, which would pull towards 0 and
-            not towards the start.
+        steps: number of steps, each with one batch of every site.
+        lr: learning rate of AdamW at the first step, falling linearly to 0. There is no weight decay, which would pull
+            towards 0 and not towards the start.
         pull: weight of ``mean|c - c_init|``, the paper's lambda.
-        hidden: weight of the hidden states' distance; 0 leaves them out.
-        temperature: of the softmax that logits go through.
-        start: all coefficients at first; 0 is 1 / sites.
-        seed: of the order of batches.
+        hidden: weight of the distance of hidden states; 0 leaves them out.
+        temperature: temperature of the softmax that logits go through.
+        start: value of all coefficients at first; 0 is 1 / sites.
+        seed: seed of the order of batches.
+
+    Raises:
+        ConfigError: a setting is out of range.
     """
 
     name: ClassVar[str] = "expert"
@@ -64,15 +82,15 @@ class Expert:
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What ``expert`` found."""
+class LearnedCoefficients:
+    """Holds what ``expert`` has learned."""
 
     coefficients: dict[str, Floats]  # by module, (sites, chunks)
     losses: list[float]  # alignment loss of each step's batches, before the step
 
 
 def expert(
-    model: Any,
+    model: Module,
     adapters: Sequence[Adapter],
     batches: Sequence[Sequence[Any]],
     weights: Sequence[float],
@@ -80,22 +98,23 @@ def expert(
     chunks: Mapping[str, int] | None = None,
     hidden_modules: Sequence[str] | None = None,
     config: Expert | None = None,
-) -> Learned:
+) -> LearnedCoefficients:
     """Learn a coefficient for each site and module, so that the merged model acts on each site's batches as its own.
 
-    Memory: the model once, all adapters, and the activations of one batch. A step is, for each site, a forward pass
-    of its own model, and a forward and backward pass of the merged one.
+    Memory: the model once, all adapters, and the activations of one batch. A step is, for each site, a forward pass of
+    its own model, and a forward and a backward pass of the merged one.
 
     Args:
-        model: the ``torch.nn.Module`` that all adapters belong to, without any; it is left as it was found.
+        model: the model that all adapters belong to, without any adapter; it is left as it was found.
         adapters: for each site ``A_i`` and ``B_i`` of the same modules; numpy arrays or tensors.
         batches: for each site some unlabelled batches, as ``collect_grams`` takes them.
-        weights: of the sites' losses; normalised here.
-        scaling: what the adapter multiplies ``B A`` with.
-        chunks: coefficients of a module for each site, 1 if left out, each for equally many rows of B
+        weights: weights of the sites' losses; they are divided by their sum here.
+        scaling: what the adapter multiplies ``B A`` with, alpha / r.
+        chunks: number of coefficients of a module for each site, 1 if left out, each for equally many rows of B
             (``numpy.array_split``). See ``chunk_counts``.
-        hidden_modules: whose outputs are hidden states, such as transformer blocks; the adapted modules if left out.
-        config: how it is learned.
+        hidden_modules: names of modules whose outputs are hidden states, such as transformer blocks; the adapted
+            modules if left out.
+        config: how coefficients are learned; the defaults of ``Expert`` if left out.
 
     Returns:
         Coefficients, float64, and losses.
@@ -106,41 +125,43 @@ def expert(
     import torch
 
     config = config or Expert()
-    shares, counts = _checked(model, adapters, batches, weights, scaling, chunks or {})
+    shares, counts = _check_inputs(model, adapters, batches, weights, scaling, chunks or {})
     mixture = _Mixture(model, adapters, scaling, hidden_modules)
     start = config.start or 1 / len(adapters)
     learned = {n: torch.full((len(adapters), k), start, device=mixture.device) for n, k in counts.items()}
     for values in learned.values():
         values.requires_grad_()
-    with resting(model), hooked(mixture.attach()):
-        alone = len(adapters) == 1 and start == 1  # the loss is 0, and AdamW would follow its rounding
-        losses = [] if alone else _descend(mixture, batches, shares, learned, start, config)
-    return Learned({n: v.detach().cpu().double().numpy() for n, v in learned.items()}, losses)
+    with evaluation_mode(model), removing_hooks(mixture.attach()):
+        # With one site that counts in full the loss is 0, and AdamW would follow its rounding.
+        is_exact = len(adapters) == 1 and start == 1
+        losses = [] if is_exact else _descend(mixture, batches, shares, learned, start, config)
+    return LearnedCoefficients({n: v.detach().cpu().double().numpy() for n, v in learned.items()}, losses)
 
 
 def _descend(
     mixture: _Mixture,
     batches: Sequence[Sequence[Any]],
     shares: Floats,
-    learned: Mapping[str, Any],
+    learned: Mapping[str, Tensor],
     start: float,
     config: Expert,
 ) -> list[float]:
-    """Change coefficients in place; the losses."""
+    """Change the coefficients in place, and return the loss of each step."""
     import torch
 
     optimizer = torch.optim.AdamW(learned.values(), lr=config.lr, weight_decay=0.0)
     size = sum(values.numel() for values in learned.values())
-    draw, losses = np.random.default_rng(config.seed), []
+    generator = np.random.default_rng(config.seed)
+    losses = []
     for step in range(config.steps):
         optimizer.param_groups[0]["lr"] = config.lr * (1 - step / config.steps)
         optimizer.zero_grad()
         loss = 0.0
         for site, weight in enumerate(shares):
-            batch = batches[site][int(draw.integers(len(batches[site])))]
-            one = float(weight) * mixture.distance(site, batch, learned, config)
-            one.backward()
-            loss += float(one.detach())
+            batch = batches[site][int(generator.integers(len(batches[site])))]
+            site_loss = float(weight) * mixture.distance(site, batch, learned, config)
+            site_loss.backward()
+            loss += float(site_loss.detach())
         if not math.isfinite(loss):
             raise ConfigError("expert.lr", config.lr, f"must be less: the loss is {loss} at step {step}")
         losses.append(loss)
@@ -149,8 +170,8 @@ def _descend(
     return losses
 
 
-def alignment(
-    model: Any,
+def alignment_loss(
+    model: Module,
     adapters: Sequence[Adapter],
     batches: Sequence[Sequence[Any]],
     weights: Sequence[float],
@@ -159,34 +180,56 @@ def alignment(
     hidden_modules: Sequence[str] | None = None,
     config: Expert | None = None,
 ) -> float:
-    """The loss that ``expert`` minimises, without the pull, over all batches; 0 where every site finds its own model.
+    """Compute the loss that ``expert`` minimises, without the pull, over all batches.
 
-    Args and errors are those of ``expert``.
+    Args:
+        model: as of ``expert``.
+        adapters: as of ``expert``.
+        batches: as of ``expert``.
+        weights: as of ``expert``.
+        coefficients: by module, shape (sites, chunks).
+        scaling: as of ``expert``.
+        hidden_modules: as of ``expert``.
+        config: as of ``expert``; its weights of the parts of the loss are used.
+
+    Returns:
+        The loss; 0 where the merged model acts on every site's batches as the site's own.
+
+    Raises:
+        ConfigError: as of ``expert``.
     """
     import torch
 
     counts = {name: values.shape[1] for name, values in coefficients.items()}
-    shares, _ = _checked(model, adapters, batches, weights, scaling, counts)
+    shares, _ = _check_inputs(model, adapters, batches, weights, scaling, counts)
     mixture = _Mixture(model, adapters, scaling, hidden_modules)
-    given = {n: torch.tensor(v, dtype=torch.float32, device=mixture.device) for n, v in coefficients.items()}
+    tensors = {n: torch.tensor(v, dtype=torch.float32, device=mixture.device) for n, v in coefficients.items()}
     total = 0.0
-    with torch.no_grad(), resting(model), hooked(mixture.attach()):
+    with torch.no_grad(), evaluation_mode(model), removing_hooks(mixture.attach()):
         for site, weight in enumerate(shares):
             for batch in batches[site]:
-                loss = mixture.distance(site, batch, given, config or Expert())
+                loss = mixture.distance(site, batch, tensors, config or Expert())
                 total += weight * float(loss) / len(batches[site])
     return total
 
 
-def merged_adapters(
+def combine_adapters(
     adapters: Sequence[Adapter], coefficients: Mapping[str, Floats], scaling: float = 1.0
 ) -> dict[str, Factored]:
-    """``sum_i c_im * scaling * B_i A_i`` of each module, stacked: rank n r, scaling included.
+    """Merge adapters by coefficients: ``sum_i c_im * scaling * B_i A_i`` of each module, as stacked factors.
+
+    Args:
+        adapters: for each site ``A_i`` and ``B_i`` of the same modules; numpy arrays or tensors.
+        coefficients: by module, shape (sites, chunks).
+        scaling: what the adapter multiplies ``B A`` with, alpha / r.
+
+    Returns:
+        By module the change of the dense weight, with rank n r, scaling included.
 
     Raises:
         ConfigError: coefficients of a module are missing, or not of every site.
     """
-    out = {}
+    merged: dict[str, Factored] = {}
     for name in adapters[0] if adapters else {}:
         own = coefficients.get(name)
         if own is None or own.ndim != 2 or len(own) != len(adapters):
@@ -194,106 +237,111 @@ def merged_adapters(
             raise ConfigError(f"coefficients.{name}", "none" if own is None else list(own.shape), rule)
         parts = []
         for values, adapter in zip(own, adapters, strict=True):
-            a, b = (_array(factor).astype(np.float64) for factor in adapter[name])
-            parts.append(Factored(scaling * values[_places(b.shape[0], own.shape[1])][:, None] * b, a))
-        out[name] = stacked(parts)
-    return out
+            a, b = (_to_array(factor).astype(np.float64) for factor in adapter[name])
+            by_row = values[_chunk_of_rows(b.shape[0], own.shape[1])]
+            parts.append(Factored(scaling * by_row[:, None] * b, a))
+        merged[name] = stack_factors(parts)
+    return merged
 
 
 class _Mixture:
     """A model whose modules add adapters by coefficients, and that keeps what its modules put out."""
 
     def __init__(
-        self, model: Any, adapters: Sequence[Adapter], scaling: float, hidden_modules: Sequence[str] | None
+        self, model: Module, adapters: Sequence[Adapter], scaling: float, hidden_modules: Sequence[str] | None
     ) -> None:
         import torch
 
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._model, self._scaling = model, scaling
+        self._model = model
+        self._scaling = scaling
         self._factors = {
-            name: [tuple(torch.as_tensor(_array(f), device=self.device) for f in own[name]) for own in adapters]
+            name: [tuple(torch.as_tensor(_to_array(f), device=self.device) for f in own[name]) for own in adapters]
             for name in adapters[0]
         }
-        self._places = {n: sites[0][1].shape[0] for n, sites in self._factors.items()}
+        self._rows = {name: factors[0][1].shape[0] for name, factors in self._factors.items()}
         self._hidden = list(self._factors if hidden_modules is None else hidden_modules)
-        self._coefficients: Mapping[str, Any] = {}
-        self._seen: dict[str, Any] = {}
+        self._coefficients: Mapping[str, Tensor] = {}
+        self._outputs: dict[str, Tensor] = {}  # of the last forward pass, by name of a hidden module
 
-    def attach(self) -> list[Any]:
-        """Handles of hooks; adapters come before what is kept."""
-        adapted = {n: module_at(self._model, n, "adapters") for n in self._factors}
-        hidden = {n: module_at(self._model, n, "hidden_modules") for n in self._hidden}
-        handles = [m.register_forward_hook(self._add(n), with_kwargs=True) for n, m in adapted.items()]
-        return handles + [m.register_forward_hook(self._keep(n)) for n, m in hidden.items()]
+    def attach(self) -> list[RemovableHandle]:
+        """Attach the hooks and return their handles; a module's adapters are added before its output is kept."""
+        adapted = {n: find_module(self._model, n, "adapters") for n in self._factors}
+        hidden = {n: find_module(self._model, n, "hidden_modules") for n in self._hidden}
+        handles = [m.register_forward_hook(self._add_adapters(n), with_kwargs=True) for n, m in adapted.items()]
+        return handles + [m.register_forward_hook(self._keep_output(n)) for n, m in hidden.items()]
 
-    def distance(self, site: int, batch: Any, coefficients: Mapping[str, Any], config: Expert) -> Any:
-        """Alignment loss of a batch: of the model with these coefficients to that of the site alone."""
+    def distance(self, site: int, batch: Any, coefficients: Mapping[str, Tensor], config: Expert) -> Tensor:
+        """Compute the alignment loss of a batch: the distance of the mixture to the model of one site alone."""
         import torch
 
         with torch.no_grad():
-            alone = {n: torch.zeros_like(c) for n, c in coefficients.items()}
-            for values in alone.values():
+            one_site = {n: torch.zeros_like(c) for n, c in coefficients.items()}
+            for values in one_site.values():
                 values[site] = 1.0
-            target, kept = self._outputs(batch, alone)
-        found, states = self._outputs(batch, coefficients)
-        soft = [torch.log_softmax(x.float() / config.temperature, -1) for x in (found, target)]
-        loss = torch.nn.functional.kl_div(*soft, reduction="batchmean", log_target=True) * config.temperature**2
-        if not config.hidden or not kept:
+            target, target_states = self._run(batch, one_site)
+        logits, states = self._run(batch, coefficients)
+        log_softmax = [torch.log_softmax(x.float() / config.temperature, -1) for x in (logits, target)]
+        divergence = torch.nn.functional.kl_div(*log_softmax, reduction="batchmean", log_target=True)
+        loss = divergence * config.temperature**2
+        if not config.hidden or not target_states:
             return loss
-        apart = [_relative(states[n], kept[n]) for n in kept]
-        return loss + config.hidden * sum(apart) / len(apart)
+        errors = [_relative_error(states[n], target_states[n]) for n in target_states]
+        return loss + config.hidden * sum(errors) / len(errors)
 
-    def _outputs(self, batch: Any, coefficients: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        self._coefficients, self._seen = coefficients, {}
-        logits = first(run(self._model, batch))
-        return tokens(logits, batch), {n: tokens(v, batch) for n, v in self._seen.items()}
+    def _run(self, batch: Any, coefficients: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the logits and the hidden states of a batch, without padding, for some coefficients."""
+        self._coefficients = coefficients
+        self._outputs = {}
+        logits = first_tensor(call_model(self._model, batch))
+        return token_vectors(logits, batch), {n: token_vectors(v, batch) for n, v in self._outputs.items()}
 
-    def _add(self, name: str) -> Callable[..., Any]:
+    def _add_adapters(self, name: str) -> Callable[..., Tensor]:
         import torch
 
-        def hook(module: Any, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        def hook(module: Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> Tensor:
             values = (*inputs, *named.values())[0].float()
-            given = self._coefficients[name]
-            places = torch.as_tensor(_places(self._places[name], given.shape[1]), device=given.device)
-            for (a, b), own in zip(self._factors[name], given, strict=True):
-                output = output + (self._scaling * own[places] * (values @ a.T @ b.T)).to(output.dtype)
+            coefficients = self._coefficients[name]
+            chunk = torch.as_tensor(_chunk_of_rows(self._rows[name], coefficients.shape[1]), device=coefficients.device)
+            for (a, b), own in zip(self._factors[name], coefficients, strict=True):
+                output = output + (self._scaling * own[chunk] * (values @ a.T @ b.T)).to(output.dtype)
             return output
 
         return hook
 
-    def _keep(self, name: str) -> Callable[..., None]:
-        def hook(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            self._seen[name] = first(output)
+    def _keep_output(self, name: str) -> Callable[..., None]:
+        def hook(module: Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            self._outputs[name] = first_tensor(output)
 
         return hook
 
 
-def _array(factor: Any) -> Array:
-    """Of a numpy array or a tensor, which then gets no gradient."""
+def _to_array(factor: Factor) -> Array:
+    """Convert a numpy array or a tensor to float32 on the host; a tensor then gets no gradient."""
     return np.asarray(to_arrays({"factor": factor})["factor"], np.float32)
 
 
-def _relative(found: Any, target: Any) -> Any:
-    """Mean squared error over the mean square of the target."""
-    power = target.float().square().mean().clamp_min(1e-12)
-    return (found.float() - target.float()).square().mean() / power
+def _relative_error(values: Tensor, target: Tensor) -> Tensor:
+    """Compute the mean squared error over the mean square of the target."""
+    power = target.float().square().mean().clamp_min(_MIN_POWER)
+    return (values.float() - target.float()).square().mean() / power
 
 
-def _places(rows: int, chunks: int) -> Any:
-    """Which coefficient each row has."""
+def _chunk_of_rows(rows: int, chunks: int) -> NDArray[np.int64]:
+    """Return which chunk, so which coefficient, each row belongs to, shape (rows,)."""
     return np.repeat(np.arange(chunks), [len(part) for part in np.array_split(np.arange(rows), chunks)])
 
 
-def _checked(
-    model: Any,
+def _check_inputs(
+    model: Module,
     adapters: Sequence[Adapter],
     batches: Sequence[Sequence[Any]],
     weights: Sequence[float],
     scaling: float,
     chunks: Mapping[str, int],
 ) -> tuple[Floats, dict[str, int]]:
-    """Shares of the sites, and chunks of every module."""
-    shares = normalized(weights, len(adapters))
+    """Return the shares of the sites and the number of chunks of every module, or raise ``ConfigError``."""
+    shares = normalize_weights(weights, len(adapters))
     check_number("scaling", scaling, -1e6, 1e6)
     if not adapters[0]:
         raise ConfigError("adapters.0", "no module", "must have at least one")
@@ -301,15 +349,16 @@ def _checked(
         raise ConfigError("batches", [len(own) for own in batches], f"must be some for each of {len(adapters)} sites")
     if unknown := sorted(set(chunks) - set(adapters[0])):
         raise ConfigError("chunks", unknown[:3], "must be of modules that have an adapter")
-    counts = {}
+    counts: dict[str, int] = {}
     for site, adapter in enumerate(adapters):
         if list(adapter) != list(adapters[0]):
-            apart = sorted(set(adapter) ^ set(adapters[0]))[:3]
-            raise ConfigError(f"adapters.{site}", apart, "must have the modules of the first, in the same order")
+            differing = sorted(set(adapter) ^ set(adapters[0]))[:3]
+            raise ConfigError(f"adapters.{site}", differing, "must have the modules of the first, in the same order")
         for name, pair in adapter.items():
-            module_at(model, name, f"adapters.{site}")
-            a, b = (_array(f) for f in pair)
-            rows, columns = adapters[0][name][1].shape[0], adapters[0][name][0].shape[-1]
+            find_module(model, name, f"adapters.{site}")
+            a, b = (_to_array(f) for f in pair)
+            rows = adapters[0][name][1].shape[0]
+            columns = adapters[0][name][0].shape[-1]
             check_matrix(f"adapters.{site}.{name}.A", a, (a.shape[0], columns))
             check_matrix(f"adapters.{site}.{name}.B", b, (rows, a.shape[0]))
             counts[name] = chunks.get(name, 1)

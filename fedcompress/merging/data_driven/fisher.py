@@ -1,4 +1,4 @@
-"""Fisher merging: each entry is weighted by how much each site's loss depends on it."""
+"""Fisher merging weighs each entry by how much each site's loss depends on it."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress.errors import ConfigError
-from fedcompress.merging.base import Block, Floats
-from fedcompress.merging.engine import elementwise, normalized
+from fedcompress.merging.base import Block, Floats, Stateless
+from fedcompress.merging.engine import merge_elementwise, normalize_weights
 from fedcompress.merging.updates import Updates, list_blocks
 from fedcompress.types import Tensors, zeros
 
-FLOORS = (1e-30, 1e30)
+FLOORS = (1e-30, 1e30)  # the least and the largest floor that is allowed
 
 
 def fisher(
     updates: Updates, fishers: Updates, weights: Sequence[float], floor: float = 1e-6, normalize: bool = True
 ) -> Tensors:
-    """``sum_i w_i F_i delta_i / sum_i w_i F_i``, entry by entry, in float64.
+    """Merge updates by ``sum_i w_i F_i delta_i / sum_i w_i F_i``, entry by entry, in float64.
 
-    Matena & Raffel 2022 (arXiv:2111.09832, Fisher merging): the maximum of the product of Gaussian
-    posteriors with diagonal precisions F_i. Weights add up to 1 in every entry, so that merging
-    updates is merging parameters. Where every F_i is 0 this is the weighted mean. One update returns
-    itself. A site whose Fisher is 0 everywhere counts only where the others' are near the floor.
+    Matena & Raffel 2022 (arXiv:2111.09832, Fisher merging): the maximum of the product of Gaussian posteriors with
+    diagonal precisions F_i. The factors of the updates add up to 1 in every entry, so that merging updates is merging
+    parameters. Where every F_i is 0 the result is the weighted mean. One update returns itself. A site whose Fisher is
+    0 everywhere counts only where the others' are near the floor.
 
     Both inputs are read twice, in blocks; beside the result, memory is that of the blocks.
 
     Args:
-        updates: of the sites, float32.
+        updates: updates of the sites, float32.
         fishers: diagonal Fisher of each site, of the same layout and in the same order.
-        weights: finite, nonnegative; normalised here to add up to 1.
-        floor: smallest F; after normalisation, so that 1e-6 is a millionth of a site's root mean square, and
-            the floor is the same at every site.
-        normalize: divide each site's F by its root mean square over the whole update, so that a site
-            with large gradients does not win everywhere.
+        weights: one finite, nonnegative number for each site; they are divided by their sum here.
+        floor: the smallest F that counts, from 1e-30 to 1e30; it applies after normalisation, so that 1e-6 is a
+            millionth of a site's root mean square, and the floor is the same at every site.
+        normalize: divide each site's F by its root mean square over the whole update, so that a site with large
+            gradients does not win everywhere.
 
     Returns:
         The merged update, float32, in layout order.
@@ -51,28 +51,26 @@ def fisher(
         raise ConfigError("fishers", fishers.count, f"must be {updates.count}, one for each update")
     if not FLOORS[0] <= floor <= FLOORS[1]:
         raise ConfigError("floor", floor, f"must be from {FLOORS[0]:g} to {FLOORS[1]:g}")
-    shares = normalized(weights, updates.count)
+    shares = normalize_weights(weights, updates.count)
     means = [_root_mean_square(fishers, site) for site in range(fishers.count)]
     scales = np.array([1 / mean if normalize and mean > 0 else 1.0 for mean in means])
-    return elementwise(_Fisher(fishers, scales, floor), zeros(updates.layout), shares, updates)
+    return merge_elementwise(_Fisher(fishers, scales, floor), zeros(updates.layout), shares, updates)
 
 
 @dataclass(frozen=True)
-class _Fisher:
-    """The rule, bound to its Fishers."""
+class _Fisher(Stateless):
+    """The rule is bound to its Fishers, so it can be run by the engine but not parsed from text."""
 
     name: ClassVar[str] = "fisher"
     fishers: Updates
-    scales: Floats
+    scales: Floats  # (sites,): factor of each site's Fisher
     floor: float
 
-    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
-        """Done before."""
-
     def merge_block(self, block: Block, state: None) -> Floats:
-        """The weighted mean of a block."""
+        """Return the mean by weights and Fishers, float64, shape (n,)."""
         size = block.values.shape[1]
-        above, below = np.zeros(size), np.zeros(size)
+        above = np.zeros(size)
+        below = np.zeros(size)
         for site, (weight, values) in enumerate(zip(block.weights, block.values, strict=True)):
             own = self.fishers.read(site, block.name, block.start, block.start + size).astype(np.float64)
             share = np.maximum(own * self.scales[site], self.floor) * weight
@@ -83,7 +81,7 @@ class _Fisher:
 
 
 def _root_mean_square(fishers: Updates, site: int) -> float:
-    """Of a whole Fisher, which is checked on the way."""
+    """Compute the root mean square of a site's whole Fisher, and raise ``ConfigError`` where it is no Fisher."""
     total = 0.0
     for name, start, stop in list_blocks(fishers.layout, 1):
         values = fishers.read(site, name, start, stop).astype(np.float64)

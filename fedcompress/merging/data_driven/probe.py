@@ -1,41 +1,58 @@
-"""What rules that run a model share: batches, tokens that are not padding, and a model that is left as it was found."""
+"""What rules that run a model share is here: batches, padding, hooks, and a model that is left as it was found."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedcompress.errors import ConfigError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.utils.hooks import RemovableHandle
 
-def run(model: Any, batch: Any) -> Any:
-    """Call a model: a mapping as keywords, a tuple or list as arguments, anything else as the one argument."""
+
+def call_model(model: Module, batch: Any) -> Any:
+    """Call a model with a batch: a mapping as keywords, a tuple or list as arguments, else as the one argument."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, tuple | list) else model(batch)
 
 
-def tokens(values: Any, batch: Any) -> Any:
-    """Vectors of a tensor, (tokens, width); without padding if the batch has an ``attention_mask`` of its shape."""
+def token_vectors(values: Tensor, batch: Any) -> Tensor:
+    """Return the vectors of all tokens that are not padding, shape (tokens, width).
+
+    ``values`` has the shape (..., width). Padding is known only if the batch is a mapping with an ``attention_mask``
+    of the shape (...); all vectors are returned otherwise.
+    """
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     if mask is not None and tuple(values.shape[:-1]) == tuple(mask.shape):
         return values[mask.to(values.device).bool()]
     return values.reshape(-1, values.shape[-1])
 
 
-def first(output: Any) -> Any:
-    """The tensor of an output: its logits, or its first entry, or itself."""
+def first_tensor(output: Any) -> Tensor:
+    """Return the tensor of a module's output: its ``logits``, or the first entry of a tuple or list, or itself."""
     if hasattr(output, "logits"):
         return output.logits
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def module_at(model: Any, name: str, field: str) -> Any:
-    """A module by its name.
+def find_module(model: Module, name: str, field: str) -> Module:
+    """Find a module of a model.
+
+    Args:
+        model: the model.
+        name: dotted name of the module.
+        field: name of the argument that the name is from, for the message.
+
+    Returns:
+        The module.
 
     Raises:
-        ConfigError: the model has none.
+        ConfigError: the model has no module of this name.
     """
     try:
         return model.get_submodule(name)
@@ -44,8 +61,8 @@ def module_at(model: Any, name: str, field: str) -> Any:
 
 
 @contextmanager
-def resting(model: Any) -> Iterator[None]:
-    """No dropout and no gradients of parameters inside; afterwards every flag is as before."""
+def evaluation_mode(model: Module) -> Iterator[None]:
+    """Turn off dropout and the gradients of all parameters; afterwards every flag is as it was before."""
     training = {m: m.training for m in model.modules()}
     learning = {p: p.requires_grad for p in model.parameters()}
     try:
@@ -61,8 +78,8 @@ def resting(model: Any) -> Iterator[None]:
 
 
 @contextmanager
-def hooked(handles: list[Any]) -> Iterator[None]:
-    """Hooks that go away at the end; the list may still grow inside."""
+def removing_hooks(handles: list[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end; the list of their handles may still grow inside."""
     try:
         yield
     finally:

@@ -1,10 +1,9 @@
-"""The one literal table of merge rules that need more than updates."""
+"""The one literal table of merge rules that need more than updates is here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from fedcompress.merging.data_driven.expert import expert
 from fedcompress.merging.data_driven.fisher import fisher
@@ -14,16 +13,13 @@ from fedcompress.merging.data_driven.widen import widen
 
 @dataclass(frozen=True, kw_only=True)
 class DataRow:
-    """One rule: a function to call, since what it needs is in no message of a round.
+    """A row describes one rule: a function to call, since what it needs is in no message of a round."""
 
-    ``needs`` is what it takes beside updates; ``memory`` is what is held beside inputs and result.
-    """
-
-    call: Callable[..., Any]
-    law: str
-    needs: str
-    memory: str
-    paper: str
+    call: Callable[..., object]  # the function
+    law: str  # its formula
+    needs: str  # what it takes beside the updates
+    memory: str  # what is held beside inputs and result
+    paper: str  # where it is from
     kind: str = "data"
 
 

@@ -1,1 +1,1 @@
-"""Merge rules for the factors of LoRA modules, one file for each."""
+"""Merge rules for the two factors of LoRA modules are here, one file for each rule that a user can name."""

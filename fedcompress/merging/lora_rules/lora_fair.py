@@ -1,4 +1,4 @@
-"""LoRA-FAIR (Bian et al. 2024, arXiv:2411.14961): mean factors, and a correction of B."""
+"""LoRA-FAIR takes the mean factors and corrects the mean of B (Bian et al. 2024, arXiv:2411.14961)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,34 @@ from typing import ClassVar
 import numpy as np
 
 from fedcompress.errors import ConfigError
-from fedcompress.merging.base import Floats, Module
-from fedcompress.merging.lora_rules.ridge import mean_factors, times_mean
+from fedcompress.merging.base import Floats, Modular, Module
+from fedcompress.merging.lora_rules.ridge import average_factors, multiply_right
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraFair:
-    """For each module, with the means A' and B' and ``M = sum_i w_i B_i A_i``::
+class LoraFair(Modular):
+    """The rule adds to the mean of B the penalised least-squares correction towards the mean product.
+
+    For each module, with the means A' and B' and ``M = sum_i w_i B_i A_i``::
 
         dB = argmin |(B' + dB) A' - M|^2 + penalty |dB|^2
            = (M - B' A') A'^T (A' A'^T + penalty I)^-1
 
-    Returns A' and ``B' + dB``. The distance is the squared Frobenius norm, which has this closed form,
-    instead of gradient steps on a similarity. It is ``lora-ridge`` with a penalty that does not scale
-    with A: 0.01 is small beside A of Kaiming's scale, and large beside a small A.
+    The result is A' and ``B' + dB``. The distance is the squared Frobenius norm, which has this closed form, where
+    the paper takes gradient steps on a similarity. It is ``lora-ridge`` with a penalty that does not scale with A:
+    0.01 is small beside an A of Kaiming's scale, and large beside a small A.
+
+    Args:
+        penalty: weight of the squared norm of the correction, from 1e-9 to 1e6.
+
+    Raises:
+        ConfigError: ``penalty`` is out of range.
+
+    Examples:
+        >>> from fedcompress.merging import merge_factors, parse_rule
+        >>> a, b = merge_factors(parse_rule("lora-fair(penalty=0.5)"), [([[1, 0]], [[2]]), ([[1, 2]], [[4]])])
+        >>> print(a, b.round(3))
+        [[1. 1.]] [[3.4]]
     """
 
     name: ClassVar[str] = "lora-fair"
@@ -32,12 +46,12 @@ class LoraFair:
             raise ConfigError("rule.lora-fair.penalty", self.penalty, "must be from 1e-9 to 1e6")
 
     def pair(self, module: Module, round_: int) -> tuple[Floats, Floats]:
-        """Mean A, corrected mean B."""
-        a, b = mean_factors(module)
+        """Return the mean A and the corrected mean B."""
+        a, b = average_factors(module)
         if len(module.factors) == 1:
             return a, b
         gram = a @ a.T
-        off = times_mean(module, a.T) - b @ gram
-        # In the eigenvectors of the gram: a penalty below its rounding must not make it singular.
-        values, turn = np.linalg.eigh(gram)
-        return a, b + (off @ turn) / (np.maximum(values, 0) + self.penalty) @ turn.T
+        residual = multiply_right(module, a.T) - b @ gram
+        # In the eigenvectors of the gram, so that a penalty below its rounding does not make it singular.
+        values, vectors = np.linalg.eigh(gram)
+        return a, b + (residual @ vectors) / (np.maximum(values, 0) + self.penalty) @ vectors.T

@@ -1,1 +1,1 @@
-"""Elementwise merge rules, one file for each."""
+"""Elementwise merge rules are here, one file for each rule that a user can name."""

@@ -1,4 +1,4 @@
-"""Model breadcrumbs: neither the smallest entries nor the outliers."""
+"""Model breadcrumbs drop the smallest entries and the outliers of each update."""
 
 from __future__ import annotations
 
@@ -6,33 +6,37 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedcompress.errors import ConfigError
-from fedcompress.merging.base import Block, Floats
-from fedcompress.merging.rules.magnitude_prune import between
+from fedcompress.merging.base import Block, Elementwise, Floats
 from fedcompress.merging.rules.mean import weighted_sum
 from fedcompress.merging.rules.task_arithmetic import check_scale
-from fedcompress.merging.statistics import check_scope, kept_of, magnitudes
+from fedcompress.merging.statistics import MagnitudeBounds, check_scope, count_kept, find_magnitudes
+from fedcompress.merging.ties_steps import trim
 from fedcompress.merging.updates import Updates
-from fedcompress.types import Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Breadcrumbs:
-    """Drop the smallest and the largest entries of each update, then scale * sum_i w_i * delta_i.
+class Breadcrumbs(Elementwise[MagnitudeBounds]):
+    """The rule drops the smallest and the largest entries of each update, then takes ``scale * sum_i w_i * delta_i``.
 
-    Davari and Belilovsky 2023 (arXiv:2312.06795, section 3), where masks are of each layer. Of n entries,
+    Davari and Belilovsky 2023 (arXiv:2312.06795, section 3), whose masks are of each layer. Of n entries,
     ``floor(beta * n)`` are dropped from below and ``floor(gamma * n)`` from above; an entry as large as the last one
-    that stays, stays too. So an update whose entries have one magnitude, as of ternary codes, keeps all of them, or
-    none if they are no more than ``gamma * n``: use it on dense updates. mergekit gives the final density,
-    ``1 - beta - gamma``, instead of beta, and has an empty mask where gamma drops nothing.
+    that stays, stays too. So an update whose entries have one magnitude, as ternary codes make it, keeps all of them,
+    or none if they are no more than ``gamma * n``: use the rule on dense updates. mergekit is given the final
+    density, ``1 - beta - gamma``, instead of beta, and has an empty mask where gamma drops nothing.
 
     Args:
-        beta: share of the smallest.
-        gamma: share of the largest.
+        beta: share of the smallest entries that are dropped, from 0 to below 1.
+        gamma: share of the largest entries that are dropped, from 0 to below 1 - beta.
         scope: ``tensor`` counts in each tensor, ``global`` in the whole update.
-        scale: as of task-arithmetic: of the mean, not of the sum.
+        scale: factor of the weighted mean, as of ``task-arithmetic``; the paper's is a factor of the sum.
 
     Raises:
         ConfigError: a share is below 0, nothing would be left, or another parameter is out of range.
+
+    Examples:
+        >>> from fedcompress.merging import merge_arrays, parse_rule
+        >>> print(merge_arrays(parse_rule("breadcrumbs(beta=0.4,gamma=0.2)"), [[5, -1, 2, -4, 3]]))
+        [ 0.  0.  0. -4.  3.]
     """
 
     name: ClassVar[str] = "breadcrumbs"
@@ -50,17 +54,24 @@ class Breadcrumbs:
         check_scope("rule.breadcrumbs.scope", self.scope)
         check_scale("rule.breadcrumbs.scale", self.scale)
 
-    def collect_statistics(self, updates: Updates, weights: Floats) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Smallest and largest magnitude that is kept, by tensor, shape (sites,)."""
-        low = magnitudes(updates, lambda size: kept_of(1 - self.beta, size), self.scope)
-        high = magnitudes(updates, self._first, self.scope)
-        return low, high
+    def collect_statistics(self, updates: Updates, weights: Floats) -> MagnitudeBounds:
+        """Find the smallest and the largest magnitude that stay."""
+        low = find_magnitudes(updates, self._count_from_above, self.scope)
+        high = find_magnitudes(updates, self._rank_of_largest, self.scope)
+        return MagnitudeBounds(low=low, high=high)
 
-    def _first(self, size: int) -> int:
-        """Rank of the largest entry that is kept."""
-        return min(size - kept_of(1 - self.gamma, size) + 1, kept_of(1 - self.beta, size)) if size else 0
+    def _count_from_above(self, size: int) -> int:
+        """Return the rank of the smallest entry that stays; 1 is the largest entry of all."""
+        return count_kept(1 - self.beta, size)
 
-    def merge_block(self, block: Block, state: tuple[dict[str, Array], dict[str, Array]]) -> Floats:
-        """The scaled mean of what is kept, float64, shape (n,)."""
-        low, high = state
-        return self.scale * weighted_sum(between(block, low[block.name], high[block.name]))
+    def _rank_of_largest(self, size: int) -> int:
+        """Return the rank of the largest entry that stays."""
+        if not size:
+            return 0
+        return min(size - count_kept(1 - self.gamma, size) + 1, self._count_from_above(size))
+
+    def merge_block(self, block: Block, state: MagnitudeBounds) -> Floats:
+        """Return the scaled mean of what is kept, float64, shape (n,)."""
+        assert state.high is not None
+        trimmed = trim(block.values, state.low[block.name], state.high[block.name])
+        return self.scale * weighted_sum(trimmed, block.weights)

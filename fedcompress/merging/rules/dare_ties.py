@@ -1,33 +1,36 @@
-"""DARE, then the election of TIES."""
+"""DARE-TIES drops entries at random, as DARE, and then elects signs, as TIES."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedcompress.errors import ConfigError
-from fedcompress.merging.base import Block, Floats
-from fedcompress.merging.rules.dare import check_seed, thinned
-from fedcompress.merging.rules.ties import ELECTIONS, agreeing_mean
+from fedcompress.merging.base import Block, Floats, Stateless
+from fedcompress.merging.rules.dare import check_seed, drop_at_random
 from fedcompress.merging.statistics import check_density
-from fedcompress.merging.updates import Updates
+from fedcompress.merging.ties_steps import check_election, disjoint_mean, elect_sign, sum_by_sign
 
 
 @dataclass(frozen=True, kw_only=True)
-class DareTies:
-    """Drop entries at random, elect a sign for each place, mean of what agrees, divided by ``density``.
+class DareTies(Stateless):
+    """The rule is ``drop_at_random``, ``elect_sign``, ``disjoint_mean``, with a result that is divided by ``density``.
 
     Yu et al. 2024 (arXiv:2311.03099, section 3) with Yadav et al. 2023 (arXiv:2306.01708, section 3): the random
     drop takes the place of the trim. Masks are those of ``dare``; election, mean and ties are those of ``ties``. An
-    entry that is left alone wins its election, and is 1 / density as large as it was.
+    entry that is left alone at its place wins the election, and becomes 1 / density times as large as it was.
 
     Args:
-        density: probability to keep, above 0, at most 1.
-        election: ``mass`` or ``count``, as of ties.
-        seed: of the masks.
+        density: probability to keep an entry, above 0, at most 1.
+        election: ``mass`` or ``count``, as of ``ties``.
+        seed: seed of the masks, from 0 to below 2^63.
 
     Raises:
         ConfigError: a parameter is out of range.
+
+    Examples:
+        >>> from fedcompress.merging import merge_arrays, parse_rule
+        >>> print(merge_arrays(parse_rule("dare-ties(density=0.5,seed=3)"), [[4, -1, 2, 3], [2, 1, 2, -5]]))
+        [8. 0. 4. 0.]
     """
 
     name: ClassVar[str] = "dare-ties"
@@ -38,13 +41,11 @@ class DareTies:
     def __post_init__(self) -> None:
         check_density("rule.dare-ties.density", self.density)
         check_seed("rule.dare-ties.seed", self.seed)
-        if self.election not in ELECTIONS:
-            raise ConfigError("rule.dare-ties.election", self.election, f"one of {list(ELECTIONS)}")
-
-    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
-        """Needs nothing."""
+        check_election("rule.dare-ties.election", self.election)
 
     def merge_block(self, block: Block, state: None) -> Floats:
-        """The agreeing mean of what is kept, scaled up, float64, shape (n,)."""
-        left = thinned(block, self.density, self.seed)
-        return agreeing_mean(left.values, left.weights, self.election) / self.density
+        """Return the mean of the kept entries that have the elected sign, scaled up, float64, shape (n,)."""
+        kept_entries = drop_at_random(block, self.density, self.seed)
+        sums = sum_by_sign(kept_entries, block.weights)
+        sign = elect_sign(sums, self.election)
+        return disjoint_mean(sums, sign) / self.density

@@ -1,4 +1,4 @@
-"""Task arithmetic: a scaled mean of updates."""
+"""Task arithmetic is a scaled mean of updates."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from fedcompress.errors import ConfigError
-from fedcompress.merging.base import Block, Floats
+from fedcompress.merging.base import Block, Floats, Stateless
 from fedcompress.merging.rules.mean import weighted_sum
-from fedcompress.merging.updates import Updates
 
-MAX_SCALE = 1e6
+MAX_SCALE = 1e6  # largest magnitude of a scale
 
 
 def check_scale(field: str, scale: float) -> None:
-    """Raise ``ConfigError`` unless a scale is one; a negative one forgets."""
+    """Raise ``ConfigError`` unless a scale is from -1e6 to 1e6; a negative one makes the model forget."""
     if not -MAX_SCALE <= scale <= MAX_SCALE:
         raise ConfigError(field, scale, "must be a number from -1e6 to 1e6")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskArithmetic:
-    """scale * sum_i w_i * delta_i.
+class TaskArithmetic(Stateless):
+    """The rule is ``scale * sum_i w_i * delta_i``.
 
-    Ilharco et al. 2023 (arXiv:2212.04089, section 2) add up task vectors: ``lambda * sum_i delta_i``. Here
-    weights add up to 1, so that the scale does not depend on the number of sites: for n equal weights, their
-    lambda is ``scale / n``. A negative scale negates (forgets), as theirs.
+    Ilharco et al. 2023 (arXiv:2212.04089, section 2) add up task vectors: ``lambda * sum_i delta_i``. Here the
+    weights add up to 1, so that the scale does not depend on the number of sites: for n equal weights, the paper's
+    lambda is ``scale / n``. As in the paper, a negative scale makes the model forget what the sites have learned.
 
     Args:
-        scale: of the weighted mean, from -1e6 to 1e6; with 1 it is the mean.
+        scale: factor of the weighted mean, from -1e6 to 1e6; with 1 the rule is the mean.
 
     Raises:
         ConfigError: the scale is out of range.
+
+    Examples:
+        >>> from fedcompress.merging import merge_arrays, parse_rule
+        >>> print(merge_arrays(parse_rule("task-arithmetic(scale=2)"), [[1, 0, 2], [3, 4, 2]]))
+        [4. 4. 4.]
     """
 
     name: ClassVar[str] = "task-arithmetic"
@@ -40,9 +44,6 @@ class TaskArithmetic:
     def __post_init__(self) -> None:
         check_scale("rule.task-arithmetic.scale", self.scale)
 
-    def collect_statistics(self, updates: Updates, weights: Floats) -> None:
-        """Needs nothing."""
-
     def merge_block(self, block: Block, state: None) -> Floats:
-        """The scaled mean, float64, shape (n,)."""
-        return self.scale * weighted_sum(block)
+        """Return the scaled mean, float64, shape (n,)."""
+        return self.scale * weighted_sum(block.values, block.weights)

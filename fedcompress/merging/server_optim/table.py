@@ -1,4 +1,4 @@
-"""The one literal table of server optimizers."""
+"""The one literal table of server optimizers is here, and the parser of their names."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ from fedcompress.merging.server_optim.yogi import Yogi
 
 
 @dataclass(frozen=True, kw_only=True)
-class OuterRow:
-    """One server optimizer; ``slots`` are float32 values that it remembers for each parameter."""
+class ServerOptimizerRow:
+    """A row describes one server optimizer."""
 
-    config: type[Any]
-    law: str
-    slots: int
-    paper: str
+    config: type[Any]  # the optimizer's class
+    law: str  # its formula
+    slots: int  # float32 values that it remembers for each parameter
+    paper: str  # where it is from
 
 
 _ADAPTIVE = "Reddi et al. 2021 (arXiv:2003.00295), algorithm 2"
-SERVER_OPTIMIZERS: dict[str, OuterRow] = {
-    "adagrad": OuterRow(config=Adagrad, law="v += step^2; lr m / (sqrt v + tau)", slots=2, paper=_ADAPTIVE),
-    "adam": OuterRow(config=Adam, law="v = mean of step^2; lr m / (sqrt v + tau)", slots=2, paper=_ADAPTIVE),
-    "momentum": OuterRow(
+SERVER_OPTIMIZERS: dict[str, ServerOptimizerRow] = {
+    "adagrad": ServerOptimizerRow(config=Adagrad, law="v += step^2; lr m / (sqrt v + tau)", slots=2, paper=_ADAPTIVE),
+    "adam": ServerOptimizerRow(config=Adam, law="v = mean of step^2; lr m / (sqrt v + tau)", slots=2, paper=_ADAPTIVE),
+    "momentum": ServerOptimizerRow(
         config=Momentum, law="m = momentum m + step; lr m", slots=1, paper="Hsu et al. 2019 (arXiv:1909.06335)"
     ),
-    "nesterov": OuterRow(
+    "nesterov": ServerOptimizerRow(
         config=Nesterov,
         law="m = momentum m + step; lr (step + momentum m)",
         slots=1,
         paper="DiLoCo, Douillard et al. 2023 (arXiv:2311.08105)",
     ),
-    "sgd": OuterRow(config=Sgd, law="lr step", slots=0, paper="McMahan et al. 2017 (arXiv:1602.05629)"),
-    "yogi": OuterRow(
+    "sgd": ServerOptimizerRow(config=Sgd, law="lr step", slots=0, paper="McMahan et al. 2017 (arXiv:1602.05629)"),
+    "yogi": ServerOptimizerRow(
         config=Yogi, law="v moves to step^2 by additions; lr m / (sqrt v + tau)", slots=2, paper=_ADAPTIVE
     ),
 }
 
 
 def parse_server_optimizer(text: str, *, field: str = "server-optimizer") -> ServerOptimizer:
-    """A server optimizer from ``name`` or ``name(key=value,...)``.
+    """Parse a server optimizer from ``name`` or ``name(key=value,...)``.
 
     Raises:
-        ConfigError: unknown name or key, or a value out of range; lists the choices.
+        ConfigError: a name or key is unknown or a value is out of range; the message lists the choices.
     """
     optimizer: ServerOptimizer = parse_call(text, {name: row.config for name, row in SERVER_OPTIMIZERS.items()}, field)
     return optimizer

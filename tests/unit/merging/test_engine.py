@@ -7,8 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedcompress.errors import ConfigError, StateError
-from fedcompress.merging import RULES, InMemoryUpdates, Merger, UpdateFiles, pairs_of, parse_rule
+from fedcompress.errors import ConfigError, StateError, UnknownNameError
+from fedcompress.merging import (
+    RULES,
+    InMemoryUpdates,
+    Merger,
+    UpdateFiles,
+    merge_arrays,
+    merge_factors,
+    pairs_of,
+    parse_rule,
+)
 from fedcompress.merging.engine import SPACES
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
 from tests.support import equal, lora_layout, normal
@@ -224,3 +233,39 @@ def test_files_merge_like_memory(rule: str, tmp_path: Path, monkeypatch: pytest.
     assert not spool.has("b")
     with pytest.raises(StateError, match=r"b: head\.weight"):
         Merger(rule=parse_rule(rule), layout=LAYOUT).merge(BASE, weights, spool)
+
+
+@pytest.mark.parametrize("text", ["tiers", "Ties", "", "ties(density=0.2"])
+def test_texts_that_name_no_rule(text: str) -> None:
+    with pytest.raises(UnknownNameError, match="one of"):
+        parse_rule(text)
+
+
+@pytest.mark.parametrize("text", ["ties(election=x)", "ties(scope=x)", "ties(x=1)"])
+def test_a_bad_parameter_is_no_unknown_name(text: str) -> None:
+    with pytest.raises(ConfigError, match="one of") as caught:
+        parse_rule(text)
+    assert not isinstance(caught.value, UnknownNameError)
+
+
+def test_what_rules_need() -> None:
+    needed = {"krum(malicious=2)": 7, "multi-krum(malicious=1)": 5, "krum": 1}
+    for text in (*RULES, *needed):
+        rule = parse_rule(text)
+        assert rule.min_updates == needed.get(text, 1), text
+        assert rule.needs_rounds == (text == "rolora"), text
+        assert rule.requires_frozen_a == (text == "ffa"), text
+
+
+def test_small_arrays_and_factors() -> None:
+    with pytest.raises(ConfigError, match="weights"):
+        merge_arrays(parse_rule("mean"), [])
+    with pytest.raises(ConfigError, match="must be a rule for LoRA modules"):
+        merge_factors(parse_rule("mean"), [([[1.0]], [[1.0]])])
+    a, b = merge_factors(parse_rule("ffa"), [([[1.0]], [[2.0]])], published=([[5.0]], [[0.0]]))
+    assert (a.tolist(), b.tolist()) == ([[5.0]], [[2.0]])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_has_an_example(rule: str) -> None:
+    assert ">>>" in (RULES[rule].config.__doc__ or "")

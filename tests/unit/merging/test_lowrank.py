@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedcompress.merging.lowrank import Term, dense_spectrum, distance, grams, inner, norm, spectrum, truncated
+from fedcompress.merging.lowrank import Term, dense_spectrum, distance, grams, inner, norm, spectrum, truncate
 
 
 def dense(terms: list[Term], shape: tuple[int, int]) -> np.ndarray:
@@ -36,7 +36,7 @@ def test_truncation_is_that_of_the_dense_svd(case: tuple[list[Term], tuple[int, 
     matrix = dense(terms, shape)
     whole = np.linalg.norm(matrix)
     _u, s, _v = np.linalg.svd(matrix, full_matrices=False)
-    found = truncated(iter(terms), shape, rank)
+    found = truncate(iter(terms), shape, rank)
     assert found.b.shape == (shape[0], rank)
     assert found.a.shape == (rank, shape[1])
     size = found.values.size
@@ -92,7 +92,7 @@ def test_rank_and_energy() -> None:
 def test_signs_do_not_depend_on_the_order_of_terms() -> None:
     generator = np.random.default_rng(1)
     terms = [Term(0.5, generator.standard_normal((20, 3)), generator.standard_normal((3, 30))) for _ in range(4)]
-    one, two = truncated(terms, (20, 30), 6), truncated(terms[::-1], (20, 30), 6)
+    one, two = truncate(terms, (20, 30), 6), truncate(terms[::-1], (20, 30), 6)
     assert np.allclose(one.b, two.b)
     assert np.allclose(one.a, two.a)
 

@@ -446,6 +446,8 @@ def test_options(tmp_path: Path) -> None:
     folders = sites(tmp_path, [lora(), lora()])
     for options, words in (
         ({"rule": "zip"}, r"--rule: zip: must be one of \['exact', 'fedex', 'flora'"),
+        ({"rule": "ties(election=x)"}, "rule.ties.election: x: one of"),
+        ({"rule": "ties(x=1)"}, "--rule.ties: x=1: must be key=value"),
         ({"rule": "rolora"}, "--rule: rolora: is for rounds"),
         ({"rule": "flora", "rank": 4}, "--rank: 4: is for exact"),
         ({"rule": "ties", "energy": 0.9}, "--energy: 0.9: is for exact"),
@@ -514,13 +516,13 @@ def test_many_sites(tmp_path: Path) -> None:
 
 
 def test_patterns_do_not_match_modules_with_a_longer_name(tmp_path: Path) -> None:
-    from fedcompress.files.merge.sources import open_sites, pattern
-    from fedcompress.files.merge.writer import config_of
+    from fedcompress.files.merge.sources import match_pattern, open_sites
+    from fedcompress.files.merge.writer import merge_configs
 
     held = open_sites([site(tmp_path / "s", lora(), 0)], None, tmp_path)
     ranks = {"base_model.model.up": 3, "base_model.model.x.up": 2, "base_model.model.down": 2}
-    config = config_of(held, ranks)
+    config = merge_configs(held, ranks)
     for name, rank in ranks.items():
         module = name.removeprefix("base_model.model.")
-        assert pattern(tmp_path, config, "rank_pattern", module, config["r"]) == rank
-        assert pattern(tmp_path, config, "alpha_pattern", module, config["lora_alpha"]) == rank
+        assert match_pattern(tmp_path, config, "rank_pattern", module, config["r"]) == rank
+        assert match_pattern(tmp_path, config, "alpha_pattern", module, config["lora_alpha"]) == rank

@@ -10,13 +10,13 @@ from fedcompress.errors import ConfigError
 from fedcompress.merging.data_driven import (
     Expert,
     Factored,
-    alignment,
+    alignment_loss,
     chunk_counts,
+    combine_adapters,
+    compute_importance,
     expert,
-    importance_of,
-    merged_adapters,
 )
-from fedcompress.merging.data_driven.chunks import frobenius
+from fedcompress.merging.data_driven.chunks import frobenius_norm
 
 WIDTH, TOKENS, RANK = 8, 8, 2
 
@@ -54,13 +54,15 @@ def test_learned_coefficients_beat_equal_ones() -> None:
     model, adapters, batches = setup()
     equal = {"up": np.full((2, 1), 0.5)}
     found = expert(model, adapters, batches, [1.0, 1.0], scaling=0.5)
-    before, after = (alignment(model, adapters, batches, [1.0, 1.0], c, 0.5) for c in (equal, found.coefficients))
+    before, after = (alignment_loss(model, adapters, batches, [1.0, 1.0], c, 0.5) for c in (equal, found.coefficients))
     assert before > 0.05
     assert after < 0.05 * before
     assert np.allclose(found.coefficients["up"], 1, atol=0.15)
     assert len(found.losses) == 100
     assert found.losses[-1] < 0.1 * found.losses[0]
-    assert alignment(model, adapters, batches, [1.0, 1.0], {"up": np.ones((2, 1))}, 0.5) == pytest.approx(0, abs=1e-9)
+    assert alignment_loss(model, adapters, batches, [1.0, 1.0], {"up": np.ones((2, 1))}, 0.5) == pytest.approx(
+        0, abs=1e-9
+    )
 
 
 def test_only_coefficients_learn_and_the_model_is_left_as_it_was() -> None:
@@ -110,7 +112,7 @@ def test_one_site_keeps_its_adapter() -> None:
     model, adapters, batches = setup()
     found = expert(model, adapters[:1], batches[:1], [1.0])
     assert (found.coefficients["up"] == 1).all()
-    assert alignment(model, adapters[:1], batches[:1], [1.0], found.coefficients) == pytest.approx(0, abs=1e-9)
+    assert alignment_loss(model, adapters[:1], batches[:1], [1.0], found.coefficients) == pytest.approx(0, abs=1e-9)
     half = expert(model, adapters[:1], batches[:1], [1.0], config=Expert(start=0.5))
     assert np.allclose(half.coefficients["up"], 1, atol=0.1)
     assert not (half.coefficients["up"] == 1).all()
@@ -134,7 +136,7 @@ def test_chunks_are_rows_and_merge_as_the_model_ran() -> None:
     coefficients = found.coefficients["up"]
     assert coefficients.shape == (2, 3)
     assert len(np.unique(np.round(coefficients, 6))) > 2
-    merged = merged_adapters(adapters, found.coefficients, 0.5)["up"]
+    merged = combine_adapters(adapters, found.coefficients, 0.5)["up"]
     assert merged.left.shape == (WIDTH, 2 * RANK)
     loop = np.zeros((WIDTH, WIDTH))
     for site, own in enumerate(adapters):
@@ -143,7 +145,7 @@ def test_chunks_are_rows_and_merge_as_the_model_ran() -> None:
             loop[row] += 0.5 * coefficients[site, (0, 0, 0, 1, 1, 1, 2, 2)[row]] * (b[row] @ a)
     assert np.allclose(merged.dense(), loop, atol=1e-6)
     config = Expert(hidden=0, temperature=2.0)
-    distance = alignment(model, adapters, batches, [1.0, 3.0], found.coefficients, 0.5, ["out"], config)
+    distance = alignment_loss(model, adapters, batches, [1.0, 3.0], found.coefficients, 0.5, ["out"], config)
     with torch.no_grad():
         teachers = []
         for site in (0, 1):
@@ -244,11 +246,11 @@ def test_bad_settings(field: str) -> None:
         Expert(**{field: -1})
 
 
-def test_merged_adapters_need_all_coefficients() -> None:
+def test_combined_adapters_need_all_coefficients() -> None:
     _, adapters, _ = setup()
     for given, words in (({}, "none"), ({"up": np.ones((3, 1))}, r"\[3, 1\]")):
         with pytest.raises(ConfigError, match=rf"coefficients\.up: {words}: must be coefficients of 2 sites"):
-            merged_adapters(adapters, given)
+            combine_adapters(adapters, given)
 
 
 @pytest.mark.parametrize(
@@ -294,11 +296,11 @@ def test_bad_chunk_counts() -> None:
 def test_importance() -> None:
     draw = np.random.default_rng(0)
     changes = [Factored(draw.standard_normal((5, 2)), draw.standard_normal((2, 7))) for _ in range(2)]
-    assert frobenius(changes[0]) == pytest.approx(np.linalg.norm(changes[0].dense()))
+    assert frobenius_norm(changes[0]) == pytest.approx(np.linalg.norm(changes[0].dense()))
     coefficients = np.array([[0.5, -1.5], [0.0, 0.2]])
     loop = sum(c * np.linalg.norm(d.dense()) * 35 for c, d in zip((1.0, 0.1), changes, strict=True))
-    assert importance_of({"m": coefficients}, {"m": changes})["m"] == pytest.approx(loop)
+    assert compute_importance({"m": coefficients}, {"m": changes})["m"] == pytest.approx(loop)
     with pytest.raises(ConfigError, match=r"changes: \['m', 'n'\]"):
-        importance_of({"m": coefficients}, {"n": changes})
+        compute_importance({"m": coefficients}, {"n": changes})
     with pytest.raises(ConfigError, match=r"changes\.m: 1: must be 2"):
-        importance_of({"m": coefficients}, {"m": changes[:1]})
+        compute_importance({"m": coefficients}, {"m": changes[:1]})

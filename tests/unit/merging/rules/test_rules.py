@@ -16,8 +16,8 @@ from fedcompress.errors import ConfigError
 from fedcompress.merging import RULES, InMemoryUpdates, Merger, parse_rule
 from fedcompress.merging import score_thresholds as scores_module
 from fedcompress.merging.base import Block
-from fedcompress.merging.rules.dare import kept
-from fedcompress.merging.rules.ties import agreeing_mean
+from fedcompress.merging.rules.dare import draw_mask
+from fedcompress.merging.ties_steps import disjoint_mean, elect_sign, sum_by_sign, trim
 from fedcompress.numerics.philox import words
 from fedcompress.types import Tensors
 from tests.support import equal, lora_layout, normal
@@ -238,7 +238,7 @@ def test_score_levels_are_sorted_ranks(size: int, share: float) -> None:
     at = {float(v): i for i, v in enumerate(updates[0]["w"])}
     held = InMemoryUpdates(layout_of(updates[0]), updates)
     with blocks_of(13):
-        [group] = scores_module.groups(held, "tensor")
+        [group] = scores_module.list_groups(held, "tensor")
         low, top = scores_module.score_levels(
             held, group, share, lambda _, values: table[:, [at[float(v)] for v in values[0]]]
         )
@@ -261,7 +261,28 @@ def test_weights_that_balance_are_a_tie(election: str) -> None:
     for k in range(1, 60):
         weights = np.array([1.0] * k + [k]) / (2 * k)
         values = np.array([[0.1]] * k + [[-0.1]], np.float32)
-        assert agreeing_mean(values, weights, election)[0] == 0, k
+        sums = sum_by_sign(values, weights)
+        sign = elect_sign(sums, election)
+        assert sign[0] == 0, k
+        assert disjoint_mean(sums, sign)[0] == 0, k
+
+
+def test_the_three_steps_of_ties_by_hand() -> None:
+    """Entries of two sites: all of one sign, opposed, trimmed at one site, absent."""
+    values = np.array([[4, 3, 2, 0], [2, -5, -1, 0]], np.float32)
+    trimmed = trim(values, np.array([2, 2], np.float32))
+    assert trimmed.tolist() == [[4, 3, 2, 0], [2, -5, 0, 0]]
+    assert trim(values, np.array([2, 2], np.float32), np.array([3, 9], np.float32)).tolist() == [
+        [0, 3, 2, 0],
+        [2, -5, 0, 0],
+    ]
+    sums = sum_by_sign(trimmed, np.array([0.75, 0.25]))
+    assert elect_sign(sums, "mass").tolist() == [1, 1, 1, 0]
+    assert disjoint_mean(sums, elect_sign(sums, "mass")).tolist() == [3.5, 3, 2, 0]
+    heavier = sum_by_sign(trimmed, np.array([0.5, 0.5]))
+    assert elect_sign(heavier, "mass").tolist() == [1, -1, 1, 0]
+    assert elect_sign(heavier, "count").tolist() == [1, 0, 1, 0]
+    assert disjoint_mean(heavier, elect_sign(heavier, "mass")).tolist() == [3, -5, 2, 0]
 
 
 # ---- masks ----
@@ -271,7 +292,7 @@ def mask(
     density: float, seed: int, *, size: int = 4000, start: int = 0, name: str = "w", round_: int = 1
 ) -> np.ndarray:
     values = np.zeros((2, size), np.float32)
-    return kept(Block(name, start, values, np.ones(2) / 2, values[0], round_), density, seed)
+    return draw_mask(Block(name, start, values, np.ones(2) / 2, values[0], round_), density, seed)
 
 
 def test_masks_have_their_density_and_differ() -> None:

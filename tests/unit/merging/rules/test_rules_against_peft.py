@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fedcompress.merging.base import Block
-from fedcompress.merging.rules.dare import kept
+from fedcompress.merging.rules.dare import draw_mask
 from tests.unit.merging.samples import KINDS, merged_tensor, sample
 
 EQUAL, SOME = [1, 1, 1, 1], [1, 2, 3, 2]
@@ -43,7 +43,7 @@ def same_masks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float, int], N
 
     def prepare(size: int, density: float, sites: int) -> None:
         block = Block("w", 0, np.zeros((sites, size), np.float32), np.ones(sites) / sites, np.zeros(size, np.float32))
-        masks: Iterator[np.ndarray] = iter(kept(block, density, 7))
+        masks: Iterator[np.ndarray] = iter(draw_mask(block, density, 7))
 
         def drawn(input: Any, **_: object) -> Any:
             assert float(input.flatten()[0]) == density if size else True
@@ -141,7 +141,7 @@ def test_dare_ties(kind: str, election: str, method: str, same_masks: Callable[[
     ours = merged_tensor(f"dare-ties(density={density},election={election},seed=7)", values, EQUAL)
     size = values[0].size
     block = Block("w", 0, np.stack(values), np.ones(4) / 4, np.zeros(size, np.float32))
-    left = np.stack(values) * kept(block, density, 7).astype(np.float64)
+    left = np.stack(values) * draw_mask(block, density, 7).astype(np.float64)
     votes = left if election == "mass" else np.sign(left)
     tied = np.abs(votes.sum(0)) <= 1e-12 * np.abs(votes).sum(0)
     close(np.where(tied, 0, ours), np.where(tied, 0, theirs))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.merging import InMemoryUpdates, Merger, parse_rule
-from fedcompress.merging.statistics import gram, norms
-from fedcompress.merging.weighted_order import ranked, sorted_columns
+from fedcompress.merging.statistics import compute_gram, compute_norms
+from fedcompress.merging.weighted_order import sort_columns, sort_with_weights
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
 
 LAYOUT = Layout((TensorSpec(name="a", shape=(5, 7)), TensorSpec(name="b", shape=(11,)), TensorSpec(name="s", shape=())))
@@ -138,9 +138,9 @@ def test_whole_rows_are_sorted_like_numpy_does() -> None:
     for sites in (*range(1, 34), 63, 64, 65):
         values = np.random.default_rng(sites).integers(-4, 5, (sites, 300)).astype(np.float32)
         before = values.copy()
-        assert (sorted_columns(values) == np.sort(values, axis=0)).all(), sites
+        assert (sort_columns(values) == np.sort(values, axis=0)).all(), sites
         assert (values == before).all()
-    found, weights = ranked(np.array([[3, 1], [1, 2], [2, 3]], np.float32), np.array([0.5, 0.3, 0.2]))
+    found, weights = sort_with_weights(np.array([[3, 1], [1, 2], [2, 3]], np.float32), np.array([0.5, 0.3, 0.2]))
     assert found.tolist() == [[1, 1], [2, 2], [3, 3]]
     assert weights.tolist() == [[0.3, 0.5], [0.2, 0.3], [0.5, 0.2]]
 
@@ -148,8 +148,8 @@ def test_whole_rows_are_sorted_like_numpy_does() -> None:
 def test_statistics() -> None:
     rows = cohort(5)
     held = InMemoryUpdates(LAYOUT, [tensors(row) for row in rows])
-    assert np.allclose(gram(held), rows @ rows.T, rtol=1e-12)
-    assert np.allclose(norms(held), np.linalg.norm(rows, axis=1), rtol=1e-12)
+    assert np.allclose(compute_gram(held), rows @ rows.T, rtol=1e-12)
+    assert np.allclose(compute_norms(held), np.linalg.norm(rows, axis=1), rtol=1e-12)
 
 
 # Flower, where its definitions agree.

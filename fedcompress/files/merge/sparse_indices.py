@@ -1,4 +1,4 @@
-"""Sparse adapters that save where their values are: places as numbers that can be compared and written."""
+"""Sparse adapters store where their values are; these indices become numbers that can be compared and written here."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ import numpy as np
 from fedcompress.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedcompress.errors import ConfigError, StateError
 
-_INTEGERS = {"I32": "<i4", "I64": "<i8"}
-_EXACT = 1 << 24  # the largest integer below which float32 has all
+_INTEGERS = {"I32": "<i4", "I64": "<i8"}  # safetensors dtype to numpy dtype
+_FLOATS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors dtype as read to dtype as written
+_EXACT = 1 << 24  # float32 can hold all integers below this
 
 
-def with_float_places(folder: Path, scratch: Path) -> Path:
-    """The folder, or a copy whose integers are float32: PEFT reads both, and saves the latter on some systems.
+def with_float_indices(folder: Path, scratch: Path) -> Path:
+    """Return a folder without integer tensors: the given one, or a copy whose integers are float32.
+
+    PEFT reads both, and saves float32 indices on some systems.
+
+    Args:
+        folder: PEFT folder.
+        scratch: folder to write the copy to, if one is needed.
+
+    Returns:
+        ``folder`` or ``scratch``.
 
     Raises:
-        ConfigError: a place is beyond 2^24.
+        ConfigError: an index is 2^24 or more.
         StateError: the file does not parse.
     """
     from safetensors import SafetensorError, deserialize, serialize
@@ -34,16 +44,17 @@ def with_float_places(folder: Path, scratch: Path) -> Path:
         raise StateError(f"{weights}: does not parse: {error}") from error
     if not any(entry["dtype"] in _INTEGERS for _, entry in entries):
         return folder
-    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    stored, out = [], {}
+    stored = []  # keeps the buffers alive until they are serialized
+    out = {}
     for name, entry in entries:
-        data, dtype = np.frombuffer(entry["data"], np.uint8), names.get(entry["dtype"], "float32")
+        dtype = _FLOATS.get(entry["dtype"], "float32")
+        data = np.frombuffer(entry["data"], np.uint8)
         if entry["dtype"] in _INTEGERS:
-            places = np.frombuffer(entry["data"], _INTEGERS[entry["dtype"]])
-            if places.size and np.abs(places).max() >= _EXACT:
-                raise ConfigError(f"{folder}: {name}", int(np.abs(places).max()), "must be places below 2^24")
-            data = places.astype("<f4").view(np.uint8)
-        stored.append(data)  # alive until serialized
+            indices = np.frombuffer(entry["data"], _INTEGERS[entry["dtype"]])
+            if indices.size and np.abs(indices).max() >= _EXACT:
+                raise ConfigError(f"{folder}: {name}", int(np.abs(indices).max()), "must be places below 2^24")
+            data = indices.astype("<f4").view(np.uint8)
+        stored.append(data)
         out[name] = Entry(dtype=dtype, shape=list(entry["shape"]), data_ptr=data.ctypes.data, data_len=data.nbytes)
     scratch.mkdir(parents=True, exist_ok=True)
     (scratch / WEIGHTS_FILE).write_bytes(bytes(serialize(out, {"format": "pt"})))
