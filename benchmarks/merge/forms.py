@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.common import row, show
 from fedcompress.adapters import load_adapter, save_adapter
 from fedcompress.errors import ConfigError
-from fedcompress.files.merge import merge_folders
+from fedcompress.files.merge import merge_adapters
 from fedcompress.types import Layout, TensorSpec
 
 EXACT = ("exact", "flora", "fedex")
@@ -72,7 +72,7 @@ def products(folder: Path) -> dict[str, np.ndarray]:
 
 def measured(folders: list[Path], scratch: Path, options: Mapping[str, Any]) -> tuple[float, int, int]:
     """Error against the dense mean, highest rank and bytes."""
-    report = merge_folders(folders, scratch / "merged", **options)
+    report = merge_adapters(folders, scratch / "merged", **options)
     found, off, whole = products(scratch / "merged"), 0.0, 0.0
     held = [products(folder) for folder in folders]
     for name, value in found.items():

@@ -55,15 +55,15 @@ def merge(
 
 
 def _run(paths: list[Path], out: Path, options: dict[str, Any], report: Path | None, as_json: bool) -> None:
-    """Merge with the options of ``merge_folders``, and write and print the report."""
+    """Merge with the options of ``merge_adapters``, and write and print the report."""
     from fedcompress.cli.files import progress_bar
     from fedcompress.errors import ConfigError
-    from fedcompress.files.merge import merge_folders
+    from fedcompress.files.merge import merge_adapters
 
     if report is not None and report.suffix not in (".json", ".png"):
         raise ConfigError("--report", report, "must be a name that ends in .json or .png")
     with progress_bar("merging") as progress:
-        facts = merge_folders(paths, out, progress=progress, **options)
+        facts = merge_adapters(paths, out, progress=progress, **options)
         if report is not None:
             _write(facts, report)
     _print(facts, as_json)

@@ -3,7 +3,7 @@
 Ranks, alphas and scalings may differ by site. Memory: the result, and one module of all sites.
 """
 
-from fedcompress.files.merge.merge import merge_folders
+from fedcompress.files.merge.merge import merge_adapters
 from fedcompress.files.merge.peft_types import TYPES
 
-__all__ = ["TYPES", "merge_folders"]
+__all__ = ["TYPES", "merge_adapters"]

@@ -42,7 +42,7 @@ def merge_entries(
         progress: called with entries done and entries in all.
 
     Returns:
-        The report, see ``merge_folders``.
+        The report, see ``merge_adapters``.
 
     Raises:
         ConfigError: a form or rule other than the mean is asked for, or a frozen tensor differs.

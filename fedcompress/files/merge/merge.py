@@ -38,7 +38,7 @@ Progress = Callable[[int, int], None]  # called with modules done and modules in
 Reduction = Callable[[ModuleFactors], FactorPair]  # from the factors of all sites to one pair
 
 
-def merge_folders(
+def merge_adapters(
     paths: Sequence[Path],
     out: Path,
     *,

@@ -21,7 +21,7 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     """Draw cosines of sites, error by module, norms and contributions by site, as a PNG.
 
     Args:
-        report: what ``merge_folders`` has returned.
+        report: what ``merge_adapters`` has returned.
         path: the file to write; its folder is made if it is missing.
 
     Raises:

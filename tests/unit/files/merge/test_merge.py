@@ -27,7 +27,7 @@ from torch import nn
 
 from fedcompress.errors import ConfigError, NonFiniteError, StateError
 from fedcompress.files import encode_file
-from fedcompress.files.merge import TYPES, merge_folders
+from fedcompress.files.merge import TYPES, merge_adapters
 
 WEIGHTS = [1.0, 2.0, 3.0]
 SHARES = np.array(WEIGHTS) / 6
@@ -122,7 +122,7 @@ def sites(tmp_path: Path, configs: list[Any]) -> list[Path]:
 @pytest.mark.parametrize("rule", ["exact", "flora"])
 def test_mixed_ranks_scalings_and_kinds_of_layers(tmp_path: Path, rule: str) -> None:
     folders = sites(tmp_path, MIXED)
-    report = merge_folders(folders, tmp_path / "out", rule=rule, weights=WEIGHTS)
+    report = merge_adapters(folders, tmp_path / "out", rule=rule, weights=WEIGHTS)
     assert error(deltas(tmp_path / "out"), mean_of(folders)) < 1e-6
     assert report["merge_error"] < 1e-6
     config = config_in(tmp_path / "out")
@@ -135,7 +135,7 @@ def test_mixed_ranks_scalings_and_kinds_of_layers(tmp_path: Path, rule: str) -> 
 @pytest.mark.parametrize("rule", ["exact", "flora", "fedex"])
 def test_exact_forms_of_equal_ranks(tmp_path: Path, rule: str) -> None:
     folders = sites(tmp_path, EQUAL)
-    merge_folders(folders, tmp_path / "out", rule=rule, weights=WEIGHTS)
+    merge_adapters(folders, tmp_path / "out", rule=rule, weights=WEIGHTS)
     assert error(deltas(tmp_path / "out"), mean_of(folders)) < 1e-6
     config = config_in(tmp_path / "out")
     rank = {"exact": 8, "flora": 12, "fedex": 12}[rule]  # down is 8 x 12, so its rank is at most 8
@@ -146,7 +146,7 @@ def test_exact_forms_of_equal_ranks(tmp_path: Path, rule: str) -> None:
 def test_rank_and_energy_are_those_of_the_dense_svd(tmp_path: Path) -> None:
     folders = sites(tmp_path, MIXED)
     target = mean_of(folders)
-    report = merge_folders(folders, tmp_path / "out", rank=3, weights=WEIGHTS)
+    report = merge_adapters(folders, tmp_path / "out", rank=3, weights=WEIGHTS)
     assert config_in(tmp_path / "out")["r"] == 3
     found = deltas(tmp_path / "out")
     errors = {m["name"].removeprefix("base_model.model."): m for m in report["modules"]}
@@ -158,7 +158,7 @@ def test_rank_and_energy_are_those_of_the_dense_svd(tmp_path: Path) -> None:
         row = errors[name.removeprefix("base_model.model.")]
         assert row["truncation_error"] == pytest.approx(lost, rel=1e-6)
         assert row["merge_error"] == pytest.approx(lost, rel=1e-5)
-    report = merge_folders(folders, tmp_path / "energy", energy=0.9, weights=WEIGHTS)
+    report = merge_adapters(folders, tmp_path / "energy", energy=0.9, weights=WEIGHTS)
     found = deltas(tmp_path / "energy")
     for module in report["modules"]:
         value = target[module["name"]]
@@ -173,11 +173,11 @@ def test_lora_rules_in_the_order_of_their_error(tmp_path: Path) -> None:
     folders, found = sites(tmp_path, EQUAL), {}
     target = mean_of(folders)
     for rule in ("fedit", "lora-ridge", "lora-fair", "lora-als", "lora-procrustes", "lora-svd", "mean"):
-        report = merge_folders(folders, tmp_path / rule, rule=rule, weights=WEIGHTS)
+        report = merge_adapters(folders, tmp_path / rule, rule=rule, weights=WEIGHTS)
         found[rule] = error(deltas(tmp_path / rule), target)
         assert report["merge_error"] == pytest.approx(found[rule], rel=1e-4), rule
         assert config_in(tmp_path / rule)["r"] == config_in(tmp_path / rule)["lora_alpha"] == 4
-    merge_folders(folders, tmp_path / "r4", rank=4, weights=WEIGHTS)
+    merge_adapters(folders, tmp_path / "r4", rank=4, weights=WEIGHTS)
     best = error(deltas(tmp_path / "r4"), target)
     assert found["lora-svd"] == pytest.approx(best, rel=1e-4)
     assert found["lora-procrustes"] == pytest.approx(best, rel=1e-4)
@@ -188,24 +188,24 @@ def test_lora_rules_in_the_order_of_their_error(tmp_path: Path) -> None:
 def test_fedex_has_the_means_and_the_best_residual(tmp_path: Path) -> None:
     folders = sites(tmp_path, [lora(), lora(), lora()])
     target = mean_of(folders)
-    merge_folders(folders, tmp_path / "fedit", rule="fedit", weights=WEIGHTS)
-    merge_folders(folders, tmp_path / "out", rule="fedex", rank=6, weights=WEIGHTS)
+    merge_adapters(folders, tmp_path / "fedit", rule="fedit", weights=WEIGHTS)
+    merge_adapters(folders, tmp_path / "out", rule="fedex", rank=6, weights=WEIGHTS)
     found, means = deltas(tmp_path / "out"), deltas(tmp_path / "fedit")
     for name, value in target.items():
         u, s, v = np.linalg.svd(value - means[name], full_matrices=False)
         assert np.allclose(found[name] - means[name], u[:, :2] * s[:2] @ v[:2], atol=1e-5)
     with pytest.raises(ConfigError, match="--rank: 3: must be at least 4"):
-        merge_folders(folders, tmp_path / "no", rule="fedex", rank=3)
+        merge_adapters(folders, tmp_path / "no", rule="fedex", rank=3)
 
 
 def test_ffa_needs_an_equal_a(tmp_path: Path) -> None:
     folders = sites(tmp_path, [lora(), lora(lora_alpha=3)])
     with pytest.raises(ConfigError, match=r"--rule: ffa: needs the same A"):
-        merge_folders(folders, tmp_path / "out", rule="ffa")
+        merge_adapters(folders, tmp_path / "out", rule="ffa")
     frozen = load_file(folders[0] / "adapter_model.safetensors")
     change_tensors(folders[1], lambda t: t.update({n: v for n, v in frozen.items() if "lora_A" in n}))
     for rule in ("ffa", "exact"):
-        merge_folders(folders, tmp_path / rule, rule=rule)
+        merge_adapters(folders, tmp_path / rule, rule=rule)
         assert error(deltas(tmp_path / rule), mean_of(folders, np.array([0.5, 0.5]))) < 1e-6
         assert config_in(tmp_path / rule)["r"] == 4
 
@@ -213,7 +213,7 @@ def test_ffa_needs_an_equal_a(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rule", ["exact", "flora", "fedex", "fedit", "lora-ridge", "mean", "ties(density=1)"])
 def test_one_site_is_returned(tmp_path: Path, rule: str) -> None:
     folders = sites(tmp_path, [lora(use_rslora=True)])
-    merge_folders(folders, tmp_path / "out", rule=rule)
+    merge_adapters(folders, tmp_path / "out", rule=rule)
     assert error(deltas(tmp_path / "out"), deltas(folders[0])) < 1e-6
     assert config_in(tmp_path / "out")["r"] == 4
 
@@ -221,9 +221,9 @@ def test_one_site_is_returned(tmp_path: Path, rule: str) -> None:
 def test_rules_on_entries_of_products(tmp_path: Path) -> None:
     """The mean of products is exact at full energy, also of mixed ranks; ties is the rule on dense matrices."""
     folders = sites(tmp_path, MIXED)
-    merge_folders(folders, tmp_path / "mean", rule="mean", space="product", energy=1.0, weights=WEIGHTS)
+    merge_adapters(folders, tmp_path / "mean", rule="mean", space="product", energy=1.0, weights=WEIGHTS)
     assert error(deltas(tmp_path / "mean"), mean_of(folders)) < 1e-5
-    report = merge_folders(folders, tmp_path / "ties", rule="ties(density=1)", space="product", energy=1.0)
+    report = merge_adapters(folders, tmp_path / "ties", rule="ties(density=1)", space="product", energy=1.0)
     dense = [deltas(f) for f in folders]
     for name, found in deltas(tmp_path / "ties").items():
         values = np.stack([d[name] for d in dense])
@@ -236,7 +236,7 @@ def test_rules_on_entries_of_products(tmp_path: Path) -> None:
 
 def test_rules_on_entries_of_factors(tmp_path: Path) -> None:
     folders = sites(tmp_path, [lora(), lora()])
-    merge_folders(folders, tmp_path / "out", rule="ties(density=1)")
+    merge_adapters(folders, tmp_path / "out", rule="ties(density=1)")
     raw = [load_file(f / "adapter_model.safetensors") for f in folders]
     for name, found in load_file(tmp_path / "out" / "adapter_model.safetensors").items():
         scale = 2.0 if "lora_B" in name else 1.0  # alpha / r is folded into B
@@ -244,14 +244,14 @@ def test_rules_on_entries_of_factors(tmp_path: Path) -> None:
         agree = np.sign(values) == np.sign(values.sum(axis=0))
         assert np.allclose(found, (values * agree).sum(axis=0) / agree.sum(axis=0), atol=1e-5)
     with pytest.raises(ConfigError, match=r"--space: factors: the adapters have ranks \[2, 4, 9\].*--space product"):
-        merge_folders(sites(tmp_path / "m", MIXED), tmp_path / "no", rule="ties")
+        merge_adapters(sites(tmp_path / "m", MIXED), tmp_path / "no", rule="ties")
 
 
 @pytest.mark.parametrize("rule", ["exact", "fedit", "mean", "lora-ridge"])
 def test_a_missing_module_is_a_zero_update(tmp_path: Path, rule: str) -> None:
     folders = sites(tmp_path, [lora(), lora(target_modules=["up"])])
     target = mean_of(folders, np.array([0.5, 0.5]))
-    report = merge_folders(folders, tmp_path / "out", rule=rule)
+    report = merge_adapters(folders, tmp_path / "out", rule=rule)
     found = deltas(tmp_path / "out")
     assert set(found) == set(target)
     down = "base_model.model.down"
@@ -265,7 +265,7 @@ def test_heads_biases_and_dtypes(tmp_path: Path) -> None:
     configs = [lora(modules_to_save=["head"], bias="lora_only", lora_bias=True, lora_alpha=a) for a in (8, 2)]
     folders = sites(tmp_path, configs)
     change_tensors(folders[0], lambda t: t.update({n: v.astype(np.float16) for n, v in t.items() if "head" in n}))
-    merge_folders(folders, tmp_path / "out", weights=[3, 1])
+    merge_adapters(folders, tmp_path / "out", weights=[3, 1])
     raw = [load_file(f / "adapter_model.safetensors") for f in folders]
     found = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert set(found) == set(raw[0])
@@ -276,42 +276,42 @@ def test_heads_biases_and_dtypes(tmp_path: Path) -> None:
             assert np.allclose(value, mean, atol=1e-6), name
         assert value.dtype == np.float32
     assert error(deltas(tmp_path / "out"), mean_of(folders, np.array([0.75, 0.25]))) < 1e-6
-    merge_folders(folders, tmp_path / "half", dtype="float16")
+    merge_adapters(folders, tmp_path / "half", dtype="float16")
     assert {v.dtype for v in load_file(tmp_path / "half" / "adapter_model.safetensors").values()} == {np.dtype("<f2")}
     change_tensors(folders[1], lambda t: t.pop("base_model.model.head.weight"))
     with pytest.raises(ConfigError, match=r"s1: base_model.model.head.weight: missing: must be in all"):
-        merge_folders(folders, tmp_path / "no")
+        merge_adapters(folders, tmp_path / "no")
 
 
 def test_dora_loads_and_says_that_it_is_approximate(tmp_path: Path) -> None:
     folders = sites(tmp_path, [lora(use_dora=True), lora(use_dora=True, r=2)])
-    report = merge_folders(folders, tmp_path / "out")
+    report = merge_adapters(folders, tmp_path / "out")
     assert any("DoRA" in note for note in report["notes"])
     name = "base_model.model.up.lora_magnitude_vector"
     raw = [load_file(f / "adapter_model.safetensors")[name] for f in folders]
     assert np.allclose(load_file(tmp_path / "out" / "adapter_model.safetensors")[name], sum(raw) / 2, atol=1e-6)
     assert error(deltas(tmp_path / "out"), mean_of(folders, np.array([0.5, 0.5]))) < 1e-6
-    merge_folders(folders[:1], tmp_path / "one")
+    merge_adapters(folders[:1], tmp_path / "one")
     tokens = torch.arange(11)
     one, two = (PeftModel.from_pretrained(Net(), f).eval()(tokens) for f in (folders[0], tmp_path / "one"))
     assert torch.allclose(one, two, atol=1e-5)
     with pytest.raises(ConfigError, match="use_dora"):
-        merge_folders([folders[0], site(tmp_path / "plain", lora(), 3)], tmp_path / "no")
+        merge_adapters([folders[0], site(tmp_path / "plain", lora(), 3)], tmp_path / "no")
 
 
 def test_fcu_files(tmp_path: Path) -> None:
     folders = sites(tmp_path, [lora(), lora(r=2)])
     encode_file(folders[1], tmp_path / "s1.fcu", codec="none")
-    merge_folders([folders[0], tmp_path / "s1.fcu"], tmp_path / "out")
+    merge_adapters([folders[0], tmp_path / "s1.fcu"], tmp_path / "out")
     assert error(deltas(tmp_path / "out"), mean_of(folders, np.array([0.5, 0.5]))) < 1e-6
     other = site(tmp_path / "base", lora(r=2), 9)
     encode_file(folders[1], tmp_path / "d.fcu", codec="none", base=other)
-    merge_folders([folders[0], tmp_path / "d.fcu"], tmp_path / "out2", base=other)
+    merge_adapters([folders[0], tmp_path / "d.fcu"], tmp_path / "out2", base=other)
     assert error(deltas(tmp_path / "out2"), deltas(tmp_path / "out")) < 1e-6
     with pytest.raises(ConfigError, match="--base"):
-        merge_folders([folders[0], tmp_path / "d.fcu"], tmp_path / "no")
+        merge_adapters([folders[0], tmp_path / "d.fcu"], tmp_path / "no")
     with pytest.raises(ConfigError, match="--base"):
-        merge_folders(folders, tmp_path / "no", base=other)
+        merge_adapters(folders, tmp_path / "no", base=other)
 
 
 ENTRIES = {
@@ -328,7 +328,7 @@ ENTRIES = {
 def test_linear_types_are_averaged_exactly(tmp_path: Path, kind: str) -> None:
     """The merged base weights of stock PEFT, against the mean of those of the sites."""
     folders = sites(tmp_path, [ENTRIES[kind]] * 3)
-    report = merge_folders(folders, tmp_path / "out", weights=WEIGHTS)
+    report = merge_adapters(folders, tmp_path / "out", weights=WEIGHTS)
     weights = []
     for folder in (*folders, tmp_path / "out"):
         model = PeftModel.from_pretrained(Net(), folder).merge_and_unload()
@@ -338,26 +338,26 @@ def test_linear_types_are_averaged_exactly(tmp_path: Path, kind: str) -> None:
     assert not np.allclose(weights[-1], weights[0], atol=1e-2)
     assert sum(report["contribution"]) == pytest.approx(1)
     with pytest.raises(ConfigError, match="is for LoRA"):
-        merge_folders(folders, tmp_path / "no", rule="ties")
+        merge_adapters(folders, tmp_path / "no", rule="ties")
 
 
 def test_sparse_values_at_other_places_are_refused(tmp_path: Path) -> None:
     folders = sites(tmp_path, [ENTRIES["shira"], ShiraConfig(r=2, random_seed=6, target_modules=["up", "down"])])
     with pytest.raises(ConfigError, match="random_seed: 6: must be as in"):
-        merge_folders(folders, tmp_path / "no")
+        merge_adapters(folders, tmp_path / "no")
     change_config(folders[1], random_seed=5)
     with pytest.raises(ConfigError, match=r"shira_indices: differs: must be equal at all sites"):
-        merge_folders(folders, tmp_path / "no")
+        merge_adapters(folders, tmp_path / "no")
 
 
 def test_vera_is_averaged_while_d_is_frozen(tmp_path: Path) -> None:
     config = VeraConfig(r=4, target_modules=["up"])
     folders = sites(tmp_path, [config, config])
     with pytest.raises(ConfigError, match=r"vera_lambda_d.*differs: must be equal"):
-        merge_folders(folders, tmp_path / "no")
+        merge_adapters(folders, tmp_path / "no")
     frozen = load_file(folders[0] / "adapter_model.safetensors")
     change_tensors(folders[1], lambda t: t.update({n: v for n, v in frozen.items() if "lambda_b" not in n}))
-    merge_folders(folders, tmp_path / "out")
+    merge_adapters(folders, tmp_path / "out")
     weights = [
         PeftModel.from_pretrained(Net(), f).merge_and_unload().up.weight.detach().double()
         for f in (*folders, tmp_path / "out")
@@ -378,7 +378,7 @@ def test_refused_types_say_why(tmp_path: Path) -> None:
         if row.merge == "refused":
             change_config(folder, peft_type=name)
             with pytest.raises(ConfigError, match=f"peft_type: {name}: cannot be merged: it ") as caught:
-                merge_folders([folder], tmp_path / "no")
+                merge_adapters([folder], tmp_path / "no")
             assert row.why in str(caught.value)
 
 
@@ -403,11 +403,11 @@ def test_configs_that_do_not_go_together(tmp_path: Path, changes: dict[str, Any]
     folders = sites(tmp_path, [lora(), lora()])
     change_config(folders[1], **changes)
     with pytest.raises(ConfigError, match=words) as caught:
-        merge_folders(folders, tmp_path / "out")
+        merge_adapters(folders, tmp_path / "out")
     assert "s1" in str(caught.value)
     assert not (tmp_path / "out").exists()
     if "base_model_name_or_path" in changes:
-        merge_folders(folders, tmp_path / "out", other_bases=True)
+        merge_adapters(folders, tmp_path / "out", other_bases=True)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def test_tensors_that_do_not_go_together(tmp_path: Path, change: Any, words: str
     folders = sites(tmp_path, [lora(), lora()])
     change_tensors(folders[1], change)
     with pytest.raises(ConfigError, match=words):
-        merge_folders(folders, tmp_path / "out")
+        merge_adapters(folders, tmp_path / "out")
 
 
 @pytest.mark.parametrize("rule", ["exact", "fedit", "ties"])
@@ -438,7 +438,7 @@ def test_nan_is_named(tmp_path: Path, rule: str) -> None:
     folders = sites(tmp_path, [lora(), lora()])
     change_tensors(folders[1], lambda t: t["base_model.model.up.lora_A.weight"].fill(np.nan))
     with pytest.raises(NonFiniteError, match=r"s1: base_model.model.up.lora_A.weight: contains NaN"):
-        merge_folders(folders, tmp_path / "out", rule=rule)
+        merge_adapters(folders, tmp_path / "out", rule=rule)
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
 
@@ -464,32 +464,32 @@ def test_options(tmp_path: Path) -> None:
         ({"dtype": "int8"}, "--dtype: int8: one of"),
     ):
         with pytest.raises(ConfigError, match=words):
-            merge_folders(folders, tmp_path / "out", **options)
+            merge_adapters(folders, tmp_path / "out", **options)
     with pytest.raises(ConfigError, match=r"-o: .*none of those"):
-        merge_folders(folders, folders[0])
+        merge_adapters(folders, folders[0])
     with pytest.raises(ConfigError, match="PATH: none"):
-        merge_folders([], tmp_path / "out")
+        merge_adapters([], tmp_path / "out")
     with pytest.raises(ConfigError, match=r"must be a PEFT folder or an \.fcu file"):
-        merge_folders([tmp_path / "absent"], tmp_path / "out")
+        merge_adapters([tmp_path / "absent"], tmp_path / "out")
     (folders[1] / "adapter_config.json").write_text("{")
     with pytest.raises(StateError, match="does not parse"):
-        merge_folders(folders, tmp_path / "out")
+        merge_adapters(folders, tmp_path / "out")
 
 
 def test_zero_weight_and_zero_update(tmp_path: Path) -> None:
     folders = sites(tmp_path, [lora(), lora(r=2)])
-    report = merge_folders(folders, tmp_path / "out", weights=[1, 0])
+    report = merge_adapters(folders, tmp_path / "out", weights=[1, 0])
     assert error(deltas(tmp_path / "out"), deltas(folders[0])) < 1e-6
     assert report["contribution"] == [1, 0]
     change_tensors(folders[0], lambda t: [v.fill(0) for n, v in t.items() if "lora_B" in n])
-    report = merge_folders(folders[:1], tmp_path / "zero")
+    report = merge_adapters(folders[:1], tmp_path / "zero")
     assert all((d == 0).all() for d in deltas(tmp_path / "zero").values())
     assert (report["rank"], report["cosines"], report["contribution"]) == ([1, 1], [[0.0]], [0.0])
 
 
 def test_the_report_is_that_of_dense_matrices(tmp_path: Path) -> None:
     folders = sites(tmp_path, [*MIXED[:2], lora(target_modules=["up", "emb", "conv"])])
-    report = merge_folders(folders, tmp_path / "out", weights=WEIGHTS, rank=4)
+    report = merge_adapters(folders, tmp_path / "out", weights=WEIGHTS, rank=4)
     dense = [deltas(f) for f in folders]
     names = sorted(dense[0])
     flat = np.stack([np.concatenate([d.get(n, 0 * dense[0][n]).ravel() for n in names]) for d in dense])
@@ -510,7 +510,7 @@ def test_the_report_is_that_of_dense_matrices(tmp_path: Path) -> None:
 def test_many_sites(tmp_path: Path) -> None:
     """More stacked rank than a side, and a module whose name is the end of another one."""
     folders = sites(tmp_path, [lora(r=5)] * 6)
-    merge_folders(folders, tmp_path / "out")
+    merge_adapters(folders, tmp_path / "out")
     assert error(deltas(tmp_path / "out"), mean_of(folders, np.full(6, 1 / 6))) < 1e-6
     assert config_in(tmp_path / "out")["r"] == 8
 
