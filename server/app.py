@@ -18,7 +18,7 @@ from fedcompress.storage.locks import hold
 from server import LIBRARY
 from server.audit_events import AuditedEvents
 from server.coordinator import Coordinator
-from server.events import EventLog
+from server.events import EventLog, RunFailed
 from server.state_dir import COORDINATOR_LOCK
 from server.transport.flower_grid import LOG, GridTransport
 
@@ -47,6 +47,6 @@ def tell_failure(emit: Callable[[dict[str, Any]], None], error: Exception) -> No
     """Note why a run has ended, if there is a place left to note it in."""
     message = f"{type(error).__name__}: {error}"
     try:
-        emit({"event": "failed", "message": message, "final": isinstance(error, FINAL)})
+        emit(RunFailed(message=message, final=isinstance(error, FINAL)).to_dict())
     except (OSError, FedCompressError) as second:
         LOG.error("%s (which could not be noted: %s)", message, second)

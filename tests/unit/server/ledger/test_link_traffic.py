@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fedcompress.config.train_task import TrainTask
 from server.commands import history as history_command
-from server.ledger.link_traffic import MAX, Report, record_report, report_of
+from server.ledger.link_traffic import MAX, Report, parse_report, record_report
 from server.ledger.reader import LedgerReader
 from server.ledger.schema import SCHEMA
 from server.transport.base import Incoming
@@ -195,6 +195,6 @@ def test_a_new_life_and_a_count_that_went_back(database: sqlite3.Connection) -> 
 )
 def test_numbers_that_make_no_sense_are_none(change: dict[str, Any]) -> None:
     good = {"wire_life": 3, "wire_up": 5, "wire_down": 7}
-    assert report_of(good) == Report(3, 5, 7)
-    assert report_of({**good, **change}) is None
-    assert report_of({}) is None
+    assert parse_report(good) == Report(3, 5, 7)
+    assert parse_report({**good, **change}) is None
+    assert parse_report({}) is None
