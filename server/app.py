@@ -1,4 +1,4 @@
-"""The ServerApp: parse the run config, bind Flower's grid, run the coordinator."""
+"""The ServerApp parses the run config, binds Flower's grid to a transport, and runs the coordinator."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from server.events import EventLog, RunFailed
 from server.state_dir import COORDINATOR_LOCK
 from server.transport.flower_grid import LOG, GridTransport
 
-FINAL = (ConfigError, LayoutError, MismatchError)  # no new attempt can heal these
+FINAL = (ConfigError, LayoutError, MismatchError)  # errors that no new attempt can heal
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run or resume a run."""
+    """Run the federation of a run config, or resume it."""
     require_version(LIBRARY)
     config = parse_run_config(dict(context.run_config))
     held = f"state-dir: {config.state_path}: is held by a coordinator, pid"
@@ -44,7 +44,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def tell_failure(emit: Callable[[dict[str, Any]], None], error: Exception) -> None:
-    """Note why a run has ended, if there is a place left to note it in."""
+    """Emit why a run has failed, if there is a place left to note it in."""
     message = f"{type(error).__name__}: {error}"
     try:
         emit(RunFailed(message=message, final=isinstance(error, FINAL)).to_dict())

@@ -112,6 +112,7 @@ class VersionLedger:
 
     @base_fingerprint.setter
     def base_fingerprint(self, value: str) -> None:
+        """Set the fingerprint of the base model that this run accepts, hex."""
         self._db.execute("UPDATE run SET base_fingerprint=? WHERE run=?", (value, self.run))
 
     def publish(

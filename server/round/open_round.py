@@ -32,7 +32,7 @@ class OpenRound:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether enough updates were admitted; an evaluation never is complete before everybody has reported."""
+        """Return whether enough updates were admitted; an evaluation has enough only when everybody has reported."""
         return bool(self.steps) and 0 < self.enough <= len(self.admitted)
 
     @property
