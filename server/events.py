@@ -227,7 +227,7 @@ class ReplyRefused(Event):
     site: Audited[str]
     code: Audited[str]
     message: Audited[str]
-    digest: Audited[str]
+    digest: Audited[str] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -379,6 +379,18 @@ EVENT_TYPES: dict[str, type[Event]] = {
 }
 EXPORTED = (RunFinished.kind, RunStopped.kind)  # kinds of the last event of a process that ended as it should
 ENDED = (*EXPORTED, RunFailed.kind)  # kinds of the last event of a process
+
+
+def build_event(event: Mapping[str, Any]) -> Event | None:
+    """Build a typed event from its JSON object; return None if a coordinator of another version has written it.
+
+    That is so if its kind is unknown, or a field is missing.
+    """
+    event_type = EVENT_TYPES.get(event["event"])
+    try:
+        return event_type.from_dict(event) if event_type is not None else None
+    except TypeError:
+        return None
 
 
 class EventLog:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from server.watch.html import Html, element, joined
+from server.watch.html import Html, element, join_html
 
 WIDTH, HEIGHT = 460, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 18, 26, 44
@@ -134,7 +134,7 @@ def _axes(x_ticks: Sequence[tuple[float, str]], y_ticks: Sequence[tuple[float, s
     names.append(element("text", x_name, x=(LEFT + right) / 2, y=HEIGHT - 8, text_anchor="middle", class_="axis"))
     names.append(element("text", y_name, x=LEFT, y=TOP - 10, text_anchor="middle", class_="axis"))
     frame = element("polyline", points=f"{LEFT},{TOP} {LEFT},{base} {right},{base}", class_="frame")
-    return joined(*grid, frame, *names)
+    return join_html(*grid, frame, *names)
 
 
 def _line(line: Line, x_of: Callable[[float], float], y_of: Callable[[float], float]) -> Html:

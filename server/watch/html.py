@@ -8,17 +8,17 @@ from fedcompress.formatting import escaped
 
 
 class Html(str):
-    """Text that is HTML already. Only ``element`` and ``joined`` make it."""
+    """Text that is HTML already. Only ``element`` and ``join_html`` make it."""
 
 
-def safe(text: object) -> Html:
+def escape_html(text: object) -> Html:
     """Any text as HTML; what is not printable, such as a mark that turns the direction of writing, is spelled out."""
     return text if isinstance(text, Html) else Html(html.escape(escaped(str(text))))
 
 
-def joined(*children: object) -> Html:
+def join_html(*children: object) -> Html:
     """Children one after another."""
-    return Html("".join(safe(child) for child in children))
+    return Html("".join(escape_html(child) for child in children))
 
 
 def element(name: str, *children: object, **attributes: object) -> Html:
@@ -29,8 +29,8 @@ def element(name: str, *children: object, **attributes: object) -> Html:
         '<td class="number">&lt;b&gt;</td>'
     """
     written = "".join(
-        f' {key.rstrip("_").replace("_", "-")}="{safe(value)}"'
+        f' {key.rstrip("_").replace("_", "-")}="{escape_html(value)}"'
         for key, value in attributes.items()
         if value is not None
     )
-    return Html(f"<{name}{written}>{joined(*children)}</{name}>")
+    return Html(f"<{name}{written}>{join_html(*children)}</{name}>")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fedcompress.formatting import duration, size
 from server.ledger.reader import RoundRow
 from server.watch.chart import Line, Point, legend, line_chart
-from server.watch.html import Html, element, joined, safe
+from server.watch.html import Html, element, escape_html, join_html
 from server.watch.view import SiteView, Snapshot, Total
 
 LAST_ROUNDS = 200  # that the table shows
@@ -98,7 +98,7 @@ def render(snapshot: Snapshot) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{safe(snapshot.run)}: {safe(snapshot.state)}</title><style>{STYLE}</style></head>"
+        f"<title>{escape_html(snapshot.run)}: {escape_html(snapshot.state)}</title><style>{STYLE}</style></head>"
         f'<body><div id="lost">No connection: what is shown is old.</div>{body}<script>{SCRIPT}</script></body></html>'
     )
 
@@ -263,7 +263,7 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[object]], numbers_from:
 
     head = element("tr", *(element("th", name, class_=style(i)) for i, name in enumerate(names)))
     body = [element("tr", *(element("td", cell, class_=style(i)) for i, cell in enumerate(row))) for row in rows]
-    return element("table", element("thead", head), element("tbody", joined(*body)))
+    return element("table", element("thead", head), element("tbody", join_html(*body)))
 
 
 def _figure(value: float | None) -> str:

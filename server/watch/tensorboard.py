@@ -15,7 +15,7 @@ from server.ledger.quality import pool_quality
 from server.runs import resolve_run_name
 from server.watch.reading import Reader
 from server.watch.terminal import ENDED
-from server.watch.view import snapshot
+from server.watch.view import take_snapshot
 
 LOOK = 1.0  # seconds
 
@@ -30,7 +30,7 @@ class Scalar:
     at: float
 
 
-def tag_of(name: str) -> str:
+def format_tag(name: str) -> str:
     """A site's name as part of a tag; others than sites can be named are replaced by a digest of theirs.
 
     Examples:
@@ -42,9 +42,9 @@ def tag_of(name: str) -> str:
     return name if NAME.fullmatch(name) else f"site-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def scalars(state_dir: Path, run: str) -> Iterator[Scalar]:
+def read_scalars(state_dir: Path, run: str) -> Iterator[Scalar]:
     """All numbers of a run so far; quality belongs to the round that made the version which was evaluated."""
-    shown = snapshot(state_dir, run)
+    shown = take_snapshot(state_dir, run)
     spent, ended = 0.0, {0: shown.history[0].at - shown.history[0].seconds if shown.history else shown.at}
     for name, first in (("accuracy", shown.accuracy_start), ("loss", shown.loss_start)):
         if first is not None:
@@ -74,7 +74,7 @@ def scalars(state_dir: Path, run: str) -> Iterator[Scalar]:
                     continue
                 for name, number in (("accuracy", quality.accuracy), ("loss", quality.loss)):
                     yield Scalar(
-                        tag=f"sites/{tag_of(site)}/{name}", step=round_ - 1, value=number, at=ended[round_ - 1]
+                        tag=f"sites/{format_tag(site)}/{name}", step=round_ - 1, value=number, at=ended[round_ - 1]
                     )
 
 
@@ -94,7 +94,7 @@ def write_events(
     except ImportError as error:
         raise MissingPackageError("tensorboard: tensorboardX is absent: pip install 'fedcompress[watch]'") from error
     name = resolve_run_name(state_dir, run)
-    target = folder / tag_of(name)
+    target = folder / format_tag(name)
     try:
         target.mkdir(parents=True, exist_ok=True)
         writer = SummaryWriter(str(target), purge_step=0)
@@ -103,8 +103,8 @@ def write_events(
     written: set[tuple[str, int]] = set()
     with writer:
         while True:
-            ended = once or snapshot(state_dir, name).state in ENDED
-            for scalar in scalars(state_dir, name):
+            ended = once or take_snapshot(state_dir, name).state in ENDED
+            for scalar in read_scalars(state_dir, name):
                 key = (scalar.tag, scalar.step)
                 if key not in written and math.isfinite(scalar.value):
                     writer.add_scalar(scalar.tag, scalar.value, scalar.step, walltime=scalar.at)

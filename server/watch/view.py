@@ -134,7 +134,7 @@ def _finite(value: Any) -> Any:
             return value
 
 
-def snapshot(state_dir: Path, run: str = "") -> Snapshot:
+def take_snapshot(state_dir: Path, run: str = "") -> Snapshot:
     """Look at a run, also while its coordinator writes; nothing is changed.
 
     Args:

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from fedcompress.errors import ConfigError, FedCompressError, MissingPackageError
-from server.watch.view import Snapshot, snapshot
+from server.watch.view import Snapshot, take_snapshot
 
 LEAST_TOKEN = 16  # characters
 MOST_THREADS = 32
@@ -237,6 +237,6 @@ def serve(
         raise ConfigError("--token", "(not shown)", f"must be {LEAST_TOKEN} ASCII characters or more, without spaces")
     if not token and not is_loopback(host):
         token = secrets.token_urlsafe(24)
-    looks = Looks(lambda: snapshot(state_dir, run))
+    looks = Looks(lambda: take_snapshot(state_dir, run))
     looks()  # what is wrong is said at once
     return WatchServer(looks, host, port, token, allowed_hosts)
