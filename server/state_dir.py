@@ -30,5 +30,5 @@ def stop_requested(state_dir: Path) -> bool:
 
 
 def clear_stop(state_dir: Path) -> None:
-    """Withdraw the request to stop."""
+    """Cancel the request to stop."""
     (state_dir / STOP).unlink(missing_ok=True)

@@ -65,7 +65,7 @@ class PlainView:
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self._run}: {escaped(line)}", file=sys.stderr, flush=True)
 
     def show(self) -> None:
-        """Redraw what is shown, which is nothing here."""
+        """Update what is shown, which is nothing here."""
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Show an event of the coordinator, given as its JSON object."""

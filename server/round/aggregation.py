@@ -5,8 +5,9 @@ In memory are the merged update, and a few times one part of the layout; states 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedcompress.chunks import TensorSlice, read_slices, slice_rows
 from fedcompress.codecs import CodecSpec
@@ -80,37 +81,61 @@ def aggregate_round(
         StateError: the published state is not what was published.
     """
     step, outer = _compute_step(config, layout, published, admitted, round_)
+    with blobs.writer() as state_file, blobs.writer() as residual_file:
+        header, envelope = _encode_step(
+            config,
+            layout,
+            published,
+            step,
+            round_,
+            write_state=lambda state: state_file.write(as_bytes(state)),
+            write_residual=lambda residual: residual_file.write(as_bytes(residual)),
+        )
+    if header.base_digest != published.digest:
+        actual = header.base_digest.hex()[:16]
+        raise StateError(f"version {published.version}: its state is {actual}: must be {published.digest.hex()[:16]}")
+    next_published = PublishedState(
+        version=published.version + 1,
+        digest=header.result_digest,
+        state=TensorFile(blobs.folder / state_file.name, layout),
+        residual=TensorFile(blobs.folder / residual_file.name, layout),
+        outer=outer,
+    )
+    return next_published, envelope
+
+
+def _encode_step(
+    config: RunConfig,
+    layout: Layout,
+    published: PublishedState,
+    step: Tensors,
+    round_: int,
+    *,
+    write_state: Callable[[Array], Any],
+    write_residual: Callable[[Array], Any],
+) -> tuple[Header, bytes]:
+    """Encode a step part by part, and write the next state and its residual as they come.
+
+    The step is emptied on the way, so that memory does not hold it twice.
+    """
     feedback = config.error_feedback
 
     def take_target(slices: list[TensorSlice]) -> Tensors:
-        """Return what is coded of some slices: their step plus the residual. The step does not hold them any more."""
+        """Return what is coded of some slices: their step plus the residual."""
         change: Tensors = {}
         for piece in slices:
             name = piece.spec.name
             change[name] = step[name][slice_rows(piece)] if piece.total else step.pop(name)
         return feedback.target(change, read_slices(published.residual, slices), round_)
 
+    def write_slice(piece: TensorSlice, target: Array, decoded: Array, next_state: Array) -> None:
+        name = piece.spec.name
+        write_state(next_state)
+        write_residual(feedback.residual({name: target}, {name: decoded})[name])
+
     header = _build_header(config, layout, published, round_)
     codec = CodecSpec.parse(config.downlink_codec)
-    with blobs.writer() as state_file, blobs.writer() as residual_file:
-
-        def write_slice(piece: TensorSlice, target: Array, decoded: Array, next_state: Array) -> None:
-            name = piece.spec.name
-            state_file.write(as_bytes(next_state))
-            residual_file.write(as_bytes(feedback.residual({name: target}, {name: decoded})[name]))
-
-        full_header, envelope = stream_delta(take_target, published.state, layout, codec, header, write_slice)
-    if full_header.base_digest != published.digest:
-        actual = full_header.base_digest.hex()[:16]
-        raise StateError(f"version {published.version}: its state is {actual}: must be {published.digest.hex()[:16]}")
-    next_published = PublishedState(
-        version=published.version + 1,
-        digest=full_header.result_digest,
-        state=TensorFile(blobs.folder / state_file.name, layout),
-        residual=TensorFile(blobs.folder / residual_file.name, layout),
-        outer=outer,
-    )
-    return next_published, envelope
+    return stream_delta(take_target, published.state, layout, codec, header, write_slice)
 
 
 def _build_header(config: RunConfig, layout: Layout, published: PublishedState, round_: int) -> Header:

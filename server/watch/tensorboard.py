@@ -1,4 +1,4 @@
-"""A run as TensorBoard events: quality, bytes and seconds by round, and each site's own quality."""
+"""A run is written as TensorBoard events: quality, bytes and seconds by round, and each site's own quality."""
 
 from __future__ import annotations
 
@@ -11,18 +11,25 @@ from pathlib import Path
 
 from fedcompress.errors import ConfigError, MissingPackageError
 from fedcompress.types import NAME
+from server.events import EXPORTED
 from server.ledger.quality import pool_quality
 from server.runs import resolve_run_name
 from server.watch.reading import Reader
-from server.watch.terminal import ENDED
 from server.watch.view import take_snapshot
 
-LOOK = 1.0  # seconds
+LOOK = 1.0  # seconds between two looks at the run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scalar:
-    """One number: its tag, its round (0: the start), and when it was measured, in seconds since 1970."""
+    """One number for TensorBoard.
+
+    Attributes:
+        tag: its name.
+        step: its round; 0: the start.
+        value: the number.
+        at: when it was measured, seconds since 1970.
+    """
 
     tag: str
     step: int
@@ -31,7 +38,7 @@ class Scalar:
 
 
 def format_tag(name: str) -> str:
-    """A site's name as part of a tag; others than sites can be named are replaced by a digest of theirs.
+    """Format a site's name as part of a tag; a name that no site may have is replaced by its digest.
 
     Examples:
         >>> tag_of("north")
@@ -43,21 +50,23 @@ def format_tag(name: str) -> str:
 
 
 def read_scalars(state_dir: Path, run: str) -> Iterator[Scalar]:
-    """All numbers of a run so far; quality belongs to the round that made the version which was evaluated."""
+    """Yield all numbers of a run so far; quality belongs to the round that made the version which was evaluated."""
     shown = take_snapshot(state_dir, run)
-    spent, ended = 0.0, {0: shown.history[0].at - shown.history[0].seconds if shown.history else shown.at}
+    sent_bytes = 0.0
+    started_at = shown.history[0].at - shown.history[0].seconds if shown.history else shown.at
+    ended = {0: started_at}  # when each round has ended
     for name, first in (("accuracy", shown.accuracy_start), ("loss", shown.loss_start)):
         if first is not None:
             yield Scalar(tag=f"quality/{name}", step=0, value=first, at=ended[0])
     for row in shown.history:
         ended[row.round] = row.at
-        spent += row.uplink_bytes + row.downlink_bytes
+        sent_bytes += row.uplink_bytes + row.downlink_bytes
         values = {
             "quality/accuracy": row.accuracy,
             "quality/loss": row.loss,
             "bytes/up": row.uplink_bytes,
             "bytes/down": row.downlink_bytes,
-            "bytes/total": spent,
+            "bytes/total": sent_bytes,
             "round/seconds": row.seconds,
             "round/merged": row.merged,
             "round/late": row.late,
@@ -81,9 +90,19 @@ def read_scalars(state_dir: Path, run: str) -> Iterator[Scalar]:
 def write_events(
     state_dir: Path, folder: Path, *, run: str = "", once: bool, sleep: Callable[[float], None] = time.sleep
 ) -> int:
-    """Write a run's scalars into ``folder/RUN``, once or until it has ended; returns how many.
+    """Write a run's scalars into ``folder/RUN``, once or until the run has ended.
 
     Written again into the same folder, they take the place of those that were there when TensorBoard reads them.
+
+    Args:
+        state_dir: the coordinator's.
+        folder: where TensorBoard looks.
+        run: name of the run; empty: the last that was started.
+        once: whether to write only what there is now.
+        sleep: waits so many seconds.
+
+    Returns:
+        How many scalars were written.
 
     Raises:
         ConfigError: there is no such run, or the folder cannot be written.
@@ -103,7 +122,7 @@ def write_events(
     written: set[tuple[str, int]] = set()
     with writer:
         while True:
-            ended = once or take_snapshot(state_dir, name).state in ENDED
+            ended = once or take_snapshot(state_dir, name).state in EXPORTED
             for scalar in read_scalars(state_dir, name):
                 key = (scalar.tag, scalar.step)
                 if key not in written and math.isfinite(scalar.value):

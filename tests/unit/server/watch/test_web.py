@@ -17,7 +17,7 @@ import pytest
 from fedcompress.errors import ConfigError
 from server.watch import page
 from server.watch.view import Snapshot, take_snapshot
-from server.watch.web import Looks, WatchServer, host_is_ours, serve
+from server.watch.web import Looks, WatchServer, is_own_host, serve
 from tests.unit.server.watch.world import HOSTILE, poison
 
 TOKEN = "0123456789abcdef-token"
@@ -94,7 +94,7 @@ def test_names_that_are_ours(finished_run: Path) -> None:
     with serve(finished_run, allowed_hosts=["Watch.Example"]) as server:
         for name in ("localhost", "LOCALHOST:1", "127.0.0.1:9", "[::1]:5", "watch.example", socket.gethostname()):
             assert ask(server, Host=name)[0] == 200, name
-    assert not host_is_ours("evil.example", server.names)
+    assert not is_own_host("evil.example", server.names)
 
 
 def test_a_token(guarded: WatchServer) -> None:
