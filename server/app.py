@@ -31,8 +31,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation of a run config, or resume it."""
     require_version(LIBRARY)
     config = parse_run_config(dict(context.run_config))
-    held = f"state-dir: {config.state_path}: is held by a coordinator, pid"
-    with hold(config.state_path / COORDINATOR_LOCK, held):
+    lock_message = f"state-dir: {config.state_path}: is held by a coordinator, pid"
+    with hold(config.state_path / COORDINATOR_LOCK, lock_message):
         key = coordinator_key(config.state_path)
         emit = AuditedEvents(AuditLog(config.state_path, key), config.run, EventLog(config.state_path, config.run))
         try:

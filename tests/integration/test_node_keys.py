@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedcompress.identity.certs import CertOptions, make_certs
-from server.commands.processes import has_nodes, find_new_keys, format_registration
+from server.commands.processes import find_new_keys, format_registration, has_nodes
 from server.ledger.reader import read_events
 from server.settings import load_settings
 from server.state_dir import SUPERLINK_DB
