@@ -1,4 +1,4 @@
-"""The ServerApp: parse the run config, bind Flower's grid, run the coordinator."""
+"""The ServerApp parses the run config, binds Flower's grid to a transport, and runs the coordinator."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from fedcompress.storage.locks import hold
 from server import LIBRARY
 from server.audit_events import AuditedEvents
 from server.coordinator import Coordinator
-from server.events import EventLog
+from server.events import EventLog, RunFailed
 from server.state_dir import COORDINATOR_LOCK
 from server.transport.flower_grid import LOG, GridTransport
 
-FINAL = (ConfigError, LayoutError, MismatchError)  # no new attempt can heal these
+FINAL = (ConfigError, LayoutError, MismatchError)  # errors that no new attempt can heal
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run or resume a run."""
+    """Run the federation of a run config, or resume it."""
     require_version(LIBRARY)
     config = parse_run_config(dict(context.run_config))
-    held = f"state-dir: {config.state_path}: is held by a coordinator, pid"
-    with hold(config.state_path / COORDINATOR_LOCK, held):
+    lock_message = f"state-dir: {config.state_path}: is held by a coordinator, pid"
+    with hold(config.state_path / COORDINATOR_LOCK, lock_message):
         key = coordinator_key(config.state_path)
         emit = AuditedEvents(AuditLog(config.state_path, key), config.run, EventLog(config.state_path, config.run))
         try:
@@ -44,9 +44,9 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def tell_failure(emit: Callable[[dict[str, Any]], None], error: Exception) -> None:
-    """Note why a run has ended, if there is a place left to note it in."""
+    """Emit why a run has failed, if there is a place left to note it in."""
     message = f"{type(error).__name__}: {error}"
     try:
-        emit({"event": "failed", "message": message, "final": isinstance(error, FINAL)})
+        emit(RunFailed(message=message, final=isinstance(error, FINAL)).to_dict())
     except (OSError, FedCompressError) as second:
         LOG.error("%s (which could not be noted: %s)", message, second)

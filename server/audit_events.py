@@ -1,4 +1,7 @@
-"""Which of the coordinator's events are decisions, and what of them goes into the audit log."""
+"""The coordinator's events that are decisions go into the audit log, with the fields that are marked for it.
+
+Which events and which fields these are is said in ``server/events.py``, at each event.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +11,45 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.identity.audit import AuditLog
+from server.events import EVENT_TYPES, RunExported
 
-Emit = Callable[[dict[str, Any]], None]
-# Event: its name in the log, and the facts that are kept.
+EmitDict = Callable[[dict[str, Any]], None]
+# Kind of an event: its name in the audit log, and the fields that are kept there.
 DECISIONS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "start": ("run-begun", ("first_round", "rounds", "version", "digest", "require_signatures")),
-    "asked": ("round-asked", ("round", "names")),
-    "reply": ("reply-admitted", ("round", "site", "digest", "signed", "replayed")),
-    "refused": ("reply-refused", ("round", "site", "code", "digest", "message")),
-    "round": ("published", ("round", "version", "digest", "updates")),
-    "recovered": ("recovered", ("message",)),
-    "held": ("site-held", ("node", "until_round")),
-    "stopped": ("exported", ("adapter",)),
-    "finished": ("exported", ("adapter",)),
-    "failed": ("run-failed", ("message",)),
+    kind: (event_type.decision, event_type.audited_names())
+    for kind, event_type in EVENT_TYPES.items()
+    if event_type.decision
 }
-WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # of an adapter, of a model
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors")  # files of an exported adapter and of an exported model
 
 
 class AuditedEvents:
-    """Writes decisions into the log before they are told to anybody else."""
+    """Writes decisions into the audit log before they are told to anybody else.
 
-    def __init__(self, log: AuditLog, run: str, emit: Emit) -> None:
+    Args:
+        log: the audit log of the state directory.
+        run: name of the run, which every line has.
+        emit: takes every event after that, as its JSON object.
+    """
+
+    def __init__(self, log: AuditLog, run: str, emit: EmitDict) -> None:
         self._log = log
         self._run = run
         self._emit = emit
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """One event."""
-        name, facts = DECISIONS.get(event["event"], ("", ()))
-        if name:
-            kept = {fact: event[fact] for fact in facts if fact in event}
-            if name == "exported":
-                kept["digest"] = _digest(Path(event["adapter"]))
-            self._log.append(name, run=self._run, **kept)
+        """Log one event, given as its JSON object, if it is a decision; then pass it on."""
+        decision, names = DECISIONS.get(event["event"], ("", ()))
+        if decision:
+            audited = {name: event[name] for name in names if name in event}
+            if decision == RunExported.decision:
+                audited["digest"] = _compute_export_digest(Path(event["adapter"]))
+            self._log.append(decision, run=self._run, **audited)
         self._emit(event)
 
 
-def _digest(folder: Path) -> str:
-    """SHA-256 of the exported weights in hex, read piece by piece; empty if there are none."""
+def _compute_export_digest(folder: Path) -> str:
+    """Return the SHA-256 of the exported weights in hex, read piece by piece; empty if there are none."""
     for path in (folder / name for name in WEIGHTS):
         if path.is_file():
             with path.open("rb") as stream:

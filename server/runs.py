@@ -1,4 +1,4 @@
-"""The runs of a state directory: their names, settings and whether somebody works on them."""
+"""A state directory has runs; here are their names, their settings, and who works on them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fedcompress.config.run_config import RunConfig
 from fedcompress.errors import ConfigError
 from fedcompress.runtime.supervision import read_facts
 from fedcompress.storage.locks import holder
+from server.events import EXPORTED, RunFailed, RunStarted, SitesMissing
 from server.ledger.reader import LedgerReader
 from server.ledger.recovery import LEDGER
 from server.settings import load_settings
@@ -19,19 +20,30 @@ from server.state_dir import COORDINATOR_LOCK, RUN_LOCK, SETTINGS, TEMPLATES
 
 
 def describe_run_state(last: list[dict[str, Any]], working: RunProcesses) -> str:
-    """The state, from events of the last process and from who runs."""
+    """Describe the state of a run in one word.
+
+    It is ``starting``, ``waiting`` (for sites), ``running``, ``finished``, ``stopped``, ``failed``, or ``interrupted``:
+    it has not ended, and nobody works on it.
+
+    Args:
+        last: events of the last process of the coordinator.
+        working: who works on the run.
+
+    Returns:
+        The state.
+    """
     kind = last[-1]["event"] if last else ""
-    if kind in ("finished", "stopped"):
+    if kind in EXPORTED:
         return "starting" if working.since > last[-1].get("at", 0.0) else str(kind)
     if working.coordinator:
-        return "waiting" if kind in ("", "start", "waiting") else "running"
+        return "waiting" if kind in ("", RunStarted.kind, SitesMissing.kind) else "running"
     if working.supervisor:
         return "starting"
-    return "failed" if kind == "failed" else "interrupted"
+    return "failed" if kind == RunFailed.kind else "interrupted"
 
 
 def state_folder(text: str) -> Path:
-    """State directory of an argument that is one, or a CONFIG.toml.
+    """Find the state directory that an argument names: it is one, or a CONFIG.toml.
 
     Raises:
         ConfigError: it is neither.
@@ -45,26 +57,29 @@ def state_folder(text: str) -> Path:
 
 
 def load_saved_settings(folder: Path) -> dict[str, Any]:
-    """What the last ``fedcompress run`` was started with; nothing if there was none."""
+    """Load the settings that the last ``fedcompress run`` was started with; empty if there was none."""
     return read_facts(folder / SETTINGS)
 
 
-def save_settings(folder: Path, facts: dict[str, Any]) -> None:
-    """Write them, whole or not at all."""
+def save_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Save the settings of ``fedcompress run`` in the state directory, whole or not at all."""
     part = folder / f"{SETTINGS}.part"
-    part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     os.replace(part, folder / SETTINGS)
 
 
 def run_settings(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """The kept run config, if it is that of this run."""
+    """Return the run config of saved settings if it is that of the run ``name``; else an empty one."""
     flat = settings.get("run")
-    is_ours = isinstance(flat, dict) and flat.get("run", RunConfig.run) == name
-    return dict(flat) if isinstance(flat, dict) and is_ours else {}
+    if isinstance(flat, dict) and flat.get("run", RunConfig.run) == name:
+        return dict(flat)
+    return {}
 
 
 def resolve_run_name(folder: Path, name: str) -> str:
-    """The run that is meant: the one named, else the one last started by ``fedcompress run``, else the last begun.
+    """Return the name of the run that is meant.
+
+    It is the one named, else the one last started by ``fedcompress run``, else the one last begun.
 
     Raises:
         ConfigError: there is no such run.
@@ -75,17 +90,23 @@ def resolve_run_name(folder: Path, name: str) -> str:
         if started and name in ("", started):
             return started
         raise ConfigError("--run", name, "is unknown here: nothing has run yet")
-    with LedgerReader(folder) as history:
-        runs = history.runs()
-    found = name or started or (runs[-1] if runs else "")
-    if found not in (*runs, started) or not found:
-        raise ConfigError("--run", repr(found), f"must be one of {runs}")
-    return found
+    with LedgerReader(folder) as reader:
+        runs = reader.runs()
+    resolved = name or started or (runs[-1] if runs else "")
+    if resolved not in (*runs, started) or not resolved:
+        raise ConfigError("--run", repr(resolved), f"must be one of {runs}")
+    return resolved
 
 
 @dataclass(frozen=True)
 class RunProcesses:
-    """Who works on a run: process ids, 0 for nobody, and since when there is a supervisor, seconds since 1970."""
+    """The processes that work on a run.
+
+    Attributes:
+        supervisor: process id of ``fedcompress run``; 0: there is none.
+        coordinator: process id of the ServerApp; 0: there is none.
+        since: when the supervisor was started, seconds since 1970; 0 if there is none.
+    """
 
     supervisor: int
     coordinator: int
@@ -93,15 +114,19 @@ class RunProcesses:
 
 
 def find_run_processes(folder: Path, run: str) -> RunProcesses:
-    """Who works on a run of a state directory, of which one is worked on at a time: that which was last started."""
+    """Find out who works on a run of a state directory.
+
+    One run is worked on at a time: the one that was last started.
+    """
     flat = load_saved_settings(folder).get("run")
     if isinstance(flat, dict) and flat.get("run", RunConfig.run) != run:
         return RunProcesses(0, 0, 0.0)
-    supervisor, lock = holder(folder / RUN_LOCK), folder / RUN_LOCK
+    lock = folder / RUN_LOCK
+    supervisor = holder(lock)
     since = lock.stat().st_mtime if supervisor else 0.0
-    return RunProcesses(supervisor, holder(folder / COORDINATOR_LOCK), since)
+    return RunProcesses(supervisor=supervisor, coordinator=holder(folder / COORDINATOR_LOCK), since=since)
 
 
 def template_copy_path(folder: Path, run: str) -> Path:
-    """Where the run's initial adapter is kept."""
+    """Return the path of the copy of a run's initial adapter."""
     return folder / TEMPLATES / run

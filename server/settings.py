@@ -1,4 +1,4 @@
-"""The coordinator's CONFIG.toml.
+"""The coordinator's settings are read from a CONFIG.toml.
 
 [coordinator]
 state_dir = "coordinator"    # ledger, blobs, logs; relative to this file
@@ -33,13 +33,13 @@ from typing import Any
 from fedcompress.config.run_config import RunConfig, parse_run_config
 from fedcompress.errors import ConfigError
 
-TLS = ("ca", "certificate", "key")
-ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses to listen on that nobody can connect to
+TLS = ("ca", "certificate", "key")  # keys whose values are PEM files
+ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses to listen on that nobody can connect to -> one that one can
 
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinatorConfig:
-    """``[coordinator]``; paths are absolute."""
+    """The section ``[coordinator]``, see the head of this file; paths are absolute."""
 
     state_dir: str
     listen: str = "127.0.0.1:8000"
@@ -59,13 +59,14 @@ class CoordinatorConfig:
     def __post_init__(self) -> None:
         for name in ("listen", "superlink", "watch"):
             if name == "listen" or getattr(self, name):
-                host_and_port(f"coordinator.{name}", getattr(self, name))
-        ports = [host_and_port("coordinator.watch", at)[1] for at in (self.watch, self.address) if self.watch]
+                parse_host_and_port(f"coordinator.{name}", getattr(self, name))
+        ports = [parse_host_and_port("coordinator.watch", at)[1] for at in (self.watch, self.address) if self.watch]
         if len(set(ports)) == 1:
             raise ConfigError("coordinator.watch", self.watch, f"must have another port than the SuperLink: {ports[0]}")
-        given = [name for name in TLS if getattr(self, name)]
-        if self.insecure and given:
-            raise ConfigError("coordinator.insecure", "true", f"cannot go with {', '.join(given)}: choose TLS or none")
+        pem_keys = [name for name in TLS if getattr(self, name)]
+        if self.insecure and pem_keys:
+            rule = f"cannot go with {', '.join(pem_keys)}: choose TLS or none"
+            raise ConfigError("coordinator.insecure", "true", rule)
         if self.insecure and self.supernode_keys:
             raise ConfigError("coordinator.supernode_keys", "true", "needs TLS: set ca, certificate and key")
         if self.superlink and (self.certificate or self.key or self.supernode_keys):
@@ -88,34 +89,40 @@ class CoordinatorConfig:
 
     @property
     def state_path(self) -> Path:
-        """State directory."""
+        """Return the state directory."""
         return Path(self.state_dir)
 
     @property
     def address(self) -> str:
-        """HOST:PORT by which this machine reaches the SuperLink."""
+        """Return the HOST:PORT by which this machine reaches the SuperLink."""
         if self.superlink:
             return self.superlink
-        host, port = host_and_port("coordinator.listen", self.listen)
-        reached = ANY.get(host, host)
-        return f"[{reached}]:{port}" if ":" in reached else f"{reached}:{port}"
+        host, port = parse_host_and_port("coordinator.listen", self.listen)
+        reachable = ANY.get(host, host)
+        return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """A CONFIG.toml."""
+    """What a CONFIG.toml holds.
+
+    Attributes:
+        coordinator: the section ``[coordinator]``.
+        run: the run config of the section ``[run]``.
+        flat: the run config as it is written: only the keys that are set.
+    """
 
     coordinator: CoordinatorConfig
     run: RunConfig
-    flat: dict[str, Any]  # of the run config: only what was set
+    flat: dict[str, Any]
 
-    def facts(self, file: Path) -> dict[str, Any]:
-        """What is kept in the state directory, for the other commands."""
+    def to_dict(self, file: Path) -> dict[str, Any]:
+        """Return what is saved in the state directory for the other commands; ``file`` is the CONFIG.toml."""
         return {"config": str(file), "coordinator": asdict(self.coordinator), "run": self.flat}
 
 
-def host_and_port(field: str, address: str) -> tuple[str, int]:
-    """The parts of HOST:PORT.
+def parse_host_and_port(field: str, address: str) -> tuple[str, int]:
+    """Parse the HOST:PORT of a field into both, an IPv6 address without its brackets.
 
     Raises:
         ConfigError: it is something else.
@@ -127,19 +134,19 @@ def host_and_port(field: str, address: str) -> tuple[str, int]:
 
 
 def load_settings(file: Path) -> Settings:
-    """Read CONFIG.toml.
+    """Load a CONFIG.toml.
 
     Raises:
         ConfigError: it is absent or malformed; a section or key is unknown, of a wrong type or out of range.
     """
-    raw = _read(file)
+    raw = _read_toml(file)
     for name, section in raw.items():
         if name not in ("coordinator", "run"):
             raise ConfigError(name, "[...]", "unknown section: must be coordinator or run")
         if not isinstance(section, dict):
             raise ConfigError(name, repr(section), "must be a section")
     base = file.resolve().parent
-    coordinator = _coordinator(raw.get("coordinator", {}), base)
+    coordinator = _parse_coordinator(raw.get("coordinator", {}), base)
     flat = dict(raw.get("run", {}))
     if "state-dir" in flat:
         raise ConfigError("run.state-dir", flat["state-dir"], "must not be set: it is coordinator.state_dir")
@@ -152,7 +159,7 @@ def load_settings(file: Path) -> Settings:
         raise ConfigError(f"run.{error.field}", error.value, error.rule) from error
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -166,7 +173,7 @@ def _absolute(base: Path, path: str) -> str:
     return os.path.abspath(base / Path(path).expanduser())
 
 
-def _coordinator(section: dict[str, Any], base: Path) -> CoordinatorConfig:
+def _parse_coordinator(section: dict[str, Any], base: Path) -> CoordinatorConfig:
     known = {f.name: str(f.type) for f in fields(CoordinatorConfig)}
     types: dict[str, type] = {"str": str, "bool": bool, "int": int, "float": float}
     kwargs: dict[str, Any] = {}

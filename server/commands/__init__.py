@@ -1,1 +1,1 @@
-"""What ``fedcompress run``, ``status``, ``stop``, ``history`` and ``export`` do: one file per command."""
+"""Each file here does the work of one command of the coordinator, such as ``fedcompress run`` or ``status``."""

@@ -1,4 +1,4 @@
-"""What several of the coordinator's commands need: from DIR or CONFIG.toml to a state directory, and its settings."""
+"""What several of the coordinator's commands need is here."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import sys
 
 
 def is_terminal() -> bool:
-    """Whether somebody watches stderr."""
+    """Return whether somebody watches stderr."""
     return sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""``fedcompress export``: a published version as a stock PEFT folder, merged into its base, or as a model."""
+"""``fedcompress export`` writes a published version as a stock PEFT folder, merged into its base, or as a model."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from server.runs import load_saved_settings, resolve_run_name, run_settings, sta
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be set from the command line."""
+    """The options that can be set on the command line."""
 
     state: str
     run_name: str = ""
-    version: int = -1  # the newest
+    version: int = -1  # -1 exports the newest
     out: str = "adapter"
     merged: bool = False
     model: str = ""
@@ -51,7 +51,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Write the folder.
+    """Write the folder of a version.
 
     Raises:
         ConfigError: no such state directory, run or version; or the model cannot take the adapter.
@@ -59,12 +59,12 @@ def run(options: Options) -> int:
     """
     folder = state_folder(options.state)
     name = resolve_run_name(folder, options.run_name)
-    template, source = _template(options, folder, name)
-    with LedgerReader(folder) as history:
-        version, state = replay_version(history, name, None if options.version < 0 else options.version)
-        layout, adapter_config, fingerprint = history.run_row(name)
-    same_config = json.dumps(dict(template.adapter.config), sort_keys=True) == adapter_config
-    if template.adapter.layout.to_json() != layout or not same_config:
+    template, source = _load_template(options, folder, name)
+    with LedgerReader(folder) as reader:
+        version, state = replay_version(reader, name, None if options.version < 0 else options.version)
+        layout, adapter_config, fingerprint = reader.run_row(name)
+    is_same_config = json.dumps(dict(template.adapter.config), sort_keys=True) == adapter_config
+    if template.adapter.layout.to_json() != layout or not is_same_config:
         raise MismatchError("template", f"--template: {source}: run {name} was begun with another initial adapter")
     if options.merged and trains_base_weights(template.adapter.config):
         raise ConfigError("--merged", name, "must be a run of an adapter: this one trains weights: export it without")
@@ -72,36 +72,40 @@ def run(options: Options) -> int:
     out = Path(options.out)
     if options.merged:
         with redirect_stdout(sys.stderr):  # deepspeed logs to stdout when PEFT imports it
-            _write_merged(options, template, state, constants, fingerprint)
+            _write_merged(options, template, state=state, constants=constants, fingerprint=fingerprint)
     else:
         export_run(out, template, state, constants)
-    facts = {
+    result = {
         "run": name,
         "version": version,
         "digest": state_digest(template.adapter.layout, state).hex(),
         "folder": str(out.resolve()),
         "merged": options.merged,
     }
-    print(json.dumps(facts) if options.as_json else f"{name}: version {version}: {facts['folder']}")
+    print(json.dumps(result) if options.as_json else f"{name}: version {version}: {result['folder']}")
     return 0
 
 
-def _template(options: Options, folder: Path, run: str) -> tuple[Template, Path]:
-    """The run's initial adapter: the one given, the copy that is kept, or the one that the run was started with."""
-    places = [template_copy_path(folder, run)]
+def _load_template(options: Options, folder: Path, run: str) -> tuple[Template, Path]:
+    """Load the run's initial adapter, and return it with its folder.
+
+    It is the one of the option, or the copy in the state directory, or the one that the run was started with.
+    """
+    candidates = [template_copy_path(folder, run)]
     if options.template:
-        places = [Path(options.template)]
-    elif given := run_settings(load_saved_settings(folder), run).get("initial-adapter"):
-        places.append(Path(given))
-    found = next((place for place in places if (place / MANIFEST).is_file()), None)
-    if found is None:
+        candidates = [Path(options.template)]
+    elif initial := run_settings(load_saved_settings(folder), run).get("initial-adapter"):
+        candidates.append(Path(initial))
+    source = next((path for path in candidates if (path / MANIFEST).is_file()), None)
+    if source is None:
         raise ConfigError("--template", options.template, "must be the folder of the run's initial adapter")
-    return load_template(found), found
+    return load_template(source), source
 
 
 def _write_merged(
-    options: Options, template: Template, state: Tensors, constants: dict[str, Any], fingerprint: str
+    options: Options, template: Template, *, state: Tensors, constants: dict[str, Any], fingerprint: str
 ) -> None:
+    """Write the base model with the adapter merged into it."""
     missing = [name for name in ("torch", "transformers", "peft") if find_spec(name) is None]
     if missing:
         raise MissingPackageError(f"packages {', '.join(missing)}: are absent: pip install 'fedcompress[site]'")
@@ -110,17 +114,17 @@ def _write_merged(
     from fedcompress.adapters.merged import save_merged
 
     path = resolve_model(options.model, Path.cwd(), field="--model")
-    here = base_fingerprint(path).hex()
-    if fingerprint and here != fingerprint:
+    actual = base_fingerprint(path).hex()
+    if fingerprint and actual != fingerprint:
         rule = f"must be {fingerprint[:16]}, on which the run was trained"
-        raise MismatchError("base-model", f"--model: {options.model}: {here[:16]}: {rule}")
+        raise MismatchError("base-model", f"--model: {options.model}: {actual[:16]}: {rule}")
     base = BaseModel(path=path, dtype=options.dtype)
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as work:
         export_adapter(Path(work) / "adapter", template, state, constants)
-        made = Path(work) / "merged"
-        save_merged(made, base, Path(work) / "adapter", template.objective)
+        merged = Path(work) / "merged"
+        save_merged(merged, base, Path(work) / "adapter", template.objective)
         if out.is_dir():
             out.rmdir()
-        made.rename(out)
+        merged.rename(out)

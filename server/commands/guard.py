@@ -1,4 +1,4 @@
-"""Runs a command, and ends it with all that it has started when the process that asked for it is gone.
+"""The guard runs a command, and ends it with all that it has started when the process that asked for it is gone.
 
 python -m server.commands.guard OWNER_PID COMMAND...
 
@@ -14,18 +14,20 @@ import subprocess
 import sys
 import time
 
-POLL, GRACE = 0.3, 5.0  # seconds
+POLL = 0.3  # seconds between two looks at the command and its owner
+GRACE = 5.0  # seconds that the command has to end after SIGTERM
 
 
 def main(argv: list[str]) -> int:
-    """Run the command to its end; its exit code, or 128 and the number of the signal that ended it."""
-    owner, command = int(argv[0]), argv[1:]
-    asked: list[int] = []
+    """Run the command to its end; return its exit code, or 128 plus the number of the signal that ended it."""
+    owner = int(argv[0])
+    command = argv[1:]
+    signals: list[int] = []  # that have come
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: asked.append(number))
+        signal.signal(number, lambda number, frame: signals.append(number))
     child = subprocess.Popen(command, process_group=0)
     while child.poll() is None:
-        if asked or os.getppid() != owner:
+        if signals or os.getppid() != owner:
             _end(child)
             return 0
         time.sleep(POLL)
@@ -33,7 +35,7 @@ def main(argv: list[str]) -> int:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the command's process group, then SIGKILL."""
+    """Send SIGTERM to the command's process group, and SIGKILL if that does not end it."""
     with contextlib.suppress(ProcessLookupError):  # nobody is left
         for number in (signal.SIGTERM, signal.SIGKILL):
             os.killpg(child.pid, number)

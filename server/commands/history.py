@@ -1,4 +1,4 @@
-"""``fedcompress history``: the rounds of a run, its sites, both at once, or what was refused."""
+"""``fedcompress history`` prints the rounds of a run, its sites, both at once, or what was refused."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from server.ledger.reader import LedgerReader
 from server.runs import resolve_run_name, state_folder
 
 WIDTH = 200  # columns of a table that is not for a terminal
+# Heads of the columns of ``_format_sizes``.
 SIZES = ("bytes up", "bytes down", "protocol up", "protocol down", "transport up", "transport down")
 NEVER_ADMITTED = "(never admitted)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be set from the command line."""
+    """The options that can be set on the command line."""
 
     state: str
     run_name: str = ""
@@ -32,9 +33,9 @@ class Options:
 
     def __post_init__(self) -> None:
         flags = {"--sites": self.sites, "--site-rounds": self.site_rounds, "--refusals": self.refusals}
-        given = [flag for flag, is_set in flags.items() if is_set]
-        if len(given) > 1:
-            raise ConfigError(given[0], True, f"cannot go with {given[1]}: choose one")
+        chosen = [flag for flag, is_set in flags.items() if is_set]
+        if len(chosen) > 1:
+            raise ConfigError(chosen[0], True, f"cannot go with {chosen[1]}: choose one")
 
 
 def run(options: Options) -> int:
@@ -45,66 +46,80 @@ def run(options: Options) -> int:
     """
     folder = state_folder(options.state)
     name = resolve_run_name(folder, options.run_name)
-    with LedgerReader(folder) as history:
-        if options.sites:
-            kind, found = "sites", [asdict(row) for row in history.sites(name)]
-        elif options.site_rounds:
-            kind, found = "site_rounds", [asdict(row) for row in history.site_rounds(name)]
-        elif options.refusals:
-            kind, found = "refusals", history.refusals(name)
-        else:
-            kind, found = "rounds", [asdict(row) for row in history.rounds(name)]
-        start = dict(history.quality(name)).get(0)
-        totals = history.payload_bytes(name)
-        more = {"protocol": history.protocol_bytes(name), "transport": history.transport_bytes(name)}
-        more |= {"baseline_bytes": history.baseline_bytes(name)}
+    with LedgerReader(folder) as reader:
+        kind, entries = _read_entries(reader, name, options)
+        start = dict(reader.quality(name)).get(0)
+        document = {
+            "run": name,
+            kind: entries,
+            "start": asdict(start) if start else None,
+            "bytes": reader.payload_bytes(name),
+            "protocol": reader.protocol_bytes(name),
+            "transport": reader.transport_bytes(name),
+            "baseline_bytes": reader.baseline_bytes(name),
+        }
     if options.as_json:
-        facts = {"run": name, kind: found, "start": asdict(start) if start else None, "bytes": totals, **more}
-        print(json.dumps(facts))
+        print(json.dumps(document))
         return 0
-    heads, rows = _TABLES[kind](found)
+    heads, rows = _TABLES[kind](entries)
     _print_table(f"{name}: {kind.replace('_', ' ')}", heads, rows)
     return 0
 
 
-def _sizes(row: dict[str, Any]) -> list[str]:
+def _read_entries(reader: LedgerReader, name: str, options: Options) -> tuple[str, list[dict[str, Any]]]:
+    """Return the kind of entries that the options ask for, and these entries as JSON has them."""
+    if options.sites:
+        return "sites", [asdict(row) for row in reader.sites(name)]
+    if options.site_rounds:
+        return "site_rounds", [asdict(row) for row in reader.site_rounds(name)]
+    if options.refusals:
+        return "refusals", reader.refusals(name)
+    return "rounds", [asdict(row) for row in reader.rounds(name)]
+
+
+def _format_sizes(row: dict[str, Any]) -> list[str]:
     names = [f"{way}_{kind}bytes" for kind in ("", "protocol_", "transport_") for way in ("uplink", "downlink")]
     return ["" if row[name] is None else f"{row[name]:,}" for name in names]
 
 
-def _rounds(found: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
+def _tabulate_rounds(entries: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
     counted = ("round", "version", "asked", "merged", "late", "refused")
     rows = []
-    for row in found:
+    for row in entries:
         quality = row["quality"]
         measured = [f"{quality[k]:.4f}" for k in ("accuracy", "loss")] if quality else ["...", "..."]
-        rows.append([*(str(row[k]) for k in counted), *_sizes(row), f"{row['seconds']:.1f}", *measured])
+        rows.append([*(str(row[k]) for k in counted), *_format_sizes(row), f"{row['seconds']:.1f}", *measured])
     return (*counted, *SIZES, "seconds", "accuracy", "loss"), rows
 
 
-def _sites(found: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
+def _tabulate_sites(entries: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
     rows = []
-    for row in found:
+    for row in entries:
         holds = "nothing" if row["acked"] is None else str(row["acked"])
         last = ago(row["last_at"]) if row["last_at"] else "never"
-        rows.append([row["site"], holds, str(row["messages"]), *_sizes(row), str(row["refused"]), last])
+        rows.append([row["site"], holds, str(row["messages"]), *_format_sizes(row), str(row["refused"]), last])
     return ("site", "holds version", "messages", *SIZES, "refused", "last reply"), rows
 
 
-def _site_rounds(found: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
+def _tabulate_site_rounds(entries: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
     rows = []
-    for row in found:
+    for row in entries:
         plain = [f"{sum(row['baseline_bytes'].get(dtype, {}).values()):,}" for dtype in BASELINES]
-        rows.append([str(row["round"]), row["site"] or NEVER_ADMITTED, *_sizes(row), *plain])
+        rows.append([str(row["round"]), row["site"] or NEVER_ADMITTED, *_format_sizes(row), *plain])
     return ("round", "site", *SIZES, *(f"as {dtype}" for dtype in BASELINES)), rows
 
 
-def _refusals(found: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
-    rows = [[str(r["round"]), r["site"] or f"node {r['node']}", r["code"], r["message"], ago(r["at"])] for r in found]
+def _tabulate_refusals(entries: list[dict[str, Any]]) -> tuple[Sequence[str], list[list[str]]]:
+    rows = [[str(r["round"]), r["site"] or f"node {r['node']}", r["code"], r["message"], ago(r["at"])] for r in entries]
     return ("round", "site", "code", "message", "when"), rows
 
 
-_TABLES = {"rounds": _rounds, "sites": _sites, "site_rounds": _site_rounds, "refusals": _refusals}
+_TABLES = {
+    "rounds": _tabulate_rounds,
+    "sites": _tabulate_sites,
+    "site_rounds": _tabulate_site_rounds,
+    "refusals": _tabulate_refusals,
+}
 
 
 def _print_table(title: str, heads: Sequence[str], rows: list[list[str]]) -> None:

@@ -1,4 +1,4 @@
-"""The commands that ``fedcompress run`` starts, and what they are told."""
+"""The commands that ``fedcompress run`` starts are put together here, with the files that they read."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from typing import Any
 from fedcompress.errors import ConfigError
 from fedcompress.runtime.flower_app import app_folder
 from fedcompress.runtime.process_group import script
-from server.settings import CoordinatorConfig, Settings, host_and_port
+from server.settings import CoordinatorConfig, Settings, parse_host_and_port
 from server.state_dir import FLOWER, SUPERLINK_DB
 
-LINK, SUBMISSION = "superlink", "submission"
-CONNECTION = "fedcompress"  # its name in Flower's config.toml
+LINK = "superlink"  # name of the process of the SuperLink
+SUBMISSION = "submission"  # name of the process of `flwr run`
+CONNECTION = "fedcompress"  # name of the connection to the SuperLink in Flower's config.toml
 Command = list[str | Path]
 
 
 def superlink_command(config: CoordinatorConfig) -> Command:
-    """Our own SuperLink, which ends when this process does."""
-    host, port = host_and_port("coordinator.listen", config.listen)
+    """Build the command of our own SuperLink, which ends when this process does."""
+    host, port = parse_host_and_port("coordinator.listen", config.listen)
     command: Command = [sys.executable, "-m", "server.commands.guard", str(os.getpid()), script("flower-superlink")]
     command += ["--host", host, "--port", str(port), "--database", config.state_path / SUPERLINK_DB]
     if config.insecure:
@@ -34,13 +35,17 @@ def superlink_command(config: CoordinatorConfig) -> Command:
 
 
 def submit_command(settings: Settings) -> Command:
-    """``flwr run``, which stays and follows the run."""
+    """Build the command of ``flwr run``, which stays and follows the run."""
     overrides = settings.coordinator.state_path / FLOWER / "run-config.toml"
     return [script("flwr"), "run", app_folder(), CONNECTION, "--stream", "--run-config", overrides]
 
 
-def keys_of_nodes(database: Path) -> dict[bytes, bool] | None:
-    """Keys of SuperNodes that a SuperLink has ever had, PEM, and whether each is registered; None: unreadable."""
+def read_node_keys(database: Path) -> dict[bytes, bool] | None:
+    """Read the keys of SuperNodes that a SuperLink has ever had, PEM, and whether each is registered.
+
+    Returns:
+        Whether it is registered, by key; None where the database cannot be read.
+    """
     if not database.is_file():
         return {}
     try:
@@ -55,21 +60,21 @@ def keys_of_nodes(database: Path) -> dict[bytes, bool] | None:
 
 
 def has_nodes(database: Path) -> bool:
-    """Whether a SuperLink knows the key of any SuperNode; true where its database cannot be read."""
-    known = keys_of_nodes(database)
-    return known is None or any(known.values())
+    """Return whether a SuperLink knows the key of any SuperNode; true where its database cannot be read."""
+    keys = read_node_keys(database)
+    return keys is None or any(keys.values())
 
 
-def new_keys(config: CoordinatorConfig) -> list[Path]:
-    """Files of ``node_keys`` whose keys the SuperLink has never had: one that was unregistered stays so.
+def find_new_keys(config: CoordinatorConfig) -> list[Path]:
+    """Find the files of ``node_keys`` whose keys the SuperLink has never had: one that was unregistered stays so.
 
     Raises:
         ConfigError: a file is no public key of a SuperNode.
     """
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
-    known = keys_of_nodes(config.state_path / SUPERLINK_DB) or {}
-    found = []
+    known = read_node_keys(config.state_path / SUPERLINK_DB) or {}
+    new = []
     for path in sorted(Path(config.node_keys).glob("*.node.pub")) if config.node_keys else ():
         try:
             key = load_ssh_public_key(path.read_bytes())
@@ -77,23 +82,27 @@ def new_keys(config: CoordinatorConfig) -> list[Path]:
             rule = f"must be a public key of a SuperNode, as `fedcompress certs new --node` makes it: {error}"
             raise ConfigError("coordinator.node_keys", path, rule) from error
         if key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) not in known:
-            found.append(path)
-    return found
+            new.append(path)
+    return new
 
 
 def register_command(key: Path) -> Command:
-    """Lets the SuperLink know the key of a SuperNode."""
+    """Build the command that lets the SuperLink know the key of a SuperNode."""
     return [script("flwr"), "supernode", "register", key, CONNECTION]
 
 
-def registration(config: CoordinatorConfig) -> str:
-    """The command that registers the key of a site's SuperNode, for people."""
+def format_registration(config: CoordinatorConfig) -> str:
+    """Format the command that registers the key of a site's SuperNode, for people."""
     home = shlex.quote(str(config.state_path / FLOWER))
     return f"FLWR_HOME={home} flwr supernode register NAME.node.pub {CONNECTION}"
 
 
 def write_flower_home(settings: Settings, flat: Mapping[str, Any]) -> Path:
-    """The folder for ``FLWR_HOME``: the connection to the SuperLink, and the overrides of the run config."""
+    """Write the folder for ``FLWR_HOME``: the connection to the SuperLink, and ``flat`` over the run config.
+
+    Returns:
+        The folder.
+    """
     config = settings.coordinator
     home = config.state_path / FLOWER
     home.mkdir(parents=True, exist_ok=True)

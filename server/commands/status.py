@@ -1,4 +1,4 @@
-"""``fedcompress status``: where a run is, and who is awaited."""
+"""``fedcompress status`` prints where a run is, and who is awaited."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from fedcompress.config.run_config import RunConfig
 from fedcompress.errors import ConfigError
 from fedcompress.formatting import ago, duration, escaped, size
+from server.events import ReplyRefused, RoundCommitted, RunFailed, RunStarted, SitesMissing
 from server.ledger.reader import LedgerReader, read_events, since_start
 from server.ledger.recovery import LEDGER
 from server.runs import (
@@ -25,12 +26,10 @@ from server.runs import (
 )
 from server.state_dir import stop_requested
 
-ENDED = ("finished", "stopped", "failed")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be set from the command line."""
+    """The options that can be set on the command line."""
 
     state: str
     run_name: str = ""
@@ -54,8 +53,8 @@ def run(options: Options, sleep: Callable[[float], None] = time.sleep) -> int:
     if options.watch and sys.stdout.isatty() and not options.as_json:
         return _watch(folder, name, options.interval)
     while True:
-        found = facts(folder, name)
-        print(json.dumps(found) if options.as_json else "\n".join(lines_of(found)))
+        status = read_status(folder, name)
+        print(json.dumps(status) if options.as_json else "\n".join(format_status(status)))
         if not options.watch:
             return 0
         sys.stdout.flush()
@@ -68,42 +67,43 @@ def _watch(folder: Path, name: str, interval: float) -> int:
 
     with Live(auto_refresh=False) as live:
         while True:
-            live.update(Text("\n".join(lines_of(facts(folder, name)))), refresh=True)
+            live.update(Text("\n".join(format_status(read_status(folder, name)))), refresh=True)
             time.sleep(interval)
 
 
-def facts(folder: Path, name: str) -> dict[str, Any]:
-    """The status as JSON has it; times are seconds since 1970.
+def read_status(folder: Path, name: str) -> dict[str, Any]:
+    """Read the status of a run as JSON has it; times are seconds since 1970.
 
-    ``state`` is ``starting``, ``waiting`` (for sites), ``running``, ``finished``, ``stopped``, ``failed``, or
-    ``interrupted``: it has not ended, and nobody works on it.
+    ``state`` is a word of ``describe_run_state``.
     """
     working = find_run_processes(folder, name)
     events = read_events(folder, name)
     last = since_start(events)
     settings = run_settings(load_saved_settings(folder), name)
-    found = _from_ledger(folder, name)
-    rounds = settings.get("rounds") or next((e["rounds"] for e in last if e["event"] == "start"), RunConfig.rounds)
+    from_ledger = _read_ledger(folder, name)
+    start = _find_last(last, RunStarted.kind)
+    rounds = settings.get("rounds") or (start["rounds"] if start else RunConfig.rounds)
     state = describe_run_state(last, working)
     if state not in ("waiting", "running"):
-        found |= {"round": 0, "awaited": []}
+        from_ledger |= {"round": 0, "awaited": []}
+    waiting = _find_last(last, SitesMissing.kind) if state == "waiting" else None
     return {
         "run": name,
         "state": state,
         "state_dir": str(folder),
         "rounds": rounds,
-        **found,
-        "until": _until(last, state, settings, found["awaited"]),
-        "waiting": _last(last, "waiting", "sites", "needed") if state == "waiting" else None,
+        **from_ledger,
+        "until": _find_deadline(last, state, settings, from_ledger["awaited"]),
+        "waiting": {name: waiting.get(name) for name in SitesMissing.field_names()} if waiting else None,
         "stop_requested": stop_requested(folder),
         "supervisor_pid": working.supervisor or None,
         "coordinator_pid": working.coordinator or None,
-        "last_error": _last_error(events),
+        "last_error": _find_last_error(events),
         "adapter": next((e["adapter"] for e in reversed(last) if "adapter" in e), None),
     }
 
 
-def _from_ledger(folder: Path, name: str) -> dict[str, Any]:
+def _read_ledger(folder: Path, name: str) -> dict[str, Any]:
     empty: dict[str, Any] = {
         "rounds_done": 0,
         "version": None,
@@ -115,90 +115,96 @@ def _from_ledger(folder: Path, name: str) -> dict[str, Any]:
     }
     if not (folder / LEDGER).is_file():
         return {**empty, "quality": None}
-    with LedgerReader(folder) as history:
-        versions, quality = history.versions(name), history.quality(name)
-        awaited = history.awaited(name)
+    with LedgerReader(folder) as reader:
+        versions = reader.versions(name)
+        quality = reader.quality(name)
+        awaited = reader.awaited(name)
         return {
-            "rounds_done": history.rounds_done(name),
-            "version": versions[-1][0] if versions else None,
+            "rounds_done": reader.rounds_done(name),
+            "version": versions[-1].version if versions else None,
             "round": max((a.round for a in awaited), default=0),
             "awaited": [asdict(a) for a in awaited],
-            "bytes": history.payload_bytes(name),
-            "protocol": history.protocol_bytes(name),
-            "transport": history.transport_bytes(name),
+            "bytes": reader.payload_bytes(name),
+            "protocol": reader.protocol_bytes(name),
+            "transport": reader.transport_bytes(name),
             "quality": {"version": quality[-1][0], **asdict(quality[-1][1])} if quality else None,
         }
 
 
-def _last(events: list[dict[str, Any]], kind: str, *keys: str) -> dict[str, Any] | None:
-    event = next((e for e in reversed(events) if e["event"] == kind), None)
-    return {key: event.get(key) for key in keys} if event else None
+def _find_last(events: list[dict[str, Any]], *kinds: str) -> dict[str, Any] | None:
+    """Return the last event of some kinds; None if there is none."""
+    return next((event for event in reversed(events) if event["event"] in kinds), None)
 
 
-def _until(
+def _find_deadline(
     last: list[dict[str, Any]], state: str, settings: dict[str, Any], awaited: list[dict[str, Any]]
 ) -> float | None:
-    """When what is awaited now is given up."""
+    """Return when what is awaited now is given up, seconds since 1970; None if nothing is awaited."""
     if state == "running":
         return max((entry["until"] for entry in awaited), default=None)
-    began = [e["at"] for e in last if e["event"] in ("start", "round")]
-    if state == "waiting" and began:
-        return float(began[-1] + settings.get("join-timeout", RunConfig.join_timeout))
+    before = _find_last(last, RunStarted.kind, RoundCommitted.kind)
+    if state == "waiting" and before:
+        return float(before["at"] + settings.get("join-timeout", RunConfig.join_timeout))
     return None
 
 
-def _last_error(events: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The last failure or refusal."""
+def _find_last_error(events: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the last failure or refusal, without its digest."""
     keys = ("at", "event", "round", "site", "code", "message")
-    event = next((e for e in reversed(events) if e["event"] in ("failed", "refused")), None)
+    event = _find_last(events, RunFailed.kind, ReplyRefused.kind)
     return {key: event[key] for key in keys if key in event} if event else None
 
 
-def lines_of(found: dict[str, Any]) -> list[str]:
-    """The status for people."""
-    quality, error, until = found["quality"], found["last_error"], found["until"]
+def format_status(status: dict[str, Any]) -> list[str]:
+    """Format a status as lines for people."""
+    quality = status["quality"]
+    error = status["last_error"]
+    until = status["until"]
     rows = [
-        ("run", f"{found['run']} in {found['state_dir']}"),
-        ("state", found["state"] + (": stops after this round" if found["stop_requested"] else "")),
-        ("round", f"{found['rounds_done']} of {found['rounds']} are done"),
+        ("run", f"{status['run']} in {status['state_dir']}"),
+        ("state", status["state"] + (": stops after this round" if status["stop_requested"] else "")),
+        ("round", f"{status['rounds_done']} of {status['rounds']} are done"),
     ]
-    if found["waiting"]:
-        rows.append(("waiting", f"{found['waiting']['sites']} of {found['waiting']['needed']} sites are connected"))
-    for entry in found["awaited"]:
-        rows.append(("awaited", f"{named(entry)}, in round {entry['round']}, asked {ago(entry['since'])}"))
+    if status["waiting"]:
+        rows.append(("waiting", f"{status['waiting']['sites']} of {status['waiting']['needed']} sites are connected"))
+    for entry in status["awaited"]:
+        rows.append(("awaited", f"{format_node(entry)}, in round {entry['round']}, asked {ago(entry['since'])}"))
     if until:
-        rows.append(("until", f"{clock(until)}, {duration(max(0.0, until - time.time()))} from now"))
-    rows.append(("traffic", _both(found["bytes"])))
-    besides = [f"{kind} {_both(found[kind])}" for kind in ("protocol", "transport") if found[kind]["up"] is not None]
+        rows.append(("until", f"{format_time(until)}, {duration(max(0.0, until - time.time()))} from now"))
+    rows.append(("traffic", _format_ways(status["bytes"])))
+    besides = []
+    for kind in ("protocol", "transport"):
+        if status[kind]["up"] is not None:
+            besides.append(f"{kind} {_format_ways(status[kind])}")
     rows.append(("besides", "; ".join(besides)))
     if quality:
-        rows.append(("quality", f"version {quality['version']}: {figures(quality)}"))
+        rows.append(("quality", f"version {quality['version']}: {format_quality(quality)}"))
     if error:
-        what = ": ".join(str(error[k]) for k in ("site", "code", "message") if error.get(k))
-        rows.append(("last error", f"{ago(error['at'])}, {error['event']}: {what}"))
-    if found["adapter"]:
-        rows.append(("adapter", found["adapter"]))
-    pids = {"supervisor": found["supervisor_pid"], "coordinator": found["coordinator_pid"]}
+        reason = ": ".join(str(error[key]) for key in ("site", "code", "message") if error.get(key))
+        rows.append(("last error", f"{ago(error['at'])}, {error['event']}: {reason}"))
+    if status["adapter"]:
+        rows.append(("adapter", status["adapter"]))
+    pids = {"supervisor": status["supervisor_pid"], "coordinator": status["coordinator_pid"]}
     rows.append(("processes", ", ".join(f"{name} {pid}" for name, pid in pids.items() if pid) or "none"))
     return [f"{name:<11}{escaped(str(text))}" for name, text in rows]
 
 
-def _both(found: dict[str, int]) -> str:
-    return f"up {size(found['up'])}, down {size(found['down'])}"
+def _format_ways(sizes: dict[str, int]) -> str:
+    return f"up {size(sizes['up'])}, down {size(sizes['down'])}"
 
 
-def named(awaited: dict[str, Any]) -> str:
-    """A site's name, or its node's id as long as it has not said whose it is."""
+def format_node(awaited: dict[str, Any]) -> str:
+    """Return the name of a site that is awaited, or its node's id as long as it has not said whose it is."""
     return awaited["site"] or f"node {awaited['node']}"
 
 
-def figures(quality: dict[str, Any]) -> str:
-    """Quality for people."""
+def format_quality(quality: dict[str, Any]) -> str:
+    """Format the quality of a version for people."""
     exact = f", exact {quality['exact']:.4f}" if quality.get("exact") is not None else ""
     return f"accuracy {quality['accuracy']:.4f}, loss {quality['loss']:.4f}{exact} on {quality['examples']}"
 
 
-def clock(at: float) -> str:
-    """A time of day, with the date if it is another day's."""
+def format_time(at: float) -> str:
+    """Format a time, seconds since 1970, as the time of day, with the date if it is another day's."""
     form = "%H:%M:%S" if time.strftime("%j") == time.strftime("%j", time.localtime(at)) else "%Y-%m-%d %H:%M:%S"
     return time.strftime(form, time.localtime(at))

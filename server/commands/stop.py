@@ -1,4 +1,4 @@
-"""``fedcompress stop``: after this round, or at once."""
+"""``fedcompress stop`` ends a run after its round, or at once."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 from fedcompress.errors import ConfigError
 from fedcompress.runtime.supervision import end_process
-from server.commands.status import facts
+from server.commands.status import read_status
 from server.runs import resolve_run_name, state_folder
 from server.state_dir import clear_stop, request_stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be set from the command line."""
+    """The options that can be set on the command line."""
 
     state: str
     now: bool = False
@@ -36,17 +36,17 @@ def run(options: Options) -> int:
     """
     folder = state_folder(options.state)
     name = resolve_run_name(folder, "")
-    found = facts(folder, name)
-    pid = found["supervisor_pid"] or found["coordinator_pid"]
-    done = {"run": name, "state": found["state"], "pid": pid, "now": False, "killed": False}
+    status = read_status(folder, name)
+    pid = status["supervisor_pid"] or status["coordinator_pid"]
+    result = {"run": name, "state": status["state"], "pid": pid, "now": False, "killed": False}
     if not pid:
-        text = f"{name}: nobody works on it: it is {found['state']}"
-    elif options.now or found["state"] in ("starting", "waiting"):
-        done |= {"now": True, "killed": not end_process(pid, grace=options.timeout)}
+        text = f"{name}: nobody works on it: it is {status['state']}"
+    elif options.now or status["state"] in ("starting", "waiting"):
+        result |= {"now": True, "killed": not end_process(pid, grace=options.timeout)}
         clear_stop(folder)
-        text = f"{name}: ended (pid {pid})" + (f": killed after {options.timeout:g} s" if done["killed"] else "")
+        text = f"{name}: ended (pid {pid})" + (f": killed after {options.timeout:g} s" if result["killed"] else "")
     else:
         request_stop(folder)
-        text = f"{name}: stops after round {found['round'] or found['rounds_done'] + 1}"
-    print(json.dumps(done) if options.as_json else text)
+        text = f"{name}: stops after round {status['round'] or status['rounds_done'] + 1}"
+    print(json.dumps(result) if options.as_json else text)
     return 0 if pid else 1

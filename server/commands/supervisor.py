@@ -1,4 +1,4 @@
-"""Keeps a run going: a SuperLink, the app submitted to it, and both again when one of them dies."""
+"""The supervisor keeps a run going: a SuperLink, the app submitted to it, and both again when one of them dies."""
 
 from __future__ import annotations
 
@@ -18,41 +18,48 @@ from fedcompress.storage.locks import holder
 from server.commands.processes import (
     LINK,
     SUBMISSION,
+    find_new_keys,
+    format_registration,
     has_nodes,
-    new_keys,
     register_command,
-    registration,
     submit_command,
     superlink_command,
 )
+from server.events import ENDED, EXPORTED, RoundCommitted, RunFailed
 from server.ledger.reader import parse_event, read_events
-from server.settings import Settings, host_and_port
+from server.settings import Settings, parse_host_and_port
 from server.state_dir import COORDINATOR_LOCK, EVENTS, PROCESSES, SUPERLINK_DB
 
-POLL = 0.3  # seconds
-LEAST = 1 << 20  # bytes on the disk of the state, below which it is called full
+POLL = 0.3  # seconds between two looks at processes and events
+LEAST = 1 << 20  # bytes that are free on the disk of the state directory, below which it is called full
 FAREWELL = 8.0  # seconds that Flower may take to note that a run has ended
 RELEASE = 20.0  # seconds that a coordinator which has ended its run may take to be gone
-ENDS = ("finished", "stopped", "failed")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: ``finished``, ``stopped``, ``failed``, ``died``, or ``interrupted`` by a signal."""
+    """Tells how an attempt ended.
+
+    Attributes:
+        kind: ``finished``, ``stopped``, ``failed``, ``died``, or ``interrupted`` by a signal.
+        text: why, for people; empty if the run has ended as it should.
+        final: whether no new attempt can help.
+        event: the last event of the coordinator, as its JSON object; empty if there was none.
+    """
 
     kind: str
     text: str = ""
-    final: bool = False  # no new attempt can help
+    final: bool = False
     event: dict[str, Any] = field(default_factory=dict)
 
 
 class Interrupted(Exception):
-    """A signal came while we waited; never leaves this module."""
+    """A signal has come while something was waited for; this never leaves the module."""
 
 
 @dataclass
 class Supervisor:
-    """Starts what does not run, waits longer each time, gives up after so many times without a round.
+    """Starts what does not run, waits longer each time, and gives up after so many attempts without a round.
 
     Args:
         settings: of the run.
@@ -63,6 +70,9 @@ class Supervisor:
         show: is called all the time, to redraw what is shown.
         clock: seconds, monotonic.
         sleep: waits so many seconds.
+
+    Attributes:
+        restarts: attempts besides the first one.
     """
 
     settings: Settings
@@ -74,26 +84,26 @@ class Supervisor:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     restarts: int = 0
-    _in_a_row: int = 0
-    _log_sizes: dict[str, int] = field(default_factory=dict)
-    _read: int = 0  # bytes of the events
+    _in_a_row: int = 0  # restarts since the last committed round
+    _log_sizes: dict[str, int] = field(default_factory=dict)  # of each process that was started, before its start
+    _read: int = 0  # bytes of the events that were read
 
     @property
     def state(self) -> Path:
-        """State directory."""
+        """Return the state directory."""
         return self.settings.coordinator.state_path
 
     def run(self) -> Outcome:
-        """Attempts until the run has ended, a signal came, or none can help."""
+        """Run attempts until the run has ended, a signal has come, or no attempt can help."""
         limits = self.settings.coordinator
         while True:
             try:
                 outcome = self._attempt()
-                if outcome.kind in ("finished", "stopped") or outcome.final:
+                if outcome.kind in EXPORTED or outcome.final:
                     return outcome
                 if self._in_a_row >= limits.restarts:
                     tried = f"given up after {self._in_a_row} restarts without a committed round"
-                    return Outcome("failed", f"{outcome.text}: {tried}")
+                    return Outcome(RunFailed.kind, f"{outcome.text}: {tried}")
                 pause = min(limits.first_pause * 2**self._in_a_row, limits.longest_pause)
                 self._in_a_row += 1
                 self.restarts += 1
@@ -103,18 +113,18 @@ class Supervisor:
                 return Outcome("interrupted")
 
     def end(self, outcome: Outcome) -> None:
-        """Let Flower take note of a run that has ended; end the coordinator of one that has not."""
+        """Let Flower take note of a run that has ended, or end the coordinator of one that has not."""
         until = self.clock() + FAREWELL
-        while outcome.kind in ("finished", "stopped") and self._ended(SUBMISSION) is None and self.clock() < until:
+        while outcome.kind in EXPORTED and self._ended(SUBMISSION) is None and self.clock() < until:
             self.sleep(POLL)
         pid = holder(self.state / COORDINATOR_LOCK)
         if pid:
             end_process(pid, grace=FAREWELL)
 
     def _attempt(self) -> Outcome:
-        """One submission, followed to its end."""
+        """Submit the app once, and follow it to its end."""
         try:
-            pid = self._adopted()
+            pid = self._adopt_coordinator()
             if not pid:
                 self._start_superlink()
                 self._register_nodes()
@@ -136,8 +146,8 @@ class Supervisor:
         if self.stopped():
             raise Interrupted
 
-    def _adopted(self) -> int:
-        """Process id of a coordinator of this run that another's SuperLink keeps up already; 0: there is none.
+    def _adopt_coordinator(self) -> int:
+        """Return the process id of a coordinator of this run that another's SuperLink keeps up already; 0: none.
 
         Raises:
             LockedError: it works on another run.
@@ -159,18 +169,21 @@ class Supervisor:
             ProcessError: it does not come up.
         """
         config = self.settings.coordinator
-        host, port = host_and_port("coordinator.superlink", config.address)
+        host, port = parse_host_and_port("coordinator.superlink", config.address)
         if not config.superlink and self._ended(LINK) is not None:
             self._end(LINK)
             self._start(LINK, superlink_command(config))
 
-        def alive() -> None:
+        def check_alive() -> None:
             self._check_stop()
             if not config.superlink and self._ended(LINK) is not None:
                 raise ProcessError(self._why(LINK))
 
         wait_until(
-            lambda: listening(port, host), timeout=config.start_timeout, what=f"SuperLink {config.address}", alive=alive
+            lambda: listening(port, host),
+            timeout=config.start_timeout,
+            what=f"SuperLink {config.address}",
+            alive=check_alive,
         )
 
     def _register_nodes(self) -> None:
@@ -180,18 +193,19 @@ class Supervisor:
             ProcessError: a key was not taken.
         """
         config = self.settings.coordinator
-        for key in new_keys(config) if config.supernode_keys else ():
+        for key in find_new_keys(config) if config.supernode_keys else ():
             self._register(key)
             self.say(f"{key}: its SuperNode is let in")
         if config.supernode_keys and not has_nodes(self.state / SUPERLINK_DB):
             self.say(
                 "warning: no SuperNode's key is registered, so no site can join: while this runs, for each site: "
-                f"{registration(config)} (or node_keys = a folder of them; supernode_keys = false lets in whoever "
-                "reaches the port)"
+                f"{format_registration(config)} (or node_keys = a folder of them; "
+                "supernode_keys = false lets in whoever reaches the port)"
             )
 
     def _register(self, key: Path) -> None:
-        name, limit = f"register-{key.name.removesuffix('.node.pub')}", self.settings.coordinator.start_timeout
+        name = f"register-{key.name.removesuffix('.node.pub')}"
+        limit = self.settings.coordinator.start_timeout
         self.group.start(name, register_command(key.absolute()), cwd=self.state)
         wait_until(lambda: self.group.finished(name), timeout=limit, what=name, alive=self._check_stop)
 
@@ -207,7 +221,7 @@ class Supervisor:
         self._log_sizes.pop(name, None)
 
     def _ended(self, name: str) -> int | None:
-        """Exit code; -1 if it was never started."""
+        """Return the exit code of a process; None while it runs, -1 if it was never started."""
         return self.group.ended(name) if name in self._log_sizes else -1
 
     def _why(self, name: str) -> str:
@@ -235,39 +249,39 @@ class Supervisor:
 
     def _follow(self, pid: int) -> Outcome:
         """Pass events on until the run ends or somebody who is needed for it does."""
-        seen, deadline = pid, self.clock() + self.settings.coordinator.start_timeout
+        coordinator = pid  # process id that was seen last
+        deadline = self.clock() + self.settings.coordinator.start_timeout
         while True:
             self._check_stop()
-            died = self._died(seen, deadline)  # before events: what a process wrote before it ended counts
-            for event in self._events():
+            # Before the events are read: what a process wrote before it ended counts.
+            death = self._find_death(coordinator, deadline)
+            for event in self._read_events():
                 self.on_event(event)
-                if event["event"] == "round":
+                if event["event"] == RoundCommitted.kind:
                     self._in_a_row = 0
-                if event["event"] in ENDS:
+                if event["event"] in ENDED:
                     return Outcome(event["event"], event.get("message", ""), bool(event.get("final")), event)
-            if died:
-                return Outcome("died", f"{died}{_room(self.state)}")
-            seen = holder(self.state / COORDINATOR_LOCK) or seen
+            if death:
+                return Outcome("died", f"{death}{_describe_full_disk(self.state)}")
+            coordinator = holder(self.state / COORDINATOR_LOCK) or coordinator
             self.sleep(POLL)
 
-    def _died(self, seen: int, deadline: float) -> str:
-        """Who has died, of those without whom the run does not go on; empty: nobody."""
+    def _find_death(self, coordinator: int, deadline: float) -> str:
+        """Tell who has died, of those without whom the run does not go on; empty: nobody."""
         if not self.settings.coordinator.superlink and self._ended(LINK) is not None:
             return self._why(LINK)
         if holder(self.state / COORDINATOR_LOCK):
             return ""
-        if seen:
-            return f"coordinator: pid {seen} ended before the run did"
+        if coordinator:
+            return f"coordinator: pid {coordinator} ended before the run did"
         if self._ended(SUBMISSION) is not None:
             return self._why(SUBMISSION)
-        return (
-            f"coordinator: not there in {self.settings.coordinator.start_timeout:g} s"
-            if self.clock() > deadline
-            else ""
-        )
+        if self.clock() > deadline:
+            return f"coordinator: not there in {self.settings.coordinator.start_timeout:g} s"
+        return ""
 
-    def _events(self) -> Iterator[dict[str, Any]]:
-        """Events of this run that are new."""
+    def _read_events(self) -> Iterator[dict[str, Any]]:
+        """Yield the events of this run that are new."""
         path = self.state / EVENTS
         if not path.is_file():
             return
@@ -282,13 +296,30 @@ class Supervisor:
                 yield event
 
 
-def _room(state: Path) -> str:
-    """Words for a disk that is full: who dies of that may not have had room to say so."""
+def _describe_full_disk(state: Path) -> str:
+    """Return words for a disk that is full, else none: who dies of that may not have had room to say so."""
     return f": disk: {state}: no space left: free some" if shutil.disk_usage(state).free < LEAST else ""
 
 
-def result_of(settings: Settings, outcome: Outcome, restarts: int) -> str:
-    """What ``run --json`` prints."""
-    totals = {way: outcome.event.get(way, {}) for way in ("up", "down")}
-    facts = {"run": settings.run.run, "state": outcome.kind, "adapter": outcome.event.get("adapter"), **totals}
-    return json.dumps({**facts, "state_dir": settings.coordinator.state_dir, "restarts": restarts})
+def format_result(settings: Settings, outcome: Outcome, restarts: int) -> str:
+    """Format what ``run --json`` prints.
+
+    Args:
+        settings: of the run.
+        outcome: how the run has ended.
+        restarts: attempts besides the first one.
+
+    Returns:
+        A JSON object.
+    """
+    return json.dumps(
+        {
+            "run": settings.run.run,
+            "state": outcome.kind,
+            "adapter": outcome.event.get("adapter"),
+            "up": outcome.event.get("up", {}),
+            "down": outcome.event.get("down", {}),
+            "state_dir": settings.coordinator.state_dir,
+            "restarts": restarts,
+        }
+    )

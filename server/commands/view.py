@@ -1,27 +1,51 @@
-"""What ``fedcompress run`` shows, on stderr: a live status on a terminal, else a line for each event."""
+"""What ``fedcompress run`` shows on stderr: a live status on a terminal, else a line for each event."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fedcompress.errors import FedCompressError
 from fedcompress.formatting import duration, escaped, size
-from server.commands.status import clock, facts, figures, lines_of, named
+from server.commands.status import format_node, format_quality, format_status, format_time, read_status
+from server.events import (
+    DamageRepaired,
+    NodeHeld,
+    QualityMeasured,
+    RepliesAwaited,
+    ReplyAdmitted,
+    ReplyRefused,
+    RetryDelayed,
+    RoundCommitted,
+    RunExported,
+    RunFailed,
+    RunStarted,
+    SitesAsked,
+    SitesMissing,
+    WarningIssued,
+    build_event,
+)
 
-LINES = 10  # of what was said, in the live view
-LOOK = 1.0  # seconds between looks at the state directory
+LINES = 10  # lines of what was said that the live view keeps
+LOOK = 1.0  # seconds between two looks at the state directory
+TELLS_AWAITED = (SitesAsked.kind, ReplyAdmitted.kind, ReplyRefused.kind)  # events told with who is still awaited
 
 
 class PlainView:
-    """Lines with the time, for logs."""
+    """Prints lines with the time, for logs.
+
+    Args:
+        folder: state directory.
+        run: name of the run.
+    """
 
     def __init__(self, folder: Path, run: str) -> None:
         self._folder = folder
         self._run = run
-        self._rounds = 0
+        self._rounds = 0  # rounds that are planned; 0 until an event has told it
 
     def __enter__(self) -> PlainView:
         return self
@@ -29,42 +53,48 @@ class PlainView:
     def __exit__(self, *error: Any) -> None:
         return None
 
-    def _facts(self) -> dict[str, Any] | None:
-        """The status; None while the ledger cannot be read, which the coordinator mends: a run goes on unseen."""
+    def _read_status(self) -> dict[str, Any] | None:
+        """Read the status; None while the ledger cannot be read: the coordinator mends it, and the run goes on."""
         try:
-            return facts(self._folder, self._run)
+            return read_status(self._folder, self._run)
         except (FedCompressError, OSError):
             return None
 
     def say(self, line: str) -> None:
-        """Show a line."""
+        """Show a line to people."""
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {self._run}: {escaped(line)}", file=sys.stderr, flush=True)
 
     def show(self) -> None:
-        """Look again; there is nothing to redraw here."""
+        """Update what is shown, which is nothing here."""
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """Show an event of the coordinator."""
+        """Show an event of the coordinator, given as its JSON object."""
         self._rounds = event.get("rounds", self._rounds)
         awaited: list[str] = []
-        if event["event"] in ("asked", "reply", "refused"):
-            found = self._facts()  # which may be ahead of the event
-            awaited = [named(e) for e in found["awaited"] if e["round"] == event["round"]] if found else []
-        line = text_of(event, self._rounds, awaited)
+        if event["event"] in TELLS_AWAITED:
+            status = self._read_status()  # the ledger may be ahead of the event
+            entries = status["awaited"] if status else []
+            awaited = [format_node(entry) for entry in entries if entry["round"] == event["round"]]
+        line = format_event(event, self._rounds, awaited)
         if line:
             self.say(line)
 
 
 class LiveView(PlainView):
-    """The status, redrawn in place, and the last lines that were said."""
+    """Redraws the status in place, with the last lines that were said below it.
+
+    Args:
+        folder: state directory.
+        run: name of the run.
+    """
 
     def __init__(self, folder: Path, run: str) -> None:
         from rich.console import Console
         from rich.live import Live
 
         super().__init__(folder, run)
-        self._said: list[str] = []
-        self._looked = 0.0
+        self._lines: list[str] = []
+        self._looked_at = 0.0  # when the status was last read, on the monotonic clock
         self._live = Live(console=Console(stderr=True), auto_refresh=False)
 
     def __enter__(self) -> LiveView:
@@ -75,63 +105,73 @@ class LiveView(PlainView):
         self._live.__exit__(*error)
 
     def say(self, line: str) -> None:
-        """Add a line."""
-        self._said = [*self._said, f"{time.strftime('%H:%M:%S')} {escaped(line)}"][-LINES:]
-        self._looked = 0.0
+        """Show a line below the status."""
+        self._lines = [*self._lines, f"{time.strftime('%H:%M:%S')} {escaped(line)}"][-LINES:]
+        self._looked_at = 0.0
         self.show()
 
     def show(self) -> None:
-        """Redraw, but not all the time."""
+        """Update what is shown, at most once a second."""
         from rich.text import Text
 
-        if time.monotonic() - self._looked > LOOK:
-            self._looked = time.monotonic()
-            found = self._facts()
-            status = lines_of(found) if found else [f"{self._run}: its ledger cannot be read now"]
-            text = "\n".join([*status, "", *self._said, "", "Ctrl-C stops the run"])
+        if time.monotonic() - self._looked_at > LOOK:
+            self._looked_at = time.monotonic()
+            status = self._read_status()
+            head = format_status(status) if status else [f"{self._run}: its ledger cannot be read now"]
+            text = "\n".join([*head, "", *self._lines, "", "Ctrl-C stops the run"])
             self._live.update(Text(text), refresh=True)
 
 
-def text_of(event: dict[str, Any], rounds: int, awaited: list[str]) -> str:
-    """An event in one line; empty if it says nothing to people."""
+def format_event(event: dict[str, Any], rounds: int, awaited: Sequence[str]) -> str:
+    """Format an event as one line for people.
+
+    Args:
+        event: its JSON object, with the time ``at`` which it was logged, seconds since 1970.
+        rounds: rounds that are planned; 0 if not known.
+        awaited: names of the sites that are still awaited.
+
+    Returns:
+        The line; empty for events that say nothing to people.
+    """
     still = f"; still awaited: {', '.join(awaited)}" if awaited else ""
-    match event["event"]:
-        case "start":
-            return f"begins at round {event['first_round']} of {event['rounds']}, {event['parameters']:,} parameters"
-        case "warning" | "recovered":
-            return f"{event['event']}: {event['message']}"
-        case "waiting":
-            return f"waiting for sites: {event['sites']} of {event['needed']} are connected"
-        case "asked":
-            until = clock(event["at"] + event["until_seconds"])
-            return f"{_round(event, rounds)}: {event['sites']} sites asked, until {until}{still}"
-        case "awaiting":
-            left = duration(event["left_seconds"])
-            return f"{_round(event, rounds)}: awaited for {left} more: {', '.join(event['names'])}"
-        case "lingering":
-            lack = f"{event['updates']} of {event['needed']} updates that are needed, and nobody is awaited"
-            left = duration(event["left_seconds"])
-            return f"{_round(event, rounds)}: {lack}: waiting {left} for another site, or to ask again"
-        case "held":
-            return f"node {event['node']}: is not asked before round {event['until_round']}: refused too often"
-        case "reply":
-            return f"{_round(event, rounds)}: {event['site']} sent {size(event['bytes'])}{still}"
-        case "refused":
-            return f"{_round(event, rounds)}: refused {event['site']}: {event['code']}: {event['message']}{still}"
-        case "quality":
-            return f"version {event['version']}: {figures(event)}"
-        case "round":
-            carried = f"up {size(event['uplink_bytes'])}, down {size(event['downlink_bytes'])}"
-            merged = f"merged {event['merged']} of {event['asked']}"
-            return f"{_round(event, rounds)}: {merged}, {carried}, {event['seconds']:.1f} s"
-        case "finished" | "stopped":
-            return f"{event['event']}: {event['adapter']}"
-        case "failed":
-            return f"failed: {event['message']}"
+    match build_event(event):
+        case RunStarted() as start:
+            return f"begins at round {start.first_round} of {start.rounds}, {start.parameters:,} parameters"
+        case WarningIssued() | DamageRepaired() as note:
+            return f"{note.kind}: {note.message}"
+        case SitesMissing() as waiting:
+            return f"waiting for sites: {waiting.sites} of {waiting.needed} are connected"
+        case SitesAsked() as asked:
+            until = format_time(event["at"] + asked.until_seconds)
+            return f"{_format_round(asked.round, rounds)}: {asked.sites} sites asked, until {until}{still}"
+        case RepliesAwaited() as reminder:
+            left = duration(reminder.left_seconds)
+            return f"{_format_round(reminder.round, rounds)}: awaited for {left} more: {', '.join(reminder.names)}"
+        case RetryDelayed() as delay:
+            lack = f"{delay.updates} of {delay.needed} updates that are needed, and nobody is awaited"
+            left = duration(delay.left_seconds)
+            return f"{_format_round(delay.round, rounds)}: {lack}: waiting {left} for another site, or to ask again"
+        case NodeHeld() as held:
+            return f"node {held.node}: is not asked before round {held.until_round}: refused too often"
+        case ReplyAdmitted() as reply:
+            return f"{_format_round(reply.round, rounds)}: {reply.site} sent {size(reply.bytes)}{still}"
+        case ReplyRefused() as refusal:
+            reason = f"{refusal.code}: {refusal.message}"
+            return f"{_format_round(refusal.round, rounds)}: refused {refusal.site}: {reason}{still}"
+        case QualityMeasured() as quality:
+            return f"version {quality.version}: {format_quality(event)}"
+        case RoundCommitted() as committed:
+            carried = f"up {size(committed.uplink_bytes)}, down {size(committed.downlink_bytes)}"
+            merged = f"merged {committed.merged} of {committed.asked}"
+            return f"{_format_round(committed.round, rounds)}: {merged}, {carried}, {committed.seconds:.1f} s"
+        case RunExported() as end:
+            return f"{end.kind}: {end.adapter}"
+        case RunFailed() as failure:
+            return f"failed: {failure.message}"
     return ""
 
 
-def _round(event: dict[str, Any], rounds: int) -> str:
-    if event["round"] > rounds > 0:
+def _format_round(number: int, rounds: int) -> str:
+    if number > rounds > 0:
         return "last evaluation"
-    return f"round {event['round']} of {rounds}" if rounds else f"round {event['round']}"
+    return f"round {number} of {rounds}" if rounds else f"round {number}"

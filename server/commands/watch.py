@@ -1,4 +1,4 @@
-"""``fedcompress watch``: a run on a terminal, as a web page, or as TensorBoard events."""
+"""``fedcompress watch`` shows a run on a terminal, as a web page, or as TensorBoard events."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from fedcompress.errors import ConfigError
 from server.runs import resolve_run_name, state_folder
-from server.watch.view import snapshot
+from server.watch.view import take_snapshot
 
-TOKEN = "FEDCOMPRESS_WATCH_TOKEN"  # where other users of the machine cannot read it, unlike a command line
+TOKEN = "FEDCOMPRESS_WATCH_TOKEN"  # variable for the token: other users can read a command line, but not this
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What can be set from the command line."""
+    """The options that can be set on the command line."""
 
     state: str
     run_name: str = ""
@@ -41,7 +41,7 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Show a run.
+    """Show a run, and return 0.
 
     Raises:
         ConfigError: there is no such state directory or run, or an option is wrong.
@@ -49,40 +49,42 @@ def run(options: Options) -> int:
     folder = state_folder(options.state)
     name = resolve_run_name(folder, options.run_name)
     if options.web:
-        return _web(folder, options)
+        return _serve(folder, options)
     if options.tensorboard:
-        return _tensorboard(folder, name, options)
+        return _write_tensorboard(folder, name, options)
     if options.as_json:
-        print(json.dumps(snapshot(folder, name).to_dict(), allow_nan=False))
+        print(json.dumps(take_snapshot(folder, name).to_dict(), allow_nan=False))
         return 0
     from server.watch.terminal import show
 
-    show(lambda: snapshot(folder, name), once=options.once)
+    show(lambda: take_snapshot(folder, name), once=options.once)
     return 0
 
 
-def _web(folder: Path, options: Options) -> int:
+def _serve(folder: Path, options: Options) -> int:
+    """Serve the page until Ctrl-C."""
     from server.watch.web import serve
 
     token = options.token or os.environ.get(TOKEN, "")
-    named = {"run": options.run_name, "allowed_hosts": options.allow_host}
-    with serve(folder, options.host, options.port, token, **named) as server:  # type: ignore[arg-type]
-        made = server.token and not token  # one that was given is not repeated
+    run_name = options.run_name
+    with serve(folder, options.host, options.port, token, run=run_name, allowed_hosts=options.allow_host) as server:
+        new_token = server.token if not token else ""  # a token of the user's is not repeated
         if options.as_json:
-            print(json.dumps({"url": server.url, "token": server.token if made else None}))
+            print(json.dumps({"url": server.url, "token": new_token or None}))
         else:
-            print(f"{server.url}{f'?token={server.token}' if made else ''}")
+            query = f"?token={new_token}" if new_token else ""
+            print(f"{server.url}{query}")
             print("read-only, until Ctrl-C; /api/snapshot and /metrics are there too", file=sys.stderr)
         sys.stdout.flush()
         threading.Event().wait()
     return 0
 
 
-def _tensorboard(folder: Path, name: str, options: Options) -> int:
+def _write_tensorboard(folder: Path, name: str, options: Options) -> int:
     from server.watch.tensorboard import write_events
 
     target = Path(str(options.tensorboard))
     count = write_events(folder, target, run=name, once=options.once)
-    facts = {"run": name, "tensorboard": str(target), "scalars": count}
-    print(json.dumps(facts) if options.as_json else f"{count} scalars of {name}: tensorboard --logdir {target}")
+    result = {"run": name, "tensorboard": str(target), "scalars": count}
+    print(json.dumps(result) if options.as_json else f"{count} scalars of {name}: tensorboard --logdir {target}")
     return 0

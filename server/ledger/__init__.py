@@ -1,1 +1,1 @@
-"""What the coordinator must not lose: versions, messages, decisions; and how it is read back."""
+"""The ledger keeps what the coordinator must not lose: versions, messages and decisions; and it is read back here."""

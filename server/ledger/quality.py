@@ -1,16 +1,24 @@
-"""Pooling what the sites measured on their held-out rows."""
+"""The quality of a version is pooled from what the sites measured on their held-out rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+
+NEEDED = ("eval_correct", "eval_loss_sum")  # metrics that a report must have, besides ``eval_examples``
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Accuracy and mean loss over what is predicted of the held-out rows of all sites that reported.
+    """Holds accuracy and mean loss over the predictions on the held-out rows of all sites that reported.
 
-    A language model predicts tokens; ``exact`` is its share of rows that are right from end to end.
+    A classifier predicts one label a row, a language model one token after another.
+
+    Attributes:
+        accuracy: share of predictions that are right.
+        loss: mean loss of a prediction, in nats.
+        examples: predictions that were made.
+        exact: share of rows that are right from end to end; None where sites do not report it.
     """
 
     accuracy: float
@@ -18,27 +26,21 @@ class Quality:
     examples: int
     exact: float | None = None
 
-    @property
-    def facts(self) -> dict[str, float]:
-        """What of it there is."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
 
 def pool_quality(metrics: Iterable[Mapping[str, float]]) -> Quality | None:
-    """Pooled quality: sums of sites over the sum of their rows; None if nobody reported.
+    """Pool what sites measured: sums over sites, divided by the sum of their predictions; None if nobody reported.
 
-    A site that does not report all three numbers, or more that is right than there is, is left out.
+    A site that does not report all three numbers, or claims more right predictions than it made, is left out.
     """
-    needed = ("eval_correct", "eval_loss_sum")
-    rows = [m for m in metrics if m.get("eval_examples", 0) > 0 and all(name in m for name in needed)]
-    rows = [m for m in rows if 0 <= m["eval_correct"] <= m["eval_examples"]]
-    count = sum(m["eval_examples"] for m in rows)
+    reports = [m for m in metrics if m.get("eval_examples", 0) > 0 and all(name in m for name in NEEDED)]
+    reports = [m for m in reports if 0 <= m["eval_correct"] <= m["eval_examples"]]
+    count = sum(m["eval_examples"] for m in reports)
     if not count:
         return None
-    whole = sum(m.get("eval_rows", 0.0) for m in rows)
+    rows = sum(m.get("eval_rows", 0.0) for m in reports)
     return Quality(
-        exact=sum(m.get("eval_exact", 0.0) for m in rows) / whole if whole else None,
-        accuracy=sum(m["eval_correct"] for m in rows) / count,
-        loss=sum(m["eval_loss_sum"] for m in rows) / count,
+        exact=sum(m.get("eval_exact", 0.0) for m in reports) / rows if rows else None,
+        accuracy=sum(m["eval_correct"] for m in reports) / count,
+        loss=sum(m["eval_loss_sum"] for m in reports) / count,
         examples=int(count),
     )

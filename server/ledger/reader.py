@@ -1,4 +1,4 @@
-"""What the ledger and the events of a state directory say. Reads only, also while a coordinator writes."""
+"""The ledger and the events of a state directory are read here, also while a coordinator writes; nothing is changed."""
 
 from __future__ import annotations
 
@@ -8,26 +8,37 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.types import Layout
+from server.events import RunStarted
 from server.ledger.quality import Quality, pool_quality
 from server.ledger.recovery import LEDGER
-from server.ledger.traffic import TENSORS, WAYS, Baselines, Crossed, SiteRound, Sums, baselines, crossed
+from server.ledger.traffic import TENSORS, WAYS, Baselines, Crossed, SiteRound, Sums, compute_baselines, crossed_fields
 from server.state_dir import EVENTS
 
 Evaluated = dict[int, dict[str, dict[str, float]]]  # round -> site -> metric -> value
-TAIL = 4 << 20  # bytes of the events that are looked at
-NOBODY = (None, None)  # what has crossed the links of sites that do not count
+TAIL = 4 << 20  # bytes at the end of the events that are looked at
+NOT_COUNTED = (None, None)  # bytes up and down over the links of sites that do not count
+# Columns of a query on messages, for ``Sums``.
 SUMS = f"SUM(payload), SUM(protocol), SUM(kind IN ({', '.join(map(repr, TENSORS))}))"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundRow(Crossed):
-    """One committed round; ``quality`` is that of the version it made, once somebody has evaluated that.
+    """A committed round.
 
-    ``late`` counts updates from older versions among the merged.
+    Attributes:
+        round: number of the round.
+        version: version that it has published.
+        asked: nodes that were asked.
+        merged: updates that were merged.
+        late: merged updates that were trained from an older version than the round began with.
+        refused: replies that were refused.
+        seconds: from its beginning to its commit.
+        at: when it was committed, seconds since 1970.
+        quality: of the version that it has published; None until somebody has evaluated that.
     """
 
     round: int
@@ -42,18 +53,26 @@ class RoundRow(Crossed):
 
     @property
     def accuracy(self) -> float | None:
-        """Of the quality, if there is one."""
+        """Return the accuracy of the version; None until somebody has evaluated it."""
         return self.quality.accuracy if self.quality else None
 
     @property
     def loss(self) -> float | None:
-        """Of the quality, if there is one."""
+        """Return the mean loss of the version in nats; None until somebody has evaluated it."""
         return self.quality.loss if self.quality else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteTotals(Crossed):
-    """What is known of a site over all rounds."""
+    """Sums over all rounds of a site.
+
+    Attributes:
+        site: name of the site.
+        acked: version that it holds; None if it holds nothing.
+        messages: messages that it has sent.
+        refused: replies of it that were refused.
+        last_at: when its last message came, seconds since 1970; None if none has.
+    """
 
     site: str
     acked: int | None
@@ -64,7 +83,15 @@ class SiteTotals(Crossed):
 
 @dataclass(frozen=True, kw_only=True)
 class Awaited:
-    """A node that was asked and has not answered; ``site`` is empty if it is not known whose it is."""
+    """A node that was asked and has not answered.
+
+    Attributes:
+        round: number of the round that it was asked in.
+        node: id of the node.
+        site: name of the site behind it; empty if it is not known.
+        since: when it was asked, seconds since 1970.
+        until: when its reply is given up, seconds since 1970.
+    """
 
     round: int
     node: str
@@ -73,8 +100,27 @@ class Awaited:
     until: float
 
 
+class VersionRow(NamedTuple):
+    """Names a published version and its blobs.
+
+    Attributes:
+        version: its number.
+        digest: state digest, hex.
+        envelope: name of the blob of the envelope that leads to it from the version before.
+        state: name of the blob of its whole state, which only the newest versions have; None for the others.
+    """
+
+    version: int
+    digest: str
+    envelope: str
+    state: str | None
+
+
 class LedgerReader:
-    """Reading queries over the ledger of a state directory. Use it as a context manager.
+    """Queries the ledger of a state directory without changing it. Use it as a context manager.
+
+    Args:
+        folder: state directory.
 
     Raises:
         ConfigError: there is no ledger.
@@ -86,7 +132,7 @@ class LedgerReader:
         if not path.is_file():
             raise ConfigError("DIR", folder, f"must be a coordinator's state directory: it has no {LEDGER}")
         self.folder = folder
-        self._db = _opened(path.resolve())
+        self._db = _open_read_only(path.resolve())
 
     def __enter__(self) -> Self:
         return self
@@ -101,57 +147,60 @@ class LedgerReader:
             raise StateError(f"ledger: {self.folder / LEDGER}: cannot be read: {error}") from error
 
     def runs(self) -> list[str]:
-        """Names of all runs, the latest begun last."""
+        """Return the names of all runs, the latest begun last."""
         return [str(name) for (name,) in self._rows("SELECT run FROM run ORDER BY rowid")]
 
     def run_row(self, run: str) -> tuple[str, str, str]:
-        """Layout and adapter config as JSON, and the base's fingerprint in hex; all empty if there is no such run."""
+        """Return layout and adapter config as JSON, and the base's fingerprint in hex; all empty without such a run."""
         rows = self._rows("SELECT layout, adapter_config, base_fingerprint FROM run WHERE run=?", run)
         return rows[0] if rows else ("", "", "")
 
     def layout(self, run: str) -> Layout | None:
-        """What the run trains; None before it began."""
+        """Return the layout that the run trains; None before it began."""
         text, _, _ = self.run_row(run)
         return Layout.from_json(text) if text else None
 
     def rounds_done(self, run: str) -> int:
-        """Number of the last committed round; 0 if there is none."""
+        """Return the number of the last committed round; 0 if there is none."""
         return int(self._rows("SELECT MAX(round) FROM round WHERE run=?", run)[0][0] or 0)
 
-    def versions(self, run: str) -> list[tuple[int, str, str, str | None]]:
-        """Number, digest in hex, envelope's and state's blob of every version; only the newest has a state."""
+    def versions(self, run: str) -> list[VersionRow]:
+        """Return all versions of a run, in order."""
         query = "SELECT version, digest, envelope, state FROM version WHERE run=? ORDER BY version"
-        return [(v, digest, envelope, state) for v, digest, envelope, state in self._rows(query, run)]
+        return [VersionRow(*row) for row in self._rows(query, run)]
 
     def payload_bytes(self, run: str) -> dict[str, int]:
-        """Payload bytes of each direction, in all rounds."""
+        """Return the payload bytes of all rounds, by direction."""
         return {way: sums.payload for way, sums in self._sums(run).items()}
 
     def protocol_bytes(self, run: str) -> dict[str, int]:
-        """What Flower's records add in each direction, in all rounds."""
+        """Return the bytes that Flower's records add to the payload in all rounds, by direction."""
         return {way: sums.protocol for way, sums in self._sums(run).items()}
 
     def baseline_bytes(self, run: str) -> Baselines:
-        """What the messages of all rounds would take with every tensor uncompressed, by dtype and direction."""
-        return baselines(self.layout(run), {way: sums.tensors for way, sums in self._sums(run).items()})
+        """Return the bytes of all rounds with every tensor uncompressed, by dtype and direction."""
+        return compute_baselines(self.layout(run), {way: sums.tensors for way, sums in self._sums(run).items()})
 
     def _sums(self, run: str) -> dict[str, Sums]:
         rows = self._rows(f"SELECT direction, {SUMS} FROM message WHERE run=? GROUP BY direction", run)
-        found = {way: Sums(*sums) for way, *sums in rows}
-        return {way: found.get(way, Sums()) for way in WAYS}
+        by_way = {way: Sums(*sums) for way, *sums in rows}
+        return {way: by_way.get(way, Sums()) for way in WAYS}
 
     def rounds(self, run: str) -> list[RoundRow]:
-        """All committed rounds."""
+        """Return all committed rounds, in order."""
         query = f"SELECT round, direction, {SUMS} FROM message WHERE run=? GROUP BY round, direction"
         carried = {(round_, way): Sums(*sums) for round_, way, *sums in self._rows(query, run)}
         refused = dict(self._rows("SELECT round, COUNT(*) FROM refusal WHERE run=? GROUP BY round", run))
-        quality, late, layout = dict(self.quality(run)), self.late(run), self.layout(run)
-        transport, out = self.transport(run, "round"), []
+        quality = dict(self.quality(run))
+        late = self.late(run)
+        layout = self.layout(run)
+        transport = self.transport(run, "round")
+        rounds = []
         for round_, version, asked, merged, seconds, at in self._rows(
             "SELECT round, version, asked, merged, seconds, at FROM round WHERE run=? ORDER BY round", run
         ):
             up, down = (carried.get((round_, way), Sums()) for way in WAYS)
-            out.append(
+            rounds.append(
                 RoundRow(
                     round=round_,
                     version=version,
@@ -159,36 +208,37 @@ class LedgerReader:
                     merged=merged,
                     late=late.get(round_, 0),
                     refused=refused.get(round_, 0),
-                    **crossed(up, down, transport.get(round_, NOBODY), layout),
+                    **crossed_fields(up, down, transport.get(round_, NOT_COUNTED), layout),
                     seconds=seconds,
                     at=at,
                     quality=quality.get(version),
                 )
             )
-        return out
+        return rounds
 
     def site_rounds(self, run: str) -> list[SiteRound]:
-        """Each site in each round that had messages of it, the open round and the last evaluation too."""
-        behind = {node: site for site, node in self._rows("SELECT site, node FROM site WHERE run=?", run)}
-        known, carried = set(behind.values()), defaultdict[tuple[int, str, str], Sums](Sums)
+        """Return each site in each round that had messages of it, the open round and the last evaluation too."""
+        by_node = {node: site for site, node in self._rows("SELECT site, node FROM site WHERE run=?", run)}
+        known = set(by_node.values())
+        carried = defaultdict[tuple[int, str, str], Sums](Sums)
         columns = "round, site, node, direction"
         for round_, site, node, way, *sums in self._rows(
             f"SELECT {columns}, {SUMS} FROM message WHERE run=? GROUP BY {columns}", run
         ):
-            name = site or behind.get(node, "")
+            name = site or by_node.get(node, "")
             carried[round_, name if name in known else "", way] += Sums(*sums)
         layout, transport = self.layout(run), self.transport(run, "round, site")
         return [
             SiteRound(
                 round=key[0],
                 site=key[1],
-                **crossed(carried[*key, "up"], carried[*key, "down"], transport.get(key, NOBODY), layout),
+                **crossed_fields(carried[*key, "up"], carried[*key, "down"], transport.get(key, NOT_COUNTED), layout),
             )
             for key in sorted({(round_, site) for round_, site, _ in carried})
         ]
 
     def late(self, run: str) -> dict[int, int]:
-        """How many updates of a round were trained from an older version than the one that it began with."""
+        """Count, by round, the merged updates that were trained from an older version than the round began with."""
         query = (
             "SELECT m.round, COUNT(*) FROM merged m JOIN round r ON r.run=m.run AND r.round=m.round"
             " WHERE m.run=? AND m.trained_version < r.version - 1 GROUP BY m.round"
@@ -196,40 +246,57 @@ class LedgerReader:
         return dict(self._rows(query, run))
 
     def transport(self, run: str, by: str) -> dict[Any, tuple[int, int]]:
-        """Bytes up and down that crossed the links of sites besides Flower's records, by columns: one, or a tuple.
+        """Sum the bytes that crossed the links of sites besides Flower's records.
 
-        Only of sites that count, and up to the last reply of each.
+        Only sites that count are in it, each up to its last reply.
+
+        Args:
+            run: name of the run.
+            by: columns to group by: ``site``, ``round``, or several with commas.
+
+        Returns:
+            Bytes up and down, by the value of the column, or by a tuple of several.
         """
         if not self._rows("SELECT 1 FROM sqlite_master WHERE name='wire'"):
-            return {}  # a ledger from before it
+            return {}  # an older ledger does not have the table
         sums = "SUM(MAX(0, up - carried_up)), SUM(MAX(0, down - carried_down))"
         rows = self._rows(f"SELECT {by}, {sums} FROM wire WHERE run=? GROUP BY {by}", run)
         return {tuple(key) if len(key) > 1 else key[0]: (up, down) for *key, up, down in rows}
 
     def transport_bytes(self, run: str) -> dict[str, int | None]:
-        """The same of each direction, in all rounds; None if no site has counted."""
-        found = list(self.transport(run, "site").values())
-        return {way: sum(row[i] for row in found) if found else None for i, way in enumerate(("up", "down"))}
+        """Return the bytes that crossed links besides Flower's records in all rounds, by direction.
+
+        They are None if no site has counted.
+        """
+        counts = list(self.transport(run, "site").values())
+        if not counts:
+            return dict.fromkeys(WAYS)
+        return {way: sum(count[i] for count in counts) for i, way in enumerate(WAYS)}
 
     def evaluated(self, run: str) -> Evaluated:
-        """What sites measured on held-out rows, by round and site, of the version that they were sent then."""
-        found: Evaluated = defaultdict(lambda: defaultdict(dict))
+        """Return what sites measured on held-out rows, by round and site, of the version that they were sent then."""
+        evaluated: Evaluated = defaultdict(lambda: defaultdict(dict))
         query = "SELECT round, site, name, value FROM metric WHERE run=? AND name GLOB 'eval_*' ORDER BY round, site"
         for round_, site, name, value in self._rows(query, run):
-            found[round_][site][name] = value
-        return found
+            evaluated[round_][site][name] = value
+        return evaluated
 
     def quality(self, run: str) -> list[tuple[int, Quality]]:
-        """Versions that were evaluated: sites measure, in a round, the version that it starts from."""
-        made = dict(self._rows("SELECT round, version FROM round WHERE run=?", run))
-        pooled = [
-            (made.get(r - 1, 0 if r == 1 else -1), pool_quality(sites.values()))
-            for r, sites in self.evaluated(run).items()
-        ]
-        return [(version, quality) for version, quality in pooled if quality is not None and version >= 0]
+        """Return the versions that were evaluated, in order, with their quality.
+
+        In a round, sites evaluate the version that the round starts from.
+        """
+        published_by = dict(self._rows("SELECT round, version FROM round WHERE run=?", run))
+        qualities = []
+        for round_, sites in self.evaluated(run).items():
+            version = published_by.get(round_ - 1, 0 if round_ == 1 else None)
+            quality = pool_quality(sites.values())
+            if version is not None and quality is not None:
+                qualities.append((version, quality))
+        return qualities
 
     def sites(self, run: str) -> list[SiteTotals]:
-        """All sites that have taken part, by name."""
+        """Return all sites that were admitted at least once, by name."""
         name = "COALESCE(NULLIF(m.site, ''), s.site)"
         join = "m LEFT JOIN site s ON s.run=m.run AND s.node=m.node"
         carried = self._rows(
@@ -239,31 +306,34 @@ class LedgerReader:
         )
         by_way = {(site, way): (count, last, Sums(*sums)) for site, way, count, last, *sums in carried}
         refused = dict(self._rows(f"SELECT {name}, COUNT(*) FROM refusal {join} WHERE m.run=? GROUP BY {name}", run))
-        layout, transport, out = self.layout(run), self.transport(run, "site"), []
+        layout = self.layout(run)
+        transport = self.transport(run, "site")
+        totals = []
         for site, acked in self._rows("SELECT site, acked FROM site WHERE run=? ORDER BY site", run):
-            up, down = (by_way.get((site, way), (0, None, Sums())) for way in WAYS)
-            out.append(
+            messages, last_at, up = by_way.get((site, "up"), (0, None, Sums()))
+            _, _, down = by_way.get((site, "down"), (0, None, Sums()))
+            totals.append(
                 SiteTotals(
                     site=site,
                     acked=acked,
-                    messages=up[0],
-                    **crossed(up[2], down[2], transport.get(site, NOBODY), layout),
+                    messages=messages,
+                    **crossed_fields(up, down, transport.get(site, NOT_COUNTED), layout),
                     refused=refused.get(site, 0),
-                    last_at=up[1],
+                    last_at=last_at,
                 )
             )
-        return out
+        return totals
 
     def refusals(self, run: str) -> list[dict[str, Any]]:
-        """All refusals, in order."""
+        """Return all refusals of a run as rows of the ledger, in order."""
         keys = ("round", "node", "site", "code", "message", "at")
         query = f"SELECT {', '.join(keys)} FROM refusal WHERE run=? ORDER BY id"
         return [dict(zip(keys, row, strict=True)) for row in self._rows(query, run)]
 
     def awaited(self, run: str) -> list[Awaited]:
-        """Which nodes were asked and have not answered, as the coordinator that ran last had it."""
+        """Return the nodes that were asked and have not answered, as the coordinator that ran last had it."""
         if not self._rows("SELECT 1 FROM sqlite_master WHERE name='task'"):
-            return []  # a ledger from before it
+            return []  # an older ledger does not have the table
         rows = self._rows(
             "SELECT t.round, t.node, COALESCE(NULLIF(t.site, ''), s.site, ''), t.sent, t.until FROM task t"
             " LEFT JOIN site s ON s.run=t.run AND s.node=t.node"
@@ -273,8 +343,8 @@ class LedgerReader:
         return [Awaited(round=r, node=n, site=s, since=sent, until=until) for r, n, s, sent, until in rows]
 
 
-def _opened(path: Path) -> sqlite3.Connection:
-    """A ledger, to read only; by users who may not write its folder, once nobody writes it."""
+def _open_read_only(path: Path) -> sqlite3.Connection:
+    """Open a ledger to read only; users who may not write its folder can do so once nobody writes it."""
     wal = path.with_name(f"{path.name}-wal")
     for options in ("mode=ro", "mode=ro&immutable=1"):
         database = sqlite3.connect(f"{path.as_uri()}?{options}", uri=True, isolation_level=None)
@@ -292,7 +362,7 @@ def _opened(path: Path) -> sqlite3.Connection:
 
 
 def read_events(folder: Path, run: str = "") -> list[dict[str, Any]]:
-    """The last events of a run (of all, if it is empty), in order."""
+    """Read the last events of a run, or of all runs if ``run`` is empty, in order."""
     path = folder / EVENTS
     if not path.is_file():
         return []
@@ -305,7 +375,7 @@ def read_events(folder: Path, run: str = "") -> list[dict[str, Any]]:
 
 
 def parse_event(line: bytes) -> dict[str, Any]:
-    """An event from its line; nothing if it is torn."""
+    """Parse an event from its line; return an empty dict if the line is torn."""
     try:
         event = json.loads(line)
     except ValueError:
@@ -314,6 +384,6 @@ def parse_event(line: bytes) -> dict[str, Any]:
 
 
 def since_start(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events of the last process of the coordinator."""
-    starts = [i for i, event in enumerate(events) if event["event"] == "start"]
+    """Return the events of the last process of the coordinator."""
+    starts = [i for i, event in enumerate(events) if event["event"] == RunStarted.kind]
     return list(events[starts[-1] :]) if starts else list(events)

@@ -1,4 +1,4 @@
-"""Tables of the ledger. Every table names the run, so that one state directory may hold several."""
+"""The tables of the ledger are declared here. Every table names the run, so that a state directory may hold several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any published version from the ledger: older ones by decoding the envelopes that lead to them."""
+"""Any published version can be read from the ledger; older ones by decoding the envelopes that lead to them."""
 
 from __future__ import annotations
 
@@ -8,54 +8,71 @@ from fedcompress.errors import AccessError, ConfigError, MismatchError, StateErr
 from fedcompress.pipeline.states import decode_state
 from fedcompress.storage.blobs import BlobStore
 from fedcompress.types import Layout, Tensors, from_bytes, state_digest
-from server.ledger.reader import LedgerReader
+from server.ledger.reader import LedgerReader, VersionRow
 from server.state_dir import BLOBS
 
 
-def replay_version(history: LedgerReader, run: str, version: int | None = None) -> tuple[int, Tensors]:
-    """The state of a version (None: the newest), bit for bit as it was published.
+def replay_version(reader: LedgerReader, run: str, version: int | None = None) -> tuple[int, Tensors]:
+    """Read the state of a version, bit for bit as it was published.
+
+    Args:
+        reader: of the ledger.
+        run: name of the run.
+        version: its number; None for the newest.
+
+    Returns:
+        The number of the version, and its state: float32 tensors of the run's layout.
 
     Raises:
         ConfigError: the run has no such version.
         StateError: a blob is missing or changed, or the state is not the one that was published.
     """
-    rows = history.versions(run)
+    rows = reader.versions(run)
     if not rows:
-        raise ConfigError("--run", run, f"has published nothing: runs are {history.runs()}")
-    wanted = rows[-1][0] if version is None else version
-    path = [row for row in rows if row[0] <= wanted]
-    if not path or path[-1][0] != wanted:
-        raise ConfigError("--round", wanted, f"must be from {rows[0][0]} to {rows[-1][0]}")
-    layout = Layout.from_json(history.run_row(run)[0])
-    blobs = BlobStore(history.folder / BLOBS)
-    state = _stored(blobs, layout, path[-1][3])
+        raise ConfigError("--run", run, f"has published nothing: runs are {reader.runs()}")
+    number = rows[-1].version if version is None else version
+    path = [row for row in rows if row.version <= number]
+    if not path or path[-1].version != number:
+        raise ConfigError("--round", number, f"must be from {rows[0].version} to {rows[-1].version}")
+    layout = Layout.from_json(reader.run_row(run)[0])
+    blobs = BlobStore(reader.folder / BLOBS)
+    state = _read_whole_state(blobs, layout, path[-1].state)
     if state is None:
-        state = _replayed(blobs, layout, path)
-    reached = state_digest(layout, state).hex()
-    if reached != path[-1][1]:
-        raise StateError(f"version {wanted}: {reached[:16]}: must be {path[-1][1][:16]}, which was published")
-    return wanted, state
+        state = _replay_path(blobs, layout, path)
+    digest = state_digest(layout, state).hex()
+    if digest != path[-1].digest:
+        raise StateError(f"version {number}: {digest[:16]}: must be {path[-1].digest[:16]}, which was published")
+    return number, state
 
 
-def _stored(blobs: BlobStore, layout: Layout, name: str | None) -> Tensors | None:
-    """A state that is kept whole; None if it is not, or a coordinator that runs has just dropped it."""
+def _read_whole_state(blobs: BlobStore, layout: Layout, name: str | None) -> Tensors | None:
+    """Read a state that is kept whole; None if it is not, or if a coordinator that runs has just dropped it."""
     try:
         return from_bytes(blobs.get(name), layout) if name else None
     except (StateError, AccessError):
         return None
 
 
-def _replayed(blobs: BlobStore, layout: Layout, path: list[tuple[int, str, str, str | None]]) -> Tensors:
-    names = [envelope for _, _, envelope, _ in path]
-    first, _, _, kept = path[0]
-    state = _stored(blobs, layout, kept) if first else None
-    return replay_envelopes(blobs, layout, names[1:] if state is not None else names, state)
+def _replay_path(blobs: BlobStore, layout: Layout, path: Sequence[VersionRow]) -> Tensors:
+    """Replay the envelopes of some versions, from the state of the first one if that is kept whole."""
+    envelopes = [row.envelope for row in path]
+    state = _read_whole_state(blobs, layout, path[0].state) if path[0].version else None
+    return replay_envelopes(blobs, layout, envelopes if state is None else envelopes[1:], state)
 
 
 def replay_envelopes(
     blobs: BlobStore, layout: Layout, envelopes: Sequence[str], state: Tensors | None = None
 ) -> Tensors:
-    """The state that a chain of envelopes, named by their blobs, leads to.
+    """Decode a chain of envelopes, one after another.
+
+    Args:
+        blobs: has the envelopes.
+        layout: of the adapter.
+        envelopes: names of their blobs, in order.
+        state: that the first envelope starts from; None for a snapshot.
+
+    Returns:
+        The state that the last envelope leads to.
 
     Raises:
         StateError: a blob is missing or changed, or the chain is broken.

@@ -1,4 +1,4 @@
-"""What the coordinator refuses, and why. Every refusal has a reason code."""
+"""Admission checks every reply before it is merged; each refusal has a reason code, all of which are listed here."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from server.round import signatures
 from server.round.signatures import SignaturePolicy
 from server.round.weighting import compute_site_weights
 
-MAX_CLAIM = 1 << 53  # of what sites count and measure: sums of it stay exact, and fit into the ledger
-Keep = Callable[[str, Iterable[Tensors]], Any]
+MAX_CLAIM = 1 << 53  # largest count and metric that a site may claim: sums of it stay exact, and fit into the ledger
+WriteUpdate = Callable[[str, Iterable[Tensors]], Any]
 
 REASONS: dict[str, str] = {
     "malformed": "the bytes are not a valid envelope",
@@ -44,36 +44,44 @@ REASONS: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What a reply of this round must say."""
+    """What the header of a reply must say to be admitted.
+
+    Attributes:
+        run: name of the run.
+        round: number of the round that the site was asked in.
+        base_digest: state digest of the version that it was to train from, 32 bytes.
+        layout: of the adapter.
+        adapter_digest: digest of PEFT's config, 32 bytes.
+        base_fingerprint: of the base model, 32 bytes; empty: not known yet, any is taken.
+        codec: of updates, as the run config has it.
+        weighting: how updates are weighed, and so what an update must report.
+        signatures: which signatures count; None looks at none.
+    """
 
     run: str
     round: int
     base_digest: bytes
     layout: Layout
     adapter_digest: bytes
-    base_fingerprint: bytes  # empty: not known yet, any is taken
+    base_fingerprint: bytes
     codec: str
     weighting: Weighting = field(default_factory=Examples)
-    trust: SignaturePolicy | None = None  # None: signatures are not looked at
+    signatures: SignaturePolicy | None = None
 
 
 def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str]) -> None:
-    """Raise ``AdmissionError`` unless the header is what was asked for."""
-    codec = str(CodecSpec.parse(expected.codec))
-    for code, found, wanted in (
-        ("kind", header.kind.name, kind.name),
-        ("run", header.run, expected.run),
-        ("round", header.round, expected.round),
-        ("layout-mismatch", header.layout_digest.hex(), expected.layout.digest.hex()),
-        ("base-digest", header.base_digest.hex(), expected.base_digest.hex()),
-        ("adapter", header.adapter_digest.hex(), expected.adapter_digest.hex()),
-        ("codec", header.codec if kind is Kind.UPDATE else codec, codec),
-    ):
-        if found != wanted:
-            raise AdmissionError(code, f"{code}: {found}: must be {wanted}: {REASONS[code]}")
-    if expected.base_fingerprint and header.base_fingerprint != expected.base_fingerprint:
-        found, wanted = header.base_fingerprint.hex()[:16], expected.base_fingerprint.hex()[:16]
-        raise AdmissionError("base-model", f"base_fingerprint: {found}: must be {wanted}: {REASONS['base-model']}")
+    """Raise ``AdmissionError`` unless the header is what was asked for.
+
+    Args:
+        header: of the reply.
+        expected: what it must say.
+        kind: the kind of envelope that was asked for.
+        seen: names of the sites that have answered already.
+
+    Raises:
+        AdmissionError: with a code of ``REASONS``.
+    """
+    _check_origin(header, expected, kind)
     if not header.site:
         raise AdmissionError("no-site", f"site: '': {REASONS['no-site']}")
     if header.site in seen:
@@ -84,10 +92,35 @@ def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str])
         if abs(value) > MAX_CLAIM:
             raise AdmissionError("metrics", f"metrics.{name}: {value}: {REASONS['metrics']}")
     if kind is Kind.UPDATE:
-        try:
-            compute_site_weights(expected.weighting, [header])
-        except ConfigError as error:
-            raise AdmissionError("weight", f"weight: {header.site}: {REASONS['weight']}: {error}") from error
+        _check_weight(header, expected.weighting)
+
+
+def _check_origin(header: Header, expected: Expected, kind: Kind) -> None:
+    """Raise ``AdmissionError`` unless the reply answers the task that was sent, with the same adapter and base."""
+    codec = str(CodecSpec.parse(expected.codec))
+    for code, actual, required in (
+        ("kind", header.kind.name, kind.name),
+        ("run", header.run, expected.run),
+        ("round", header.round, expected.round),
+        ("layout-mismatch", header.layout_digest.hex(), expected.layout.digest.hex()),
+        ("base-digest", header.base_digest.hex(), expected.base_digest.hex()),
+        ("adapter", header.adapter_digest.hex(), expected.adapter_digest.hex()),
+        ("codec", header.codec if kind is Kind.UPDATE else codec, codec),
+    ):
+        if actual != required:
+            raise AdmissionError(code, f"{code}: {actual}: must be {required}: {REASONS[code]}")
+    if expected.base_fingerprint and header.base_fingerprint != expected.base_fingerprint:
+        base = header.base_fingerprint.hex()[:16]
+        rule = f"must be {expected.base_fingerprint.hex()[:16]}: {REASONS['base-model']}"
+        raise AdmissionError("base-model", f"base_fingerprint: {base}: {rule}")
+
+
+def _check_weight(header: Header, weighting: Weighting) -> None:
+    """Raise ``AdmissionError`` if the update could not be weighed in the merge, which would fail for all updates."""
+    try:
+        compute_site_weights(weighting, [header])
+    except ConfigError as error:
+        raise AdmissionError("weight", f"weight: {header.site}: {REASONS['weight']}: {error}") from error
 
 
 def admit_reply(
@@ -96,35 +129,36 @@ def admit_reply(
     kind: Kind,
     seen: set[str],
     claimed: str = "",
-    keep: Keep = lambda name, parts: deque(parts, 0),
+    keep: WriteUpdate = lambda name, parts: deque(parts, 0),
 ) -> tuple[Envelope, float]:
     """Check a reply in full, its signature first.
 
     Args:
-        data: the envelope.
-        expected: what it must say.
-        kind: what was asked for.
-        seen: sites that have answered already.
-        claimed: the site that it came from, by what is said beside the envelope.
-        keep: is given the update's digest in hex, and its values, which it must draw, part by part.
+        data: the packed envelope.
+        expected: what its header must say.
+        kind: the kind of envelope that was asked for.
+        seen: names of the sites that have answered already.
+        claimed: the site that the reply says to be from, beside the envelope.
+        keep: is given the update's digest in hex, and its tensors, which it must draw, part by part.
 
     Returns:
-        The envelope, and the update's Euclidean norm; 0 for a REPORT.
+        The envelope, and the Euclidean norm of the update, which is 0 for a report.
 
     Raises:
         AdmissionError: with a code of ``REASONS``.
     """
-    limits, whose = Limits.for_numel(expected.layout.numel), expected.trust
+    limits = Limits.for_numel(expected.layout.numel)
+    policy = expected.signatures
     try:
-        signer = whose.signer(data, limits, claimed) if whose is not None else None
+        signer = policy.find_signer(data, limits, claimed) if policy is not None else None
         envelope = unpack(data, limits)
-        if whose is not None:
-            whose.check_site(signer, envelope.header.site)
+        if policy is not None:
+            policy.check_site(signer, envelope.header.site)
         check_header(envelope.header, expected, kind, seen)
         if kind is Kind.REPORT:
             return envelope, 0.0
         squares: list[float] = []
-        keep(envelope.digest.hex(), _measured(envelope, expected.layout, squares))
+        keep(envelope.digest.hex(), _decode_and_measure(envelope, expected.layout, squares))
         return envelope, math.sqrt(math.fsum(squares))
     except WireError as error:
         raise AdmissionError("malformed", f"{type(error).__name__}: {error}") from error
@@ -132,8 +166,8 @@ def admit_reply(
         raise AdmissionError(error.code, str(error)) from error
 
 
-def _measured(envelope: Envelope, layout: Layout, squares: list[float]) -> Iterator[Tensors]:
-    """Values part by part; the sum of squares of each tensor is appended."""
-    for _, values in decode_parts(codec_of(envelope.header), layout, envelope.sections):
-        squares += [float(np.square(value, dtype=np.float64).sum()) for value in values.values()]
-        yield values
+def _decode_and_measure(envelope: Envelope, layout: Layout, squares: list[float]) -> Iterator[Tensors]:
+    """Yield the decoded tensors part by part, and append the sum of squares of each to ``squares``."""
+    for _, tensors in decode_parts(codec_of(envelope.header), layout, envelope.sections):
+        squares += [float(np.square(value, dtype=np.float64).sum()) for value in tensors.values()]
+        yield tensors

@@ -1,143 +1,305 @@
-"""What becomes of a reply: it is counted, then admitted or refused; both are in the ledger and are said."""
+"""What becomes of a reply: its bytes are counted, and it is admitted or refused; ledger and events tell which."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from fedcompress.adapters import adapter_digest
+from fedcompress.adapters import Template, adapter_digest
 from fedcompress.config.run_config import RunConfig
 from fedcompress.errors import AdmissionError
+from fedcompress.storage.failpoints import failpoint
 from fedcompress.storage.tensor_file import TensorFile, write_tensor_file
-from fedcompress.types import Layout, Tensors
-from fedcompress.wire import Kind, digest_of
+from fedcompress.types import Tensors
+from fedcompress.wire import Envelope
+from server.events import Emit, ReplyAdmitted, ReplyRefused
 from server.ledger.ledger import OWN_CODES, Ledger
 from server.round.admission import Expected, admit_reply
 from server.round.aggregation import AcceptedUpdate
+from server.round.dispatch import Dispatcher
+from server.round.norm_bound import NORM_HISTORY, compute_norm_bound
+from server.round.open_round import OpenRound
 from server.round.participants import Participants
+from server.round.pending import PendingReplies, PendingReply
 from server.round.signatures import SignaturePolicy
-from server.round.tasks import PendingReply
-from server.transport.base import Incoming
+from server.transport.base import Incoming, Transport
 
-MAX_SITE, MAX_CODE, MAX_MESSAGE = 64, 64, 2000  # characters that are kept of what a reply says
+MAX_SITE = 64  # characters that are kept of the site's name in a reply
+MAX_CODE = 64  # characters that are kept of the failure code in a reply
+MAX_MESSAGE = 2000  # characters that are kept of the text in a reply
+
+# Codes of failures that sites report, and that sending the task again, or more with it, can heal.
+OTHER_SITE = "other-site"  # the task was for another site than the one behind the node
+CONSTANTS_LACK = "constants"  # the site cannot rebuild the adapter's constants, and has none
+UNREADABLE = "unreadable"  # the reply was lost with another that could not be read; the site holds what it was sent
+RESYNC = ("base-digest", "result-digest", "StateError", CONSTANTS_LACK, OTHER_SITE, UNREADABLE)
+SILENT_OUTCOMES = ("deadline", "stale")  # outcomes of tasks that count as refusals, although there is no reply
 
 
 class ReplyIntake:
-    """Takes the replies of one run.
+    """Takes in the replies of one run.
 
     Args:
         config: of the run.
-        layout: of the adapter.
-        adapter_config: PEFT's, as the run was begun with.
+        template: of the adapter; its tensors are not needed.
         ledger: notes what came.
-        roster: is told who failed.
-        emit: is told everything.
+        transport: tells whether a node is still connected.
+        participants: is told who has answered and who has failed.
+        pending: knows who is awaited.
+        dispatcher: sends tasks again.
+        emit: takes events.
         updates: folder for the decoded updates of a round.
     """
 
     def __init__(
         self,
+        *,
         config: RunConfig,
-        layout: Layout,
-        adapter_config: Mapping[str, Any],
+        template: Template,
         ledger: Ledger,
-        roster: Participants,
-        emit: Callable[[dict[str, Any]], None],
+        transport: Transport,
+        participants: Participants,
+        pending: PendingReplies,
+        dispatcher: Dispatcher,
+        emit: Emit,
         updates: Path,
     ) -> None:
-        self._config, self._layout, self._ledger = config, layout, ledger
-        self._roster, self._emit, self._updates = roster, emit, updates
-        self._adapter_digest = adapter_digest(dict(adapter_config))
-        self._trust = SignaturePolicy(config.state_path, config.require_signatures)
+        self._config = config
+        self._layout = template.adapter.layout
+        self._adapter_digest = adapter_digest(dict(template.adapter.config))
+        self._ledger = ledger
+        self._transport = transport
+        self._participants = participants
+        self._pending = pending
+        self._dispatcher = dispatcher
+        self._emit = emit
+        self._updates = updates
+        self._signatures = SignaturePolicy(config.state_path, config.require_signatures)
 
-    def record_bytes(self, round_: int, reply: Incoming, kind: str) -> None:
-        """Note the bytes of a reply, whatever becomes of it; one that Flower made itself has crossed nothing."""
-        if not reply.error:
-            size, name = len(reply.payload), digest_of(reply.payload).hex() if reply.payload else ""
-            kind = kind if size else "failure"
-            self._ledger.record_message(round_, reply.node, claimed_site(reply), "up", kind, size, name, reply.protocol)
+    def handle_reply(self, reply: Incoming, open_round: OpenRound) -> None:
+        """Record a reply: it is late, or unexpected, or a reason to send again, or else admitted or refused."""
+        received_at = self._pending.clock()
+        if reply.late:
+            self._record_late(reply, open_round)
+            return
+        pending = self._pending.take(reply.node)
+        if pending is None:
+            self.refuse(open_round.number, reply, "unasked", "a reply that nobody awaits")
+            return
+        self._participants.record_reply(reply.node)
+        if reply.error and reply.node in self._transport.nodes():  # it was not the connection that was lost
+            self._participants.record_failure(reply.node, open_round.number)
+        if _can_resync(pending, reply):
+            self._resync(pending, reply, open_round)
+        else:
+            self._accept(pending, reply, open_round, received_at)
 
-    def admit(
-        self, asked: PendingReply, reply: Incoming, seen: set[str], steps: int, age: int, now: float
-    ) -> AcceptedUpdate | None:
-        """The update of a reply, or None with the reason in the ledger.
+    def refuse(self, round_: int, reply: Incoming, code: str, message: str, *, is_strike: bool = False) -> None:
+        """Record that a reply is not taken, and why: in the ledger, as an event, and against the node.
 
         Args:
-            asked: what it answers.
-            reply: what came.
-            seen: sites that have answered.
-            steps: 0 if a report was asked for.
-            age: versions that were published since the one it was trained from.
-            now: on the coordinator's clock, s.
+            round_: number of the round that it answers.
+            reply: what came, or an empty reply of a node that was given up.
+            code: the reason.
+            message: text for people.
+            is_strike: whether it counts against the node, which is left out after too many.
         """
-        status, kind = reply.status, Kind.UPDATE if steps else Kind.REPORT
-        self.record_bytes(asked.round, reply, kind.name.lower())
+        if is_strike:
+            self._participants.record_refusal(reply.node, round_)
+        site = claimed_site(reply)
+        code = code[:MAX_CODE]
+        message = message[:MAX_MESSAGE]
+        self._ledger.record_refusal(round_, reply.node, site, code, message)
+        self._emit(ReplyRefused(round=round_, site=site, code=code, message=message, digest=reply.digest))
+
+    def give_up(self, replies: Sequence[PendingReply], outcome: str, open_round: OpenRound, *, round_: int) -> None:
+        """Wait no longer for some replies; what the sites still send is not taken, and returns to their residuals.
+
+        Args:
+            replies: what is given up.
+            outcome: why: ``deadline``, ``stale``, ``surplus`` or ``finished``.
+            open_round: the round that is open.
+            round_: number of the last round in which the replies were awaited.
+        """
+        self._pending.forget(replies)
+        for pending in replies:
+            self._participants.record_no_reply(pending.node, round_)
+            self._ledger.close_task(pending.number, outcome)
+            if outcome in SILENT_OUTCOMES:
+                seconds = self._pending.clock() - pending.sent_at
+                age = open_round.age(pending.version)
+                message = f"no reply within {seconds:.0f} s, {age} versions later"
+                self.refuse(pending.round, _name_site(pending.node, pending.site), outcome, message)
+
+    def drop_outliers(self, open_round: OpenRound) -> None:
+        """Refuse the admitted updates that are far longer than the others."""
+        norms = [update.norm for update in open_round.admitted]
+        bound = compute_norm_bound(self._config.norm_bound, norms, self._ledger.norms(NORM_HISTORY))
+        for update in open_round.admitted:
+            if update.norm > bound:
+                reply = _name_site(update.node, update.site)
+                message = f"norm: {update.norm:.4g}: must be at most {bound:.4g}"
+                self.refuse(open_round.number, reply, "norm", message, is_strike=True)
+            else:
+                self._participants.record_admitted(update.node)
+        open_round.admitted = [update for update in open_round.admitted if update.norm <= bound]
+
+    def discard_updates(self) -> None:
+        """Delete the decoded updates of a round that is over."""
+        shutil.rmtree(self._updates, ignore_errors=True)
+
+    def _record_late(self, reply: Incoming, open_round: OpenRound) -> None:
+        self._participants.record_reply(reply.node, late=True)
+        self._record_bytes(open_round.number, reply, "late")
+
+    def _record_bytes(self, round_: int, reply: Incoming, kind: str) -> None:
+        """Record the bytes of a reply, whatever becomes of it; a reply that Flower made itself has crossed nothing."""
         if reply.error:
-            self.refuse(asked.round, reply, "node-lost", reply.error)
+            return
+        self._ledger.record_message(
+            round_=round_,
+            node=reply.node,
+            site=claimed_site(reply),
+            direction="up",
+            kind=kind if reply.payload else "failure",
+            payload=len(reply.payload),
+            digest=reply.digest,
+            protocol=reply.protocol,
+        )
+
+    def _resync(self, pending: PendingReply, reply: Incoming, open_round: OpenRound) -> None:
+        """Forget what the coordinator believed about the site where it was wrong, and send the task once more."""
+        code = _failure_code(reply)
+        self._record_bytes(pending.round, reply, "failure")
+        self.refuse(pending.round, reply, code, str(reply.status.get("message", "")))
+        self._ledger.close_task(pending.number, "resent")
+        if code not in (CONSTANTS_LACK, UNREADABLE):
+            self._ledger.forget(reply.node, is_other=code == OTHER_SITE)
+        self._dispatcher.send(reply.node, open_round, with_constants=code == CONSTANTS_LACK, is_resent=True)
+
+    def _accept(self, pending: PendingReply, reply: Incoming, open_round: OpenRound, received_at: float) -> None:
+        """Check a reply and close its task; an update that passes joins those of the round."""
+        self._record_bytes(pending.round, reply, open_round.reply_kind.name.lower())
+        update = self._admit(pending, reply, open_round, received_at)
+        if update is None:
+            self._ledger.close_task(pending.number, "refused")
+            return
+        self._ledger.close_task(pending.number, "admitted", update.site)
+        open_round.admitted.append(update)
+        failpoint("server.admitted")
+
+    def _admit(
+        self, pending: PendingReply, reply: Incoming, open_round: OpenRound, received_at: float
+    ) -> AcceptedUpdate | None:
+        """Return the update of a reply; None if it was refused."""
+        if reply.error:
+            self.refuse(pending.round, reply, "node-lost", reply.error)
             return None
-        if status.get("status") != "ok":
-            self._roster.record_refusal(reply.node, asked.round)
-            code = str(status.get("code", "unknown"))
-            code = f"site-{code}" if code in OWN_CODES else code  # what a reply says is no reason of the coordinator's
-            self.refuse(asked.round, reply, code, str(status.get("message", "")))
+        if reply.status.get("status") != "ok":
+            self._refuse_failure(pending, reply)
             return None
-        if steps and self._config.late == "merge":
-            seen = seen | self._ledger.merged_since(asked.round)  # it was not told of these: behind another node
+        sites = open_round.admitted_sites
+        if open_round.steps and self._config.late == "merge":
+            # This node was not told of updates merged since it was asked: its site may be behind another node, too.
+            sites |= self._ledger.merged_since(pending.round)
         try:
             envelope, norm = admit_reply(
-                reply.payload, self._expected(asked), kind, seen, claimed_site(reply), self._keep
+                reply.payload,
+                self._expect(pending),
+                open_round.reply_kind,
+                sites,
+                claimed=claimed_site(reply),
+                keep=self._write_update,
             )
         except AdmissionError as error:
-            if error.code == "duplicate-site":
-                self._roster.record_other_node(reply.node, asked.round)
-            else:
-                self._roster.record_refusal(reply.node, asked.round)
-            self.refuse(asked.round, reply, error.code, str(error))
+            is_elsewhere = error.code == "duplicate-site"
+            if is_elsewhere:
+                self._participants.record_other_node(reply.node, pending.round)
+            self.refuse(pending.round, reply, error.code, str(error), is_strike=not is_elsewhere)
             return None
+        self._record_admission(pending, reply, envelope, received_at=received_at, age=open_round.age(pending.version))
+        return AcceptedUpdate(
+            site=envelope.header.site,
+            envelope=replace(envelope, sections=()),  # memory does not grow with the number of sites
+            tensors=TensorFile(self._updates / envelope.digest.hex(), self._layout) if open_round.steps else {},
+            node=reply.node,
+            version=pending.version,
+            norm=norm,
+        )
+
+    def _refuse_failure(self, pending: PendingReply, reply: Incoming) -> None:
+        """Refuse a reply that reports a failure; a code that it claims is never taken for the coordinator's own."""
+        code = str(reply.status.get("code", "unknown"))
+        if code in OWN_CODES:
+            code = f"site-{code}"
+        self.refuse(pending.round, reply, code, str(reply.status.get("message", "")), is_strike=True)
+
+    def _record_admission(
+        self, pending: PendingReply, reply: Incoming, envelope: Envelope, *, received_at: float, age: int
+    ) -> None:
+        """Record what an admitted reply tells of its site, and emit the event."""
         header = envelope.header
+        round_ = pending.round
         if not self._ledger.base_fingerprint:
             self._ledger.base_fingerprint = header.base_fingerprint.hex()
-        rate = asked.rate(len(reply.payload), header.metrics, now)
-        # the base's digest was compared: the site holds that version
-        self._ledger.acknowledge(header.site, reply.node, asked.version, header.examples, rate)
-        self._ledger.record_metrics(asked.round, header.site, dict(header.metrics))
-        self._ledger.record_wire(asked.round, reply.node, header.site, status)
-        about = {"round": asked.round, "site": header.site, "late": age}
-        sent = {"bytes": len(reply.payload), "digest": envelope.digest.hex(), "signed": bool(envelope.signature)}
-        metrics = {k: round(v, 4) for k, v in header.metrics.items()}
-        self._emit({"event": "reply", **about, **sent, "replayed": bool(status.get("replayed")), "metrics": metrics})
-        bare = replace(envelope, sections=())  # memory does not grow with the number of sites
-        tensors = TensorFile(self._updates / envelope.digest.hex(), self._layout) if steps else {}
-        return AcceptedUpdate(header.site, bare, tensors, reply.node, asked.version, norm)
+        self._ledger.acknowledge(
+            site=header.site,
+            node=reply.node,
+            acked=pending.version,  # the site holds it: the header's base digest is that of this version
+            examples=header.examples,
+            rate=pending.rate(len(reply.payload), header.metrics, received_at),
+        )
+        self._ledger.record_metrics(round_, header.site, dict(header.metrics))
+        self._ledger.record_link_traffic(round_, reply.node, header.site, reply.status)
+        self._emit(
+            ReplyAdmitted(
+                round=round_,
+                site=header.site,
+                late=age,
+                bytes=len(reply.payload),
+                digest=envelope.digest.hex(),
+                signed=bool(envelope.signature),
+                replayed=bool(reply.status.get("replayed")),
+                metrics={name: round(value, 4) for name, value in header.metrics.items()},
+            )
+        )
 
-    def _expected(self, asked: PendingReply) -> Expected:
+    def _expect(self, pending: PendingReply) -> Expected:
+        """Return what the header of a reply must say."""
         return Expected(
             run=self._config.run,
-            round=asked.round,
-            base_digest=asked.base_digest,
+            round=pending.round,
+            base_digest=pending.base_digest,
             layout=self._layout,
             adapter_digest=self._adapter_digest,
             base_fingerprint=bytes.fromhex(self._ledger.base_fingerprint),
             codec=self._config.codec,
             weighting=self._config.weigh_by,
-            trust=self._trust,
+            signatures=self._signatures,
         )
 
-    def _keep(self, name: str, parts: Iterable[Tensors]) -> None:
-        """Write an update that comes part by part."""
+    def _write_update(self, name: str, parts: Iterable[Tensors]) -> None:
+        """Write a decoded update, which comes part by part, to a file."""
         write_tensor_file(self._updates / name, parts)
 
-    def refuse(self, round_: int, reply: Incoming, code: str, message: str) -> None:
-        """Note a reply that is not taken, and why."""
-        site, code, message = claimed_site(reply), code[:MAX_CODE], message[:MAX_MESSAGE]
-        self._ledger.record_refusal(round_, reply.node, site, code, message)
-        digest = digest_of(reply.payload).hex() if reply.payload else ""
-        facts = {"site": site, "code": code, "message": message, "digest": digest}
-        self._emit({"event": "refused", "round": round_, **facts})
+
+def _failure_code(reply: Incoming) -> str:
+    """Return the code of the failure that a reply reports; empty if it reports none."""
+    return str(reply.status.get("code", ""))
+
+
+def _can_resync(pending: PendingReply, reply: Incoming) -> bool:
+    """Return whether the reply reports a failure that sending again can heal, and was not tried yet."""
+    return _failure_code(reply) in RESYNC and not pending.is_resent and not reply.error
+
+
+def _name_site(node: int, site: str) -> Incoming:
+    """Build the empty reply that stands for a node in a refusal by the coordinator."""
+    return Incoming(node, {"site": site}, b"")
 
 
 def claimed_site(reply: Incoming) -> str:
-    """Who it says to be from, cut to what a name may have: nobody has verified it."""
+    """Return the site that a reply says to be from, which nobody has verified, cut to the length of a name."""
     return str(reply.status.get("site", ""))[:MAX_SITE]

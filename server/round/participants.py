@@ -1,95 +1,122 @@
-"""Who is asked in a round, and who is left out for a while."""
+"""Who is asked in a round, and who is left out for a while because it was refused or did not reply."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from fedcompress.config.run_config import RunConfig
+from server.events import Emit, NodeHeld
 from server.ledger.ledger import SiteRow
-from server.round.sampling import choose_nodes, sampling_weights
+from server.round.sampling import choose_nodes, compute_sampling_weights
+
+MAX_DOUBLINGS = 16  # times that the rounds for which a node is left out are doubled at most
 
 
 class Participants:
-    """Refusals of nodes in a row, and who still works on what was given up; in memory, so that a coordinator that is
-    started again gives everybody another chance.
+    """Chooses the nodes of a round, and remembers which of them were refused, have failed or still owe a reply.
+
+    All of it is in memory only, so that a coordinator that is started again gives everybody another chance.
+
+    Args:
+        config: of the run.
+        emit: takes events.
     """
 
-    def __init__(self, config: RunConfig, emit: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, config: RunConfig, emit: Emit) -> None:
         self._config = config
         self._emit = emit
-        self._strikes: dict[int, int] = {}
-        self._struck: dict[int, int] = {}  # the round of the last strike
-        self._failed: dict[int, tuple[int, int]] = {}  # round, and times that a node failed or was refused in it
-        self._held: dict[int, int] = {}  # the round from which a node is asked again
-        self._owed: dict[int, int] = {}  # replies that were not waited for
-        self._busy: dict[int, int] = {}  # the same, unless it answers before
-        self._twice: dict[int, int] = {}  # the last round in which its site had answered behind another node
+        # All are by node.
+        self._strikes: dict[int, int] = {}  # rounds in a row in which it was refused
+        self._last_strike: dict[int, int] = {}  # the round of the last strike
+        self._failed: dict[int, tuple[int, int]] = {}  # a round, and how often it failed or was refused in it
+        self._held_until: dict[int, int] = {}  # the round from which it is asked again after strikes
+        self._owed: dict[int, int] = {}  # replies that were given up and have not come
+        self._busy_until: dict[int, int] = {}  # the round from which it is asked again although it owes replies
+        self._elsewhere: dict[int, int] = {}  # the last round in which its site had answered behind another node
 
     def choose(self, free: Sequence[int], answered: int, round_: int, sites: Sequence[SiteRow]) -> list[int]:
-        """Nodes to ask in a round, in which so many have answered.
+        """Choose the nodes to ask in a round.
 
-        One that is held or busy, or has failed in this round, is asked only where the others are too few for a quorum,
-        and then those first that have failed least, so that all of them have their turn.
+        A node that is held or busy, or has failed in this round, is asked only where the others are too few for a
+        quorum. Of such nodes those come first that have failed least, so that all of them have their turn.
+
+        Args:
+            free: ids of the connected nodes that are neither awaited nor have answered.
+            answered: how many nodes have answered in this round.
+            round_: number of the round.
+            sites: what is known of sites, for weighted sampling.
+
+        Returns:
+            Ids, in ascending order.
         """
         config = self._config
         count = math.ceil(config.sites_per_round * config.over_sampling)
         missing = max(count - answered, 1) if count else len(free)
-        ready = [n for n in free if self._until(n) <= round_ and not self.failures(n, round_)]
+        ready = [n for n in free if self._asked_again_in(n) <= round_ and not self.failures(n, round_)]
         if len(ready) >= max(config.quorum - answered, 1):
-            return choose_nodes(ready, missing, config.seed, round_, sampling_weights(config.sampling, sites))
-        others = sorted(set(free) - set(ready), key=lambda n: (self.failures(n, round_), self._until(n), n))
+            return choose_nodes(ready, missing, config.seed, round_, compute_sampling_weights(config.sampling, sites))
+        others = sorted(set(free) - set(ready), key=lambda n: (self.failures(n, round_), self._asked_again_in(n), n))
         return sorted((ready + others)[:missing])
 
-    def _until(self, node: int) -> int:
-        """The round from which it is asked again."""
-        return max(self._held.get(node, 0), self._busy.get(node, 0))
+    def _asked_again_in(self, node: int) -> int:
+        """Return the round from which a node is asked again; 0 if it is not left out."""
+        return max(self._held_until.get(node, 0), self._busy_until.get(node, 0))
 
     def record_refusal(self, node: int, round_: int) -> None:
-        """Refused, or failed, in one more round in a row; a node with too many is left out for 1, 2, 4, ... rounds."""
+        """Record that a node was refused, or reported a failure.
+
+        Several in one round are one strike; a node with ``max-refusals`` strikes in a row, or more, is left out for 1,
+        2, 4, ... rounds.
+        """
         self.record_failure(node, round_)
-        if self._struck.get(node) == round_:
+        if self._last_strike.get(node) == round_:
             return
-        self._struck[node] = round_
+        self._last_strike[node] = round_
         self._strikes[node] = self._strikes.get(node, 0) + 1
-        over = self._strikes[node] - self._config.max_refusals
-        if self._config.max_refusals and over >= 0:
-            self._held[node] = round_ + 1 + 2 ** min(over, 16)
-            self._emit({"event": "held", "node": str(node), "until_round": self._held[node]})
+        surplus = self._strikes[node] - self._config.max_refusals
+        if self._config.max_refusals and surplus >= 0:
+            self._held_until[node] = round_ + 1 + 2 ** min(surplus, MAX_DOUBLINGS)
+            self._emit(NodeHeld(node=str(node), until_round=self._held_until[node]))
 
     def record_failure(self, node: int, round_: int) -> None:
-        """Once more in a round."""
+        """Record that a node has failed once more in a round."""
         self._failed[node] = (round_, self.failures(node, round_) + 1)
 
     def failures(self, node: int, round_: int) -> int:
-        """Times that it failed or was refused in a round."""
-        last, times = self._failed.get(node, (0, 0))
-        return times if last == round_ else 0
+        """Return how often a node has failed or was refused in a round."""
+        last_round, times = self._failed.get(node, (0, 0))
+        return times if last_round == round_ else 0
+
+    def fewest_failures(self, nodes: Iterable[int], round_: int) -> int | None:
+        """Return how often the node has failed in a round that has failed least; None if there are no nodes."""
+        return min((self.failures(node, round_) for node in nodes), default=None)
 
     def record_other_node(self, node: int, round_: int) -> None:
-        """Its site has answered behind another node: SuperNodes come back under other ids."""
-        self._twice[node] = round_
+        """Record that the site of a node has answered behind another node: SuperNodes come back under other ids."""
+        self._elsewhere[node] = round_
 
     def answered_elsewhere(self, round_: int) -> set[int]:
-        """Nodes of whose sites there is an answer in a round already."""
-        return {node for node, last in self._twice.items() if last == round_}
+        """Return the nodes whose sites have answered in a round behind another node."""
+        return {node for node, last_round in self._elsewhere.items() if last_round == round_}
 
     def record_admitted(self, node: int) -> None:
-        """An update of it was admitted."""
+        """Record that an update of a node was admitted, which ends its row of strikes."""
         self._strikes.pop(node, None)
-        self._held.pop(node, None)
+        self._held_until.pop(node, None)
 
     def record_no_reply(self, node: int, round_: int) -> None:
-        """It was not waited for. A SuperNode does one task after another, so that a new one would wait for the old:
-        it is asked again when it has answered, or is left out for 1, 2, 4, ... rounds after this one.
+        """Record that the reply of a node was given up in a round, and is owed from then on.
+
+        A SuperNode does one task after another, so that a new one would wait for the old one. It is asked again when it
+        has answered, and until then is left out for 1, 2, 4, ... rounds after this one.
         """
         self._owed[node] = self._owed.get(node, 0) + 1
-        self._busy[node] = round_ + 1 + 2 ** min(self._owed[node] - 1, 16)
+        self._busy_until[node] = round_ + 1 + 2 ** min(self._owed[node] - 1, MAX_DOUBLINGS)
 
     def record_reply(self, node: int, *, late: bool = False) -> None:
-        """It has, and with that whatever it owed from before; or ``late``, one of what it owes."""
+        """Record a reply. A late reply settles one of the replies that the node still owes; any other settles all."""
         self._owed[node] = self._owed.get(node, 0) - 1 if late else 0
         if self._owed[node] <= 0:
             del self._owed[node]
-            self._busy.pop(node, None)
+            self._busy_until.pop(node, None)

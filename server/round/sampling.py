@@ -1,4 +1,4 @@
-"""Which of the connected nodes are asked in a round."""
+"""Which of the connected nodes are sampled for a round, reproducibly from the run's seed and the round."""
 
 from __future__ import annotations
 
@@ -12,33 +12,41 @@ from server.ledger.ledger import SiteRow
 def choose_nodes(
     nodes: Sequence[int], count: int, seed: int, round_: int, weights: Mapping[int, float] | None = None
 ) -> list[int]:
-    """``count`` nodes without replacement (0 or too many: all), in ascending order.
+    """Choose nodes without replacement.
 
     Equal nodes, weights, seed and round give an equal choice.
 
     Args:
         nodes: ids.
-        count: how many.
+        count: how many to choose; 0, or as many as there are or more, chooses all.
         seed: of the run.
-        round_: of the run.
-        weights: how likely each is to be chosen first; uniform without them. A node that is not known, or has a
-            weight of 0, counts as the mean of the others, so that newcomers are asked.
+        round_: number of the round.
+        weights: by node, how likely each is to be chosen first; uniform without them. A node that is not in them, or
+            has a weight of 0, counts as the mean of the others, so that newcomers are asked.
+
+    Returns:
+        Ids, in ascending order.
     """
     ordered = sorted(nodes)
     if not 0 < count < len(ordered):
         return ordered
     generator = np.random.Generator(np.random.Philox(key=[seed, round_]))
-    shares = None
+    probabilities = None
     if weights is not None:
-        known = [w for node in ordered if (w := weights.get(node, 0.0)) > 0]
+        known = [weight for node in ordered if (weight := weights.get(node, 0.0)) > 0]
         mean = sum(known) / len(known) if known else 1.0
         values = np.array([weights.get(node, 0.0) or mean for node in ordered])
-        shares = values / values.sum()
-    return sorted(ordered[i] for i in generator.choice(len(ordered), size=count, replace=False, p=shares))
+        probabilities = values / values.sum()
+    chosen = generator.choice(len(ordered), size=count, replace=False, p=probabilities)
+    return sorted(ordered[i] for i in chosen)
 
 
-def sampling_weights(policy: str, sites: Sequence[SiteRow]) -> dict[int, float] | None:
-    """Weights of nodes: by training examples, or by bytes a second of the last exchange; None for uniform."""
+def compute_sampling_weights(policy: str, sites: Sequence[SiteRow]) -> dict[int, float] | None:
+    """Compute the sampling weight of each known node.
+
+    With ``data`` it is the training examples of its site, with ``bandwidth`` the bytes per second of its last exchange;
+    None stands for uniform sampling.
+    """
     match policy:
         case "data":
             return {site.node: float(site.examples) for site in sites}

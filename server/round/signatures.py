@@ -1,4 +1,4 @@
-"""Whose reply it is: the signature is verified before anything in it is decoded."""
+"""Signatures tell whose reply it is; they are verified before anything in the reply is decoded."""
 
 from __future__ import annotations
 
@@ -26,24 +26,27 @@ def _refusal(code: str, site: str) -> AdmissionError:
 
 @dataclass(frozen=True)
 class SignaturePolicy:
-    """Which signatures count.
+    """Decides which signatures count.
 
-    Args:
+    Attributes:
         folder: state directory with the registry; read for each reply, so that a revocation counts at once.
-        required: whether a reply without a registered key is refused. If not, sites that have no key
-            are taken as they say who they are; those that have one must sign all the same.
+        required: whether a reply without a registered key is refused. If not, sites that have no key are taken as they
+            say who they are; those that have one must sign all the same.
     """
 
     folder: Path
     required: bool
 
-    def signer(self, data: bytes, limits: Limits, claimed: str) -> Signer | None:
-        """Whose signature an envelope has; None if it has none that is known, and that may be.
+    def find_signer(self, data: bytes, limits: Limits, claimed: str) -> Signer | None:
+        """Find out whose signature an envelope has.
 
         Args:
-            data: one envelope, of which nothing was decoded.
+            data: one packed envelope, of which nothing was decoded.
             limits: of its size.
             claimed: the site that it is said to be from.
+
+        Returns:
+            The owner of the key; None where no key is required and the signature is absent or by none that is known.
 
         Raises:
             WireError: the frame is malformed.
@@ -64,7 +67,7 @@ class SignaturePolicy:
         return signer
 
     def check_site(self, signer: Signer | None, site: str) -> None:
-        """Compare who has signed with who the header says has sent it.
+        """Compare who has signed a reply with the site that its header names.
 
         Raises:
             AdmissionError: ``swapped-site``, or ``signature`` where a site that has a key has not used it.
@@ -80,10 +83,10 @@ class SignaturePolicy:
 
 
 def load_coordinator_key(folder: Path, *, required: bool) -> PrivateKey | None:
-    """The key that the coordinator signs with.
+    """Load the key that the coordinator signs with from its state directory; return None if there is none.
 
     Raises:
-        ConfigError: signatures are required, and there is none.
+        ConfigError: signatures are required, and there is no key.
     """
     key = coordinator_key(folder)
     if key is None and required:
@@ -93,5 +96,14 @@ def load_coordinator_key(folder: Path, *, required: bool) -> PrivateKey | None:
 
 
 def sign_task_message(key: PrivateKey | None, task: TrainTask, payload: bytes) -> str:
-    """The coordinator's signature of a task and its downlink, hex; empty if it has no key."""
+    """Sign a task and its downlink with the coordinator's key.
+
+    Args:
+        key: the coordinator's; None if it has none.
+        task: what the site is to do.
+        payload: its downlink.
+
+    Returns:
+        The signature, hex; empty without a key.
+    """
     return sign_task(key, task.to_json(), payload) if key is not None else ""

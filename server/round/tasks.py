@@ -1,47 +1,11 @@
-"""What a site is asked for, and who is awaited."""
+"""The task of a round says what a site is asked to do."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from fedcompress.adapters import Template
 from fedcompress.config.run_config import RunConfig
 from fedcompress.config.train_task import TrainTask
 from server.ledger.recovery import restored_at
-
-
-@dataclass
-class PendingReply:
-    """A node that is awaited.
-
-    Attributes:
-        node: whom.
-        site: behind it, empty if it is not known.
-        round: that it was asked for.
-        version: that it trains from.
-        base_digest: of that version.
-        number: of its row in the ledger.
-        at: when it was asked, on the coordinator's clock, s.
-        sent: bytes of its downlink.
-        resent: a failure that sending more can heal was met once.
-    """
-
-    node: int
-    site: str
-    round: int
-    version: int
-    base_digest: bytes
-    number: int
-    at: float
-    sent: int
-    resent: bool = False
-
-    def rate(self, received: int, metrics: Mapping[str, float], now: float) -> float:
-        """Bytes a second of the exchange, without the time that the site says it worked; 0 if it took none."""
-        worked = metrics.get("seconds_train", 0.0) + metrics.get("seconds_evaluate", 0.0)
-        seconds = now - self.at - worked
-        return (self.sent + received) / seconds if seconds > 0 else 0.0
 
 
 def build_task(

@@ -1,4 +1,4 @@
-"""How much each update counts, from what its header says and the run's list."""
+"""How much each update counts in the merge, from what its header says and from the weights that the run lists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ LOSS = "train_loss"  # metric of an update
 def compute_site_weights(
     policy: Weighting, headers: Sequence[Header], ages: Sequence[int] | None = None
 ) -> list[float]:
-    """Weights of updates; ``ages`` are the versions published since those they were trained from, 0 if left out.
+    """Compute the weight of each update.
+
+    Args:
+        policy: which number of an update is its weight.
+        headers: of the updates.
+        ages: versions that were published since the one that each update was trained from; all 0 if left out.
+
+    Returns:
+        Weights above 0, which need not add up to 1.
 
     Raises:
         ConfigError: a header lacks the loss, or its site is not in the list, and the policy needs it.
@@ -22,8 +30,8 @@ def compute_site_weights(
     listed = policy.table if isinstance(policy, Given) else {}
     return site_weights(
         policy,
-        examples=[h.examples for h in headers],
-        losses=[h.metrics.get(LOSS) for h in headers],
+        examples=[header.examples for header in headers],
+        losses=[header.metrics.get(LOSS) for header in headers],
         staleness=None if ages is None else [float(age) for age in ages],
-        given=[listed.get(h.site) for h in headers],
+        given=[listed.get(header.site) for header in headers],
     )

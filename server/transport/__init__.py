@@ -1,1 +1,1 @@
-"""How messages reach the sites: the contract, and Flower's grid."""
+"""Messages reach the sites through a transport: the contract is here, and Flower's grid."""

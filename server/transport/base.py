@@ -1,4 +1,4 @@
-"""What the coordinator needs of the network."""
+"""The contract between the coordinator and the network: what it sends, and what comes back."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fedcompress.config.train_task import TrainTask
+from fedcompress.wire import digest_of
 
 
 @dataclass(frozen=True)
 class Incoming:
-    """One reply: the site's flat status and its payload; ``error`` if Flower lost the node.
+    """A reply that has come from a node.
 
-    ``protocol`` counts the bytes that Flower carried besides the payload; ``late`` is a reply that was given up.
+    Attributes:
+        node: id of the node.
+        status: what the site says beside its payload; flat, and not verified by anybody.
+        payload: packed envelope; empty if there is none.
+        error: why Flower has lost the node or the message; empty if it has not.
+        protocol: bytes that Flower carried besides the payload.
+        late: whether the reply was given up before it came.
     """
 
     node: int
@@ -23,26 +30,38 @@ class Incoming:
     protocol: int = 0
     late: bool = False
 
+    @property
+    def digest(self) -> str:
+        """Return the digest that names the payload, hex; empty if there is no payload."""
+        return digest_of(self.payload).hex() if self.payload else ""
+
 
 class Transport(Protocol):
-    """What the coordinator needs of Flower."""
+    """Carries messages to nodes and back: what the coordinator needs of Flower."""
 
     def nodes(self) -> list[int]:
-        """Ids of the connected nodes."""
+        """Return the ids of the connected nodes."""
         ...
 
     def send(self, node: int, task: TrainTask, payload: bytes, signature: str = "") -> int | None:
         """Send a task with its downlink, and the signature of both.
 
+        Args:
+            node: id of the node.
+            task: what its site is to do.
+            payload: packed envelopes one after another.
+            signature: of task and payload, hex; empty if the coordinator has no key.
+
         Returns:
-            Bytes that it takes besides the payload; None if it was not taken, which is then told as a reply.
+            Bytes that the message takes besides the payload; None if the message was not taken, which then also comes
+            as a reply with an ``error``.
         """
         ...
 
     def receive(self, timeout: float) -> Iterable[Incoming]:
-        """Replies that have come; waits at most ``timeout`` seconds for one."""
+        """Return the replies that have come, or wait at most ``timeout`` seconds for one."""
         ...
 
     def forget(self, nodes: Iterable[int]) -> None:
-        """Give up what was sent to these and not answered; what they still answer is ``late``, if it comes."""
+        """Give up what was sent to these nodes and not answered; a reply that still comes is ``late``."""
         ...

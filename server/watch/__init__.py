@@ -1,6 +1,6 @@
-"""Watching a run by reading what its coordinator writes: terminal, web page, Prometheus, TensorBoard."""
+"""A run can be watched by reading what its coordinator writes: terminal, web page, Prometheus, TensorBoard."""
 
-from server.watch.view import Snapshot, snapshot
+from server.watch.view import Snapshot, take_snapshot
 from server.watch.web import serve
 
-__all__ = ["Snapshot", "serve", "snapshot"]
+__all__ = ["Snapshot", "serve", "take_snapshot"]

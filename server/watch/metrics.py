@@ -1,4 +1,4 @@
-"""A snapshot as metrics for Prometheus, in its text format."""
+"""A snapshot is written as metrics for Prometheus, in its text format."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from server.watch.view import Snapshot
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
+# Values of the label ``state``.
 STATES = (
     "starting", "waiting", "asked", "merging", "evaluating", "finished", "stopped", "failed", "interrupted",
 )  # fmt: skip
@@ -18,7 +19,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def to_prometheus(snapshot: Snapshot) -> bytes:
-    """All metrics of a run. Sites are those that were admitted; whatever else sends shares ``site=""``.
+    """Write all metrics of a run. Sites are those that were admitted; whatever else sends shares ``site=""``.
 
     Raises:
         MissingPackageError: prometheus-client is absent.
@@ -31,16 +32,16 @@ def to_prometheus(snapshot: Snapshot) -> bytes:
 
     class Once(Collector):
         def collect(self) -> Iterator[Metric]:
-            yield from _run(snapshot)
-            yield from _traffic(snapshot)
-            yield from _sites(snapshot)
+            yield from _run_metrics(snapshot)
+            yield from _traffic_metrics(snapshot)
+            yield from _site_metrics(snapshot)
 
     registry = CollectorRegistry(auto_describe=False)
     registry.register(Once())
     return generate_latest(registry)
 
 
-def _run(shown: Snapshot) -> Iterator[Metric]:
+def _run_metrics(shown: Snapshot) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
     last = shown.history[-1] if shown.history else None
@@ -81,7 +82,7 @@ def _run(shown: Snapshot) -> Iterator[Metric]:
     yield state
 
 
-def _traffic(shown: Snapshot) -> Iterator[Metric]:
+def _traffic_metrics(shown: Snapshot) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily
 
     labels = ["run", "site", "direction", "kind"]
@@ -107,7 +108,7 @@ def _traffic(shown: Snapshot) -> Iterator[Metric]:
     yield from (payload, protocol, messages, baseline, transport)
 
 
-def _sites(shown: Snapshot) -> Iterator[Metric]:
+def _site_metrics(shown: Snapshot) -> Iterator[Metric]:
     from prometheus_client.core import GaugeMetricFamily
 
     gauges = (

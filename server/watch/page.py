@@ -1,4 +1,4 @@
-"""The page: a snapshot as HTML, rendered here. The only script fetches the page again and takes over its content."""
+"""The page is a snapshot as HTML. Its only script fetches the page again and takes over the content."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 from fedcompress.formatting import duration, size
 from server.ledger.reader import RoundRow
-from server.watch.chart import Line, Point, legend, line_chart
-from server.watch.html import Html, element, joined, safe
+from server.watch.chart import Line, Point, draw_legend, line_chart
+from server.watch.html import Html, element, escape_html, join_html
 from server.watch.view import SiteView, Snapshot, Total
 
-LAST_ROUNDS = 200  # that the table shows
-MORE = ("transport", "rate", "examples")
+LAST_ROUNDS = 200  # rounds that the table shows
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5d6875; --line: #d9dee5; --ground: #f5f7f9; --card: #fff;
@@ -73,40 +72,40 @@ setTimeout(look, 2000);
 """
 
 
-def _source(text: str) -> str:
+def _hash_source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-# Nothing but this very style and script, and nothing from elsewhere.
+# Content-Security-Policy: nothing but this very style and script, and nothing from elsewhere.
 POLICY = (
-    f"default-src 'none'; style-src {_source(STYLE)}; script-src {_source(SCRIPT)}; connect-src 'self'; "
+    f"default-src 'none'; style-src {_hash_source(STYLE)}; script-src {_hash_source(SCRIPT)}; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
 def render(snapshot: Snapshot) -> str:
-    """The whole page."""
+    """Render the whole page."""
     body = element(
         "main",
-        _head(snapshot),
-        _cards(snapshot),
-        _charts(snapshot),
-        _sites(snapshot),
-        _rounds(snapshot),
-        _refusals(snapshot),
+        _render_head(snapshot),
+        _render_cards(snapshot),
+        _render_charts(snapshot),
+        _render_sites(snapshot),
+        _render_rounds(snapshot),
+        _render_refusals(snapshot),
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{safe(snapshot.run)}: {safe(snapshot.state)}</title><style>{STYLE}</style></head>"
+        f"<title>{escape_html(snapshot.run)}: {escape_html(snapshot.state)}</title><style>{STYLE}</style></head>"
         f'<body><div id="lost">No connection: what is shown is old.</div>{body}<script>{SCRIPT}</script></body></html>'
     )
 
 
-def _head(shown: Snapshot) -> Html:
+def _render_head(shown: Snapshot) -> Html:
     parts: list[object] = [
         element("h1", f"fedcompress: {shown.run}"),
-        element("span", shown.state, class_=_state(shown)),
+        element("span", shown.state, class_=_state_style(shown)),
     ]
     planned = f" of {shown.rounds}" if shown.rounds else ""
     line = f" {shown.rounds_done}{planned} rounds are done."
@@ -125,17 +124,17 @@ def _head(shown: Snapshot) -> Html:
     return element("header", *parts)
 
 
-def _state(shown: Snapshot) -> str:
+def _state_style(shown: Snapshot) -> str:
     return f"state {shown.state}"
 
 
-def _cards(shown: Snapshot) -> Html:
+def _render_cards(shown: Snapshot) -> Html:
     up, down = shown.totals["up"], shown.totals["down"]
     entries = [
-        ("accuracy", _figure(shown.accuracy), f"start {_figure(shown.accuracy_start)}"),
-        ("loss", _figure(shown.loss), f"start {_figure(shown.loss_start)}"),
-        ("sent up", size(up.payload_bytes), f"{up.messages} messages, {_besides(up)}"),
-        ("sent down", size(down.payload_bytes), f"{down.messages} messages, {_besides(down)}"),
+        ("accuracy", _format_figure(shown.accuracy), f"start {_format_figure(shown.accuracy_start)}"),
+        ("loss", _format_figure(shown.loss), f"start {_format_figure(shown.loss_start)}"),
+        ("sent up", size(up.payload_bytes), f"{up.messages} messages, {_format_besides(up)}"),
+        ("sent down", size(down.payload_bytes), f"{down.messages} messages, {_format_besides(down)}"),
     ]
     for dtype, row in shown.baselines.items():
         both = f"up {row.uplink_ratio:.1f} x, down {row.downlink_ratio:.1f} x"
@@ -147,42 +146,52 @@ def _cards(shown: Snapshot) -> Html:
     return element("div", *cards, class_="cards")
 
 
-def _besides(total: Total) -> str:
+def _format_besides(total: Total) -> str:
     transport = "" if total.transport_bytes is None else f", +{size(total.transport_bytes)} transport"
     return f"+{size(total.protocol_bytes)} protocol{transport}"
 
 
-def _charts(shown: Snapshot) -> Html:
+def _render_charts(shown: Snapshot) -> Html:
     start = [] if shown.loss_start is None else [Point(x=0, y=shown.loss_start, label=f"start: {shown.loss_start:.4f}")]
-    losses = start + [_by_round(r, r.loss, f"{r.loss:.4f}") for r in shown.history if r.loss is not None]
+    losses = start + [_point_of_round(r, r.loss, f"{r.loss:.4f}") for r in shown.history if r.loss is not None]
     loss = Line(name="loss", style="own", points=losses)
-    ways = [
-        Line(name="up", style="up", points=[_by_round(r, r.uplink_bytes, size(r.uplink_bytes)) for r in shown.history]),
-        Line(
-            name="down",
-            style="down",
-            points=[_by_round(r, r.downlink_bytes, size(r.downlink_bytes)) for r in shown.history],
-        ),
-    ]
-    by_loss = line_chart([loss], title="Loss by round", x_name="round", y_name="loss", x_text=_plain, y_text=_plain)
-    sent = line_chart(ways, title="Bytes by round", x_name="round", y_name="bytes", x_text=_plain, y_text=_decimal)
+    sent_up = [_point_of_round(r, r.uplink_bytes, size(r.uplink_bytes)) for r in shown.history]
+    sent_down = [_point_of_round(r, r.downlink_bytes, size(r.downlink_bytes)) for r in shown.history]
+    ways = [Line(name="up", style="up", points=sent_up), Line(name="down", style="down", points=sent_down)]
+    by_loss = line_chart(
+        [loss],
+        title="Loss by round",
+        x_name="round",
+        y_name="loss",
+        x_text=_format_plain,
+        y_text=_format_plain,
+    )
+    sent = line_chart(
+        ways,
+        title="Bytes by round",
+        x_name="round",
+        y_name="bytes",
+        x_text=_format_plain,
+        y_text=_format_bytes,
+    )
     return element(
         "div",
-        element("section", element("h2", "Accuracy against bytes"), *_against_bytes(shown)),
+        element("section", element("h2", "Accuracy against bytes"), *_draw_accuracy_by_bytes(shown)),
         element("section", element("h2", "Loss by round"), by_loss),
-        element("section", element("h2", "Bytes by round"), sent, legend(ways)),
+        element("section", element("h2", "Bytes by round"), sent, draw_legend(ways)),
         class_="charts",
     )
 
 
-def _against_bytes(shown: Snapshot) -> tuple[Html, Html]:
-    """What was measured, and where the same messages would stand uncompressed, at the accuracy of now."""
-    spent, measured = 0.0, []
+def _draw_accuracy_by_bytes(shown: Snapshot) -> tuple[Html, Html]:
+    """Draw what was measured, and where the same messages would stand uncompressed, at the accuracy of now."""
+    sent_bytes = 0.0
+    measured = []
     for row in shown.history:
-        spent += row.uplink_bytes + row.downlink_bytes
+        sent_bytes += row.uplink_bytes + row.downlink_bytes
         if row.accuracy is not None:
-            label = f"round {row.round}: {row.accuracy:.4f}, {size(spent)}"
-            measured.append(Point(x=spent, y=row.accuracy, label=label))
+            label = f"round {row.round}: {row.accuracy:.4f}, {size(sent_bytes)}"
+            measured.append(Point(x=sent_bytes, y=row.accuracy, label=label))
     lines = [Line(name="measured, by round", style="own", points=measured)]
     for dtype, base in shown.baselines.items():
         total = base.uplink_bytes + base.downlink_bytes
@@ -194,60 +203,83 @@ def _against_bytes(shown: Snapshot) -> tuple[Html, Html]:
         title="Accuracy against bytes",
         x_name="payload so far, both ways; dots: the same messages uncompressed",
         y_name="accuracy",
-        x_text=_decimal,
-        y_text=_plain,
+        x_text=_format_bytes,
+        y_text=_format_plain,
         log_x=True,
     )
-    return chart, legend(lines)
+    return chart, draw_legend(lines)
 
 
-def _by_round(row: RoundRow, value: float, text: str) -> Point:
+def _point_of_round(row: RoundRow, value: float, text: str) -> Point:
     return Point(x=row.round, y=value, label=f"round {row.round}: {text}")
 
 
-def _plain(value: float) -> str:
+def _format_plain(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _decimal(count: float) -> str:
-    """Bytes at a tick, in powers of ten."""
+def _format_bytes(count: float) -> str:
+    """Format the bytes at a tick, in powers of ten."""
     power = min(4, max(0, math.floor(math.log10(max(count, 1)) / 3 + 1e-9)))
     return f"{count / 1000**power:g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def _sites(shown: Snapshot) -> Html:
-    names = ("site", "state", "merged", "version", "accuracy", "loss", "up", "down", *MORE, "refused")
-    rows = [_site_row(row, shown.at) for row in shown.sites]
-    return element("section", element("h2", f"Sites ({len(rows)})"), _table(names, rows, 2))
+def _render_sites(shown: Snapshot) -> Html:
+    sent = ("up", "down", "transport", "rate")
+    names = ("site", "state", "merged", "version", "accuracy", "loss", *sent, "examples", "refused")
+    rows = [_site_cells(row, shown.at) for row in shown.sites]
+    return element("section", element("h2", f"Sites ({len(rows)})"), _render_table(names, rows, 2))
 
 
-def _site_row(row: SiteView, now: float) -> Sequence[object]:
+def _site_cells(row: SiteView, now: float) -> Sequence[object]:
     waited = "" if row.awaited_since is None else f"awaited for {duration(max(0.0, now - row.awaited_since))}"
-    figures = (_figure(row.accuracy), _figure(row.loss), size(row.uplink_bytes), size(row.downlink_bytes))
-    rate = f"{size(row.rate)}/s" if row.rate else ""
-    rest = _sum(row.uplink_transport_bytes, row.downlink_transport_bytes)
-    return row.site, waited, _or(row.merged_round), _or(row.version), *figures, rest, rate, row.examples, row.refused
+    return (
+        row.site,
+        waited,
+        _format_whole(row.merged_round),
+        _format_whole(row.version),
+        _format_figure(row.accuracy),
+        _format_figure(row.loss),
+        size(row.uplink_bytes),
+        size(row.downlink_bytes),
+        _format_sum(row.uplink_transport_bytes, row.downlink_transport_bytes),
+        f"{size(row.rate)}/s" if row.rate else "",
+        row.examples,
+        row.refused,
+    )
 
 
-def _rounds(shown: Snapshot) -> Html:
+def _render_rounds(shown: Snapshot) -> Html:
     counted = ("asked", "merged", "late", "refused", "up", "down", "transport")
     names = ("round", "at (UTC)", *counted, "seconds", "accuracy", "loss")
-    rows = []
-    for row in reversed(shown.history[-LAST_ROUNDS:]):
-        counts = (row.asked, row.merged, row.late, row.refused, size(row.uplink_bytes), size(row.downlink_bytes))
-        rest = _sum(row.uplink_transport_bytes, row.downlink_transport_bytes)
-        rows.append(
-            (row.round, _clock(row.at), *counts, rest, f"{row.seconds:.1f}", _figure(row.accuracy), _figure(row.loss))
-        )
+    rows = [_round_cells(row) for row in reversed(shown.history[-LAST_ROUNDS:])]
     more = f", the last {LAST_ROUNDS} of {len(shown.history)}" if len(shown.history) > LAST_ROUNDS else ""
-    return element("section", element("h2", f"Rounds{more}"), element("div", _table(names, rows, 2), class_="tall"))
+    table = element("div", _render_table(names, rows, 2), class_="tall")
+    return element("section", element("h2", f"Rounds{more}"), table)
 
 
-def _refusals(shown: Snapshot) -> Html:
+def _round_cells(row: RoundRow) -> Sequence[object]:
+    return (
+        row.round,
+        _format_time(row.at),
+        row.asked,
+        row.merged,
+        row.late,
+        row.refused,
+        size(row.uplink_bytes),
+        size(row.downlink_bytes),
+        _format_sum(row.uplink_transport_bytes, row.downlink_transport_bytes),
+        f"{row.seconds:.1f}",
+        _format_figure(row.accuracy),
+        _format_figure(row.loss),
+    )
+
+
+def _render_refusals(shown: Snapshot) -> Html:
     codes = ", ".join(f"{code} {count}" for code, count in shown.refused_by_code.items())
-    rows = [(_clock(r.at), r.round, r.site or f"node {r.node}", r.code, r.message) for r in shown.refusals]
+    rows = [(_format_time(r.at), r.round, r.site or f"node {r.node}", r.code, r.message) for r in shown.refusals]
     table = (
-        _table(("at (UTC)", "round", "site", "code", "message"), rows, 9)
+        _render_table(("at (UTC)", "round", "site", "code", "message"), rows, 9)
         if rows
         else element("p", "None", class_="empty")
     )
@@ -257,26 +289,26 @@ def _refusals(shown: Snapshot) -> Html:
     )
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[object]], numbers_from: int) -> Html:
+def _render_table(names: Sequence[str], rows: Sequence[Sequence[object]], numbers_from: int) -> Html:
     def style(i: int) -> str:
         return "number" if i >= numbers_from else "text"
 
     head = element("tr", *(element("th", name, class_=style(i)) for i, name in enumerate(names)))
     body = [element("tr", *(element("td", cell, class_=style(i)) for i, cell in enumerate(row))) for row in rows]
-    return element("table", element("thead", head), element("tbody", joined(*body)))
+    return element("table", element("thead", head), element("tbody", join_html(*body)))
 
 
-def _figure(value: float | None) -> str:
+def _format_figure(value: float | None) -> str:
     return "..." if value is None else f"{value:.4f}"
 
 
-def _sum(up: int | None, down: int | None) -> str:
+def _format_sum(up: int | None, down: int | None) -> str:
     return "" if up is None or down is None else size(up + down)
 
 
-def _or(value: int | None) -> str:
+def _format_whole(value: int | None) -> str:
     return "" if value is None else str(value)
 
 
-def _clock(at: float) -> str:
+def _format_time(at: float) -> str:
     return time.strftime("%m-%d %H:%M:%S", time.gmtime(at))

@@ -1,4 +1,4 @@
-"""A snapshot on a terminal: where the run is, its sites, bytes and quality; live, or once."""
+"""A snapshot is shown on a terminal: where the run is, its sites, bytes and quality; live, or once."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fedcompress.formatting import ago, duration, escaped, size
+from server.events import EXPORTED
 from server.watch.view import WORKING, Snapshot
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-LOOK = 1.0  # seconds
-BLOCKS = "▁▂▃▄▅▆▇█"
+LOOK = 1.0  # seconds between two looks at the run
+BLOCKS = "▁▂▃▄▅▆▇█"  # heights of a sparkline
 SPARKS = 60  # columns of a sparkline
-LAST_REFUSALS = 5
-LAST_ROUNDS = 8
+LAST_REFUSALS = 5  # refusals that are shown
+LAST_ROUNDS = 8  # rounds that are shown
 PLAIN_WIDTH = 140  # columns where there is no terminal
-ENDED = ("finished", "stopped")
 
 
 def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
-    """Numbers as blocks, the last ``width`` of them, from their least to their largest.
+    """Draw the last ``width`` numbers as blocks, from their least to their largest.
 
     Examples:
         >>> sparkline([0.0, 1.0, 0.5])
@@ -37,22 +37,22 @@ def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
 
 
 def render(shown: Snapshot) -> Group:
-    """All that fits a screen."""
+    """Render a snapshot for a terminal: all that fits a screen."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.text import Text
 
-    parts: list[object] = [Text(line) for line in _head(shown)]
+    parts: list[object] = [Text(line) for line in _format_head(shown)]
     if shown.state in WORKING and shown.awaited:
         asked = shown.answered + len(shown.awaited)
         parts.append(ProgressBar(total=asked, completed=shown.answered, width=SPARKS))
-    parts += [Text(), _sites(shown), Text(), _rounds(shown), Text()]
-    parts += [Text(line) for line in _quality(shown) + _bytes(shown)]
-    parts += [Text(line, style="yellow") for line in _refused(shown)]
+    parts += [Text(), _tabulate_sites(shown), Text(), _tabulate_rounds(shown), Text()]
+    parts += [Text(line) for line in _format_quality(shown) + _format_bytes(shown)]
+    parts += [Text(line, style="yellow") for line in _format_refusals(shown)]
     return Group(*parts)  # type: ignore[arg-type]
 
 
-def _head(shown: Snapshot) -> list[str]:
+def _format_head(shown: Snapshot) -> list[str]:
     planned = f" of {shown.rounds}" if shown.rounds else ""
     lines = [f"{escaped(shown.run)}: {shown.state}, {shown.rounds_done}{planned} rounds are done"]
     if shown.error:
@@ -66,62 +66,68 @@ def _head(shown: Snapshot) -> list[str]:
     return lines
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+def _build_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(names):
-        first = i == 0  # the one that must be read even where there is no room
-        longest = min(16, max((len(row[0]) for row in rows), default=0)) if first else None
-        table.add_column(
-            name, justify="left" if first else "right", overflow="fold" if first else "ellipsis", min_width=longest
-        )
+        if i == 0:  # the column that must be read even where there is no room
+            longest = min(16, max((len(row[0]) for row in rows), default=0))
+            table.add_column(name, justify="left", overflow="fold", min_width=longest)
+        else:
+            table.add_column(name, justify="right", overflow="ellipsis")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table
 
 
-def _sites(shown: Snapshot) -> Table:
+def _tabulate_sites(shown: Snapshot) -> Table:
+    sent = ("up", "down", "transport", "rate")
+    names = ("site", "awaited", "merged", "version", "accuracy", "loss", *sent, "examples", "refused")
     rows = []
     for site in shown.sites:
         waited = "" if site.awaited_since is None else duration(max(0.0, shown.at - site.awaited_since))
-        figures = (_figure(site.accuracy), _figure(site.loss), size(site.uplink_bytes), size(site.downlink_bytes))
-        rate = f"{size(site.rate)}/s" if site.rate else ""
-        rest = _both(site.uplink_transport_bytes, site.downlink_transport_bytes)
-        last = (_whole(site.merged_round), _whole(site.version))
-        rows.append((escaped(site.site), waited, *last, *figures, rest, rate, str(site.examples), str(site.refused)))
-    names = (
-        "site",
-        "awaited",
-        "merged",
-        "version",
-        "accuracy",
-        "loss",
-        "up",
-        "down",
-        "transport",
-        "rate",
-        "examples",
-        "refused",
-    )
-    return _table(names, rows)
+        cells = (
+            escaped(site.site),
+            waited,
+            _format_whole(site.merged_round),
+            _format_whole(site.version),
+            _format_figure(site.accuracy),
+            _format_figure(site.loss),
+            size(site.uplink_bytes),
+            size(site.downlink_bytes),
+            _format_sum(site.uplink_transport_bytes, site.downlink_transport_bytes),
+            f"{size(site.rate)}/s" if site.rate else "",
+            str(site.examples),
+            str(site.refused),
+        )
+        rows.append(cells)
+    return _build_table(names, rows)
 
 
-def _rounds(shown: Snapshot) -> Table:
+def _tabulate_rounds(shown: Snapshot) -> Table:
+    names = ("round", "merged", "late", "refused", "up", "down", "transport", "seconds", "accuracy", "loss")
     rows = []
     for row in shown.history[-LAST_ROUNDS:]:
-        counts = (f"{row.merged}/{row.asked}", str(row.late), str(row.refused))
-        rest = _both(row.uplink_transport_bytes, row.downlink_transport_bytes)
-        sizes = (size(row.uplink_bytes), size(row.downlink_bytes), rest, f"{row.seconds:.1f}")
-        rows.append((str(row.round), *counts, *sizes, _figure(row.accuracy), _figure(row.loss)))
-    return _table(
-        ("round", "merged", "late", "refused", "up", "down", "transport", "seconds", "accuracy", "loss"), rows
-    )
+        cells = (
+            str(row.round),
+            f"{row.merged}/{row.asked}",
+            str(row.late),
+            str(row.refused),
+            size(row.uplink_bytes),
+            size(row.downlink_bytes),
+            _format_sum(row.uplink_transport_bytes, row.downlink_transport_bytes),
+            f"{row.seconds:.1f}",
+            _format_figure(row.accuracy),
+            _format_figure(row.loss),
+        )
+        rows.append(cells)
+    return _build_table(names, rows)
 
 
-def _quality(shown: Snapshot) -> list[str]:
+def _format_quality(shown: Snapshot) -> list[str]:
     lines = []
     for name, first, values in (
         ("accuracy", shown.accuracy_start, [r.accuracy for r in shown.history if r.accuracy is not None]),
@@ -133,7 +139,7 @@ def _quality(shown: Snapshot) -> list[str]:
     return lines
 
 
-def _bytes(shown: Snapshot) -> list[str]:
+def _format_bytes(shown: Snapshot) -> list[str]:
     lines = []
     for way, total in shown.totals.items():
         transport = "" if total.transport_bytes is None else f", {size(total.transport_bytes)} of transport"
@@ -145,25 +151,31 @@ def _bytes(shown: Snapshot) -> list[str]:
     return lines
 
 
-def _refused(shown: Snapshot) -> list[str]:
+def _format_refusals(shown: Snapshot) -> list[str]:
     last = [(r, escaped(r.site) or f"node {r.node}") for r in shown.refusals[:LAST_REFUSALS]]
     return [f"refused {ago(r.at)}, round {r.round}: {who}: {escaped(f'{r.code}: {r.message}')}" for r, who in last]
 
 
-def _both(up: int | None, down: int | None) -> str:
+def _format_sum(up: int | None, down: int | None) -> str:
     return "" if up is None or down is None else size(up + down)
 
 
-def _figure(value: float | None) -> str:
+def _format_figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _whole(value: int | None) -> str:
+def _format_whole(value: int | None) -> str:
     return "" if value is None else str(value)
 
 
 def show(look: Callable[[], Snapshot], *, once: bool, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Print a snapshot, once or until the run has ended or Ctrl-C; without a terminal, whenever a round ends."""
+    """Print snapshots until the run has ended or Ctrl-C; without a terminal, whenever a round ends.
+
+    Args:
+        look: takes a snapshot.
+        once: whether to print one snapshot only.
+        sleep: waits so many seconds.
+    """
     from rich.console import Console
     from rich.live import Live
 
@@ -178,7 +190,7 @@ def show(look: Callable[[], Snapshot], *, once: bool, sleep: Callable[[float], N
     with Live(console=console, auto_refresh=False) as live:
         while True:
             live.update(render(shown), refresh=True)
-            if shown.state in ENDED:
+            if shown.state in EXPORTED:
                 return
             sleep(LOOK)
             shown = look()
@@ -187,13 +199,15 @@ def show(look: Callable[[], Snapshot], *, once: bool, sleep: Callable[[float], N
 def _follow_plainly(
     write: Callable[[Group], None], shown: Snapshot, look: Callable[[], Snapshot], sleep: Callable[[float], None]
 ) -> None:
-    said: tuple[str, int] | None = None
+    """Print a snapshot whenever a round has ended or the run has stopped to work."""
+    printed: tuple[str, int] | None = None
     while True:
-        if said != (now := (shown.state if shown.state not in WORKING else "", shown.rounds_done)):
+        progress = (shown.state if shown.state not in WORKING else "", shown.rounds_done)
+        if progress != printed:
             write(render(shown))
             sys.stdout.flush()
-            said = now
-        if shown.state in ENDED:
+            printed = progress
+        if shown.state in EXPORTED:
             return
         sleep(LOOK)
         shown = look()

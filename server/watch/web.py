@@ -1,4 +1,4 @@
-"""A small read-only web server: the page, ``/api/snapshot`` and ``/metrics``. Nothing can be changed through it."""
+"""A small web server answers with the page, ``/api/snapshot`` and ``/metrics``. Nothing can be changed through it."""
 
 from __future__ import annotations
 
@@ -17,24 +17,30 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from fedcompress.errors import ConfigError, FedCompressError, MissingPackageError
-from server.watch.view import Snapshot, snapshot
+from server.watch.view import Snapshot, take_snapshot
 
-LEAST_TOKEN = 16  # characters
-MOST_THREADS = 32
+LEAST_TOKEN = 16  # characters of a token
+MOST_THREADS = 32  # requests that are answered at a time
 PATIENCE = 10.0  # seconds that a connection may say nothing
 
 
 class Looks:
-    """A snapshot for all who ask within a second; where looking takes long, for longer."""
+    """Shares a snapshot among all who ask within a second; where looking takes long, for longer.
+
+    Args:
+        look: takes a snapshot.
+        clock: seconds, monotonic.
+    """
 
     def __init__(self, look: Callable[[], Snapshot], clock: Callable[[], float] = time.monotonic) -> None:
-        self._look, self._clock = look, clock
+        self._look = look
+        self._clock = clock
         self._lock = threading.Lock()
         self._last: Snapshot | None = None
         self._until = 0.0
 
     def __call__(self) -> Snapshot:
-        """The last look, or a new one."""
+        """Return the last snapshot, or a new one."""
         with self._lock:
             began = self._clock()
             if self._last is None or began >= self._until:
@@ -44,15 +50,15 @@ class Looks:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine can reach an address."""
+    """Return whether nobody but this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def host_is_ours(header: str, names: Sequence[str]) -> bool:
-    """Whether a Host header names this server.
+def is_own_host(header: str, names: Sequence[str]) -> bool:
+    """Return whether a Host header names this server, which has some names.
 
     A page of another site can have its name resolve to our address, and would then read what we say (DNS
     rebinding). It cannot do so for an address that is written in digits, so only names have to be listed.
@@ -69,17 +75,28 @@ def host_is_ours(header: str, names: Sequence[str]) -> bool:
 
 
 class WatchServer(ThreadingHTTPServer):
-    """A started server. ``close`` ends it; so does leaving its block.
+    """Serves from its making until ``close``, or until its block is left.
+
+    Args:
+        looks: takes snapshots.
+        host: address to listen at.
+        port: 0 takes a free one.
+        token: text that a request must carry; empty: none.
+        names: more names that the Host header may have.
 
     Attributes:
-        token: that a request must carry; empty: none.
-        url: of the page.
+        token: text that a request must carry; empty: none.
+        url: address of the page.
+
+    Raises:
+        ConfigError: the address cannot be listened at.
     """
 
     daemon_threads = True
 
     def __init__(self, looks: Looks, host: str, port: int, token: str, names: Sequence[str]) -> None:
-        self.looks, self.token = looks, token
+        self.looks = looks
+        self.token = token
         self.names = ["localhost", host.lower(), socket.gethostname().lower(), *(n.lower() for n in names)]
         self._room = threading.BoundedSemaphore(MOST_THREADS)
         if ":" in host:
@@ -113,30 +130,31 @@ class WatchServer(ThreadingHTTPServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Give the thread's place back at its end."""
+        """Answer a request, and give the thread's place back at the end."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no error of ours; of anything else one line is said."""
+        """Print one line about an error; a client that went away is none of ours."""
         error = sys.exception()
         if not isinstance(error, ConnectionError | TimeoutError):
             print(f"watch: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers GET of three paths."""
+    """Answers GET requests of three paths."""
 
     server: WatchServer
-    server_version, sys_version = "fedcompress", ""
+    server_version = "fedcompress"
+    sys_version = ""
     timeout = PATIENCE
 
     def do_GET(self) -> None:
-        """Check who asks, then answer."""
+        """Answer a request, after a check of who asks."""
         path, _, query = self.path.partition("?")
-        if not host_is_ours(self.headers.get("Host", ""), self.server.names):
+        if not is_own_host(self.headers.get("Host", ""), self.server.names):
             self._say(421, "this server is not known by that name: see --allow-host\n")
         elif not self._is_known(query):
             self._say(
@@ -148,13 +166,13 @@ class Handler(BaseHTTPRequestHandler):
     def _is_known(self, query: str) -> bool:
         if not self.server.token:
             return True
-        scheme, _, given = self.headers.get("Authorization", "").partition(" ")
+        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             try:
-                given = parse_qs(query, max_num_fields=10).get("token", [""])[0]
+                token = parse_qs(query, max_num_fields=10).get("token", [""])[0]
             except ValueError:
-                given = ""
-        return hmac.compare_digest(given.strip().encode("utf-8", "replace"), self.server.token.encode())
+                token = ""
+        return hmac.compare_digest(token.strip().encode("utf-8", "replace"), self.server.token.encode())
 
     def _answer(self, path: str) -> None:
         try:
@@ -203,12 +221,18 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What cannot be parsed is answered with the same headers, and without repeating it."""
+        """Answer what cannot be parsed with the same headers, and without repeating it.
+
+        Args:
+            code: status to answer with.
+            message: of the base class; it may repeat the request, and is left out.
+            explain: of the base class; left out as well.
+        """
         self.close_connection = True
         self._say(code, "this request cannot be answered\n")
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: a token may be in the request line."""
+        """Log nothing: a token may be in the request line."""
 
 
 def serve(
@@ -230,6 +254,9 @@ def serve(
         run: name of the run; empty: the last that was started.
         allowed_hosts: more names that the Host header may have, such as a reverse proxy's.
 
+    Returns:
+        The server, which is to be closed.
+
     Raises:
         ConfigError: the state directory, the run, the address or the token is wrong.
     """
@@ -237,6 +264,6 @@ def serve(
         raise ConfigError("--token", "(not shown)", f"must be {LEAST_TOKEN} ASCII characters or more, without spaces")
     if not token and not is_loopback(host):
         token = secrets.token_urlsafe(24)
-    looks = Looks(lambda: snapshot(state_dir, run))
+    looks = Looks(lambda: take_snapshot(state_dir, run))
     looks()  # what is wrong is said at once
     return WatchServer(looks, host, port, token, allowed_hosts)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedcompress.identity.certs import CertOptions, make_certs
-from server.commands.processes import has_nodes, new_keys, registration
+from server.commands.processes import find_new_keys, format_registration, has_nodes
 from server.ledger.reader import read_events
 from server.settings import load_settings
 from server.state_dir import SUPERLINK_DB
@@ -60,15 +60,15 @@ def test_a_folder_of_keys_is_registered(tmp_path: Path) -> None:
         assert isinstance(it, Trusted)
         it.config.write_text(it.config.read_text().replace("[run]", 'node_keys = "certs"\n[run]', 1))
         config = load_settings(it.config).coordinator
-        assert [path.name for path in new_keys(config)] == [f"{name}.node.pub" for name in sorted(SITES)]
+        assert [path.name for path in find_new_keys(config)] == [f"{name}.node.pub" for name in sorted(SITES)]
         it.finish(it.start("run", it.config, "--json"))
         assert {e["site"] for e in read_events(it.state) if e["event"] == "reply"}
-        assert new_keys(config) == []
+        assert find_new_keys(config) == []
         assert "no SuperNode's key is registered" not in it.log()
         database = config.state_path / SUPERLINK_DB
         with sqlite3.connect(database) as db:
             db.execute("UPDATE node SET unregistered_at='2026-01-01'")
-        assert new_keys(config) == []
+        assert find_new_keys(config) == []
         assert not has_nodes(database)
 
 
@@ -79,7 +79,7 @@ def test_only_a_registered_supernode_is_let_in(tmp_path: Path) -> None:
     with deployed(tmp_path / "run", write_base(tmp_path), 1, kind=Trusted) as it:
         assert isinstance(it, Trusted)
         run = it.start("run", it.config, "--json")
-        command = registration(load_settings(it.config).coordinator)
+        command = format_registration(load_settings(it.config).coordinator)
         it.until(lambda: command in it.log(), "the hint", run)
         assert "no SuperNode's key is registered, so no site can join" in it.log()
         for name in SITES:

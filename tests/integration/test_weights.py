@@ -180,7 +180,7 @@ def test_a_run_ends_in_a_model_of_stock_transformers(
     quality = [e["loss"] for e in events if e["event"] == "quality"]
     assert quality[-1] < quality[0]
     base, model = (AutoModelForCausalLM.from_pretrained(path).eval() for path in (model_path, folder))
-    state = coordinator._published.state
+    state = coordinator.published.state
     with torch.no_grad():
         start = base(torch.arange(12)[None]).logits
         for name, parameter in base.named_parameters():

@@ -12,7 +12,8 @@ from fedcompress.pipeline.states import encode_snapshot
 from fedcompress.pipeline.updates import encode_update
 from fedcompress.types import Layout, state_digest, zeros
 from fedcompress.wire import Envelope
-from server.ledger.ledger import Ledger, PublishedState
+from server.ledger.ledger import Ledger
+from server.ledger.versions import PublishedState
 from server.round.admission import Expected
 from server.round.aggregation import AcceptedUpdate, aggregate_round
 from tests.support import lora_layout, normal, update_header

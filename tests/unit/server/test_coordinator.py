@@ -147,7 +147,7 @@ def test_updates_wait_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert all(isinstance(a.tensors, TensorFile) and not a.envelope.sections for a in admitted)
         return aggregate_round(config, layout, published, admitted, round_, **how)
 
-    monkeypatch.setattr("server.coordinator.aggregate_round", watched)
+    monkeypatch.setattr("server.round.round.aggregate_round", watched)
     with monkeypatch.context() as patch:
         patch.setattr(Ledger, "publish", killed_at_version(1))
         with pytest.raises(Killed):
@@ -162,10 +162,10 @@ def test_updates_wait_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def killed_at_version(version: int) -> Any:
     original = Ledger.publish
 
-    def publish(self: Ledger, number: int, *args: Any) -> None:
+    def publish(self: Ledger, number: int, **fields: Any) -> None:
         if number == version:
             raise Killed
-        original(self, number, *args)
+        original(self, number, **fields)
 
     return publish
 
@@ -336,7 +336,7 @@ def record_merges(patch: pytest.MonkeyPatch) -> dict[int, list[AcceptedUpdate]]:
         merged[round_] = [replace(a, tensors=dict(a.tensors)) for a in admitted]  # the files are removed
         return aggregate_round(config, layout, published, admitted, round_, **how)
 
-    patch.setattr("server.coordinator.aggregate_round", recorded)
+    patch.setattr("server.round.round.aggregate_round", recorded)
     return merged
 
 

@@ -28,9 +28,9 @@ def ran(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     states: list[Tensors] = []
     original = Ledger.publish
 
-    def publish(self: Ledger, version: int, digest: bytes, envelope: bytes, state: Tensors, *rest: Any) -> None:
+    def publish(self: Ledger, version: int, *, state: Tensors, **fields: Any) -> None:
         states.append({name: value.copy() for name, value in state.items()})
-        original(self, version, digest, envelope, state, *rest)
+        original(self, version, state=state, **fields)
 
     monkeypatch.setattr(Ledger, "publish", publish)
     world = World(tmp_path)

@@ -191,14 +191,14 @@ def test_a_damaged_ledger_is_replaced_by_its_copy_before_it_is_read(
         ledger.with_name(f"ledger.db{suffix}").unlink(missing_ok=True)
     assert run(world, resume=True) == 0
     assert "copies made after a round take its place" in said[0][0]
-    assert command._done(load_settings(tmp_path / "coordinator.toml")) == 2
+    assert command._count_rounds(load_settings(tmp_path / "coordinator.toml")) == 2
 
 
 def with_page(world: World, address: str) -> Any:
     """The page of a run whose CONFIG.toml asks for one there."""
     settings = settled(world)
     watched = replace(settings.coordinator, watch=address)
-    return command._page(replace(settings, coordinator=watched))
+    return command._serve_page(replace(settings, coordinator=watched))
 
 
 def test_the_page_is_there_while_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,18 +14,18 @@ import pytest
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.storage.locks import hold
 from server.commands import history, status, stop
-from server.commands.view import LiveView, PlainView, text_of
+from server.commands.view import LiveView, PlainView, format_event
 from server.ledger.reader import LedgerReader, read_events
 from server.ledger.recovery import LEDGER
 from server.runs import RunProcesses, save_settings
 from server.state_dir import COORDINATOR_LOCK, EVENTS, RUN_LOCK, request_stop, stop_requested
-from server.watch.view import snapshot
+from server.watch.view import take_snapshot
 from tests.unit.server.commands.world import config_file, settled
 from tests.unit.server.memory import Killed, SlowTransport, World
 
 
 def facts(world: World) -> dict[str, Any]:
-    return status.facts(world.folder / "coordinator", "run")
+    return status.read_status(world.folder / "coordinator", "run")
 
 
 def kill_in_round_3(event: str, node: int, round_: int) -> bool:
@@ -71,7 +71,7 @@ def test_who_is_awaited_since_when(killed: World) -> None:
         assert [a["site"] for a in found["awaited"]] == ["north", "south"]
         assert found["until"] == max(a["until"] for a in found["awaited"])
         assert abs(found["awaited"][0]["since"] - time.time()) < 60
-        text = "\n".join(status.lines_of(found))
+        text = "\n".join(status.format_status(found))
         assert "awaited    north, in round 3, asked" in text
 
 
@@ -130,8 +130,8 @@ def test_another_run_of_the_directory_is_not_the_one_that_works(killed: World) -
         found = facts(killed)
         assert (found["state"], found["supervisor_pid"], found["coordinator_pid"]) == ("interrupted", None, None)
         assert found["awaited"] == []
-        assert status.facts(folder, "other")["coordinator_pid"] is not None
-        assert snapshot(folder, "run").state == "interrupted"
+        assert status.read_status(folder, "other")["coordinator_pid"] is not None
+        assert take_snapshot(folder, "run").state == "interrupted"
 
 
 def test_the_history_is_what_the_coordinator_has_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,10 +215,10 @@ def test_foreign_text_stays_on_its_line(killed: World) -> None:
             "message": "a\nb",
         }
         stream.write(json.dumps(evil) + "\n{torn")
-    lines = status.lines_of(facts(killed))
+    lines = status.format_status(facts(killed))
     assert not [c for line in lines for c in line if not c.isprintable()]
     assert len([line for line in lines if "refused" in line]) == 1
-    assert text_of({"event": "something new"}, 3, []) == ""
+    assert format_event({"event": "something new"}, 3, []) == ""
 
 
 def test_a_ledger_that_is_none(tmp_path: Path) -> None:

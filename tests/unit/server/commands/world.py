@@ -28,7 +28,7 @@ def settled(world: World, *, events: bool = True) -> Settings:
     settings = load_settings(file)
     state = settings.coordinator.state_path
     state.mkdir(exist_ok=True)
-    save_settings(state, settings.facts(file))
+    save_settings(state, settings.to_dict(file))
     kept = template_copy_path(state, "run")
     if not kept.exists():
         kept.parent.mkdir(parents=True)

@@ -13,12 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from fedcompress.config.train_task import TrainTask
 from server.commands import history as history_command
-from server.ledger.link_traffic import MAX, Report, record_report, report_of
+from server.ledger.link_traffic import MAX, Report, parse_report, record_report
 from server.ledger.reader import LedgerReader
 from server.ledger.schema import SCHEMA
 from server.transport.base import Incoming
 from server.watch.metrics import to_prometheus
-from server.watch.view import snapshot
+from server.watch.view import take_snapshot
 from tests.unit.server.memory import MemoryTransport, World
 
 JOIN, UP, DOWN = 9000, 700, 300  # bytes besides records: at the start, and of each message
@@ -68,7 +68,7 @@ def test_what_is_left_is_what_was_added(tmp_path: Path) -> None:
 
 def test_all_who_show_it_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state = counted(tmp_path)
-    shown = snapshot(state)
+    shown = take_snapshot(state)
     assert {way: total.transport_bytes for way, total in shown.totals.items()} == {
         "up": 3 * (JOIN + 4 * UP),
         "down": 15 * DOWN,
@@ -126,7 +126,7 @@ def test_each_site_in_each_round(tmp_path: Path, capsys: pytest.CaptureFixture[s
                 sum(v for (r, _), v in tensors.items() if r == row.round) for row in rounds
             ]
             assert plain[dtype][short] == sum(tensors.values())
-    shown = snapshot(state)
+    shown = take_snapshot(state)
     assert {d: {"up": b.uplink_bytes, "down": b.downlink_bytes} for d, b in shown.baselines.items()} == plain
     assert history_command.run(history_command.Options(state=str(state), site_rounds=True, as_json=True)) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -139,11 +139,11 @@ def test_each_site_in_each_round(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_sites_that_do_not_count(tmp_path: Path) -> None:
-    shown = snapshot(counted(tmp_path, frozenset({"south"})))
+    shown = take_snapshot(counted(tmp_path, frozenset({"south"})))
     by_name = {site.site: site.uplink_transport_bytes for site in shown.sites}
     assert by_name == {"north": JOIN + 4 * UP, "south": None, "west": JOIN + 4 * UP}
     assert shown.baselines["bf16"].wire_ratio is None
-    nobody = snapshot(counted(tmp_path / "nobody", frozenset(by_name)))
+    nobody = take_snapshot(counted(tmp_path / "nobody", frozenset(by_name)))
     assert nobody.totals["up"].transport_bytes is None
     assert {row.uplink_transport_bytes for row in nobody.history} == {None}
 
@@ -195,6 +195,6 @@ def test_a_new_life_and_a_count_that_went_back(database: sqlite3.Connection) -> 
 )
 def test_numbers_that_make_no_sense_are_none(change: dict[str, Any]) -> None:
     good = {"wire_life": 3, "wire_up": 5, "wire_down": 7}
-    assert report_of(good) == Report(3, 5, 7)
-    assert report_of({**good, **change}) is None
-    assert report_of({}) is None
+    assert parse_report(good) == Report(3, 5, 7)
+    assert parse_report({**good, **change}) is None
+    assert parse_report({}) is None

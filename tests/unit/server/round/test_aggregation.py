@@ -11,7 +11,8 @@ from fedcompress.config.run_config import RunConfig
 from fedcompress.errors import ConfigError
 from fedcompress.types import state_digest, zeros
 from fedcompress.wire import Envelope
-from server.ledger.ledger import Ledger, PublishedState
+from server.ledger.ledger import Ledger
+from server.ledger.versions import PublishedState
 from server.round.aggregation import AcceptedUpdate, aggregate_round
 from tests.support import normal, update_header
 from tests.unit.server.samples import BASE, CODEC, LAYOUT, grow

@@ -17,10 +17,11 @@ from fedcompress.errors import ConfigError, MismatchError, StateError, TrainingE
 from fedcompress.pipeline.updates import decode_update
 from fedcompress.storage.blobs import BlobStore
 from fedcompress.types import Tensors, add, subtract, zeros
+from server.events import NodeHeld
 from server.ledger.ledger import OWN_CODES, Ledger, SiteRow
 from server.round.norm_bound import compute_norm_bound
 from server.round.participants import Participants
-from server.round.sampling import choose_nodes, sampling_weights
+from server.round.sampling import choose_nodes, compute_sampling_weights
 from server.transport.base import Incoming
 from tests.support import lora_layout, normal
 from tests.unit.clients.site_support import FakeSite
@@ -298,7 +299,7 @@ def test_failures_are_no_messages_that_averaging_would_send(tmp_path: Path, monk
 
 def test_failing_again_and_again_in_a_round_is_one_strike() -> None:
     """And who was admitted since is no longer left out."""
-    events: list[dict[str, object]] = []
+    events: list[NodeHeld] = []
     roster = Participants(
         RunConfig(run="r", state_dir="x", initial_adapter="x", quorum=2, max_refusals=2), events.append
     )
@@ -308,7 +309,7 @@ def test_failing_again_and_again_in_a_round_is_one_strike() -> None:
     assert not events
     assert roster.choose([1, 2, 3], 0, 6, []) == [1, 2, 3]
     roster.record_refusal(1, 6)
-    assert [e["until_round"] for e in events] == [8]
+    assert [e.until_round for e in events] == [8]
     assert roster.choose([1, 2, 3], 0, 7, []) == [2, 3]
     assert roster.choose([1, 2], 0, 7, []) == [1, 2], "the quorum needs it"
     roster.record_admitted(1)
@@ -520,12 +521,12 @@ SITES = [SiteRow("a", 1, 0, "", 1000, 5.0), SiteRow("b", 2, 0, "", 10, 5000.0), 
 @pytest.mark.parametrize(("policy", "often"), [("data", 1), ("bandwidth", 2)])
 def test_sampling_prefers(policy: str, often: int) -> None:
     """Node 4 is not known, and counts as the mean."""
-    weights = sampling_weights(policy, SITES)
+    weights = compute_sampling_weights(policy, SITES)
     drawn = [choose_nodes([1, 2, 3, 4], 1, 0, round_, weights)[0] for round_ in range(400)]
     counts = {node: drawn.count(node) for node in (1, 2, 3, 4)}
     assert counts[often] > 3 * (counts[1] + counts[2] + counts[3] - counts[often])
     assert counts[4] > 30
-    assert sampling_weights("uniform", SITES) is None
+    assert compute_sampling_weights("uniform", SITES) is None
 
 
 def stop_before(what: str, number: int, round_: int) -> bool:

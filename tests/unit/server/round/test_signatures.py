@@ -47,7 +47,7 @@ class Keys:
             registry.revoke(self.old.public.id)
 
     def admit(self, data: bytes, *, claimed: str = "north", required: bool = True) -> str:
-        expected = replace(EXPECTED, trust=SignaturePolicy(self.folder, required))
+        expected = replace(EXPECTED, signatures=SignaturePolicy(self.folder, required))
         return admit_reply(data, expected, Kind.UPDATE, set(), claimed)[0].header.site
 
 

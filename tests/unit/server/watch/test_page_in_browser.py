@@ -13,7 +13,7 @@ import pytest
 
 from fedcompress.errors import StateError
 from server.watch import serve
-from server.watch.view import Snapshot, snapshot
+from server.watch.view import Snapshot, take_snapshot
 from server.watch.web import Looks, WatchServer
 from tests.unit.server.watch.world import poison
 
@@ -69,10 +69,10 @@ def test_the_page_follows_the_run(state: Path, tmp_path: Path) -> None:
     class Changing(Looks):
         def __call__(self) -> Snapshot:
             looked.append("look")
-            shown = snapshot(state)
+            shown = take_snapshot(state)
             return shown if len(looked) == 1 else replace(shown, run="changed")
 
-    with WatchServer(Changing(lambda: snapshot(state)), "127.0.0.1", 0, "", ()) as server:
+    with WatchServer(Changing(lambda: take_snapshot(state)), "127.0.0.1", 0, "", ()) as server:
         document = browse(server.url, tmp_path / "profile", "--dump-dom", "--virtual-time-budget=5000")
     assert len(looked) >= 2
     assert "<title>changed: finished</title>" in document
@@ -89,7 +89,7 @@ def test_a_lost_server_is_said(finished_run: Path, tmp_path: Path) -> None:
                 raise StateError("ledger: cannot be read")
             return super().__call__()
 
-    with WatchServer(Once(lambda: snapshot(finished_run)), "127.0.0.1", 0, "", ()) as server:
+    with WatchServer(Once(lambda: take_snapshot(finished_run)), "127.0.0.1", 0, "", ()) as server:
         document = browse(server.url, tmp_path / "profile", "--dump-dom", "--virtual-time-budget=5000")
     assert re.search('<body[^>]*class="lost"', document)
     assert "north" in document, "what was shown has gone"

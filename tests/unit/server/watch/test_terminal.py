@@ -22,7 +22,7 @@ from fedcompress.errors import ConfigError, MissingPackageError
 from server.commands import watch
 from server.ledger.reader import Awaited
 from server.watch import terminal
-from server.watch.view import Snapshot, snapshot
+from server.watch.view import Snapshot, take_snapshot
 from tests.support import ROOT
 from tests.unit.server.watch.world import poison
 
@@ -37,13 +37,13 @@ def drawn(shown: Snapshot, width: int = 140) -> str:
 
 
 def test_what_is_shown(finished_run: Path) -> None:
-    text = drawn(snapshot(finished_run))
+    text = drawn(take_snapshot(finished_run))
     for words in ("run: finished, 4 of 4 rounds", "north", "3/3", "fewer than int8", "accuracy ", "protocol"):
         assert words in text, words
 
 
 def test_who_is_awaited(finished_run: Path) -> None:
-    shown = snapshot(finished_run)
+    shown = take_snapshot(finished_run)
     one = Awaited(round=5, node="7", site="", since=shown.at - 65, until=shown.at + 30)
     shown = replace(shown, state="asked", round=5, awaited=(one,), since=one.since, until=one.until, answered=2)
     text = drawn(shown)
@@ -53,14 +53,14 @@ def test_who_is_awaited(finished_run: Path) -> None:
 
 def test_names_cannot_reach_the_terminal(state: Path) -> None:
     poison(state)
-    text = drawn(snapshot(state))
+    text = drawn(take_snapshot(state))
     assert "\\x1b[31m" in text
     assert not re.search("\x1b\\[31m|\x00|\u202e", text)
 
 
 @pytest.mark.parametrize("width", [20, 60, 300])
 def test_any_width(finished_run: Path, width: int) -> None:
-    assert "north" in drawn(snapshot(finished_run), width) or width == 20
+    assert "north" in drawn(take_snapshot(finished_run), width) or width == 20
 
 
 def test_a_sparkline() -> None:
@@ -70,7 +70,7 @@ def test_a_sparkline() -> None:
 
 
 def test_without_a_terminal_rounds_are_followed(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    done = snapshot(finished_run)
+    done = take_snapshot(finished_run)
     begun = replace(done, state="asked", rounds_done=1)
     looks: Iterator[Snapshot] = iter([begun, replace(begun, state="merging"), replace(begun, rounds_done=2), done])
     slept: list[float] = []
@@ -145,7 +145,7 @@ def test_events_for_tensorboard(state: Path, tmp_path: Path, capsys: pytest.Capt
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     poison(state)
-    shown = snapshot(state)
+    shown = take_snapshot(state)
     for _ in range(2):
         options = watch.Options(state=str(state), tensorboard=str(tmp_path / "tb"), once=True, as_json=True)
         assert watch.run(options) == 0
@@ -191,4 +191,4 @@ def test_packages_that_are_absent(finished_run: Path, tmp_path: Path, monkeypatc
     with pytest.raises(MissingPackageError, match=r"fedcompress\[watch\]"):
         write_events(finished_run, tmp_path, once=True)
     with pytest.raises(MissingPackageError, match=r"fedcompress\[watch\]"):
-        to_prometheus(snapshot(finished_run))
+        to_prometheus(take_snapshot(finished_run))

@@ -17,7 +17,7 @@ from server.coordinator import Coordinator
 from server.ledger.quality import pool_quality
 from server.state_dir import COORDINATOR_LOCK, EVENTS
 from server.watch.reading import Reader
-from server.watch.view import CODES, OTHER, Snapshot, snapshot
+from server.watch.view import CODES, OTHER, Snapshot, take_snapshot
 from tests.support import ROOT
 from tests.unit.server.memory import MemoryTransport, SlowTransport, World
 from tests.unit.server.watch.world import HOSTILE, poison, query
@@ -35,7 +35,7 @@ def check_totals(state: Path, shown: Snapshot) -> None:
 
 
 def test_a_finished_run(state: Path) -> None:
-    shown = snapshot(state)
+    shown = take_snapshot(state)
     assert (shown.run, shown.state, shown.rounds, shown.rounds_done) == ("run", "finished", 4, 4)
     assert [r.round for r in shown.history] == [1, 2, 3, 4]
     assert [s.site for s in shown.sites] == ["north", "south", "west"]
@@ -50,7 +50,7 @@ def test_a_finished_run(state: Path) -> None:
 
 
 def test_baselines_are_of_the_messages_that_hold_tensors(finished_run: Path) -> None:
-    shown = snapshot(finished_run)
+    shown = take_snapshot(finished_run)
     up, down = 3 * 4, 3 * 5  # the last evaluation sends a state down, and numbers only up
     for dtype, size in (("bf16", 2), ("fp32", 4), ("int8", 1)):
         row = shown.baselines[dtype]
@@ -66,7 +66,7 @@ def test_looks_while_a_coordinator_works(tmp_path: Path) -> None:
 
     class Watched(SlowTransport):
         def receive(self, timeout: float) -> object:  # type: ignore[override]
-            shown = snapshot(state)
+            shown = take_snapshot(state)
             check_totals(state, shown)
             seen.append(shown)
             return super().receive(timeout)
@@ -87,14 +87,14 @@ def test_looks_while_a_coordinator_works(tmp_path: Path) -> None:
     assert [s.rounds_done for s in seen] == sorted(s.rounds_done for s in seen)
     late_site = next(s for s in seen if s.round == 3 and len(s.awaited) == 1)
     assert [s.site for s in late_site.sites if s.awaited_since is not None] == ["west"]
-    assert snapshot(state).state == "finished"
+    assert take_snapshot(state).state == "finished"
 
 
 def test_late_and_refused_updates(tmp_path: Path) -> None:
     world = World(tmp_path)
     slow = SlowTransport(world.sites, lambda site, round_: 15.0 if (site, round_) == ("south", 1) else 6.0)
     world.over(slow, late="merge", round_timeout=10.0, rounds=3)
-    shown = snapshot(tmp_path / "coordinator")
+    shown = take_snapshot(tmp_path / "coordinator")
     assert [r.late for r in shown.history] == [e["late"] for e in world.events if e["event"] == "round"] == [0, 1, 0]
 
     other = World(tmp_path / "other")
@@ -103,7 +103,7 @@ def test_late_and_refused_updates(tmp_path: Path) -> None:
         return not (event == "send" and round_ == 2 and node == min(other.sites))
 
     other.run(silent)
-    shown = snapshot(tmp_path / "other" / "coordinator")
+    shown = take_snapshot(tmp_path / "other" / "coordinator")
     assert [r.refused for r in shown.history] == [0, 1, 0, 0]
     assert shown.refused_by_code == {"deadline": 1}
     assert [(r.code, r.round, r.site) for r in shown.refusals] == [("deadline", 2, "north")]
@@ -114,21 +114,21 @@ def test_states_by_who_works(state: Path) -> None:
     lines = (state / EVENTS).read_text().splitlines()
     start = next(i for i, line in enumerate(lines) if '"event": "start"' in line)
     (state / EVENTS).write_text("".join(f"{line}\n" for line in lines[: start + 1]))
-    assert snapshot(state).state == "interrupted"
+    assert take_snapshot(state).state == "interrupted"
     with hold(state / COORDINATOR_LOCK, "held"):
-        assert snapshot(state).state == "waiting"
+        assert take_snapshot(state).state == "waiting"
         with (state / EVENTS).open("a") as stream:
             stream.write('{"event": "asked", "round": 5}\n{"event": "torn')
-        assert snapshot(state).state == "evaluating"
+        assert take_snapshot(state).state == "evaluating"
     with (state / EVENTS).open("a") as stream:
         stream.write('\n{"event": "failed", "message": "no-quorum"}\n')
-    assert (snapshot(state).state, snapshot(state).error) == ("failed", "no-quorum")
+    assert (take_snapshot(state).state, take_snapshot(state).error) == ("failed", "no-quorum")
 
 
 def test_the_document_is_json(state: Path) -> None:
     poison(state)
     query(state, "UPDATE metric SET value=9e999 WHERE name='eval_loss_sum'")
-    document = json.loads(json.dumps(snapshot(state).to_dict(), allow_nan=False))
+    document = json.loads(json.dumps(take_snapshot(state).to_dict(), allow_nan=False))
     assert document["loss"] is None
     assert {s["site"] for s in document["sites"]} >= set(HOSTILE)
     assert set(document) == {name for name in Snapshot.__dataclass_fields__}
@@ -148,7 +148,7 @@ def test_names_that_were_never_admitted_share_one(state: Path) -> None:
                 "INSERT INTO refusal (run, round, node, site, code, message, at) VALUES ('run', 1, ?, ?, ?, '', 0)",
                 (str(i), f"made-up-{i}", f"code-{i}"),
             )
-    shown = snapshot(state)
+    shown = take_snapshot(state)
     assert {row.site for row in shown.traffic} == {"", "north", "south", "west"}
     check_totals(state, shown)
     assert len(shown.refused_by_code) == CODES + 1
@@ -162,18 +162,18 @@ def test_two_runs_in_one_directory(tmp_path: Path) -> None:
     world.run(rounds=1, run="first")
     world.run(rounds=2, run="second")
     state = tmp_path / "coordinator"
-    assert snapshot(state).run == "second"
-    assert [snapshot(state, name).rounds_done for name in ("first", "second")] == [1, 2]
-    assert snapshot(state).runs == ("first", "second")
+    assert take_snapshot(state).run == "second"
+    assert [take_snapshot(state, name).rounds_done for name in ("first", "second")] == [1, 2]
+    assert take_snapshot(state).runs == ("first", "second")
     with pytest.raises(ConfigError, match="--run"):
-        snapshot(state, "third")
+        take_snapshot(state, "third")
 
 
 def test_before_the_first_round(state: Path) -> None:
     for path in state.glob("ledger.db*"):
         path.unlink()
     (state / EVENTS).unlink()
-    shown = snapshot(state)
+    shown = take_snapshot(state)
     assert (shown.rounds_done, shown.sites, shown.history, shown.baselines) == (0, (), (), {})
 
 
@@ -183,7 +183,7 @@ def test_a_ledger_of_an_older_version(state: Path) -> None:
             "ALTER TABLE message DROP COLUMN protocol; ALTER TABLE site DROP COLUMN rate; DROP TABLE task;"
         )
     before = (state / "ledger.db").read_bytes()
-    shown = snapshot(state)
+    shown = take_snapshot(state)
     assert shown.rounds_done == 4
     assert shown.totals["down"].protocol_bytes == 0
     assert (state / "ledger.db").read_bytes() == before, "it was changed"
@@ -204,18 +204,18 @@ def test_a_folder_that_may_not_be_written(state: Path, monkeypatch: pytest.Monke
         return Refused() if name.endswith("mode=ro") else real(name, **options)  # type: ignore[call-overload]
 
     monkeypatch.setattr("sqlite3.connect", connect)
-    assert snapshot(state).rounds_done == 4
+    assert take_snapshot(state).rounds_done == 4
     (state / "ledger.db-wal").write_bytes(b"what a writer has committed")
     with pytest.raises(StateError, match="cannot be read"):
-        snapshot(state)
+        take_snapshot(state)
 
 
 def test_what_is_no_ledger(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"DIR|--run"):
-        snapshot(tmp_path)
+        take_snapshot(tmp_path)
     (tmp_path / "ledger.db").write_bytes(b"not a database" * 1000)
     with pytest.raises(StateError, match="cannot be read"):
-        snapshot(tmp_path)
+        take_snapshot(tmp_path)
 
 
 def test_a_look_changes_nothing_and_waits_for_nobody(state: Path) -> None:
@@ -229,9 +229,9 @@ def test_a_look_changes_nothing_and_waits_for_nobody(state: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"held\n"
-        assert snapshot(state).rounds_done == 4
+        assert take_snapshot(state).rounds_done == 4
         writer.communicate(b"x")
-    assert snapshot(state).rounds_done == 4
+    assert take_snapshot(state).rounds_done == 4
 
 
 def test_one_look_is_of_one_commit(state: Path) -> None:
@@ -244,5 +244,5 @@ def test_one_look_is_of_one_commit(state: Path) -> None:
 def test_memory_transport_is_counted_as_it_carried(tmp_path: Path) -> None:
     world = World(tmp_path)
     transport: MemoryTransport = world.run()
-    shown = snapshot(tmp_path / "coordinator")
+    shown = take_snapshot(tmp_path / "coordinator")
     assert {way: total.payload_bytes for way, total in shown.totals.items()} == transport.carried

@@ -16,8 +16,8 @@ import pytest
 
 from fedcompress.errors import ConfigError
 from server.watch import page
-from server.watch.view import Snapshot, snapshot
-from server.watch.web import Looks, WatchServer, host_is_ours, serve
+from server.watch.view import Snapshot, take_snapshot
+from server.watch.web import Looks, WatchServer, is_own_host, serve
 from tests.unit.server.watch.world import HOSTILE, poison
 
 TOKEN = "0123456789abcdef-token"
@@ -54,7 +54,7 @@ def test_the_three_paths(server: WatchServer, finished_run: Path) -> None:
     assert all(name in text for name in ("north", "south", "west", "Accuracy against bytes", "<svg"))
     status, headers, text = ask(server, "/api/snapshot")
     assert (status, headers["Content-Type"]) == (200, "application/json")
-    expected = snapshot(finished_run).to_dict()
+    expected = take_snapshot(finished_run).to_dict()
     assert {**json.loads(text), "at": 0} == json.loads(json.dumps({**expected, "at": 0}))
     status, headers, text = ask(server, "/metrics")
     assert (status, headers["Content-Type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
@@ -94,7 +94,7 @@ def test_names_that_are_ours(finished_run: Path) -> None:
     with serve(finished_run, allowed_hosts=["Watch.Example"]) as server:
         for name in ("localhost", "LOCALHOST:1", "127.0.0.1:9", "[::1]:5", "watch.example", socket.gethostname()):
             assert ask(server, Host=name)[0] == 200, name
-    assert not host_is_ours("evil.example", server.names)
+    assert not is_own_host("evil.example", server.names)
 
 
 def test_a_token(guarded: WatchServer) -> None:
@@ -158,7 +158,7 @@ def test_a_wrong_folder_is_said_at_once(tmp_path: Path) -> None:
 
 
 def test_a_ledger_that_goes_away_is_an_answer(state: Path) -> None:
-    with WatchServer(Looks(lambda: snapshot(state)), "127.0.0.1", 0, "", ()) as server:
+    with WatchServer(Looks(lambda: take_snapshot(state)), "127.0.0.1", 0, "", ()) as server:
         for path in state.glob("ledger.db*"):
             path.write_bytes(b"x" * 5000)
         status, _, text = ask(server)
@@ -167,7 +167,7 @@ def test_a_ledger_that_goes_away_is_an_answer(state: Path) -> None:
 
 def test_looks_are_shared(finished_run: Path) -> None:
     now, taken = [0.0], list[float]()
-    shown = snapshot(finished_run)
+    shown = take_snapshot(finished_run)
 
     def look() -> Snapshot:
         taken.append(now[0])
@@ -239,7 +239,7 @@ def test_hostile_labels_stay_labels(state: Path) -> None:
     assert {s.labels["site"] for s in sent} == {*HOSTILE, "north", "south", "west"}
     assert {s.value for s in sent if s.labels["site"] in HOSTILE} == {100.0}
     assert {s.labels["code"] for s in parsed["fedcompress_refusals"].samples} == set(HOSTILE)
-    total = snapshot(state).totals
+    total = take_snapshot(state).totals
     assert sum(s.value for s in sent) == total["up"].payload_bytes + total["down"].payload_bytes
 
 
@@ -251,7 +251,7 @@ def families(state: Path) -> list[object]:
 
 
 def test_metrics_are_the_snapshot_s(finished_run: Path) -> None:
-    shown = snapshot(finished_run)
+    shown = take_snapshot(finished_run)
     samples = {
         (s.name, *(v for k, v in sorted(s.labels.items()) if k != "run")): s.value
         for family in families(finished_run)
@@ -275,4 +275,4 @@ def test_the_policy_names_the_page_s_own_style_and_script(server: WatchServer) -
     for tag, directive in (("style", "style-src"), ("script", "script-src")):
         content = re.search(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         assert content is not None
-        assert f"{directive} {page._source(content[1])}" in headers["Content-Security-Policy"]
+        assert f"{directive} {page._hash_source(content[1])}" in headers["Content-Security-Policy"]

@@ -1,0 +1,198 @@
+"""A round, to be read from top to bottom: sample, dispatch, collect, admit, aggregate, publish, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedcompress.config.run_config import RunConfig
+from fedcompress.errors import TrainingError
+from fedcompress.storage.failpoints import failpoint
+from fedcompress.types import Layout
+from server.events import Emit, RoundCommitted, WarningIssued
+from server.ledger.ledger import Ledger, MergedRow
+from server.ledger.versions import PublishedState
+from server.round.aggregation import aggregate_round
+from server.round.dispatch import Dispatcher
+from server.round.evaluation import emit_quality
+from server.round.intake import ReplyIntake
+from server.round.open_round import OpenRound
+from server.round.participants import Participants
+from server.round.pending import MAX_RETRIES, PendingReplies
+from server.transport.base import Transport
+
+
+class RoundRunner:
+    """Runs the rounds of a run, one after another.
+
+    Args:
+        config: of the run.
+        layout: of the adapter.
+        ledger: notes what a round asks, receives and publishes.
+        transport: tells which nodes are connected.
+        participants: chooses whom to ask.
+        pending: knows who is awaited, and reads replies.
+        dispatcher: sends tasks.
+        intake: admits or refuses replies.
+        published: the version to begin with.
+        emit: takes events.
+
+    Attributes:
+        published: the version that was published last.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: RunConfig,
+        layout: Layout,
+        ledger: Ledger,
+        transport: Transport,
+        participants: Participants,
+        pending: PendingReplies,
+        dispatcher: Dispatcher,
+        intake: ReplyIntake,
+        published: PublishedState,
+        emit: Emit,
+    ) -> None:
+        self.published = published
+        self._config = config
+        self._layout = layout
+        self._ledger = ledger
+        self._transport = transport
+        self._participants = participants
+        self._pending = pending
+        self._dispatcher = dispatcher
+        self._intake = intake
+        self._emit = emit
+
+    def run(self, number: int) -> None:
+        """Run one round to its commit.
+
+        Raises:
+            TrainingError: too few nodes connect, there is no quorum after ``patience`` more deadlines, or sites enough
+                for one are connected and have all failed again and again.
+        """
+        config, ledger = self._config, self._ledger
+        started_at = self._pending.clock()
+        failpoint("server.round-begun")
+        open_round = OpenRound(
+            number=number,
+            published=self.published,
+            steps=config.steps,
+            enough=config.buffer or config.sites_per_round,
+        )
+        stale = self._pending.trained_before(self.published.version - config.max_staleness)
+        self._intake.give_up(stale, "stale", open_round, round_=number - 1)
+
+        # Sample, dispatch, collect and admit, until there is a quorum.
+        self._reach_quorum(open_round)
+        updates = open_round.by_site
+        fresh = [update for update in updates if not open_round.age(update.version)]
+        emit_quality(self._emit, self.published.version, fresh)
+
+        # Aggregate.
+        failpoint("server.merge")
+        ledger.check(self.published)
+        published, envelope = aggregate_round(config, self._layout, self.published, updates, number, blobs=ledger.blobs)
+
+        # Publish and commit.
+        seconds = self._pending.clock() - started_at
+        merged = [
+            MergedRow(site=u.site, digest=u.envelope.digest.hex(), trained_version=u.version, norm=u.norm)
+            for u in open_round.admitted
+        ]
+        with ledger.transaction():
+            ledger.publish(
+                published.version,
+                digest=published.digest,
+                envelope=envelope,
+                state=published.state,
+                residual=published.residual,
+                outer=published.outer,
+            )
+            ledger.end_round(number, published.version, len(open_round.asked), merged, seconds)
+        failpoint("server.after-commit")
+        ledger.copy()
+        ledger.collect_garbage()
+        self._intake.discard_updates()
+        self.published = published
+        self._emit_committed(open_round, published, merged, seconds)
+
+    def _reach_quorum(self, open_round: OpenRound) -> None:
+        """Collect updates until a quorum was admitted, with ``patience`` more deadlines if it takes them."""
+        config, number = self._config, open_round.number
+        self._pending.wait_for_nodes()
+        for attempt in range(config.patience + 1):
+            all_have_failed = self._collect_updates(open_round)
+            count = len(open_round.admitted)
+            if count >= config.quorum:
+                break
+            message = f"round {number}: {count} updates admitted: the quorum is {config.quorum}"
+            if all_have_failed or attempt == config.patience:
+                raise TrainingError("no-quorum", message)
+            self._ledger.extend_tasks(config.round_timeout)
+            self._emit(WarningIssued(message=f"{message}: waiting on, and asking who is free"))
+        if config.late == "return":
+            outcome = "deadline" if self._pending.is_expired() else "surplus"
+            self._intake.give_up(self._pending.all(), outcome, open_round, round_=number)
+
+    def _collect_updates(self, open_round: OpenRound) -> bool:
+        """Sample, dispatch, collect and admit until there is a quorum or the deadline has passed.
+
+        Whoever joins meanwhile is asked as well, and whoever has failed is asked again.
+
+        Returns:
+            Whether sites enough for a quorum are connected, and have all failed again and again.
+        """
+        number = open_round.number
+        self._pending.clear_deadline()
+        while True:
+            connected = set(self._transport.nodes())
+            sampled = self._sample(open_round)
+            self._dispatcher.dispatch(sampled, open_round)
+            self._pending.start_deadline()
+            for reply in self._pending.receive(open_round):
+                self._intake.handle_reply(reply, open_round)
+            self._intake.drop_outliers(open_round)
+            if len(open_round.admitted) >= self._config.quorum or self._pending.is_expired():
+                return False
+            settled = self._settled_nodes(open_round)
+            remaining = set(self._transport.nodes()) - settled
+            can_reach_quorum = len(remaining | open_round.admitted_nodes) >= self._config.quorum
+            retries = self._participants.fewest_failures(remaining, number)
+            if retries is not None and retries >= MAX_RETRIES and can_reach_quorum and not self._pending.nodes:
+                return True
+            candidates = remaining | (set(sampled) - settled)
+            self._pending.wait_for_retry(open_round, connected, self._participants.fewest_failures(candidates, number))
+            if self._pending.is_expired():
+                return False
+
+    def _sample(self, open_round: OpenRound) -> list[int]:
+        """Choose nodes to ask, of those that are neither awaited nor have answered."""
+        settled = self._settled_nodes(open_round)
+        free = [node for node in self._transport.nodes() if node not in settled]
+        return self._participants.choose(free, len(open_round.admitted), open_round.number, self._ledger.sites())
+
+    def _settled_nodes(self, open_round: OpenRound) -> set[int]:
+        """Return the nodes that are awaited, or whose sites have answered in this round."""
+        elsewhere = self._participants.answered_elsewhere(open_round.number)
+        return open_round.admitted_nodes | elsewhere | self._pending.nodes
+
+    def _emit_committed(
+        self, open_round: OpenRound, published: PublishedState, merged: Sequence[MergedRow], seconds: float
+    ) -> None:
+        self._emit(
+            RoundCommitted(
+                round=open_round.number,
+                version=published.version,
+                digest=published.digest.hex(),
+                asked=len(open_round.asked),
+                merged=len(merged),
+                late=sum(open_round.age(update.version) > 0 for update in open_round.admitted),
+                awaited=len(self._pending),
+                uplink_bytes=self._ledger.payload_bytes("up", open_round.number)[0],
+                downlink_bytes=self._ledger.payload_bytes("down", open_round.number)[0],
+                updates=[f"{row.site}:{row.digest}" for row in merged],
+                seconds=round(seconds, 3),
+            )
+        )
