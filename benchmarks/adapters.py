@@ -39,7 +39,10 @@ from fedcompress.wire import Header, Kind
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = ("codecs.md", "optimizers.md")  # of the two sites
-SEED, LENGTH, ROWS, SAMPLES = 3, 32, 2, 16
+SEED = 3
+LENGTH = 32
+ROWS = 2
+SAMPLES = 16
 ROUNDING = 3e-7  # of float32 weights, a few times
 CALLS = {
     "c3a": "block_size=64",

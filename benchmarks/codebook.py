@@ -14,7 +14,13 @@ from typing import Any
 
 import numpy as np
 
-LOWEST, LOG_STEP, CLASSES, ESCAPE, SCALE, LANES, SWEEPS = -0.75, 4, 16, 16, 1 << 15, 3000, 8
+LOWEST = -0.75
+LOG_STEP = 4
+CLASSES = 16
+ESCAPE = 16
+SCALE = 1 << 15
+LANES = 3000
+SWEEPS = 8
 HEAD = f'''"""Holds the codebook of the trellis quantizer, made once by ``python -m benchmarks.codebook`` and frozen.
 
 Class c is for a Gaussian source whose standard deviation is ``2^((c - 3) / 4)`` steps. Everything is written as

@@ -16,7 +16,9 @@ from fedcompress.codecs.error_feedback import pack_residual, unpack_residual
 from fedcompress.merging import InMemoryUpdates, Merger, parse_rule
 from fedcompress.types import Tensors, add, subtract, zeros
 
-UP_ENVELOPE, DOWN_ENVELOPE = 295, 208  # bytes of prefix, header, metrics and digest in a federation
+# bytes of prefix, header, metrics and digest in a federation
+UP_ENVELOPE = 295
+DOWN_ENVELOPE = 208
 
 
 @dataclass
@@ -49,7 +51,9 @@ class _Sender:
     """One end that encodes, with its residual; counts bytes of sections."""
 
     def __init__(self, setting: Setting, feedback: float, store: str, number: int) -> None:
-        self._layout, self._keep, self._number = setting.layout, ErrorFeedback(decay=feedback, store=store), number
+        self._layout = setting.layout
+        self._keep = ErrorFeedback(decay=feedback, store=store)
+        self._number = number
         self._rest = zeros(setting.layout)
         self.sent = 0
 
@@ -117,5 +121,6 @@ def federate(
     run.up_bytes = rounds * len(sites) * UP_ENVELOPE + sum(s.sent for s in senders[:-1])
     run.down_bytes = rounds * DOWN_ENVELOPE + senders[-1].sent
     plain = layout.plain_bytes(2) * rounds
-    run.up_ratio, run.down_ratio = plain * len(sites) / run.up_bytes, plain / run.down_bytes
+    run.up_ratio = plain * len(sites) / run.up_bytes
+    run.down_ratio = plain / run.down_bytes
     return run

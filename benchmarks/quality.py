@@ -15,7 +15,9 @@ from typing import Any
 from benchmarks.common import row, show
 from fedcompress.experiments import Grid, run_grid
 
-GAIN, GAP, RATIO = 0.25, 0.05, 16.0
+GAIN = 0.25
+GAP = 0.05
+RATIO = 16.0
 
 
 def main() -> None:

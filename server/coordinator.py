@@ -34,7 +34,7 @@ from server.round.evaluation import evaluate_last_version
 from server.round.intake import ReplyIntake
 from server.round.participants import Participants
 from server.round.pending import PendingReplies
-from server.round.round import RoundRunner
+from server.round.round import RoundLoop
 from server.round.signatures import load_coordinator_key
 from server.state_dir import clear_stop, stop_requested
 from server.transport.base import Transport
@@ -102,7 +102,7 @@ class Coordinator:
         )
         self._intake.discard_updates()
         published = self.ledger.published(self.layout) or self._publish_start(dict(template.adapter.tensors))
-        self._rounds = RoundRunner(
+        self._rounds = RoundLoop(
             config=config,
             layout=self.layout,
             ledger=self.ledger,

@@ -54,7 +54,9 @@ def _zstd(delta: Delta, density: float) -> Point:
     """The same, as one bit an entry and the sign bits, both through zstd -19."""
     import zstandard
 
-    masks, signs, decoded = [], [], {}
+    masks = []
+    signs = []
+    decoded = {}
     for spec in delta.layout.tensors:
         flat = delta.tensors[spec.name].ravel()
         places = find_largest([flat], count_kept(density, flat.size))[0]

@@ -19,7 +19,9 @@ from fedcompress.pipeline.updates import decode_update, encode_update
 from fedcompress.types import Array
 from fedcompress.wire import pack
 
-ENTRIES, DENSITY, REPEATS = 20_000_000, 0.05, 7
+ENTRIES = 20_000_000
+DENSITY = 0.05
+REPEATS = 7
 GROWTH = (100_000, 1_000_000, 10_000_000, 100_000_000)
 SPEC = CodecSpec.parse(f"topk(density={DENSITY})|ternary")
 

@@ -58,7 +58,9 @@ def _sparse_stage(name: str, delta: Delta, bits: float) -> dict[str, Any]:
 
 def _old_bases(before: Delta, after: Delta, bits: float) -> dict[str, Any]:
     """Reverse water-filling over rows in the basis of an earlier round, sent for nothing, against own bases."""
-    own, old, columns = [], [], []
+    own = []
+    old = []
+    columns = []
     for spec in after.layout.tensors:
         if spec.group in ("lora_a", "lora_b"):
             grid = Grid.of(spec.shape)

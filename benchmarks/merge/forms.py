@@ -73,7 +73,9 @@ def products(folder: Path) -> dict[str, np.ndarray]:
 def measured(folders: list[Path], scratch: Path, options: Mapping[str, Any]) -> tuple[float, int, int]:
     """Error against the dense mean, highest rank and bytes."""
     report = merge_adapters(folders, scratch / "merged", **options)
-    found, off, whole = products(scratch / "merged"), 0.0, 0.0
+    found = products(scratch / "merged")
+    off = 0.0
+    whole = 0.0
     held = [products(folder) for folder in folders]
     for name, value in found.items():
         target = sum((h[name] for h in held if name in h), np.zeros_like(value)) / len(folders)

@@ -20,8 +20,10 @@ from fedcompress.codecs import CodecSpec, encode_sections
 from fedcompress.merging import pairs_of
 from fedcompress.types import add
 
-SEEDS, ROUNDS = (0, 1, 2), 20
-UP, DOWN = "transform(budget=0.27,head=30)", "transform(budget=0.31,head=30)"
+SEEDS = (0, 1, 2)
+ROUNDS = 20
+UP = "transform(budget=0.27,head=30)"
+DOWN = "transform(budget=0.31,head=30)"
 EQUAL = CodecSpec.parse("transform(lambda=0.3,head=30)")  # bytes at one quality
 # lora-als is held to the means by its ridge: with 0.1 it is proximal, with 0.001 nearly free.
 RULES = ("mean", "lora-ridge", "lora-als", "lora-als(ridge=0.1)", "lora-svd", "lora-procrustes")
@@ -35,7 +37,9 @@ def _setting() -> Setting:
 def _error(merge: Merge) -> float:
     """``|B A - M| / |M|`` of the merged factors, mean over modules; M is the mean product of the sites."""
     layout, weights = _setting().layout, np.array(merge.weights) / sum(merge.weights)
-    sites, new, found = [add(merge.state, u) for u in merge.updates], add(merge.state, merge.change), []
+    sites = [add(merge.state, u) for u in merge.updates]
+    new = add(merge.state, merge.change)
+    found = []
     for pair in pairs_of(layout)[0]:
         target = sum(w * s[pair.b.name] @ s[pair.a.name] for w, s in zip(weights, sites, strict=True))
         found.append(float(np.linalg.norm(new[pair.b.name] @ new[pair.a.name] - target) / np.linalg.norm(target)))
@@ -48,7 +52,9 @@ def run(rule: str, seed: int, out: Path) -> dict[str, list[float]]:
     path = out / "gauge" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     if not path.is_file():
         print(f"  {text}", file=sys.stderr)
-        errors, sizes, layout = [], [], _setting().layout
+        errors = []
+        sizes = []
+        layout = _setting().layout
 
         def on_merge(merge: Merge) -> None:
             errors.append(_error(merge))

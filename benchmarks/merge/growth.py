@@ -12,8 +12,12 @@ import numpy as np
 from benchmarks.common import curves, row
 from fedcompress.merging.lowrank import Term, spectrum
 
-SIDE, SITES, RANK = 4096, 100, 16
-GROWTH_SIDE, GROWTH_SITES, GROWTH_RANKS = 1024, (10, 30, 100, 300, 1000), (4, 16, 64)
+SIDE = 4096
+SITES = 100
+RANK = 16
+GROWTH_SIDE = 1024
+GROWTH_SITES = (10, 30, 100, 300, 1000)
+GROWTH_RANKS = (4, 16, 64)
 
 
 def terms(sites: int, rank: int, side: int) -> list[Term]:

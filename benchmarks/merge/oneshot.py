@@ -23,7 +23,8 @@ from fedcompress.merging import RULES, InMemoryUpdates, Merger, parse_rule
 from fedcompress.types import Tensors, add, subtract
 
 SEEDS = (0, 1, 2)
-STEPS, EVAL_ROWS = 60, 1000
+STEPS = 60
+EVAL_ROWS = 1000
 MAKERS: dict[str, Callable[[], Setting]] = {
     "intents": lambda: intents(steps=STEPS, eval_rows=EVAL_ROWS),
     "banking": lambda: banking(steps=STEPS, eval_rows=EVAL_ROWS),

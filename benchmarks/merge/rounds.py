@@ -16,7 +16,10 @@ from benchmarks.settings.base import Setting
 from benchmarks.settings.clinc import intents
 from fedcompress.merging import RULES
 
-ROUNDS, STEPS, EVAL_ROWS, EVERY = 20, 6, 1500, 5
+ROUNDS = 20
+STEPS = 6
+EVAL_ROWS = 1500
+EVERY = 5
 UP = {"transform": "lora-transform", "ternary 5 %": "topk(density=0.05)|ternary"}
 DOWN = "lora-transform-down"
 SEEDS = (0, 1, 2)

@@ -22,7 +22,10 @@ from benchmarks.common import row
 from fedcompress.merging import RULES, InMemoryUpdates, Merger, UpdateFiles, parse_rule
 from fedcompress.types import Layout, Tensors, TensorSpec, zeros
 
-SITES, TENSORS, SHAPE, REPEATS = 8, 8, (1000, 1250), 3
+SITES = 8
+TENSORS = 8
+SHAPE = (1000, 1250)
+REPEATS = 3
 MIB = 1 << 20
 LAYOUT = Layout(tuple(TensorSpec(name=f"t{i}", shape=SHAPE) for i in range(TENSORS)))
 ONE_UPDATE = 4 * LAYOUT.numel

@@ -17,7 +17,11 @@ import torch
 from mergekit.merge_methods.generalized_task_arithmetic import get_mask
 from mergekit.sparsify import SparsificationMethod, sparsify
 
-SITES, TENSORS, SHAPE, DENSITY, REPEATS = 8, 8, (1000, 1250), 0.2, 3
+SITES = 8
+TENSORS = 8
+SHAPE = (1000, 1250)
+DENSITY = 0.2
+REPEATS = 3
 
 
 def merged(deltas: list[Any], method: SparsificationMethod | None, consensus: bool, **options: float) -> Any:

@@ -58,10 +58,17 @@ class Setting:
         lr: float,
         higher_is_better: bool,
     ) -> None:
-        self.name, self.examples, self.higher_is_better = name, list(examples), higher_is_better
-        self._model, self._loss, self._evaluate = model.model, loss, evaluate
-        self._steps, self._batch, self._lr = steps, batch, lr
-        self._parameters, self.layout = model.parameters, model.layout
+        self.name = name
+        self.examples = list(examples)
+        self.higher_is_better = higher_is_better
+        self._model = model.model
+        self._loss = loss
+        self._evaluate = evaluate
+        self._steps = steps
+        self._batch = batch
+        self._lr = lr
+        self._parameters = model.parameters
+        self.layout = model.layout
         self._rule: tuple[str, str] | None = None
         self._kept: dict[int, dict[str, Any]] = {}  # state of a site's optimizer
 
@@ -69,7 +76,8 @@ class Setting:
         """Train with one of our optimizers from now on, whose state a round resets or keeps."""
         from fedcompress.optim import build_optimizer
 
-        self._built, self._rule = build_optimizer(self._model, optimizer, lr=lr), (optimizer, state)
+        self._built = build_optimizer(self._model, optimizer, lr=lr)
+        self._rule = (optimizer, state)
         self._kept.clear()
 
     def initial(self, seed: int) -> Tensors:

@@ -7,7 +7,9 @@ import json
 from benchmarks.settings.base import Setting, data_folder
 from benchmarks.settings.texts import Texts, classification, dirichlet
 
-SITES, ALPHA, EVAL_ROWS = 4, 0.3, 1500
+SITES = 4
+ALPHA = 0.3
+EVAL_ROWS = 1500
 
 
 def _rows(split: str) -> list[tuple[str, str]]:

@@ -15,7 +15,9 @@ from benchmarks.settings.shakespeare import TARGETS
 from fedcompress.adapters.attach import attach_adapter
 from fedcompress.errors import MissingPackageError
 
-SITES, LENGTH, EVAL_ROWS = 2, 128, 96
+SITES = 2
+LENGTH = 128
+EVAL_ROWS = 96
 CACHE = Path("runs/cache/smollm2-135m")
 CONFIG = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 32, "target_modules": TARGETS}
 

@@ -14,13 +14,17 @@ import numpy as np
 from benchmarks.settings.base import Setting, data_folder
 from fedcompress.adapters.attach import attach_adapter
 
-SITES, LENGTH, EVAL_WINDOWS = 8, 96, 128
+SITES = 8
+LENGTH = 96
+EVAL_WINDOWS = 128
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def read_vocabulary(path: Path) -> dict[bytes, tuple[int, float]]:
     """Piece to (id, score), from llama2.c's tokenizer file."""
-    data, at, out = path.read_bytes(), 4, {}
+    data = path.read_bytes()
+    at = 4
+    out = {}
     while at < len(data):
         score, size = struct.unpack_from("<fi", data, at)
         at += 8 + size
@@ -67,9 +71,14 @@ def load_stories(folder: Path) -> Any:
 
     width = dim // heads * kv_heads
     embed, norm1 = take(vocab, dim), take(layers, dim)
-    q, k, v, o = take(layers, dim, dim), take(layers, width, dim), take(layers, width, dim), take(layers, dim, dim)
+    q = take(layers, dim, dim)
+    k = take(layers, width, dim)
+    v = take(layers, width, dim)
+    o = take(layers, dim, dim)
     norm2, gate = take(layers, dim), take(layers, hidden, dim)
-    down, up, last = take(layers, dim, hidden), take(layers, hidden, dim), take(dim)
+    down = take(layers, dim, hidden)
+    up = take(layers, hidden, dim)
+    last = take(dim)
     state = {"model.embed_tokens.weight": embed, "model.norm.weight": last, "lm_head.weight": embed}
     per_layer = {
         "input_layernorm": norm1,

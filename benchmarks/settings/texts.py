@@ -12,7 +12,8 @@ from fedcompress.adapters.attach import attach_adapter
 from fedcompress.adapters.classifier import build_classifier
 from fedcompress.demo.data import model_folder
 
-MAX_LENGTH, EVAL_BATCH = 32, 100
+MAX_LENGTH = 32
+EVAL_BATCH = 100
 CONFIG = {
     "peft_type": "LORA",
     "r": 8,

@@ -17,8 +17,12 @@ from fedcompress.adapters import load_template
 from fedcompress.config.train_task import TrainTask
 
 CODECS = ("topk(density=0.01)|ternary", "int8", "lora-transform")
-STEPS, BATCH, LENGTH = 1, 1, 32  # memory after training does not depend on them
-INTERVAL, TARGET = 0.05, 0.5
+# memory after training does not depend on them
+STEPS = 1
+BATCH = 1
+LENGTH = 32
+INTERVAL = 0.05
+TARGET = 0.5
 
 
 class Watch:
@@ -33,7 +37,8 @@ class Watch:
     def note(self, progress: Any) -> None:
         """A note of the worker."""
         if progress.phase == "extract":
-            self.began, self.base = time.perf_counter(), pss()
+            self.began = time.perf_counter()
+            self.base = pss()
             self.peak = self.base
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()

@@ -11,7 +11,10 @@ from benchmarks.common import row
 from benchmarks.site.place import Place, metrics_of
 from fedcompress.wire import digest_of
 
-ROUNDS, STEPS, ROUND = 6, 4, 60.0  # seconds of a round that the share is of
+# seconds of a round that the share is of
+ROUNDS = 6
+STEPS = 4
+ROUND = 60.0
 
 
 def rows(out: Path) -> list[dict[str, Any]]:

@@ -22,7 +22,10 @@ from fedcompress.config.train_task import TrainTask
 from fedcompress.demo import data as demo_data
 from fedcompress.pipeline.states import encode_snapshot
 
-ADAPTER, BATCH, LENGTH, ROWS = "lora(r=16,targets=all-linear)", 4, 128, 40
+ADAPTER = "lora(r=16,targets=all-linear)"
+BATCH = 4
+LENGTH = 128
+ROWS = 40
 
 
 @dataclass

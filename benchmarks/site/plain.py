@@ -25,7 +25,9 @@ def main(argv: list[str]) -> None:
     from clients.training.tasks.language import CausalTask
     from fedcompress.adapters.base_model import load_tokenizer
 
-    site, steps, dtype = SiteConfig.load(Path(argv[0])), int(argv[1]), argv[2]
+    site = SiteConfig.load(Path(argv[0]))
+    steps = int(argv[1])
+    dtype = argv[2]
     torch.set_num_threads(site.engine.threads)
     tokenizer = load_tokenizer(site.model.path)
     task = CausalTask(site.data, tokenizer, LENGTH)

@@ -57,6 +57,16 @@ class Reconciler:
     ) -> int:
         """Close the outbox but for a reply to this very request.
 
+        Replies that were merged are closed as such; the updates of all others return to the residual. Three things
+        may have gone wrong before:
+
+        - The coordinator was set back, and asks again for rounds that it had merged. Replies to such a round and to
+          later ones, and those after the one that it says it merged last, are open again.
+        - An update was given back and merged all the same, since it came before this site was heard under a new node
+          id. It is taken out of the residual again.
+        - This site was set back itself, so that what it holds may have been merged or sent on since; or a reply that
+          changes the residual cannot be read. Residual and open replies are lost.
+
         Args:
             run: run name.
             round_: the round asked for now.

@@ -97,9 +97,9 @@ class SiteState:
     def apply_downlink(self, run: str, layout: Layout, bundle: bytes, *, on_disk: bool = False) -> RunSnapshot:
         """Advance the published state along the envelopes of a downlink.
 
-        Starts at the last envelope that fits: one that begins at the state held, or a
-        snapshot. A downlink that ends where the site already is changes no tensor. If what
-        is held is corrupt, a downlink with a snapshot starts anew; residual and outbox are lost.
+        Starts at the last envelope that fits: a snapshot, or one that begins at the state held. A downlink that ends
+        where the site already is changes no tensor. If what is held is corrupt, a snapshot starts anew; residual and
+        outbox are lost.
 
         Args:
             run: name of the run.
@@ -121,11 +121,15 @@ class SiteState:
             raise MismatchError("layout-mismatch", f"run {run}: has begun with another layout: use a new run name")
         digest = held.digest if held is not None else b""
         if held is not None and (not chain or chain[-1].header.result_digest == digest):
-            return self._renumber(run, held, chain[-1].header.version if chain else held.version)
+            version = chain[-1].header.version if chain else held.version
+            if version != held.version:  # the step to it was zero
+                with self._transaction():
+                    self._runs.set_version(run, version)
+            return replace(held, version=version)
         starts = [
             number
-            for number, envelope in enumerate(chain)
-            if envelope.header.kind is Kind.SNAPSHOT or (digest and envelope.header.base_digest == digest)
+            for number, header in enumerate(e.header for e in chain)
+            if header.kind is Kind.SNAPSHOT or (digest and header.base_digest == digest)
         ]
         if not starts:
             have = f"version {held.version}" if held is not None else "nothing"
@@ -160,14 +164,6 @@ class SiteState:
             return None
         return held
 
-    def _renumber(self, run: str, held: RunSnapshot, version: int) -> RunSnapshot:
-        """Take note of a version that the step of zero led to."""
-        if version == held.version:
-            return held
-        with self._transaction():
-            self._runs.set_version(run, version)
-        return replace(held, version=version)
-
     def _follow(
         self, run: str, layout: Layout, held: RunSnapshot | None, chain: Sequence[Envelope], *, on_disk: bool
     ) -> RunSnapshot:
@@ -192,11 +188,7 @@ class SiteState:
     ) -> int:
         """Close the outbox but for a reply to this very request; unmerged updates return to the residual.
 
-        A coordinator that was set back asks again for rounds that it had merged: replies to them and to later ones, or
-        after the one that it says it merged last, are open again. What was given back and merged all the same, as it
-        came before this site was heard under a new node id, is taken out of the residual again. If this site was set
-        back itself, what it holds may have been merged or sent on since: residual and open replies are lost. They are
-        too where one of those that change the residual cannot be read.
+        ``Reconciler.run`` says what happens where this site, or the coordinator, was set back to an older state.
 
         Args:
             run: run name.

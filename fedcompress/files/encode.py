@@ -17,7 +17,7 @@ from fedcompress.files.container import compute_size_ratios
 from fedcompress.files.distortion import Distortion
 from fedcompress.files.manifest import MAX_PARTS, Manifest
 from fedcompress.files.progress import Progress, ignore_progress
-from fedcompress.pipeline.coding import share_of
+from fedcompress.pipeline.coding import share_budget
 from fedcompress.types import Tensors, add, state_digest, subtract
 from fedcompress.wire import Header, Kind, digest_of, pack
 
@@ -52,7 +52,7 @@ class _EncodingJob:
         if base is not None:
             layout.check(base, what="--base")
             values = subtract(values, base)
-        spec = share_of(self.spec, self.source.layout, layout)
+        spec = share_budget(self.spec, self.source.layout, layout)
         sections = encode_sections(spec, layout, values, seed=self.seed)
         decoded = decode_sections(spec, layout, sections)
         reached = decoded if base is None else add(base, decoded)

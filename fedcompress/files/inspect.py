@@ -16,7 +16,7 @@ from fedcompress.files.distortion import Distortion
 from fedcompress.files.part_values import decode_part, open_base, read_base
 from fedcompress.files.progress import Progress, ignore_progress
 from fedcompress.files.statistics import SourceStatistics
-from fedcompress.pipeline.coding import check_layout, codec_of
+from fedcompress.pipeline.coding import check_layout, parse_codec
 from fedcompress.types import GROUPS, Layout, state_digest, subtract
 from fedcompress.wire import Kind
 
@@ -126,7 +126,7 @@ def _describe_sections(container: Container) -> list[dict[str, Any]]:
     names = [str(clause) for clause in clauses]
     rows: list[dict[str, Any]] = []
     for part in container.parts:
-        codec = codec_of(part.header)
+        codec = parse_codec(part.header)
         assigned = codec.assign(layout_of_slices(part.slices))
         sizes = part.section_sizes[1:]  # the first one is the manifest
         for number, (clause, members) in enumerate(zip(codec.clauses, assigned, strict=True)):
@@ -172,6 +172,6 @@ def _measure_update(container: Container, source: Source, base: Path | None, pro
         base_source.check_fits(layout, "--base")
         values = subtract(values, read_base(base_source, part.header, slices))
     distortion = Distortion()
-    distortion.add(slices, values, decode_sections(codec_of(part.header), layout, container.read(part).sections))
+    distortion.add(slices, values, decode_sections(parse_codec(part.header), layout, container.read(part).sections))
     progress(layout.numel, layout.numel)
     return distortion

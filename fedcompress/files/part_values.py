@@ -9,7 +9,7 @@ from fedcompress.chunks import TensorSlice, layout_of_slices
 from fedcompress.codecs import decode_sections
 from fedcompress.errors import ConfigError, MismatchError
 from fedcompress.files.container import Container, EnvelopeEntry
-from fedcompress.pipeline.coding import codec_of
+from fedcompress.pipeline.coding import parse_codec
 from fedcompress.types import Layout, Tensors, state_digest
 from fedcompress.wire import Header
 
@@ -69,6 +69,6 @@ def decode_part(container: Container, part: EnvelopeEntry) -> Tensors:
     Raises:
         WireError: the envelope has changed since the file was opened, or a section does not decode.
     """
-    codec = codec_of(part.header)
+    codec = parse_codec(part.header)
     sections = container.read(part).sections[1:]  # the first one is the manifest
     return decode_sections(codec, layout_of_slices(part.slices), sections)

@@ -251,6 +251,3 @@ def parse_codec(header: Header) -> CodecSpec:
         return CodecSpec.parse(header.codec, field="header.codec")
     except ConfigError as error:
         raise HeaderError(str(error)) from error
-
-
-codec_of, share_of, decode_parts = parse_codec, share_budget, decode_chunks

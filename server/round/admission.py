@@ -13,7 +13,7 @@ import numpy as np
 from fedcompress.codecs import CodecSpec
 from fedcompress.errors import AdmissionError, ConfigError, MismatchError, WireError
 from fedcompress.merging.weighting import Examples, Weighting
-from fedcompress.pipeline.coding import codec_of, decode_parts
+from fedcompress.pipeline.coding import decode_chunks, parse_codec
 from fedcompress.types import Layout, Tensors
 from fedcompress.wire import Envelope, Header, Kind, Limits, unpack
 from server.round import signatures
@@ -168,6 +168,6 @@ def admit_reply(
 
 def _decode_and_measure(envelope: Envelope, layout: Layout, squares: list[float]) -> Iterator[Tensors]:
     """Yield the decoded tensors part by part, and append the sum of squares of each to ``squares``."""
-    for _, tensors in decode_parts(codec_of(envelope.header), layout, envelope.sections):
+    for _, tensors in decode_chunks(parse_codec(envelope.header), layout, envelope.sections):
         squares += [float(np.square(value, dtype=np.float64).sum()) for value in tensors.values()]
         yield tensors

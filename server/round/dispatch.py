@@ -94,7 +94,9 @@ class Dispatcher:
             is_resent: whether the node has answered this task with a failure that sending again can heal.
         """
         config, published = self._config, open_round.published
-        round_, version, steps = open_round.number, published.version, open_round.steps
+        round_ = open_round.number
+        version = published.version
+        steps = open_round.steps
         rows = self._ledger.sites()
         known = next((row for row in rows if row.node == node), None)
         site = known.site if known is not None else ""

@@ -21,7 +21,7 @@ from server.round.pending import MAX_RETRIES, PendingReplies
 from server.transport.base import Transport
 
 
-class RoundRunner:
+class RoundLoop:
     """Runs the rounds of a run, one after another.
 
     Args:

@@ -22,7 +22,7 @@ from fedcompress.codecs import CodecSpec
 from fedcompress.files import decode_file, encode_file, inspect_file
 from fedcompress.files.container import open_container
 from fedcompress.files.manifest import MAX_BYTES, parse_manifest
-from fedcompress.pipeline.coding import share_of
+from fedcompress.pipeline.coding import share_budget
 from fedcompress.pipeline.states import decode_state
 from fedcompress.pipeline.updates import decode_update, encode_update
 from fedcompress.types import Layout, Tensors, TensorSpec, state_digest
@@ -153,8 +153,8 @@ def test_budgets(tmp_path: Path) -> None:
     spec = CodecSpec.parse("lora: transform(budget=1000B); head: transform(budget=2.0)")
     whole = lora_layout()
     part = Layout(whole.tensors[:1])
-    assert str(share_of(spec, whole, part)) == "lora_a,lora_b: transform(budget=250B); head: transform(budget=2.0)"
-    assert share_of(spec, whole, whole) == spec
+    assert str(share_budget(spec, whole, part)) == "lora_a,lora_b: transform(budget=250B); head: transform(budget=2.0)"
+    assert share_budget(spec, whole, whole) == spec
 
 
 @pytest.mark.parametrize(

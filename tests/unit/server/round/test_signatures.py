@@ -115,7 +115,7 @@ def test_nothing_is_decoded_before_the_signature(keys: Keys, monkeypatch: pytest
         raise AssertionError("decoded")
 
     monkeypatch.setattr("server.round.admission.unpack", never)
-    monkeypatch.setattr("server.round.admission.decode_parts", never)
+    monkeypatch.setattr("server.round.admission.decode_chunks", never)
     for code, datas in cases(keys).items():
         if code != "swapped-site":  # who must have signed is in the header
             for data in datas:
