@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from benchmarks.codec.deltas import Delta, deltas
 from benchmarks.common import row
 from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
-from fedcompress.codecs.matrix_view import Grid
+from fedcompress.codecs.matrix_view import MatrixView
 from fedcompress.types import Tensors, subtract
 
 BUDGETS = (0.13, 0.27, 0.5)  # bits a parameter
@@ -63,7 +63,7 @@ def _old_bases(before: Delta, after: Delta, bits: float) -> dict[str, Any]:
     columns = []
     for spec in after.layout.tensors:
         if spec.group in ("lora_a", "lora_b"):
-            grid = Grid.of(spec.shape)
+            grid = MatrixView.of(spec.shape)
             now, then = (grid.matrix(d.tensors[spec.name]).astype(np.float64) for d in (after, before))
             columns.append(grid.columns)
             own.append(np.square(np.linalg.eigh(now @ now.T)[1].T @ now).mean(1))

@@ -29,7 +29,7 @@ def site_path(text: str) -> Path:
     return path.resolve()
 
 
-def read_status(state_dir: Path, timeout: float = ANSWER) -> worker_pb2.StatusReply | None:
+def read_worker_status(state_dir: Path, timeout: float = ANSWER) -> worker_pb2.StatusReply | None:
     """Return the status of the worker in a state directory; None if none answers within ``timeout`` seconds."""
     import grpc
 

@@ -13,7 +13,7 @@ from clients.commands.common import (
     is_terminal,
     no_worker,
     progress_line,
-    read_status,
+    read_worker_status,
     site_path,
     status_to_dict,
 )
@@ -62,7 +62,7 @@ def run(options: Options, sleep: Callable[[float], None] = time.sleep) -> int:
 
 def _show(site: SiteConfig, options: Options) -> int:
     """Print the status once; return 1 if no worker answers."""
-    reply = read_status(site.state_dir)
+    reply = read_worker_status(site.state_dir)
     if options.as_json:
         print(json.dumps(_to_json(site, reply)))
         return 0 if reply is not None else 1
@@ -95,7 +95,7 @@ def _watch(site: SiteConfig, options: Options) -> int:
 
     with Live(console=Console(), auto_refresh=False) as live:
         while True:
-            lines = [*worker_lines(site, read_status(site.state_dir)), connection_line(site)]
+            lines = [*worker_lines(site, read_worker_status(site.state_dir)), connection_line(site)]
             live.update(Text("\n".join(lines)), refresh=True)
             time.sleep(options.interval)
 

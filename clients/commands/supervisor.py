@@ -64,7 +64,7 @@ class Child:
 
 
 @dataclass
-class Supervisor:
+class SiteSupervisor:
     """Starts what does not run, and waits longer each time that it ends at once.
 
     Attributes:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from clients import worker_client
-from clients.commands.common import read_status, site_path
+from clients.commands.common import read_worker_status, site_path
 from clients.runtime.logs import log_file
 from clients.runtime.paths import log_dir, make_state_dir, socket_path
 from clients.site import SiteConfig
@@ -80,7 +80,7 @@ def run(options: Options) -> int:
     site_file = site_path(options.site)
     site, template = SiteConfig.load(site_file), load_template(Path(options.template))
     private = replace(site, state_dir=site.state_dir / "local")
-    build_task(options, template, 1, options.steps)  # checks the options before anything starts
+    build_local_task(options, template, 1, options.steps)  # checks the options before anything starts
     began = time.monotonic()
     make_state_dir(site.state_dir)  # its folder, too, is private
     lock = hold(private.state_dir / "train.lock", f"site {site.name}: trains already, with pid")
@@ -106,7 +106,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def build_task(options: Options, template: Template, round_: int, steps: int) -> TrainTask:
+def build_local_task(options: Options, template: Template, round_: int, steps: int) -> TrainTask:
     """Build the task that a coordinator would send for a round with these options.
 
     Args:
@@ -160,7 +160,7 @@ def _rounds(
     merged: tuple[str, ...] = ()
     for round_ in range(1, options.rounds + 2):
         steps = options.steps if round_ <= options.rounds else 0
-        task = build_task(options, template, round_, steps)
+        task = build_local_task(options, template, round_, steps)
         bundle = encode_snapshot(state, layout, run=RUN, version=round_ - 1)
         payload, _ = worker_client.run_round(
             site_file,
@@ -194,7 +194,7 @@ def _worker(site_file: Path, site: SiteConfig) -> Iterator[None]:
     try:
         address = socket_path(site.state_dir)
         wait_until(
-            lambda: address.exists() and read_status(site.state_dir) is not None,
+            lambda: address.exists() and read_worker_status(site.state_dir) is not None,
             timeout=START_TIMEOUT,
             what="worker",
             alive=alive,

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from clients.commands.common import is_terminal, progress_line, python_environment, read_status, site_path
+from clients.commands.common import is_terminal, progress_line, python_environment, read_worker_status, site_path
 from clients.commands.status import worker_lines
-from clients.commands.supervisor import Supervisor, end_orphans, make_log_dir, up_file, up_lock, worker_command
+from clients.commands.supervisor import SiteSupervisor, end_orphans, make_log_dir, up_file, up_lock, worker_command
 from clients.network.proxy_route import find_route, proxy_variables, system_proxies
 from clients.runtime.paths import make_state_dir
 from clients.site import SiteConfig
@@ -207,14 +207,14 @@ def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
     """Keep both processes up, and show how they are, until this process is told to stop."""
     home = site.state_dir / "flower"
     home.mkdir(parents=True, exist_ok=True)
-    view = LiveView(site) if is_terminal() else PlainView(site)
+    view = SiteLiveView(site) if is_terminal() else SitePlainView(site)
     group = ProcessGroup(make_log_dir(site), environment(home))
     with stop_signals() as stopped, meter_link(options, site) as (address, variables), group, view:
         for orphan in end_orphans(site.state_dir):
             view.say(f"ended what was left over: {orphan}")
         if options.insecure:
             view.say(f"warning: --insecure: the connection to {options.superlink} is not encrypted")
-        supervisor = Supervisor(
+        supervisor = SiteSupervisor(
             site=site,
             site_file=site_file,
             group=group,
@@ -238,14 +238,14 @@ def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
     return 0
 
 
-class PlainView:
+class SitePlainView:
     """Prints a line when something changes, for logs."""
 
     def __init__(self, site: SiteConfig) -> None:
         self._site = site
         self._last = ""
 
-    def __enter__(self) -> PlainView:
+    def __enter__(self) -> SitePlainView:
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -257,14 +257,14 @@ class PlainView:
 
     def show(self) -> None:
         """Print what the worker does, if it does something else than before."""
-        reply = read_status(self._site.state_dir, timeout=STATUS_TIMEOUT)
+        reply = read_worker_status(self._site.state_dir, timeout=STATUS_TIMEOUT)
         line = progress_line(reply) if reply is not None else ""
         if line and line != self._last:
             self.say(line)
             self._last = line
 
 
-class LiveView:
+class SiteLiveView:
     """Redraws the status in place, with the last lines that were said below it."""
 
     def __init__(self, site: SiteConfig) -> None:
@@ -274,7 +274,7 @@ class LiveView:
         self._lines: list[str] = []  # the last ones that were said
         self._live = Live(auto_refresh=False)
 
-    def __enter__(self) -> LiveView:
+    def __enter__(self) -> SiteLiveView:
         self._live.__enter__()
         return self
 
@@ -290,6 +290,6 @@ class LiveView:
         """Draw the status and the lines anew."""
         from rich.text import Text
 
-        lines = worker_lines(self._site, read_status(self._site.state_dir, timeout=STATUS_TIMEOUT))
+        lines = worker_lines(self._site, read_worker_status(self._site.state_dir, timeout=STATUS_TIMEOUT))
         text = "\n".join([*lines, "", *self._lines, "", "Ctrl-C stops the site"])
         self._live.update(Text(text), refresh=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from clients.data_sources.base import Row, Source
+from clients.data_sources.base import DataSource, Row
 from clients.data_sources.folder import Folder
 from clients.data_sources.function import Function
 from clients.data_sources.hub import PREFIX, Hub
@@ -17,10 +17,10 @@ from clients.data_sources.jsonl import JsonLines
 from clients.data_sources.parquet import Parquet
 from clients.data_sources.separated import Separated
 
-__all__ = ["ENDINGS", "SOURCES", "Row", "Source", "make_absolute", "parse_kind", "parse_source"]
+__all__ = ["ENDINGS", "SOURCES", "Row", "DataSource", "make_absolute", "parse_kind", "parse_source"]
 
 # classes by kind
-SOURCES: dict[str, type[Source]] = {
+SOURCES: dict[str, type[DataSource]] = {
     "jsonl": JsonLines,
     "csv": Separated,
     "parquet": Parquet,
@@ -48,6 +48,6 @@ def make_absolute(text: str, base: Path) -> str:
     return text if parse_kind(text) in ("hub", "function") else str(base / text)
 
 
-def parse_source(text: str, part: str) -> Source:
+def parse_source(text: str, part: str) -> DataSource:
     """Return the source of a part, ``train`` or ``heldout``; nothing is opened yet."""
     return SOURCES[parse_kind(text)](text, part)

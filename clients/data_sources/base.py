@@ -68,7 +68,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Source(ABC):
+class DataSource(ABC):
     """Gives the rows of one part of a site's data.
 
     Attributes:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from clients.data_sources.base import Row, Source
+from clients.data_sources.base import DataSource, Row
 from fedcompress.errors import ConfigError, MissingPackageError
 
 ONE = "state.json"  # file by which save_to_disk marks the folder of a Dataset
@@ -40,7 +40,7 @@ def read_dataset_rows(dataset: Any, name: str) -> Iterator[Row]:
         yield Row(f"{name}:{number}", {**values, **labels})
 
 
-class Folder(Source):
+class Folder(DataSource):
     """Reads a saved ``Dataset``, or of a saved ``DatasetDict`` the split after a colon: ``folder:split``."""
 
     def _split_text(self) -> tuple[Path, str]:

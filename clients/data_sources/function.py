@@ -6,11 +6,11 @@ import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from clients.data_sources.base import Row, Source
+from clients.data_sources.base import DataSource, Row
 from fedcompress.errors import ConfigError
 
 
-class Function(Source):
+class Function(DataSource):
     """Calls ``package.module:function`` with the part's name; the function yields mappings from field names.
 
     The function may have an attribute ``version``; while that is equal, its rows are taken to be the same.

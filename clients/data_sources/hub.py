@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from clients.data_sources.base import Row, Source
+from clients.data_sources.base import DataSource, Row
 from clients.data_sources.folder import import_datasets, read_dataset_rows
 from fedcompress.errors import ConfigError
 
@@ -24,7 +24,7 @@ def _loaded(text: str) -> Any:
     return datasets.load_dataset(parts["name"], parts["subset"], split=parts["split"] or "train")
 
 
-class Hub(Source):
+class Hub(DataSource):
     """Reads ``hf:organisation/name``, with ``/subset`` and ``:split`` where the data set has several.
 
     Without ``:split`` the split is train.

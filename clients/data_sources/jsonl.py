@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from clients.data_sources.base import Row, Source
+from clients.data_sources.base import DataSource, Row
 from fedcompress.errors import ConfigError
 
 
-class JsonLines(Source):
+class JsonLines(DataSource):
     """Reads a file with a JSON object a line, in UTF-8; empty lines are skipped."""
 
     def rows(self) -> Iterator[Row]:

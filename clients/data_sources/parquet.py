@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from clients.data_sources.base import Row, Source
+from clients.data_sources.base import DataSource, Row
 from fedcompress.errors import ConfigError, MissingPackageError
 
 BATCH = 1024  # rows that are in memory at a time
 
 
-class Parquet(Source):
+class Parquet(DataSource):
     """Reads a parquet file, of which one batch of rows is in memory at a time."""
 
     def rows(self) -> Iterator[Row]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator
 
-from clients.data_sources.base import Row, Source
+from clients.data_sources.base import DataSource, Row
 from fedcompress.errors import ConfigError
 
 MOST = 1 << 26  # bytes of a field; Python's own limit is 128 KiB
 
 
-class Separated(Source):
+class Separated(DataSource):
     """Reads values separated by commas (by tabs in ``.tsv``), in UTF-8, with column names in the first line.
 
     All values are text. Quotes and line ends within quotes are as RFC 4180 has them.

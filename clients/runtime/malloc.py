@@ -29,7 +29,7 @@ def return_large_blocks() -> None:
 
 
 def keep_until_trimmed() -> None:
-    """Keep blocks that are freed, from now on, in the heap until ``trim``.
+    """Keep blocks that are freed, from now on, in the heap until ``release_memory``.
 
     A codec makes and drops arrays of a few MiB many times; where each is mapped anew, half of its time goes to
     pages that the kernel clears. ``MALLOC_MMAP_THRESHOLD_``, if it is set, is kept.
@@ -46,7 +46,7 @@ def _set(options: Mapping[int, int]) -> None:
                 call(key, value)
 
 
-def trim() -> None:
+def release_memory() -> None:
     """Give back to the machine what the heap holds and nobody uses."""
     if sys.platform == "linux":
         call = getattr(ctypes.CDLL(None), "malloc_trim", None)

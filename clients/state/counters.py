@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS failure (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Traffic:
+class RunTraffic:
     """Counts the payload of one run.
 
     Args:
@@ -105,12 +105,12 @@ class Counters:
             row = (time.time(), run, round_, code, message)
             self._db.execute("INSERT OR REPLACE INTO failure VALUES (1, ?, ?, ?, ?, ?)", row)
 
-    def traffic(self) -> list[Traffic]:
+    def traffic(self) -> list[RunTraffic]:
         """Return the counts by run, the newest run first."""
         query = "SELECT run, received, sent, requests, replies FROM traffic ORDER BY at DESC"
         with self._lock:
             rows = self._db.execute(query).fetchall()
-        return [Traffic(run=r, received=i, sent=o, requests=n, replies=m) for r, i, o, n, m in rows]
+        return [RunTraffic(run=r, received=i, sent=o, requests=n, replies=m) for r, i, o, n, m in rows]
 
     def last_failure(self) -> Failure | None:
         """Return the newest failure, or None."""

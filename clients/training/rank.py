@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from clients.runtime.logs import log_round, set_up
-from clients.runtime.malloc import return_large_blocks, trim
+from clients.runtime.malloc import release_memory, return_large_blocks
 from clients.runtime.node_token import HEADER, read_token
 from clients.runtime.paths import log_dir
 from clients.site import SiteConfig
@@ -65,7 +65,7 @@ def main() -> int:
                 job = Job.from_json(command.job_json)
                 with log_round(job.task.run, job.task.round):
                     _run(stub, trainer, rank, command, job)
-                trim()
+                release_memory()
         except grpc.RpcError as error:
             LOG.info("the worker is gone: %s", error.code())
     return 0

@@ -178,11 +178,13 @@ class Trainer:
 
         rows = self.examples["train"]
         schedule = parse_schedule(task.schedule)
-        torch.manual_seed(derive_seed(task, self.site.name, f"dropout/{self.rank}"))
+        torch.manual_seed(derive_training_seed(task, self.site.name, f"dropout/{self.rank}"))
         engine.mode(train=True)
         penalty = self._drift_penalty(engine, task, start)
         losses: list[float] = []
-        order = picks_for_steps(len(rows), task.batch_size, task.steps, derive_seed(task, self.site.name, "order"))
+        order = picks_for_steps(
+            len(rows), task.batch_size, task.steps, derive_training_seed(task, self.site.name, "order")
+        )
         began = time.monotonic()
         total_steps = task.steps * task.rounds
         for step, picks in enumerate(order, start=1):
@@ -269,7 +271,7 @@ def _model_key(job: Job, config: Any) -> tuple[Any, ...]:
     )
 
 
-def derive_seed(task: TrainTask, site: str, purpose: str) -> int:
+def derive_training_seed(task: TrainTask, site: str, purpose: str) -> int:
     """Derive 63 bits for one use of randomness.
 
     Args:

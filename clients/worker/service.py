@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from clients.runtime.logs import log_round
-from clients.runtime.malloc import trim
+from clients.runtime.malloc import release_memory
 from clients.site import SiteConfig
 from clients.state.counters import Counters
 from clients.state.site_state import SiteState
@@ -103,7 +103,7 @@ class _Round(threading.Thread):
     def run(self) -> None:
         with log_round(self.task.run, self.task.round):
             self._run()
-        trim()
+        release_memory()
 
     def _run(self) -> None:
         """Run the round, and turn whatever goes wrong into a failure that followers are sent."""

@@ -28,7 +28,7 @@ _CODES = {dtype: code for code, dtype in STORED_AS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class TensorSource:
     """A source is a PEFT folder or a safetensors file of which nothing but the header is in memory."""
 
     path: Path
@@ -79,7 +79,7 @@ class Source:
                 raise ConfigError(field, self.path, rule)
 
 
-def open_source(path: Path, field: str = "PATH") -> Source:
+def open_source(path: Path, field: str = "PATH") -> TensorSource:
     """Open a PEFT folder or a safetensors file and read its header.
 
     In a single file, tensors have groups as in a PEFT folder if any of them is named like an adapter's; otherwise
@@ -111,7 +111,7 @@ def open_source(path: Path, field: str = "PATH") -> Source:
         group = group_of(name) if is_adapter else "other"
         specs.append(TensorSpec(name=name, shape=tuple(entry["shape"]), dtype=dtype, group=group))
         offsets[name] = data_start + entry["data_offsets"][0]
-    return Source(
+    return TensorSource(
         path=path,
         format=PEFT if is_folder else SAFETENSORS,
         layout=Layout(tuple(specs)),

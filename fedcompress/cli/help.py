@@ -72,7 +72,7 @@ class Command(TyperCommand):
     context_class = _Context
 
 
-class Group(TyperGroup):
+class CommandGroup(TyperGroup):
     """A group lists its commands in sections, if they have any."""
 
     context_class = _Context
@@ -100,7 +100,7 @@ class App(typer.Typer):
     """An app, or a group of commands in one, whose help texts are plain."""
 
     def __init__(self, help: str, **settings: Any) -> None:
-        super().__init__(cls=Group, help=help, no_args_is_help=True, rich_markup_mode=None, **settings)
+        super().__init__(cls=CommandGroup, help=help, no_args_is_help=True, rich_markup_mode=None, **settings)
 
     def add(self, function: Any, name: str | None = None, *, section: str | None = None) -> None:
         """Add a command.

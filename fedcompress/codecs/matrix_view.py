@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from fedcompress.codecs.base import Indices, Shape
 
 
-class Grid(NamedTuple):
+class MatrixView(NamedTuple):
     """A grid says how a tensor is seen as a matrix of ``rows`` by ``columns``, ``rows <= columns``.
 
     The first dimension of the tensor gives the rows and all others together the columns; where that would be more
@@ -23,7 +23,7 @@ class Grid(NamedTuple):
     transposed: bool
 
     @classmethod
-    def of(cls, shape: Shape) -> Grid:
+    def of(cls, shape: Shape) -> MatrixView:
         """Return the grid of a tensor's shape."""
         rows, columns = matrix_shape(shape)
         if rows > max(columns, 1):

@@ -32,7 +32,7 @@ from fedcompress.codecs.codes.compeft import ComPEFT
 from fedcompress.codecs.codes.dct import DCT
 from fedcompress.codecs.codes.powersgd import PowerSGD
 from fedcompress.codecs.codes.seeds import Seeds
-from fedcompress.codecs.codes.subspace import Subspace
+from fedcompress.codecs.codes.subspace import SubspaceCode
 from fedcompress.codecs.codes.svd import SVD
 from fedcompress.codecs.quantizers.exact import BFloat16, Exact
 from fedcompress.codecs.quantizers.integer import Integer
@@ -183,7 +183,7 @@ CODECS: dict[str, CodecRow] = {
     ),
     "subspace": CodecRow(
         kind="code",
-        config=Subspace,
+        config=SubspaceCode,
         law="a projection on a seeded basis: squared error at most the squared norm, up to bits",
         paper="our own; bases as in DCT-AdamW (arXiv:2505.17967) and sketched updates (arXiv:1610.05492, section 3)",
     ),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
-from fedcompress.adapters.safetensors_io import PEFT, SUFFIX, Sink, Source
+from fedcompress.adapters.safetensors_io import PEFT, SUFFIX, Sink, TensorSource
 from fedcompress.chunks import layout_of_slices
 from fedcompress.errors import ConfigError
 from fedcompress.files.container import Container, EnvelopeEntry, open_container
@@ -83,7 +83,7 @@ def _choose_weights_file(out: Path, file_format: str) -> Path:
     return out
 
 
-def _restore_part(container: Container, part: EnvelopeEntry, base: Source | None) -> Tensors:
+def _restore_part(container: Container, part: EnvelopeEntry, base: TensorSource | None) -> Tensors:
     """Restore the float32 values of a part, and check that they are those that the encoder reached.
 
     Raises:

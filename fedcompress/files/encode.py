@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters import adapter_digest
-from fedcompress.adapters.safetensors_io import Source, open_source
+from fedcompress.adapters.safetensors_io import TensorSource, open_source
 from fedcompress.chunks import FILE_CHUNK_ENTRIES, TensorSlice, layout_of_slices, split_layout
 from fedcompress.codecs import Clause, CodecSpec, decode_sections, encode_sections
 from fedcompress.codecs.transform.code import Transform
@@ -37,8 +37,8 @@ class _EncodedPart:
 class _EncodingJob:
     """Everything that is the same for all parts of a file that is encoded."""
 
-    source: Source
-    base: Source | None
+    source: TensorSource
+    base: TensorSource | None
     spec: CodecSpec
     parts: list[list[TensorSlice]]
     seed: int

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters import adapter_digest
-from fedcompress.adapters.safetensors_io import SUFFIX, Source, open_source
+from fedcompress.adapters.safetensors_io import SUFFIX, TensorSource, open_source
 from fedcompress.chunks import TensorSlice, layout_of_slices
 from fedcompress.codecs import CodecSpec, decode_sections
 from fedcompress.errors import ConfigError
@@ -71,7 +71,7 @@ def _count_by_group(layout: Layout) -> dict[str, int]:
     return {group: count for group, count in sizes.items() if count}
 
 
-def _describe_values(source: Source, progress: Progress) -> dict[str, Any]:
+def _describe_values(source: TensorSource, progress: Progress) -> dict[str, Any]:
     layout = source.layout
     statistics = SourceStatistics(source, progress)
     digest = state_digest(layout, statistics)  # reads every tensor once, which fills the statistics
@@ -140,7 +140,7 @@ def _describe_sections(container: Container) -> list[dict[str, Any]]:
     return rows
 
 
-def _measure_file(container: Container, source: Source, base: Path | None, progress: Progress) -> Distortion:
+def _measure_file(container: Container, source: TensorSource, base: Path | None, progress: Progress) -> Distortion:
     """Measure what a file with its layout inside has lost of its source."""
     source.check_fits(container.layout, "--reference")
     base_source = open_base(container, base)
@@ -158,7 +158,7 @@ def _measure_file(container: Container, source: Source, base: Path | None, progr
     return distortion
 
 
-def _measure_update(container: Container, source: Source, base: Path | None, progress: Progress) -> Distortion:
+def _measure_update(container: Container, source: TensorSource, base: Path | None, progress: Progress) -> Distortion:
     """Measure what an envelope from the network has lost of its source, whose layout it is decoded with."""
     part, layout = container.parts[0], source.layout
     if part.header.kind not in (Kind.UPDATE, Kind.DELTA):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedcompress.adapters.safetensors_io import Source, open_source
+from fedcompress.adapters.safetensors_io import TensorSource, open_source
 from fedcompress.chunks import TensorSlice, layout_of_slices
 from fedcompress.codecs import decode_sections
 from fedcompress.errors import ConfigError, MismatchError
@@ -14,7 +14,7 @@ from fedcompress.types import Layout, Tensors, state_digest
 from fedcompress.wire import Header
 
 
-def open_base(container: Container, path: Path | None) -> Source | None:
+def open_base(container: Container, path: Path | None) -> TensorSource | None:
     """Open the base that a file was encoded against; None if the file has the values themselves.
 
     Only names and shapes are compared here. The values are checked part by part, by ``read_base``.
@@ -33,7 +33,7 @@ def open_base(container: Container, path: Path | None) -> Source | None:
     return base
 
 
-def read_base(base: Source, header: Header, slices: list[TensorSlice]) -> Tensors:
+def read_base(base: TensorSource, header: Header, slices: list[TensorSlice]) -> Tensors:
     """Read the base's values of one part, and check that the part was made from them.
 
     Args:

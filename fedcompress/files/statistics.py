@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.adapters.safetensors_io import Source
+from fedcompress.adapters.safetensors_io import TensorSource
 from fedcompress.chunks import TensorSlice
 from fedcompress.types import DTYPES, Array, TensorSpec
 
@@ -74,7 +74,7 @@ class SourceStatistics(Mapping[str, Array]):
     So one pass over a file serves the digest of its state and the statistics. Ask for each tensor once.
     """
 
-    def __init__(self, source: Source, progress: Callable[[int, int], None]) -> None:
+    def __init__(self, source: TensorSource, progress: Callable[[int, int], None]) -> None:
         self._source = source
         self._progress = progress
         self._groups: dict[str, _GroupStatistics] = defaultdict(_GroupStatistics)

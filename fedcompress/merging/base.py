@@ -36,7 +36,7 @@ class Block:
     round_: int = 1  # number of the round, for rules that draw random masks
 
 
-class Rule(Protocol):
+class MergeRule(Protocol):
     """A rule is a frozen dataclass with a name; its fields are the parameters that a user can set.
 
     Rules inherit from this class, and override the attributes below where they differ.
@@ -59,7 +59,7 @@ class Rule(Protocol):
         return 1
 
 
-class Elementwise(Rule, Protocol[State]):
+class Elementwise(MergeRule, Protocol[State]):
     """An elementwise rule merges entry by entry, given a state that it has collected from whole updates."""
 
     def collect_statistics(self, updates: Updates, weights: Floats) -> State:
@@ -110,7 +110,7 @@ class Module:
 
 
 @runtime_checkable
-class Modular(Rule, Protocol):
+class Modular(MergeRule, Protocol):
     """A modular rule merges the two factors of a LoRA module together; other tensors get their weighted mean."""
 
     def pair(self, module: Module, round_: int) -> tuple[Floats, Floats]:

@@ -1,6 +1,6 @@
 """The optimizers of local training are listed in ``OPTIMIZERS``, and ``build_optimizer`` makes one for a model."""
 
-from fedcompress.optim.base import Rule, ShardInfo, StepContext
+from fedcompress.optim.base import OptimizerRule, ShardInfo, StepContext
 from fedcompress.optim.engine.build import build_optimizer
 from fedcompress.optim.engine.checkpoint import combine_rank_states
 from fedcompress.optim.table import OPTIMIZERS, OptimizerRow, parse_optimizer
@@ -10,7 +10,7 @@ __all__ = [
     "OptimizerRow",
     "ShardInfo",
     "StepContext",
-    "Rule",
+    "OptimizerRule",
     "build_optimizer",
     "combine_rank_states",
     "parse_optimizer",

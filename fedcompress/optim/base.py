@@ -34,7 +34,7 @@ STORES: tuple[str, ...] = ("fp32", "bf16", "8bit", "4bit")  # how moments may be
 EPOCH_STRIDE = 1 << 40  # refresh number = epoch * EPOCH_STRIDE + interval within the epoch
 
 
-def derive_seed(*items: object) -> int:
+def hash_seed(*items: object) -> int:
     """Derive a seed of 63 bits from the text of all items."""
     text = "/".join(map(str, items)).encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
@@ -84,7 +84,7 @@ class ShardInfo:
         """Return a generator on the CPU whose draws depend on the seed, the parameter and the refresh number."""
         import torch
 
-        return torch.Generator().manual_seed(derive_seed(self.seed, self.name, refresh))
+        return torch.Generator().manual_seed(hash_seed(self.seed, self.name, refresh))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class StepContext:
         Intervals are ``gap`` steps long and begin at different steps for different parameters, by a hash of their
         names, so that no single step pays for the refresh of all parameters.
         """
-        phase = derive_seed(shard.name) % gap
+        phase = hash_seed(shard.name) % gap
         return self.epoch * EPOCH_STRIDE + (self.step - 1 + phase) // gap
 
     def common_refresh_number(self, gap: int) -> int:
@@ -123,7 +123,7 @@ class StepContext:
 
 
 @runtime_checkable
-class Rule(Protocol):
+class OptimizerRule(Protocol):
     """A rule is one optimizer: a frozen dataclass of its parameters, with functions that keep nothing between calls.
 
     Attributes:
@@ -208,7 +208,7 @@ class Decaying(Protocol):
     decays: ClassVar[bool]
 
 
-def survives_rounds(rule: Rule) -> bool:
+def survives_rounds(rule: OptimizerRule) -> bool:
     """Return whether a rule's state still has a meaning once a new global state has replaced the weights.
 
     It has, unless the rule's class says ``survives_rounds = False``.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedcompress.errors import ConfigError, NonFiniteError
-from fedcompress.optim.base import check_positive, check_share, derive_seed
+from fedcompress.optim.base import check_positive, check_share, hash_seed
 from fedcompress.optim.engine.parameter_roles import parse_layer
 
 
@@ -65,7 +65,7 @@ def draw_layers(importance: Importance, step: int, seed: int) -> set[int]:
         Numbers of the layers.
     """
     chances = [1 - _sigmoid(score) for score in importance.scores]
-    return _draw_without_replacement(chances, importance.trained, derive_seed(seed, "ist", step))
+    return _draw_without_replacement(chances, importance.trained, hash_seed(seed, "ist", step))
 
 
 def draw_candidates(importance: Importance, step: int, seed: int) -> list[set[int]]:
@@ -83,7 +83,7 @@ def draw_candidates(importance: Importance, step: int, seed: int) -> list[set[in
         return []
     chances = [_sigmoid(score) for score in importance.scores]
     return [
-        _draw_without_replacement(chances, importance.suppressed, derive_seed(seed, "ist", step, number))
+        _draw_without_replacement(chances, importance.suppressed, hash_seed(seed, "ist", step, number))
         for number in range(importance.candidates)
     ]
 

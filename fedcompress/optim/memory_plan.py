@@ -61,7 +61,7 @@ class Setup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class MemoryPlan:
     """A plan has the bytes of the rank that needs most.
 
     Args:
@@ -101,7 +101,7 @@ class Plan:
         return {**asdict(self), "total": self.total, "fits_gib": self.fits}
 
 
-def plan(model: Any, setup: Setup) -> Plan:
+def plan(model: Any, setup: Setup) -> MemoryPlan:
     """Plan the memory of training a model, which may be on the meta device.
 
     Only trainable parameters have gradients and state.
@@ -122,7 +122,7 @@ def plan(model: Any, setup: Setup) -> Plan:
     if size == 2:
         gradients += masters  # gradients in float32, beside those in 16 bits
     buffers, notes = _count_buffers(setup, groups, shapes, trainable, share)
-    return Plan(
+    return MemoryPlan(
         parameters=total,
         trainable=trainable,
         weights=size * (-(-total // setup.ranks) if setup.zero == 3 else total),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedcompress.call_syntax import parse_call
-from fedcompress.optim.base import Rule
+from fedcompress.optim.base import OptimizerRule
 from fedcompress.optim.rules.adamp import AdamP
 from fedcompress.optim.rules.adamw import AdamW, AdamW8bit
 from fedcompress.optim.rules.apollo import Apollo, ApolloMini
@@ -40,7 +40,7 @@ class OptimizerRow:
             get AdamW with the same kind of states.
     """
 
-    config: type[Rule]
+    config: type[OptimizerRule]
     law: str
     paper: str
     matrices_only: bool = False
@@ -153,7 +153,7 @@ OPTIMIZERS: dict[str, OptimizerRow] = {
 }
 
 
-def parse_optimizer(text: str, *, field: str = "optimizer") -> Rule:
+def parse_optimizer(text: str, *, field: str = "optimizer") -> OptimizerRule:
     """Parse ``name`` or ``name(key=value,...)`` into a rule.
 
     >>> parse_optimizer("frugal(density=0.5)").state
@@ -169,7 +169,7 @@ def parse_optimizer(text: str, *, field: str = "optimizer") -> Rule:
     return parse_call(text, {name: row.config for name, row in OPTIMIZERS.items()}, field)
 
 
-def state_bytes(rule: Rule, shape: tuple[int, ...]) -> int:
+def state_bytes(rule: OptimizerRule, shape: tuple[int, ...]) -> int:
     """Return the bytes of state that a rule keeps for a whole parameter.
 
     >>> state_bytes(parse_optimizer("adamw8bit"), (1024, 1024)) / 1024**2  # bytes an entry; each block has a scale

@@ -154,7 +154,7 @@ def encode_body(
     Returns:
         The sections of the envelope's body, in order.
     """
-    seed, shared = derive_seed(header), shared_seed(header.run, header.round)
+    seed, shared = derive_sender_seed(header), shared_seed(header.run, header.round)
     return encode_chunks(codec, layout, read, seed=seed, shared=shared, last=last, on_encoded=on_encoded)
 
 
@@ -195,7 +195,7 @@ def stream_decoded_update(data: bytes | Envelope, layout: Layout) -> Iterator[tu
     return decode_chunks(parse_codec(envelope.header), layout, envelope.sections)
 
 
-def derive_seed(header: Header) -> int:
+def derive_sender_seed(header: Header) -> int:
     """Return 63 bits from run, site and round: a sender never draws the same randomness twice."""
     text = f"{header.run}/{header.site}/{header.round}"
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1

@@ -23,8 +23,8 @@ from fedcompress.runtime.supervision import end_noted, stop_signals
 from fedcompress.storage.locks import hold, holder
 from server.commands.common import is_terminal
 from server.commands.processes import write_flower_home
-from server.commands.supervisor import Outcome, Supervisor, format_result
-from server.commands.view import LiveView, PlainView
+from server.commands.supervisor import CoordinatorSupervisor, Outcome, format_result
+from server.commands.view import RunLiveView, RunPlainView
 from server.commands.watch import TOKEN
 from server.events import EXPORTED, RunFinished
 from server.ledger.reader import LedgerReader, read_events
@@ -197,7 +197,7 @@ def _supervise(settings: Settings, flat: dict[str, Any], notes: list[str], optio
     """Say the notes, keep the run going to its end, and return the exit code."""
     state, name = settings.coordinator.state_path, settings.run.run
     home = write_flower_home(settings, flat)
-    view = LiveView(state, name) if is_terminal() else PlainView(state, name)
+    view = RunLiveView(state, name) if is_terminal() else RunPlainView(state, name)
     with (
         stop_signals() as stopped,
         ProcessGroup(state / LOGS, environment(home)) as group,
@@ -208,7 +208,7 @@ def _supervise(settings: Settings, flat: dict[str, Any], notes: list[str], optio
             view.say(note)
         if settings.coordinator.insecure:
             view.say(f"warning: insecure: connections to {settings.coordinator.address} are not encrypted")
-        supervisor = Supervisor(
+        supervisor = CoordinatorSupervisor(
             settings=settings, group=group, on_event=view.on_event, say=view.say, stopped=stopped, show=view.show
         )
         outcome = supervisor.run()

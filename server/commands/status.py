@@ -53,7 +53,7 @@ def run(options: Options, sleep: Callable[[float], None] = time.sleep) -> int:
     if options.watch and sys.stdout.isatty() and not options.as_json:
         return _watch(folder, name, options.interval)
     while True:
-        status = read_status(folder, name)
+        status = read_run_status(folder, name)
         print(json.dumps(status) if options.as_json else "\n".join(format_status(status)))
         if not options.watch:
             return 0
@@ -67,11 +67,11 @@ def _watch(folder: Path, name: str, interval: float) -> int:
 
     with Live(auto_refresh=False) as live:
         while True:
-            live.update(Text("\n".join(format_status(read_status(folder, name)))), refresh=True)
+            live.update(Text("\n".join(format_status(read_run_status(folder, name)))), refresh=True)
             time.sleep(interval)
 
 
-def read_status(folder: Path, name: str) -> dict[str, Any]:
+def read_run_status(folder: Path, name: str) -> dict[str, Any]:
     """Read the status of a run as JSON has it; times are seconds since 1970.
 
     ``state`` is a word of ``describe_run_state``.

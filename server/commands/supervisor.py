@@ -58,7 +58,7 @@ class Interrupted(Exception):
 
 
 @dataclass
-class Supervisor:
+class CoordinatorSupervisor:
     """Starts what does not run, waits longer each time, and gives up after so many attempts without a round.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedcompress.errors import FedCompressError
 from fedcompress.formatting import duration, escaped, size
-from server.commands.status import format_node, format_quality, format_status, format_time, read_status
+from server.commands.status import format_node, format_quality, format_status, format_time, read_run_status
 from server.events import (
     DamageRepaired,
     NodeHeld,
@@ -34,7 +34,7 @@ LOOK = 1.0  # seconds between two looks at the state directory
 TELLS_AWAITED = (SitesAsked.kind, ReplyAdmitted.kind, ReplyRefused.kind)  # events told with who is still awaited
 
 
-class PlainView:
+class RunPlainView:
     """Prints lines with the time, for logs.
 
     Args:
@@ -47,7 +47,7 @@ class PlainView:
         self._run = run
         self._rounds = 0  # rounds that are planned; 0 until an event has told it
 
-    def __enter__(self) -> PlainView:
+    def __enter__(self) -> RunPlainView:
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -56,7 +56,7 @@ class PlainView:
     def _read_status(self) -> dict[str, Any] | None:
         """Read the status; None while the ledger cannot be read: the coordinator mends it, and the run goes on."""
         try:
-            return read_status(self._folder, self._run)
+            return read_run_status(self._folder, self._run)
         except (FedCompressError, OSError):
             return None
 
@@ -80,7 +80,7 @@ class PlainView:
             self.say(line)
 
 
-class LiveView(PlainView):
+class RunLiveView(RunPlainView):
     """Redraws the status in place, with the last lines that were said below it.
 
     Args:
@@ -97,7 +97,7 @@ class LiveView(PlainView):
         self._looked_at = 0.0  # when the status was last read, on the monotonic clock
         self._live = Live(console=Console(stderr=True), auto_refresh=False)
 
-    def __enter__(self) -> LiveView:
+    def __enter__(self) -> RunLiveView:
         self._live.__enter__()
         return self
 

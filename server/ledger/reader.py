@@ -15,13 +15,22 @@ from fedcompress.types import Layout
 from server.events import RunStarted
 from server.ledger.quality import Quality, pool_quality
 from server.ledger.recovery import LEDGER
-from server.ledger.traffic import TENSORS, WAYS, Baselines, Crossed, SiteRound, Sums, compute_baselines, crossed_fields
+from server.ledger.traffic import (
+    TENSORS,
+    WAYS,
+    Baselines,
+    Crossed,
+    SiteRound,
+    TrafficSums,
+    compute_baselines,
+    crossed_fields,
+)
 from server.state_dir import EVENTS
 
 Evaluated = dict[int, dict[str, dict[str, float]]]  # round -> site -> metric -> value
 TAIL = 4 << 20  # bytes at the end of the events that are looked at
 NOT_COUNTED = (None, None)  # bytes up and down over the links of sites that do not count
-# Columns of a query on messages, for ``Sums``.
+# Columns of a query on messages, for ``TrafficSums``.
 SUMS = f"SUM(payload), SUM(protocol), SUM(kind IN ({', '.join(map(repr, TENSORS))}))"
 
 
@@ -181,15 +190,15 @@ class LedgerReader:
         """Return the bytes of all rounds with every tensor uncompressed, by dtype and direction."""
         return compute_baselines(self.layout(run), {way: sums.tensors for way, sums in self._sums(run).items()})
 
-    def _sums(self, run: str) -> dict[str, Sums]:
+    def _sums(self, run: str) -> dict[str, TrafficSums]:
         rows = self._rows(f"SELECT direction, {SUMS} FROM message WHERE run=? GROUP BY direction", run)
-        by_way = {way: Sums(*sums) for way, *sums in rows}
-        return {way: by_way.get(way, Sums()) for way in WAYS}
+        by_way = {way: TrafficSums(*sums) for way, *sums in rows}
+        return {way: by_way.get(way, TrafficSums()) for way in WAYS}
 
     def rounds(self, run: str) -> list[RoundRow]:
         """Return all committed rounds, in order."""
         query = f"SELECT round, direction, {SUMS} FROM message WHERE run=? GROUP BY round, direction"
-        carried = {(round_, way): Sums(*sums) for round_, way, *sums in self._rows(query, run)}
+        carried = {(round_, way): TrafficSums(*sums) for round_, way, *sums in self._rows(query, run)}
         refused = dict(self._rows("SELECT round, COUNT(*) FROM refusal WHERE run=? GROUP BY round", run))
         quality = dict(self.quality(run))
         late = self.late(run)
@@ -199,7 +208,7 @@ class LedgerReader:
         for round_, version, asked, merged, seconds, at in self._rows(
             "SELECT round, version, asked, merged, seconds, at FROM round WHERE run=? ORDER BY round", run
         ):
-            up, down = (carried.get((round_, way), Sums()) for way in WAYS)
+            up, down = (carried.get((round_, way), TrafficSums()) for way in WAYS)
             rounds.append(
                 RoundRow(
                     round=round_,
@@ -220,13 +229,13 @@ class LedgerReader:
         """Return each site in each round that had messages of it, the open round and the last evaluation too."""
         by_node = {node: site for site, node in self._rows("SELECT site, node FROM site WHERE run=?", run)}
         known = set(by_node.values())
-        carried = defaultdict[tuple[int, str, str], Sums](Sums)
+        carried = defaultdict[tuple[int, str, str], TrafficSums](TrafficSums)
         columns = "round, site, node, direction"
         for round_, site, node, way, *sums in self._rows(
             f"SELECT {columns}, {SUMS} FROM message WHERE run=? GROUP BY {columns}", run
         ):
             name = site or by_node.get(node, "")
-            carried[round_, name if name in known else "", way] += Sums(*sums)
+            carried[round_, name if name in known else "", way] += TrafficSums(*sums)
         layout, transport = self.layout(run), self.transport(run, "round, site")
         return [
             SiteRound(
@@ -304,14 +313,14 @@ class LedgerReader:
             f" WHERE m.run=? GROUP BY {name}, m.direction",
             run,
         )
-        by_way = {(site, way): (count, last, Sums(*sums)) for site, way, count, last, *sums in carried}
+        by_way = {(site, way): (count, last, TrafficSums(*sums)) for site, way, count, last, *sums in carried}
         refused = dict(self._rows(f"SELECT {name}, COUNT(*) FROM refusal {join} WHERE m.run=? GROUP BY {name}", run))
         layout = self.layout(run)
         transport = self.transport(run, "site")
         totals = []
         for site, acked in self._rows("SELECT site, acked FROM site WHERE run=? ORDER BY site", run):
-            messages, last_at, up = by_way.get((site, "up"), (0, None, Sums()))
-            _, _, down = by_way.get((site, "down"), (0, None, Sums()))
+            messages, last_at, up = by_way.get((site, "up"), (0, None, TrafficSums()))
+            _, _, down = by_way.get((site, "down"), (0, None, TrafficSums()))
             totals.append(
                 SiteTotals(
                     site=site,

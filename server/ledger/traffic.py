@@ -52,7 +52,7 @@ class SiteRound(Crossed):
 
 
 @dataclass(frozen=True)
-class Sums:
+class TrafficSums:
     """Sums over the messages of one direction.
 
     Attributes:
@@ -65,8 +65,8 @@ class Sums:
     protocol: int = 0
     tensors: int = 0
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.payload + other.payload, self.protocol + other.protocol, self.tensors + other.tensors)
+    def __add__(self, other: TrafficSums) -> TrafficSums:
+        return TrafficSums(self.payload + other.payload, self.protocol + other.protocol, self.tensors + other.tensors)
 
 
 def compute_baselines(layout: Layout | None, tensors: Mapping[str, int]) -> Baselines:
@@ -86,7 +86,7 @@ def compute_baselines(layout: Layout | None, tensors: Mapping[str, int]) -> Base
 
 
 def crossed_fields(
-    up: Sums, down: Sums, transport: tuple[int | None, int | None], layout: Layout | None
+    up: TrafficSums, down: TrafficSums, transport: tuple[int | None, int | None], layout: Layout | None
 ) -> dict[str, Any]:
     """Return the fields of a ``Crossed``, to build it or a class derived from it.
 

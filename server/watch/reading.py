@@ -76,7 +76,7 @@ class Refusal:
     at: float
 
 
-class Reader(LedgerReader):
+class WatchReader(LedgerReader):
     """Adds a watcher's queries to a ``LedgerReader``.
 
     A state directory whose ledger is yet to come reads as empty; one of an older version is read from a copy in memory.

@@ -14,7 +14,7 @@ from fedcompress.types import NAME_PATTERN
 from server.events import EXPORTED
 from server.ledger.quality import pool_quality
 from server.runs import resolve_run_name
-from server.watch.reading import Reader
+from server.watch.reading import WatchReader
 from server.watch.view import take_snapshot
 
 LOOK = 1.0  # seconds between two looks at the run
@@ -75,7 +75,7 @@ def read_scalars(state_dir: Path, run: str) -> Iterator[Scalar]:
         for tag, value in values.items():
             if value is not None:
                 yield Scalar(tag=tag, step=row.round, value=float(value), at=row.at)
-    with Reader(state_dir) as reader:
+    with WatchReader(state_dir) as reader:
         for round_, sites in reader.evaluated(run).items():
             for site, metrics in sites.items():
                 quality = pool_quality([metrics])

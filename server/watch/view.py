@@ -16,7 +16,7 @@ from server.ledger.quality import Quality, pool_quality
 from server.ledger.reader import NOT_COUNTED, Awaited, Evaluated, RoundRow, read_events, since_start
 from server.ledger.traffic import TENSORS
 from server.runs import describe_run_state, find_run_processes, load_saved_settings, resolve_run_name, run_settings
-from server.watch.reading import Carried, Reader, Refusal
+from server.watch.reading import Carried, Refusal, WatchReader
 
 LAST_REFUSALS = 50  # refusals that a snapshot has
 CODES = 30  # reasons of refusals that are counted apart; a site may report any
@@ -162,7 +162,7 @@ def take_snapshot(state_dir: Path, run: str = "") -> Snapshot:
         StateError: its ledger cannot be read.
     """
     name = resolve_run_name(state_dir, run)
-    with Reader(state_dir) as reader, reader.one_look():
+    with WatchReader(state_dir) as reader, reader.one_look():
         carried = reader.carried(name)
         refused_by_code = reader.refusals_by_code(name)
         qualities = dict(reader.quality(name))
@@ -195,7 +195,7 @@ def take_snapshot(state_dir: Path, run: str = "") -> Snapshot:
         )
 
 
-def _read_progress(reader: Reader, folder: Path, name: str) -> dict[str, Any]:
+def _read_progress(reader: WatchReader, folder: Path, name: str) -> dict[str, Any]:
     """Return state, round, who is awaited, and the error, from events, locks and tasks."""
     last = since_start(read_events(folder, name))
     settings = run_settings(load_saved_settings(folder), name)
@@ -232,7 +232,9 @@ def _find_phase(current: int, rounds: int | None, tasks: int, awaited: int) -> s
     return "merging" if tasks else "waiting"
 
 
-def _view_sites(reader: Reader, run: str, carried: Sequence[Carried], evaluated: Evaluated) -> tuple[SiteView, ...]:
+def _view_sites(
+    reader: WatchReader, run: str, carried: Sequence[Carried], evaluated: Evaluated
+) -> tuple[SiteView, ...]:
     since = {a.site: a.since for a in reader.awaited(run)}
     merged = reader.last_merged(run)
     refused = reader.refusals_by_site(run)

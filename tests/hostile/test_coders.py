@@ -16,10 +16,10 @@ from fedcompress.codecs.byte_io import Writer
 from fedcompress.codecs.entropy import positions as mask_module
 from fedcompress.codecs.entropy import signs as sign_module
 from fedcompress.codecs.entropy.range_coder import RangeWriter, weighted
-from fedcompress.codecs.matrix_view import Grid
+from fedcompress.codecs.matrix_view import MatrixView
 from fedcompress.codecs.transform.rotation import PLAIN, ROTATED, Basis, _Models, write_bases
 from fedcompress.codecs.transform.trellis import MAX_CLASS, MAX_K
-from fedcompress.codecs.transform.trellis_stream import write_rows
+from fedcompress.codecs.transform.trellis_stream import write_trellis_rows
 from fedcompress.errors import PayloadError
 from fedcompress.types import Layout, TensorSpec
 
@@ -244,7 +244,7 @@ def plain(codes: list[int]) -> Put:
 
 def rows_of(sizes: list[int], classes: list[int]) -> bytes:
     writer = Writer()
-    write_rows(writer, [np.ones(n) for n in sizes], classes)
+    write_trellis_rows(writer, [np.ones(n) for n in sizes], classes)
     return writer.getvalue()
 
 
@@ -332,7 +332,7 @@ def test_steps_at_the_ends_of_the_range(step: float) -> None:
 def escaping(extras: list[int], count: int | None = None, cls: int = 15) -> bytes:
     """One row of nine entries, two of them escaped, with given extras."""
     writer, row = Writer(), Writer()
-    write_rows(row, [np.array([0, 0, 40.0, 0, 0, -50.0, 0, 0, 0])], [cls])
+    write_trellis_rows(row, [np.array([0, 0, 40.0, 0, 0, -50.0, 0, 0, 0])], [cls])
     data = row.getvalue()
     assert data[0] == 2
     writer.varint(len(extras) if count is None else count)
@@ -357,12 +357,12 @@ def test_escapes_that_lie() -> None:
 
 
 def test_low_bits_with_padding() -> None:
-    basis = Basis(Grid(4, 9, False), None, np.array([1]), [40])
+    basis = Basis(MatrixView(4, 9, False), None, np.array([1]), [40])
     writer = Writer()
     writer.raw(b"\x02" + STEP)
     write_bases(writer, [basis])
     at = len(writer.getvalue())
-    write_rows(writer, [np.ones(9) * 700], [40])
+    write_trellis_rows(writer, [np.ones(9) * 700], [40])
     data = writer.getvalue()
     decode_sections(WHOLE, MATRIX, (data,))
     last = at + (9 * 7 + 7) // 8 - 1

@@ -18,7 +18,7 @@ from clients.site import Data
 from clients.training.data.examples import load_examples, picks_for_steps
 from clients.training.job import Job
 from clients.training.tasks.language import CausalTask
-from clients.training.trainer import derive_seed
+from clients.training.trainer import derive_training_seed
 from fedcompress.adapters import load_adapter, load_template, parse_adapter
 from fedcompress.adapters.base_model import BaseModel, load_tokenizer
 from fedcompress.adapters.template_builder import write_template
@@ -163,7 +163,7 @@ def test_one_site_and_codec_none_is_plain_peft_with_the_trainer(place: Place, al
     data = Data(train=str(place.folder / "train.jsonl"), heldout=str(place.folder / "heldout.jsonl"))
     causal = CausalTask(data, tokenizer, task.max_length)
     examples = load_examples(data, "train", causal)
-    order = picks_for_steps(len(examples), task.batch_size, STEPS, derive_seed(task, "north", "order"))
+    order = picks_for_steps(len(examples), task.batch_size, STEPS, derive_training_seed(task, "north", "order"))
     ordered = [examples[i] for batch in order for i in batch]
 
     class InOrder(Trainer):

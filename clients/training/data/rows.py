@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 
-from clients.data_sources import Row, Source, parse_source
+from clients.data_sources import DataSource, Row, parse_source
 from clients.data_sources.base import describe_columns
 from clients.site import Data
 from fedcompress.errors import ConfigError
@@ -14,7 +14,7 @@ from fedcompress.errors import ConfigError
 __all__ = ["is_heldout", "read_rows", "find_source"]
 
 
-def find_source(data: Data, part: str) -> Source:
+def find_source(data: Data, part: str) -> DataSource:
     """Return the source of ``train`` or ``heldout``.
 
     Where the site names no source for the second, both are cut from the first.
@@ -58,7 +58,7 @@ def read_rows(data: Data, part: str, wants: Sequence[Sequence[str]] = ()) -> Ite
             yield row
 
 
-def _check_columns(source: Source, row: Row, wants: Sequence[Sequence[str]]) -> None:
+def _check_columns(source: DataSource, row: Row, wants: Sequence[Sequence[str]]) -> None:
     """Raise ``ConfigError`` unless a row has all columns of one of ``wants``."""
     if not wants or any(set(names) <= set(row.values) for names in wants):
         return

@@ -4,7 +4,7 @@
 they share.
 """
 
-from clients.training.tasks.base import Example, Sums, Task
+from clients.training.tasks.base import BatchSums, Example, Task
 from clients.training.tasks.choose import task_for
 
-__all__ = ["Example", "Sums", "Task", "task_for"]
+__all__ = ["Example", "BatchSums", "Task", "task_for"]

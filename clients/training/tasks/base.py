@@ -45,7 +45,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Sums:
+class BatchSums:
     """Holds sums over the predictions of a batch; tensors are scalars on the model's device.
 
     Attributes:
@@ -86,7 +86,7 @@ class Task(Protocol):
         """Pad examples to the tensors that ``measure`` reads, int64, on the CPU."""
         ...
 
-    def measure(self, module: Any, batch: dict[str, Tensor]) -> Sums:
+    def measure(self, module: Any, batch: dict[str, Tensor]) -> BatchSums:
         """Run the model on a batch that is on its device; the loss carries gradients.
 
         ``module`` is the model, or an engine that wraps it; it is called as the model is.

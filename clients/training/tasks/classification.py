@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from clients.data_sources import Row
 from clients.site import Data
-from clients.training.tasks.base import Example, Sums
+from clients.training.tasks.base import BatchSums, Example
 from clients.training.tasks.padding import pad_rows
 from fedcompress.config.objective import Classification
 from fedcompress.errors import ConfigError
@@ -43,7 +43,7 @@ class ClassificationTask:
         ids, mask = pad_rows([e.tokens for e in examples], self._tokenizer.pad_token_id)
         return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([e.labels[0] for e in examples])}
 
-    def measure(self, module: Any, batch: dict[str, Tensor]) -> Sums:
+    def measure(self, module: Any, batch: dict[str, Tensor]) -> BatchSums:
         """Compute the cross entropy of the classes, from logits of (n, classes) in float32.
 
         The model returns the logits, or an output of transformers that has them.
@@ -55,4 +55,4 @@ class ClassificationTask:
         labels = batch["labels"]
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         correct = (logits.argmax(1) == labels).sum()
-        return Sums(correct, loss, len(labels), correct)
+        return BatchSums(correct, loss, len(labels), correct)

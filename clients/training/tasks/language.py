@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from clients.data_sources import Row
 from clients.site import Data
-from clients.training.tasks.base import IGNORED, Example, Sums
+from clients.training.tasks.base import IGNORED, BatchSums, Example
 from clients.training.tasks.chat import ANSWERS, tokenize_chat
 from clients.training.tasks.packing import compute_packed_logits, keeps_examples_apart, position_ids
 from clients.training.tasks.padding import pad_rows
@@ -98,7 +98,7 @@ class CausalTask:
             return {"input_ids": ids, "position_ids": position_ids(examples, ids.shape[1]), "labels": labels}
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    def measure(self, module: Any, batch: dict[str, Tensor]) -> Sums:
+    def measure(self, module: Any, batch: dict[str, Tensor]) -> BatchSums:
         """Compute the cross entropy of the next tokens of the answers, from logits of (n, length, vocabulary).
 
         Raises:
@@ -154,7 +154,7 @@ class Seq2SeqTask:
         labels, _ = pad_rows([e.labels for e in examples], IGNORED)
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    def measure(self, module: Any, batch: dict[str, Tensor]) -> Sums:
+    def measure(self, module: Any, batch: dict[str, Tensor]) -> BatchSums:
         """Compute the cross entropy of the completions' tokens; the model shifts its decoder's inputs itself."""
         return _sums(module(**batch).logits, batch["labels"])
 
@@ -168,7 +168,7 @@ def _can_choose_positions(module: Any) -> bool:
     return "logits_to_keep" in inspect.signature(model.get_base_model().forward).parameters
 
 
-def _sums(logits: Tensor, labels: Tensor) -> Sums:
+def _sums(logits: Tensor, labels: Tensor) -> BatchSums:
     """Return the sums over all positions whose label is not ``IGNORED``: logits of (n, length, vocabulary), labels of
     (n, length).
     """
@@ -180,4 +180,4 @@ def _sums(logits: Tensor, labels: Tensor) -> Sums:
     loss = torch.nn.functional.cross_entropy(flat_logits, targets, reduction="sum")
     is_right = torch.ones_like(labels, dtype=torch.bool)  # positions without a loss count as right
     is_right[mask] = flat_logits.argmax(1) == targets
-    return Sums(is_right[mask].sum(), loss, int(mask.sum()), is_right.all(1).sum())
+    return BatchSums(is_right[mask].sum(), loss, int(mask.sum()), is_right.all(1).sum())

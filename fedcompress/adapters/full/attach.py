@@ -10,7 +10,7 @@ import numpy as np
 
 from fedcompress.adapters.attach import AdaptedModel, attach_adapter
 from fedcompress.adapters.full.base_files import BaseWeights
-from fedcompress.adapters.full.modes import Full, Layers, Subspace, TrainableSet, draw_layers, load_trainable_set
+from fedcompress.adapters.full.modes import Full, Layers, Subspace, TrainableSet, draw_round_layers, load_trainable_set
 from fedcompress.chunks import TensorSlice, read_slices
 from fedcompress.errors import ConfigError
 from fedcompress.numerics.seeded_bases import basis_of, shared_seed
@@ -192,7 +192,7 @@ def _select_layers(
     """Select the parameters of all layers, and those of the layers of a round; both with what is always trained."""
     layers = find_layers(module)
     always = {n: p for n, p in unfrozen.items() if _has_part(n, trainable_set.always)}
-    drawn = [layers[i] for i in draw_layers(trainable_set, len(layers), seed, round_)]
+    drawn = [layers[i] for i in draw_round_layers(trainable_set, len(layers), seed, round_)]
 
     def select(names: list[str]) -> dict[str, Tensor]:
         prefixes = tuple(f"{layer}." for layer in names)

@@ -26,7 +26,7 @@ MODEL = "model.safetensors"  # the weights, as transformers looks for them
 HEAD = "classifier.safetensors"  # the head of a mean-pooled classifier, which transformers does not know
 
 
-def open_base(template: Template) -> BaseWeights:
+def open_base_weights(template: Template) -> BaseWeights:
     """Open the base's files where they were when the template was made.
 
     Raises:
@@ -54,7 +54,7 @@ def check_run(template: Template, codec: str, downlink_codec: str) -> None:
     """
     if not trains_base_weights(template.adapter.config):
         return
-    _ = open_base(template).entries  # reads the headers
+    _ = open_base_weights(template).entries  # reads the headers
     subspace = load_trainable_set(template.adapter.config)
     if not isinstance(subspace, Subspace):
         return
@@ -98,7 +98,7 @@ def export_model(folder: Path, template: Template, state: Mapping[str, Array]) -
     Raises:
         ConfigError: the base is not where it was when the template was made.
     """
-    base = open_base(template)
+    base = open_base_weights(template)
     layout = template.adapter.layout
     names = _choose_names(template, base)
     trained = Layout(tuple(t for t in layout.tensors if t.name in names.trained))

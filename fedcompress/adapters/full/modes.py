@@ -127,7 +127,7 @@ def trainable_set_config(trainable_set: TrainableSet) -> dict[str, Any]:
     return {KEY: {"name": trainable_set.name, **settings}}
 
 
-def draw_layers(trainable_set: Layers, count: int, seed: int, round_: int) -> list[int]:
+def draw_round_layers(trainable_set: Layers, count: int, seed: int, round_: int) -> list[int]:
     """Draw the layers that are trained in a round, the same on every machine.
 
     Args:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedcompress.codecs.base import NO_HINTS, EncoderHints, Support
 from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.positions import read_positions, write_positions
-from fedcompress.codecs.matrix_view import Grid
+from fedcompress.codecs.matrix_view import MatrixView
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.numerics import bfloat16
 from fedcompress.numerics.scaling import choose_exponent, saturate
@@ -53,7 +53,7 @@ class DCT:
         exponents = []
         for value in values:
             exponents.append(choose_exponent([value]))
-            matrix = np.ldexp(Grid.of(value.shape).matrix(value).astype(np.float64), -exponents[-1])
+            matrix = np.ldexp(MatrixView.of(value.shape).matrix(value).astype(np.float64), -exponents[-1])
             spectrum = _transform(matrix)
             energy = np.square(spectrum / max(np.abs(spectrum).max(initial=0), 1e-300)).sum(0)
             columns = np.sort(np.argsort(-energy, kind="stable")[: self.columns])
@@ -68,7 +68,7 @@ class DCT:
 
     def decode(self, members: Sequence[TensorSpec], reader: Reader) -> list[Array]:
         """Decode sums of coefficients times basis rows; each product and each sum is rounded to float32."""
-        grids = [Grid.of(m.shape) for m in members]
+        grids = [MatrixView.of(m.shape) for m in members]
         supports = read_positions(reader, [(g.columns,) for g in grids])
         tensors = []
         for member, grid, support in zip(members, grids, supports, strict=True):

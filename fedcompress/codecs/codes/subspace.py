@@ -18,7 +18,7 @@ from fedcompress.types import Array, TensorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subspace:
+class SubspaceCode:
     """Approximates each matrix's rows by ``rank`` rows of a seeded basis; other tensors are sent whole.
 
     The basis follows from a seed that is the same for all senders of a round, and from the tensor's name, so that the

@@ -25,7 +25,7 @@ from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.range_coder import RangeReader, RangeWriter, bernoulli, weighted
 from fedcompress.codecs.entropy.row_model import ColumnModel
 from fedcompress.codecs.entropy.symbols import unpack_bits
-from fedcompress.codecs.matrix_view import Grid
+from fedcompress.codecs.matrix_view import MatrixView
 from fedcompress.errors import PayloadError
 
 PACKED = 0
@@ -208,7 +208,7 @@ def _read_gap_positions(coder: RangeReader, size: int, count: int) -> Indices:
 
 def _count_by_row(support: Support) -> NDArray[np.int64]:
     """Return how many entries of each matrix row are sent, shape (grid.rows,)."""
-    grid = Grid.of(support.shape)
+    grid = MatrixView.of(support.shape)
     assert support.positions is not None
     if grid.transposed:
         return np.bincount(support.positions % grid.rows, minlength=grid.rows)
@@ -223,7 +223,7 @@ def _compute_entropy(counts: NDArray[np.int64], size: int) -> float:
 
 def _row_coding_pays(supports: Sequence[Support]) -> bool:
     """Return whether a density for each row would save more bits than the counts of the rows take."""
-    grids = [Grid.of(s.shape) for s in supports]
+    grids = [MatrixView.of(s.shape) for s in supports]
     if max((g.rows for g in grids), default=1) == 1 or sum(g.rows for g in grids) > MAX_ROWS:
         return False
     by_row = sum(
@@ -235,7 +235,7 @@ def _row_coding_pays(supports: Sequence[Support]) -> bool:
 
 def _split_rows(support: Support) -> list[Support]:
     """Split a support by matrix row; each row becomes the support of a vector of its own."""
-    grid = Grid.of(support.shape)
+    grid = MatrixView.of(support.shape)
     row, column = grid.locate(support.positions)
     order = np.argsort(row, kind="stable")
     parts = np.split(column[order], np.searchsorted(row[order], np.arange(1, grid.rows)))
@@ -243,7 +243,7 @@ def _split_rows(support: Support) -> list[Support]:
 
 
 def _read_rows(reader: Reader, shapes: Sequence[Shape]) -> list[Indices]:
-    grids = [Grid.of(s) for s in shapes]
+    grids = [MatrixView.of(s) for s in shapes]
     sizes = [g.columns for g in grids for _ in range(g.rows)]
     rows = _read_gaps(reader, sizes, _read_counts(reader, sizes))
     positions = []
@@ -268,7 +268,7 @@ def _write_columns(supports: Sequence[Support]) -> bytes:
     for support in supports:
         mask = np.zeros(support.numel, np.bool_)
         mask[support.positions] = True
-        for row in Grid.of(support.shape).matrix(mask):
+        for row in MatrixView.of(support.shape).matrix(mask):
             coder.put_bits(row, model.next_row(row.size))
             model.learn(row)
         model.next_tensor()
@@ -282,7 +282,7 @@ def _read_columns(reader: Reader, shapes: Sequence[Shape]) -> list[Indices]:
     positions = []
     for shape in shapes:
         mask = np.zeros(Support(shape).numel, np.bool_)
-        for row in Grid.of(shape).matrix(mask):
+        for row in MatrixView.of(shape).matrix(mask):
             row[:] = coder.get_bits(model.next_row(row.size))
             model.learn(row)
         model.next_tensor()

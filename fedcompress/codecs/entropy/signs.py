@@ -19,7 +19,7 @@ from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.range_coder import RangeReader, RangeWriter
 from fedcompress.codecs.entropy.row_model import SignModel
 from fedcompress.codecs.entropy.symbols import pack_bits, unpack_bits
-from fedcompress.codecs.matrix_view import Grid
+from fedcompress.codecs.matrix_view import MatrixView
 from fedcompress.errors import PayloadError
 
 PACKED = 0
@@ -74,7 +74,7 @@ def _agreement_pays(negative: Sequence[Bits], supports: Sequence[Support]) -> bo
     sample_signs = []
     sample_supports = []
     for signs, support in list(zip(negative, supports, strict=True))[::stride]:
-        grid = Grid.of(support.shape)
+        grid = MatrixView.of(support.shape)
         if grid.rows == 1 or not support.count:
             continue
         positions = np.arange(support.numel) if support.positions is None else support.positions
@@ -91,7 +91,7 @@ def _split_rows(support: Support) -> tuple[int, Iterator[tuple[Indices, Indices]
     Returns the number of columns, and for each row that has entries: their numbers among all entries that are sent,
     and their columns.
     """
-    grid = Grid.of(support.shape)
+    grid = MatrixView.of(support.shape)
     row, column = grid.locate(support.positions)
     order = np.argsort(row, kind="stable")
     ends = np.searchsorted(row[order], np.arange(1, grid.rows))

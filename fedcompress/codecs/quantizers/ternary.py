@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedcompress.codecs.base import Support
 from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.signs import read_signs, write_signs
-from fedcompress.codecs.matrix_view import Grid
+from fedcompress.codecs.matrix_view import MatrixView
 from fedcompress.errors import ConfigError
 from fedcompress.numerics import bfloat16
 from fedcompress.types import Array
@@ -59,7 +59,7 @@ class Ternary:
         """Return how many scales a tensor has, and the number of the scale of each entry that is sent."""
         if self.by == "tensor":
             return int(support.count > 0), np.zeros(support.count, np.int64)
-        rows, index = np.unique(Grid.of(support.shape).locate(support.positions)[0], return_inverse=True)
+        rows, index = np.unique(MatrixView.of(support.shape).locate(support.positions)[0], return_inverse=True)
         return rows.size, index
 
     def write(self, writer: Writer, values: Sequence[Array], supports: Sequence[Support], seed: int = 0) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedcompress.codecs.base import Indices, Shape
 from fedcompress.codecs.entropy.positions import CodedPositions
-from fedcompress.codecs.matrix_view import Grid
+from fedcompress.codecs.matrix_view import MatrixView
 from fedcompress.codecs.selectors.topk import find_largest
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array
@@ -56,7 +56,7 @@ class Allocate(CodedPositions):
         for number, value in enumerate(values):
             parts = [np.arange(value.size)]
             if self.by == "row":
-                row = Grid.of(shapes[number]).locate()[0]
+                row = MatrixView.of(shapes[number]).locate()[0]
                 order = np.argsort(row, kind="stable")
                 parts = np.split(order, np.flatnonzero(np.diff(row[order])) + 1)
             units += parts

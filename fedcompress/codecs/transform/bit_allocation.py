@@ -2,7 +2,7 @@
 
 Only the encoder runs this; the bytes carry its decisions.
 
-A *component* is a singular component of a tensor's matrix (``Grid``: no more rows than columns). A *step* is the
+A *component* is a singular component of a tensor's matrix (``MatrixView``: no more rows than columns). A *step* is the
 quantizer's step, the same for the whole update; errors and energies are counted in squared steps. A *class* is the
 standard deviation of a row on a logarithmic scale, in steps; it names the codebook that the row is coded with.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.codecs.matrix_view import Grid
+from fedcompress.codecs.matrix_view import MatrixView
 from fedcompress.codecs.transform.codebook import DISTORTIONS, LOG_STEP, LOWEST, RATES
 from fedcompress.codecs.transform.trellis import LAMBDA, MAX_CLASS, Ints, count_low_bits, find_table
 from fedcompress.types import Array
@@ -43,7 +43,7 @@ def vector_bits(columns: Ints | int, side: Ints | int, classes: Ints) -> Ints:
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class TensorSpectrum:
     """Holds the energies of one tensor's matrix, in float64.
 
     Args:
@@ -62,15 +62,15 @@ class Spectrum:
     vectors: Floats
 
 
-def compute_spectrum(value: Array, weight: float) -> Spectrum:
+def compute_spectrum(value: Array, weight: float) -> TensorSpectrum:
     """Compute the energies of a tensor; without components if it has one row, more than ``MAX_SIDE``, or is zero."""
-    matrix = Grid.of(value.shape).matrix(value).astype(np.float64)
+    matrix = MatrixView.of(value.shape).matrix(value).astype(np.float64)
     side, columns = matrix.shape
     rows = np.square(matrix).sum(1)
     if not 1 < side <= MAX_SIDE or not rows.any():
-        return Spectrum(columns, weight, rows, np.zeros(0), np.zeros((side, 0)))
+        return TensorSpectrum(columns, weight, rows, np.zeros(0), np.zeros((side, 0)))
     energies, vectors = np.linalg.eigh(matrix @ matrix.T)
-    return Spectrum(columns, weight, rows, np.maximum(energies[::-1], 0), vectors[:, ::-1])
+    return TensorSpectrum(columns, weight, rows, np.maximum(energies[::-1], 0), vectors[:, ::-1])
 
 
 def find_classes(deviations: Floats) -> Ints:
@@ -81,7 +81,7 @@ def find_classes(deviations: Floats) -> Ints:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BitPlan:
     """Says what is sent of one tensor: its first components, or some of its rows as they are, or nothing.
 
     Args:
@@ -132,7 +132,7 @@ class _Pool:
     rotated: bool
 
     @classmethod
-    def collect(cls, spectra: Sequence[Spectrum], rank: int, rotated: bool) -> _Pool:
+    def collect(cls, spectra: Sequence[TensorSpectrum], rank: int, rotated: bool) -> _Pool:
         """Collect the rows, or at most ``rank`` components, of each tensor."""
         parts = [s.components[:rank] if rotated else s.rows for s in spectra]
         owner = np.repeat(np.arange(len(parts)), [p.size for p in parts])
@@ -175,18 +175,18 @@ class BitAllocator:
         rank: the largest number of components that may be sent of a tensor.
     """
 
-    def __init__(self, spectra: Sequence[Spectrum], rank: int) -> None:
+    def __init__(self, spectra: Sequence[TensorSpectrum], rank: int) -> None:
         self._count = len(spectra)
         self._unrotated = _Pool.collect(spectra, rank, rotated=False)
         self._rotated = _Pool.collect(spectra, rank, rotated=True)
 
-    def plan(self, step: float) -> list[Plan]:
+    def plan(self, step: float) -> list[BitPlan]:
         """Return for each tensor the better of rotated and unrotated, or an empty plan if neither is worth its bits."""
         rotated = self._rotated.estimate(step, self._count)
         unrotated = self._unrotated.estimate(step, self._count)
         rotated_plans = self._split_by_tensor(self._rotated, rotated)
         unrotated_plans = self._split_by_tensor(self._unrotated, unrotated)
-        empty = Plan(False, np.zeros(0, np.int64), np.zeros(0, np.int64))
+        empty = BitPlan(False, np.zeros(0, np.int64), np.zeros(0, np.int64))
         plans = []
         for number in range(self._count):
             if max(rotated.gain[number], unrotated.gain[number]) <= 0:
@@ -197,7 +197,7 @@ class BitAllocator:
                 plans.append(unrotated_plans[number])
         return plans
 
-    def _split_by_tensor(self, pool: _Pool, estimate: RateEstimate) -> list[Plan]:
+    def _split_by_tensor(self, pool: _Pool, estimate: RateEstimate) -> list[BitPlan]:
         """Return a plan for each tensor that sends what an estimate says is worth its bits.
 
         Components are sorted, so that those that are sent come first; the first one that is not ends the plan.
@@ -208,7 +208,7 @@ class BitAllocator:
             indices = np.flatnonzero(is_sent)
             if pool.rotated:
                 indices = np.arange(int(np.argmin(np.r_[is_sent, False])))
-            plans.append(Plan(pool.rotated, indices, classes[indices]))
+            plans.append(BitPlan(pool.rotated, indices, classes[indices]))
         return plans
 
     def estimate_bits(self, step: float) -> float:

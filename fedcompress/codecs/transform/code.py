@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 from fedcompress.codecs.base import NO_HINTS, EncoderHints
 from fedcompress.codecs.byte_io import Reader, Writer
-from fedcompress.codecs.transform.bit_allocation import BitAllocator, Plan, Spectrum, compute_spectrum
+from fedcompress.codecs.transform.bit_allocation import BitAllocator, BitPlan, TensorSpectrum, compute_spectrum
 from fedcompress.codecs.transform.rotation import Basis, read_bases, rotate, write_bases
 from fedcompress.codecs.transform.trellis import LAMBDA
-from fedcompress.codecs.transform.trellis_stream import read_rows, write_rows
+from fedcompress.codecs.transform.trellis_stream import read_trellis_rows, write_trellis_rows
 from fedcompress.errors import ConfigError, PayloadError
 from fedcompress.numerics.scaling import choose_exponent, saturate
 from fedcompress.types import Array, TensorSpec
@@ -140,7 +140,7 @@ class Transform:
         exponent = reader.i8()
         bases = read_bases(reader, members, self.rank)
         sizes = [b.grid.columns for b in bases for _ in b.classes]
-        rows = read_rows(reader, sizes, [c for b in bases for c in b.classes])
+        rows = read_trellis_rows(reader, sizes, [c for b in bases for c in b.classes])
         tensors = []
         at = 0
         for member, basis in zip(members, bases, strict=True):
@@ -152,7 +152,7 @@ class Transform:
 
 
 def _encode_at_step(
-    spectra: Sequence[Spectrum], values: Sequence[Array], plans: Sequence[Plan], step: float, exponent: int
+    spectra: Sequence[TensorSpectrum], values: Sequence[Array], plans: Sequence[BitPlan], step: float, exponent: int
 ) -> bytes:
     """Encode by plans for a step; a step that float32 cannot hold as a normal number sends nothing."""
     writer = Writer()
@@ -169,7 +169,7 @@ def _encode_at_step(
         bases.append(basis)
         rows += list(rotated / basis.steps(float(step32), spectrum.weight)[:, None])
     write_bases(writer, bases)
-    write_rows(writer, rows, [c for b in bases for c in b.classes])
+    write_trellis_rows(writer, rows, [c for b in bases for c in b.classes])
     return writer.getvalue()
 
 

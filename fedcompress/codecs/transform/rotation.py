@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.entropy.range_coder import Adaptive, RangeReader, RangeWriter
-from fedcompress.codecs.matrix_view import Grid
-from fedcompress.codecs.transform.bit_allocation import MAX_SIDE, Plan, Spectrum, vector_bits
+from fedcompress.codecs.matrix_view import MatrixView
+from fedcompress.codecs.transform.bit_allocation import MAX_SIDE, BitPlan, TensorSpectrum, vector_bits
 from fedcompress.codecs.transform.trellis import MAX_CLASS, Ints
 from fedcompress.errors import PayloadError
 from fedcompress.types import Array, TensorSpec
@@ -39,7 +39,7 @@ class Basis:
         classes: the class of each row that is sent.
     """
 
-    grid: Grid
+    grid: MatrixView
     vectors: Ints | None
     row_indices: Ints
     classes: list[int]
@@ -63,7 +63,7 @@ class Basis:
         return steps
 
 
-def rotate(spectrum: Spectrum, value: Array, plan: Plan) -> tuple[Basis, NDArray[np.float64]]:
+def rotate(spectrum: TensorSpectrum, value: Array, plan: BitPlan) -> tuple[Basis, NDArray[np.float64]]:
     """Round the basis of a plan, and find the rows to send: the least squares solution in the rounded basis.
 
     Args:
@@ -74,7 +74,7 @@ def rotate(spectrum: Spectrum, value: Array, plan: Plan) -> tuple[Basis, NDArray
     Returns:
         The basis, and the rows, float64, shape (rows sent, grid.columns).
     """
-    grid = Grid.of(value.shape)
+    grid = MatrixView.of(value.shape)
     side, columns, _ = grid
     matrix = grid.matrix(value)
     if not plan.rotated:
@@ -176,7 +176,7 @@ def read_bases(reader: Reader, members: Sequence[TensorSpec], rank: int) -> list
     coder, models = RangeReader(reader.stream()), _Models()
     bases = []
     for member in members:
-        grid = Grid.of(member.shape)
+        grid = MatrixView.of(member.shape)
         side, columns, _ = grid
         row_indices = np.zeros(0, np.int64)
         vectors = None

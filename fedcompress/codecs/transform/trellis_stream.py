@@ -77,7 +77,7 @@ class Lanes:
         return inside
 
 
-def write_rows(writer: Writer, rows: Sequence[NDArray[np.float64]], classes: Sequence[int]) -> None:
+def write_trellis_rows(writer: Writer, rows: Sequence[NDArray[np.float64]], classes: Sequence[int]) -> None:
     """Append rows; the reader must know their sizes and classes.
 
     Args:
@@ -113,7 +113,7 @@ def _encode_symbols(lanes: Lanes, symbols: Ints, quantizer: Ints) -> bytes:
     return coder.getvalue()
 
 
-def read_rows(reader: Reader, sizes: Sequence[int], classes: Sequence[int]) -> list[NDArray[np.float32]]:
+def read_trellis_rows(reader: Reader, sizes: Sequence[int], classes: Sequence[int]) -> list[NDArray[np.float32]]:
     """Read the reconstruction points of rows, in units of each row's step.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fedcompress.adapters.folder import CONFIG_FILE
-from fedcompress.adapters.safetensors_io import Source, open_source
+from fedcompress.adapters.safetensors_io import TensorSource, open_source
 from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.files.merge.peft_types import REFUSED, TYPES, TypeRow
@@ -65,7 +65,7 @@ class Site:
     """A site is one adapter, of which nothing but the header is in memory."""
 
     path: Path  # as the user gave it
-    source: Source  # reads the tensors
+    source: TensorSource  # reads the tensors
     config: Mapping[str, Any]  # adapter_config.json
     modules: Mapping[str, Factors]  # LoRA modules by their name in the file
 
@@ -179,7 +179,7 @@ def _check_plain(path: Path, config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{path}: {key}", config[key], f"cannot be merged: it {why}")
 
 
-def _find_modules(path: Path, source: Source, config: Mapping[str, Any]) -> dict[str, Factors]:
+def _find_modules(path: Path, source: TensorSource, config: Mapping[str, Any]) -> dict[str, Factors]:
     factors: dict[str, dict[str, TensorSpec]] = {}  # by module: A and B
     for spec in source.layout.tensors:
         if match := _FACTOR.fullmatch(spec.name):

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedcompress.call_syntax import format_call
 from fedcompress.errors import ConfigError
-from fedcompress.optim.base import Rule, check_rate
+from fedcompress.optim.base import OptimizerRule, check_rate
 from fedcompress.optim.engine.parameter_roles import EMBEDDING, HEAD, MATRIX, NamedParameter, list_named_parameters
 from fedcompress.optim.table import OPTIMIZERS, parse_optimizer
 
@@ -80,14 +80,16 @@ def _check_settings(rates: dict[str, float], also: tuple[str, ...]) -> None:
         raise ConfigError("also", unknown, f"must be of {list(EXTRAS)}")
 
 
-def _accepts(rule: Rule, parameter: NamedParameter, also: tuple[str, ...]) -> bool:
+def _accepts(rule: OptimizerRule, parameter: NamedParameter, also: tuple[str, ...]) -> bool:
     """Return whether a parameter is stepped by the rule that was asked for, and not by that of the rest."""
     if not OPTIMIZERS[rule.name].matrices_only:
         return True
     return parameter.role == MATRIX or (parameter.role in also and len(parameter.shape) == 2)
 
 
-def _build_groups(rule: Rule, parameters: list[NamedParameter], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+def _build_groups(
+    rule: OptimizerRule, parameters: list[NamedParameter], lr: float, weight_decay: float
+) -> list[dict[str, Any]]:
     """Build a group of what has two sides or more, and one without weight decay of vectors; either may be empty."""
     return [
         _build_group(rule, [p for p in parameters if len(p.shape) > 1], lr, weight_decay),
@@ -95,7 +97,9 @@ def _build_groups(rule: Rule, parameters: list[NamedParameter], lr: float, weigh
     ]
 
 
-def _build_group(rule: Rule, parameters: list[NamedParameter], lr: float, weight_decay: float) -> dict[str, Any]:
+def _build_group(
+    rule: OptimizerRule, parameters: list[NamedParameter], lr: float, weight_decay: float
+) -> dict[str, Any]:
     return {
         "params": [p.parameter for p in parameters],
         "names": [p.name for p in parameters],

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from fedcompress.errors import StateError
-from fedcompress.optim.base import MATRIX, Reshardable, Rule, ShardInfo, State
+from fedcompress.optim.base import MATRIX, OptimizerRule, Reshardable, ShardInfo, State
 from fedcompress.optim.state.moment_storage import choose_store, move_to_device, pack_moment, unpack_moment
 from fedcompress.optim.table import parse_optimizer
 
@@ -26,7 +26,7 @@ FORMAT = 1  # version of the state dict, under the key ``fedcompress``
 Entry = dict[str, Any]
 
 
-def pack_state(rule: Rule, state: State, shard: ShardInfo, step: int) -> State:
+def pack_state(rule: OptimizerRule, state: State, shard: ShardInfo, step: int) -> State:
     """Pack the moments of a rule's new state as they are stored between steps.
 
     Args:
@@ -47,7 +47,7 @@ def pack_state(rule: Rule, state: State, shard: ShardInfo, step: int) -> State:
     return packed | {"step": step}
 
 
-def unpack_state(rule: Rule, packed: Mapping[str, Any]) -> State:
+def unpack_state(rule: OptimizerRule, packed: Mapping[str, Any]) -> State:
     """Return a packed state with its moments in float32, and the rest as it is."""
     return {
         key: unpack_moment(value, signed=rule.moments[key]) if key in rule.moments else value
@@ -70,7 +70,7 @@ def build_entry(shard: ShardInfo, steps_before: int, packed: State) -> Entry:
     return {**place, "before": steps_before, "state": packed}
 
 
-def extract_state(rule: Rule, entry: Entry, shard: ShardInfo) -> State:
+def extract_state(rule: OptimizerRule, entry: Entry, shard: ShardInfo) -> State:
     """Return the state of a shard from a checkpoint entry of just that shard, or of the whole parameter.
 
     Args:
@@ -126,7 +126,7 @@ def combine_rank_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"fedcompress": FORMAT, **time, "memory": memory, "param_groups": groups}
 
 
-def _join_entries(name: str, rule: Rule, entries: list[Entry]) -> Entry:
+def _join_entries(name: str, rule: OptimizerRule, entries: list[Entry]) -> Entry:
     """Join the entries of all ranks to one of the whole parameter; a whole one among them is taken as it is."""
     import torch
 

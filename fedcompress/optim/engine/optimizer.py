@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedcompress.errors import ConfigError, NonFiniteError, StateError
-from fedcompress.optim.base import MATRIX, Decaying, Rule, ShardInfo, State, check_choice, survives_rounds
+from fedcompress.optim.base import MATRIX, Decaying, OptimizerRule, ShardInfo, State, check_choice, survives_rounds
 from fedcompress.optim.engine.checkpoint import FORMAT, combine_rank_states, pack_state, unpack_state
 from fedcompress.optim.engine.owners import Exchange, assign_owners, build_exchange, split_into_waves
 from fedcompress.optim.engine.ranks import gather_objects, get_collective_device, get_world_size, sum_over_ranks
@@ -146,38 +146,34 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             return False
         self._was_called = True
         living = self._find_living()
-        are_copies = all(
-            s.tensor is not living.get(s.name) and s.tensor.shape == self._parameters[s.name].shape for s in shards
-        )
-        return are_copies and all((grad := s.raw_grad()) is not None and not bool(grad.any()) for s in shards)
+        are_copies = all(s.tensor is not living.get(s.name) for s in shards)
+        are_whole = all(s.tensor.shape == self._parameters[s.name].shape for s in shards)
+        return are_copies and are_whole and all(_has_zero_grad(s) for s in shards)
 
     def _is_active(self, name: str) -> bool:
         layer = self._parameters[name].layer
         return self.active_layers is None or layer < 0 or layer in self.active_layers
 
-    def states(self) -> Iterator[tuple[Rule, Shard, State]]:
+    def states(self) -> Iterator[tuple[OptimizerRule, Shard, State]]:
         """Yield the rule, the shard and the packed state of each parameter that this rank has entries of."""
         for group in self.param_groups:
             rule = self._rules[group["rule"]]
             for shard in find_shards(group, self._find_living())[1] if group["params"] else ():
-                yield rule, shard, self._store.peek(rule, self._describe(shard))
+                yield rule, shard, self._store.peek(rule, _describe(self._parameters, shard))
 
     def is_model_weight(self, shard: Shard) -> bool:
         """Return whether the entries are the model's own, and not a copy of them."""
         return shard.tensor is self._find_living().get(shard.name)
 
-    def _describe(self, shard: Shard) -> ShardInfo:
-        return replace(self._parameters[shard.name], start=shard.start, numel=shard.numel)
-
-    def _step_shards(self, group: dict[str, Any], rule: Rule, shards: Sequence[Shard]) -> None:
+    def _step_shards(self, group: dict[str, Any], rule: OptimizerRule, shards: Sequence[Shard]) -> None:
         """Step the shards of an elementwise rule."""
         for shard in shards:
             if (grad := shard.grad()) is not None:
-                delta = self._run_rule(group, rule, grad, self._describe(shard), shard.weight())
+                delta = self._run_rule(group, rule, grad, _describe(self._parameters, shard), shard.weight())
                 _apply(group, rule, shard, delta)
 
     def _step_whole_matrices(
-        self, group: dict[str, Any], rule: Rule, shards: Sequence[Shard], names: Sequence[str]
+        self, group: dict[str, Any], rule: OptimizerRule, shards: Sequence[Shard], names: Sequence[str]
     ) -> None:
         """Step matrices in one process; each gradient becomes float32 only when its matrix has its turn."""
         shard_by_name = {s.name: s for s in shards}
@@ -189,7 +185,12 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             _apply(group, rule, shard, delta.reshape(-1))
 
     def _step_owned_matrices(
-        self, group: dict[str, Any], rule: Rule, names: Sequence[str], shards: Sequence[Shard], stepped: set[str]
+        self,
+        group: dict[str, Any],
+        rule: OptimizerRule,
+        names: Sequence[str],
+        shards: Sequence[Shard],
+        stepped: set[str],
     ) -> None:
         """Step matrices on the ranks that own them; gradients become float32 wave by wave, never all at once."""
         turns = [n for n in names if n in stepped]
@@ -218,7 +219,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
         return self._exchanges[names]
 
     def _run_rule(
-        self, group: dict[str, Any], rule: Rule, grad: Tensor, shard: ShardInfo, weight: Tensor | None
+        self, group: dict[str, Any], rule: OptimizerRule, grad: Tensor, shard: ShardInfo, weight: Tensor | None
     ) -> Tensor:
         """Run a rule on one shard, store its new state, and return its direction.
 
@@ -294,7 +295,7 @@ def _describe_parameters(groups: Sequence[dict[str, Any]], seed: int) -> dict[st
     return parameters
 
 
-def _find_matrices(groups: Sequence[dict[str, Any]], rules: Mapping[str, Rule]) -> dict[str, tuple[int, ...]]:
+def _find_matrices(groups: Sequence[dict[str, Any]], rules: Mapping[str, OptimizerRule]) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all parameters that matrix rules step, by name."""
     matrices = {}
     for group in groups:
@@ -303,7 +304,16 @@ def _find_matrices(groups: Sequence[dict[str, Any]], rules: Mapping[str, Rule]) 
     return matrices
 
 
-def _apply(group: dict[str, Any], rule: Rule, shard: Shard, delta: Tensor) -> None:
+def _describe(parameters: Mapping[str, ShardInfo], shard: Shard) -> ShardInfo:
+    return replace(parameters[shard.name], start=shard.start, numel=shard.numel)
+
+
+def _has_zero_grad(shard: Shard) -> bool:
+    grad = shard.raw_grad()
+    return grad is not None and not bool(grad.any())
+
+
+def _apply(group: dict[str, Any], rule: OptimizerRule, shard: Shard, delta: Tensor) -> None:
     """Step a shard's weight along a direction; a rule that is ``Decaying`` has added its weight decay already."""
     shard.apply(delta, group["lr"], 0.0 if isinstance(rule, Decaying) else group["weight_decay"])
 

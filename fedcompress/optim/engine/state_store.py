@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from fedcompress.optim.base import Rule, ShardInfo, State, StepContext
+from fedcompress.optim.base import OptimizerRule, ShardInfo, State, StepContext
 from fedcompress.optim.engine.checkpoint import Entry, build_entry, extract_state
 from fedcompress.optim.state.moment_storage import count_bytes, move_to_device
 
@@ -43,7 +43,7 @@ class StateStore:
         steps_before = self._steps_before.get(name, 0)
         return StepContext(step=step, lr=lr, weight_decay=weight_decay, epoch=self.epoch, steps_before=steps_before)
 
-    def take(self, rule: Rule, shard: ShardInfo, device: Any) -> State:
+    def take(self, rule: OptimizerRule, shard: ShardInfo, device: Any) -> State:
         """Return the packed state of a shard for its next step; a loaded one is used up, and copied to the device.
 
         Args:
@@ -60,7 +60,7 @@ class StateStore:
             return copied
         return self.memory.get(shard.name, {})
 
-    def peek(self, rule: Rule, shard: ShardInfo) -> State:
+    def peek(self, rule: OptimizerRule, shard: ShardInfo) -> State:
         """Return the packed state of a shard as it is, and leave it there; empty before the first step."""
         if shard.name in self._loaded:
             return extract_state(rule, self._loaded[shard.name], shard)

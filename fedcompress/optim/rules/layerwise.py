@@ -19,7 +19,7 @@ from fedcompress.optim.base import (
     check_choice,
     check_moments,
     check_positive,
-    derive_seed,
+    hash_seed,
 )
 from fedcompress.optim.rules.elementwise import ElementwiseRule
 from fedcompress.optim.state.adam_moments import AgedMoments, adam
@@ -54,7 +54,7 @@ def find_active_layer(shard: ShardInfo, refresh: int, order: str) -> int:
         case "descending":
             return shard.layers - 1 - place
         case _:
-            generator = torch.Generator().manual_seed(derive_seed(shard.seed, "layers", number))
+            generator = torch.Generator().manual_seed(hash_seed(shard.seed, "layers", number))
             return int(torch.randperm(shard.layers, generator=generator)[place])
 
 
@@ -71,7 +71,7 @@ def sample_layers(shard: ShardInfo, refresh: int, count: int) -> set[int]:
     """
     import torch
 
-    generator = torch.Generator().manual_seed(derive_seed(shard.seed, "layers", refresh))
+    generator = torch.Generator().manual_seed(hash_seed(shard.seed, "layers", refresh))
     return set(torch.randperm(shard.layers, generator=generator)[:count].tolist())
 
 

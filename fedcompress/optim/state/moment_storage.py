@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fedcompress.errors import MissingPackageError
-from fedcompress.optim.base import ShardInfo, derive_seed
+from fedcompress.optim.base import ShardInfo, hash_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def pack_moment(values: Tensor, store: str, *, signed: bool, shard: ShardInfo, s
         case "fp32":
             return values
         case "bf16":
-            return _round_at_random(values, shard.start, derive_seed(shard.seed, shard.name, step, key))
+            return _round_at_random(values, shard.start, hash_seed(shard.seed, shard.name, step, key))
         case "8bit":
             codes, scales = _load_bitsandbytes().quantize_blockwise.default(
                 values.contiguous(), _load_dynamic_map(signed, values.device), BLOCK[store]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from fedcompress.optim.base import EPOCH_STRIDE, ShardInfo, derive_seed
+from fedcompress.optim.base import EPOCH_STRIDE, ShardInfo, hash_seed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,7 +72,7 @@ def select_entries(shard: ShardInfo, kind: str, density: float, refresh: int, de
             return everything if shard.index in select_blocks(shard, density, refresh) else everything[:0]
         case _:
             place = torch.arange(shard.start, shard.start + shard.numel, device=device)
-            chance = _hash_to_unit(place, derive_seed(shard.seed, shard.name, refresh))
+            chance = _hash_to_unit(place, hash_seed(shard.seed, shard.name, refresh))
             return (chance < density).nonzero().view(-1)
 
 
@@ -97,7 +97,7 @@ def select_blocks(shard: ShardInfo, density: float, refresh: int) -> set[int]:
     passes, position = divmod((epoch + interval) * count, shard.count)
     order: list[int] = []
     for number in (passes, passes + 1):
-        generator = torch.Generator().manual_seed(derive_seed(shard.seed, "blocks", number))
+        generator = torch.Generator().manual_seed(hash_seed(shard.seed, "blocks", number))
         order += torch.randperm(shard.count, generator=generator).tolist()
     return set(order[position : position + count])
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from clients.commands.train import Options
-from clients.commands.train import build_task as build_local_task
+from clients.commands.train import build_local_task as build_local_task
 from fedcompress.adapters import Adapter, Template
 from fedcompress.config.objective import Classification
 from fedcompress.config.run_config import RunConfig

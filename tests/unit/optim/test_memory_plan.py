@@ -9,14 +9,14 @@ from typer.testing import CliRunner
 from fedcompress.cli.main import app
 from fedcompress.errors import ConfigError
 from fedcompress.optim import build_optimizer
-from fedcompress.optim.memory_plan import GIB, Plan, Setup, plan
+from fedcompress.optim.memory_plan import GIB, MemoryPlan, Setup, plan
 from tests.unit.optim.models import CALLS
 
 LLAMA = LlamaConfig(vocab_size=200, hidden_size=96, intermediate_size=160, num_hidden_layers=2, num_attention_heads=2)
 NUMEL = 2 * 200 * 96 + 2 * (4 * 96 * 96 + 3 * 96 * 160 + 2 * 96) + 96
 
 
-def count(**setup: object) -> Plan:
+def count(**setup: object) -> MemoryPlan:
     return plan(LlamaForCausalLM(LLAMA), Setup(**{"optimizer": "adamw", "length": 16, **setup}))
 
 
@@ -53,8 +53,8 @@ def test_the_smallest_card_that_fits() -> None:
     made = count()
     assert made.fits == 8
     sizes = {"weights": 100 * GIB, "masters": 0, "gradients": 0, "state": 0, "buffers": 0, "activations": 0}
-    assert Plan(parameters=1, trainable=1, **sizes).fits == 141
-    assert Plan(parameters=1, trainable=1, **{**sizes, "state": 900 * GIB}).fits == 0
+    assert MemoryPlan(parameters=1, trainable=1, **sizes).fits == 141
+    assert MemoryPlan(parameters=1, trainable=1, **{**sizes, "state": 900 * GIB}).fits == 0
 
 
 def test_checkpointing_takes_less() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedcompress.adapters.base_model import BaseModel, build_base
-from fedcompress.adapters.full import Layers, draw_layers
+from fedcompress.adapters.full import Layers, draw_round_layers
 from fedcompress.adapters.full.attach import BASIS, COEFFICIENTS, FullWeightsModel, attach_weights, find_layers
 from fedcompress.adapters.full.base_files import BaseWeights
 from fedcompress.chunks import TensorSlice
@@ -44,7 +44,7 @@ def test_of_drawn_layers_nothing_else_is_trained(model: Path) -> None:
     for round_ in range(1, 6):
         attached = attach(model, {"name": "layers", "k": 1, "always": ["lm_head"]}, seed=3, round_=round_)
         assert find_layers(attached.model) == ["model.layers.0", "model.layers.1"]
-        (drawn,) = draw_layers(Layers(k=1), 2, seed=3, round_=round_)
+        (drawn,) = draw_round_layers(Layers(k=1), 2, seed=3, round_=round_)
         trained = {n for n, p in attached.model.named_parameters() if p.requires_grad}
         assert trained == set(attached.parameters)
         assert {n.split(".")[2] for n in trained if "layers" in n} == {str(drawn)}

@@ -12,7 +12,7 @@ from fedcompress.adapters.full import (
     Layers,
     Subspace,
     TrainableSet,
-    draw_layers,
+    draw_round_layers,
     load_trainable_set,
     parse_trainable_set,
     trains_base_weights,
@@ -70,16 +70,16 @@ def test_configs_of_other_versions_are_refused() -> None:
 
 
 def test_layers_are_drawn_from_seed_and_round_alone() -> None:
-    draws = [draw_layers(Layers(k=3), 12, seed=7, round_=r) for r in range(200)]
-    assert draws == [draw_layers(Layers(k=3), 12, seed=7, round_=r) for r in range(200)]
+    draws = [draw_round_layers(Layers(k=3), 12, seed=7, round_=r) for r in range(200)]
+    assert draws == [draw_round_layers(Layers(k=3), 12, seed=7, round_=r) for r in range(200)]
     assert draws[:3] == [[0, 2, 4], [2, 3, 8], [6, 8, 11]]  # on every machine
     assert all(draw == sorted(set(draw)) and len(draw) == 3 for draw in draws)
     counts = [sum(layer in draw for draw in draws) for layer in range(12)]
     assert min(counts) > 25  # 50 are expected of each layer
-    assert draws != [draw_layers(Layers(k=3), 12, seed=8, round_=r) for r in range(200)]
+    assert draws != [draw_round_layers(Layers(k=3), 12, seed=8, round_=r) for r in range(200)]
 
 
 def test_no_more_layers_are_drawn_than_there_are() -> None:
-    assert draw_layers(Layers(k=4), 4, seed=0, round_=1) == [0, 1, 2, 3]
+    assert draw_round_layers(Layers(k=4), 4, seed=0, round_=1) == [0, 1, 2, 3]
     with pytest.raises(ConfigError, match=r"adapter.layers.k: 5: must be at most 4, the layers of this model"):
-        draw_layers(Layers(k=5), 4, seed=0, round_=1)
+        draw_round_layers(Layers(k=5), 4, seed=0, round_=1)

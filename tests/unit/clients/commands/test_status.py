@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from clients.commands.common import read_status
+from clients.commands.common import read_worker_status
 from clients.commands.status import Options, run, status_lines
 from clients.state.counters import Counters
 from clients.worker.main import lease
@@ -95,7 +95,7 @@ def test_no_worker_and_a_held_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     worker.server.stop(0).wait()
     worker.session.close()
     worker.counters.close()
-    assert read_status(worker.site.state_dir) is None
+    assert read_worker_status(worker.site.state_dir) is None
     assert run(Options(site=str(worker.file))) == 1
     assert "no worker runs" in capsys.readouterr().out
     with lease(worker.site.state_dir):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from clients.commands import down, up
-from clients.commands.supervisor import Supervisor, end_orphans, up_file, up_lock
+from clients.commands.supervisor import SiteSupervisor, end_orphans, up_file, up_lock
 from clients.site import SiteConfig
 from clients.worker.main import lease
 from fedcompress.errors import ConfigError, LockedError
@@ -47,7 +47,7 @@ class Kept:
         self.site = SiteConfig.load(site_file)
         self.now, self.said = 1000.0, list[str]()
         self.group = ProcessGroup(site_file.parent / "logs", {})
-        self.supervisor = Supervisor(
+        self.supervisor = SiteSupervisor(
             site=self.site,
             site_file=site_file,
             group=self.group,

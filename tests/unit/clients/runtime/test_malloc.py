@@ -32,7 +32,7 @@ def test_the_numbers_of_options_are_those_of_malloc_h(calls: CALLS) -> None:
     malloc.keep_until_trimmed()
     assert sorted(calls) == [(-8, 1), (-3, 32 << 20), (-2, 32 << 20), (-1, 512 << 20)]
     calls.clear()
-    malloc.trim()
+    malloc.release_memory()
     assert calls == [(0,)]
 
 
@@ -46,10 +46,10 @@ def test_a_threshold_of_the_environment_is_kept(calls: CALLS, monkeypatch: pytes
 def test_nothing_is_done_where_there_is_no_glibc(calls: CALLS, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())  # as musl
     malloc.keep_until_trimmed()
-    malloc.trim()
+    malloc.release_memory()
     monkeypatch.setattr(sys, "platform", "darwin")
     malloc.return_large_blocks()
-    malloc.trim()
+    malloc.release_memory()
     assert calls == []
 
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedcompress.codecs.transform.bit_allocation import BitAllocator, Spectrum, _Pool, compute_spectrum, find_classes
+from fedcompress.codecs.transform.bit_allocation import (
+    BitAllocator,
+    TensorSpectrum,
+    _Pool,
+    compute_spectrum,
+    find_classes,
+)
 from fedcompress.codecs.transform.codebook import LOG_STEP, LOWEST
 from fedcompress.codecs.transform.trellis import MAX_CLASS
 
 
-def spectra() -> list[Spectrum]:
+def spectra() -> list[TensorSpectrum]:
     """One strong direction; a few strong rows; zeros; nothing; and a vector."""
     generator = np.random.default_rng(0)
     rank_one = np.outer(generator.standard_normal(8), generator.standard_normal(200))

@@ -15,7 +15,7 @@ from fedcompress.codecs.transform.code import Transform
 from fedcompress.codecs.transform.codebook import CLASSES, DISTORTIONS, LOG_STEP, LOWEST, RATES, TABLES
 from fedcompress.codecs.transform.rotation import read_bases
 from fedcompress.codecs.transform.trellis import MAX_CLASS, NEXT, QUANTIZER, points, search
-from fedcompress.codecs.transform.trellis_stream import read_rows, write_rows
+from fedcompress.codecs.transform.trellis_stream import read_trellis_rows, write_trellis_rows
 from fedcompress.types import Layout, Tensors, TensorSpec
 from tests.support import equal
 from tests.unit.codecs import transform_reference as reference
@@ -71,8 +71,8 @@ def test_any_lambda_decodes(lam: str) -> None:
 def test_saturated_magnitudes_keep_their_parity() -> None:
     """Beyond the largest k the search still takes what the state machine allows."""
     writer = Writer()
-    write_rows(writer, [np.array([3e7, -2e7, 1.0, 9e6, 8.5e6])], [0])
-    (decoded,) = read_rows(Reader(writer.getvalue()), [5], [0])
+    write_trellis_rows(writer, [np.array([3e7, -2e7, 1.0, 9e6, 8.5e6])], [0])
+    (decoded,) = read_trellis_rows(Reader(writer.getvalue()), [5], [0])
     assert np.abs(decoded[[0, 1, 3, 4]]).min() > 8e6
     assert abs(decoded[2] - 1) <= 3
 
@@ -152,9 +152,9 @@ def test_rows_round_trip(seed: int, rows: list[tuple[int, int]]) -> None:
     classes = [c for _, c in rows]
     values = [draw.standard_normal(n) * 2 ** (LOWEST + c / LOG_STEP) for n, c in rows]
     writer = Writer()
-    write_rows(writer, values, classes)
+    write_trellis_rows(writer, values, classes)
     reader = Reader(writer.getvalue())
-    decoded = read_rows(reader, [n for n, _ in rows], classes)
+    decoded = read_trellis_rows(reader, [n for n, _ in rows], classes)
     reader.finish()
     for value, got in zip(values, decoded, strict=True):
         assert np.abs(value - got).max() <= 2.6 + 1e-6 * np.abs(value).max()

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedcompress.codecs.byte_io import Reader, Writer
-from fedcompress.codecs.matrix_view import Grid
-from fedcompress.codecs.transform.bit_allocation import MAX_SIDE, Plan, compute_spectrum, vector_bits
+from fedcompress.codecs.matrix_view import MatrixView
+from fedcompress.codecs.transform.bit_allocation import MAX_SIDE, BitPlan, compute_spectrum, vector_bits
 from fedcompress.codecs.transform.rotation import Basis, read_bases, rotate, write_bases
 from fedcompress.codecs.transform.trellis import MAX_CLASS
 from fedcompress.errors import PayloadError
@@ -24,7 +24,7 @@ SHAPES = st.lists(
 
 def drawn(member: TensorSpec, generator: np.random.Generator) -> Basis:
     """Nothing, some rows, or some components, with any classes."""
-    grid = Grid.of(member.shape)
+    grid = MatrixView.of(member.shape)
     side, columns, _ = grid
     mode = int(generator.integers(3 if side > 1 else 2)) if member.numel else 0
     count = int(generator.integers(1, min(side, 64) + 1)) if mode else 0
@@ -74,7 +74,7 @@ def test_bases_round_trip(shapes: list[tuple[int, ...]], seed: int) -> None:
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0), (7,), (4, 9), (9, 4), (5, 5), (2, 3, 4), (30, 2, 3)])
 def test_a_grid_is_a_matrix_and_back(shape: tuple[int, ...]) -> None:
     value = np.arange(math.prod(shape)).reshape(shape)
-    grid = Grid.of(shape)
+    grid = MatrixView.of(shape)
     matrix = grid.matrix(value)
     assert matrix.shape == (grid.rows, grid.columns)
     assert value.size == 0 or grid.rows <= grid.columns
@@ -97,10 +97,10 @@ def test_rotations_are_least_squares(rows: int, columns: int, count: int, seed: 
     count = min(count, spectrum.components.size)
     if not count:
         return
-    plan = Plan(True, np.arange(count), np.full(count, 30))
+    plan = BitPlan(True, np.arange(count), np.full(count, 30))
     basis, sent = rotate(spectrum, value, plan)
     assert basis.vectors is not None
-    matrix = Grid.of(value.shape).matrix(value).astype(np.float64)
+    matrix = MatrixView.of(value.shape).matrix(value).astype(np.float64)
     left = matrix - basis.vectors @ sent
     assert (
         np.abs(basis.vectors.T @ left).max() < 1e-6 * np.abs(basis.vectors).max() * max(np.abs(matrix).max(), 1) * rows
@@ -123,13 +123,13 @@ def test_every_vector_length_is_one_that_survives_rounding() -> None:
 
 def test_steps_weigh_alike_whatever_the_length() -> None:
     vectors = np.array([[3, 1], [4, 0]])
-    basis = Basis(Grid(2, 9, False), vectors, np.arange(2), [0, 0])
+    basis = Basis(MatrixView(2, 9, False), vectors, np.arange(2), [0, 0])
     assert basis.steps(2.0, 4.0).tolist() == [0.2, 1.0]
-    assert Basis(Grid(2, 9, False), None, np.array([1]), [0]).steps(2.0, 4.0).tolist() == [1.0]
+    assert Basis(MatrixView(2, 9, False), None, np.array([1]), [0]).steps(2.0, 4.0).tolist() == [1.0]
 
 
 def test_more_components_than_the_rank() -> None:
-    basis = Basis(Grid(4, 9, False), np.eye(4, dtype=np.int64) * 4, np.arange(4), [5, 5, 4, 3])
+    basis = Basis(MatrixView(4, 9, False), np.eye(4, dtype=np.int64) * 4, np.arange(4), [5, 5, 4, 3])
     member = TensorSpec(name="wide", shape=(4, 9))
     data = written([basis])
     again(data, [member], rank=4)

@@ -26,7 +26,7 @@ from fedcompress.codecs.transform.trellis import (
     points,
     search,
 )
-from fedcompress.codecs.transform.trellis_stream import Lanes, read_rows, write_rows
+from fedcompress.codecs.transform.trellis_stream import Lanes, read_trellis_rows, write_trellis_rows
 
 SIZES = st.lists(st.integers(0, 40) | st.integers(250, 530), max_size=6)
 WILD = st.sampled_from(["fitting", "too-large", "too-small", "spikes", "beyond", "zeros"])
@@ -39,12 +39,12 @@ def deviation(cls: int) -> float:
 def coded(rows: list[np.ndarray], classes: list[int]) -> tuple[int, list[np.ndarray]]:
     writer, twin = Writer(), Writer()
     before = [r.copy() for r in rows]
-    write_rows(writer, rows, classes)
-    write_rows(twin, rows, classes)
+    write_trellis_rows(writer, rows, classes)
+    write_trellis_rows(twin, rows, classes)
     assert writer.getvalue() == twin.getvalue()
     assert all(np.array_equal(r, b) for r, b in zip(rows, before, strict=True))
     reader = Reader(writer.getvalue())
-    found = read_rows(reader, [r.size for r in rows], classes)
+    found = read_trellis_rows(reader, [r.size for r in rows], classes)
     reader.finish()
     assert [f.dtype for f in found] == [np.dtype(np.float32)] * len(rows)
     return len(writer.getvalue()), found

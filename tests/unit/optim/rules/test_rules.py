@@ -7,7 +7,7 @@ import torch
 
 from fedcompress.errors import ConfigError, NonFiniteError, StateError, TrainingError
 from fedcompress.optim import OPTIMIZERS, ShardInfo, StepContext, build_optimizer, combine_rank_states, parse_optimizer
-from fedcompress.optim.base import ELEMENTWISE, MATRIX, Rule, State
+from fedcompress.optim.base import ELEMENTWISE, MATRIX, OptimizerRule, State
 from fedcompress.optim.engine.checkpoint import pack_state, unpack_state
 from fedcompress.optim.state.moment_storage import count_bytes
 from fedcompress.optim.state.selections import select_blocks
@@ -23,7 +23,7 @@ def gradients(shape: tuple[int, ...], steps: int, seed: int = 0) -> list[torch.T
     return [torch.randn(shape, generator=made) for _ in range(steps)]
 
 
-def run(rule: Rule, shard: ShardInfo, grads: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tensor]:
+def run(rule: OptimizerRule, shard: ShardInfo, grads: list[torch.Tensor], weight: torch.Tensor) -> list[torch.Tensor]:
     """Directions of a rule on one shard, with packed states between, and weights that follow."""
     kept, deltas = {}, []
     for step, grad in enumerate(grads, start=1):

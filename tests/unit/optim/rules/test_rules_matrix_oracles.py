@@ -9,7 +9,7 @@ import torch
 
 from fedcompress.errors import ConfigError
 from fedcompress.optim import OPTIMIZERS, ShardInfo, StepContext, build_optimizer, parse_optimizer
-from fedcompress.optim.base import derive_seed
+from fedcompress.optim.base import hash_seed
 from fedcompress.optim.state.bases import compute_basis
 from tests.unit.optim.models import net
 from tests.unit.optim.rules.test_rules import gradients
@@ -20,7 +20,7 @@ BETA1, BETA2 = 0.9, 0.999
 
 def shard_of(shape: tuple[int, ...], gap: int, phase: int = 0) -> ShardInfo:
     """A parameter whose name makes it refresh at a known phase."""
-    return ShardInfo(name=next(n for n in map(str, itertools.count()) if derive_seed(n) % gap == phase), shape=shape)
+    return ShardInfo(name=next(n for n in map(str, itertools.count()) if hash_seed(n) % gap == phase), shape=shape)
 
 
 def run(

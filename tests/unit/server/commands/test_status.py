@@ -14,7 +14,7 @@ import pytest
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.storage.locks import hold
 from server.commands import history, status, stop
-from server.commands.view import LiveView, PlainView, format_event
+from server.commands.view import RunLiveView, RunPlainView, format_event
 from server.ledger.reader import LedgerReader, read_events
 from server.ledger.recovery import LEDGER
 from server.runs import RunProcesses, save_settings
@@ -25,7 +25,7 @@ from tests.unit.server.memory import Killed, SlowTransport, World
 
 
 def facts(world: World) -> dict[str, Any]:
-    return status.read_status(world.folder / "coordinator", "run")
+    return status.read_run_status(world.folder / "coordinator", "run")
 
 
 def kill_in_round_3(event: str, node: int, round_: int) -> bool:
@@ -130,7 +130,7 @@ def test_another_run_of_the_directory_is_not_the_one_that_works(killed: World) -
         found = facts(killed)
         assert (found["state"], found["supervisor_pid"], found["coordinator_pid"]) == ("interrupted", None, None)
         assert found["awaited"] == []
-        assert status.read_status(folder, "other")["coordinator_pid"] is not None
+        assert status.read_run_status(folder, "other")["coordinator_pid"] is not None
         assert take_snapshot(folder, "run").state == "interrupted"
 
 
@@ -278,8 +278,10 @@ def test_the_coordinator_stops_between_rounds_and_goes_on(tmp_path: Path) -> Non
     assert world.result() == plain.result()
 
 
-@pytest.mark.parametrize("kind", [PlainView, LiveView])
-def test_what_is_shown_while_it_runs(kind: type[PlainView], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", [RunPlainView, RunLiveView])
+def test_what_is_shown_while_it_runs(
+    kind: type[RunPlainView], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     world = World(tmp_path)
     world.run()
     settled(world)
@@ -291,15 +293,15 @@ def test_what_is_shown_while_it_runs(kind: type[PlainView], tmp_path: Path, caps
     assert out == "", "stdout is for JSON"
     assert "round 4 of 4: merged 3 of 3, up " in err
     assert "finished: " in err
-    if kind is PlainView:
+    if kind is RunPlainView:
         assert "last evaluation: north sent" in err
         assert "round 1 of 4: 3 sites asked, until " in err
         assert err.count("accuracy") == 5
 
 
-@pytest.mark.parametrize("kind", [PlainView, LiveView])
+@pytest.mark.parametrize("kind", [RunPlainView, RunLiveView])
 def test_what_is_shown_does_not_end_a_run(
-    kind: type[PlainView], killed: World, capsys: pytest.CaptureFixture[str]
+    kind: type[RunPlainView], killed: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A ledger that is damaged meanwhile is the coordinator's to mend."""
     folder = killed.folder / "coordinator"

@@ -19,7 +19,7 @@ from fedcompress.errors import LockedError
 from fedcompress.runtime.process_group import ProcessGroup, free_port, wait_until
 from fedcompress.storage.locks import hold
 from server.commands import supervisor as module
-from server.commands.supervisor import Supervisor
+from server.commands.supervisor import CoordinatorSupervisor
 from server.ledger.reader import read_events
 from server.settings import Settings, load_settings
 from server.state_dir import COORDINATOR_LOCK, EVENTS
@@ -84,7 +84,7 @@ class Kept:
         self.events: list[str] = []
         self.stop = False
         self.group = ProcessGroup(self.state / "logs", {"PYTHONPATH": str(ROOT)})
-        self.supervisor = Supervisor(
+        self.supervisor = CoordinatorSupervisor(
             settings=self.settings,
             group=self.group.__enter__(),
             on_event=self.on_event,

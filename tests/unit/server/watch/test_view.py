@@ -16,7 +16,7 @@ from server.app import EventLog
 from server.coordinator import Coordinator
 from server.ledger.quality import pool_quality
 from server.state_dir import COORDINATOR_LOCK, EVENTS
-from server.watch.reading import Reader
+from server.watch.reading import WatchReader
 from server.watch.view import CODES, OTHER, Snapshot, take_snapshot
 from tests.support import ROOT
 from tests.unit.server.memory import MemoryTransport, SlowTransport, World
@@ -235,7 +235,7 @@ def test_a_look_changes_nothing_and_waits_for_nobody(state: Path) -> None:
 
 
 def test_one_look_is_of_one_commit(state: Path) -> None:
-    with Reader(state) as reader, reader.one_look():
+    with WatchReader(state) as reader, reader.one_look():
         assert reader.rounds_done("run") == 4
         query(state, "DELETE FROM round")
         assert len(reader.rounds("run")) == 4
