@@ -119,7 +119,7 @@ class SitesMissing(Event):
     """Fewer nodes than ``min-sites`` are connected, so the coordinator waits for more.
 
     Attributes:
-        sites: nodes that are connected.
+        sites: number of nodes that are connected.
         needed: nodes that must be connected.
     """
 
@@ -134,7 +134,7 @@ class SitesAsked(Event):
 
     Attributes:
         round: number of the round.
-        sites: nodes that were asked just now.
+        sites: number of nodes that were asked just now.
         names: their sites' names, or the node's id where the site is not known yet.
         until_seconds: seconds for which their replies are awaited.
     """
@@ -215,8 +215,8 @@ class ReplyRefused(Event):
     Attributes:
         round: number of the round that the site was asked in.
         site: the site that it claims to be from, which nobody has verified; empty if it names none.
-        code: the reason; ``REASONS`` of ``server.round.admission`` and ``OWN_CODES`` of the ledger are the
-            coordinator's own, all others are what a site reported.
+        code: the reason. It does not tell who gave it: a failure that a site reports may have any code, but for
+            ``OWN_CODES`` of the ledger, which are the coordinator's alone.
         message: text for people.
         digest: digest of the payload, hex; empty if there is none.
     """

@@ -72,7 +72,7 @@ class Reconciler:
             round_: the round asked for now.
             base_digest: the published state that it starts from.
             merged: hex digests; this site's last merged update is among them.
-            is_named: they are of this site alone.
+            is_named: the task names this site, so that ``merged`` has its updates alone; else the last of every site.
             is_usable: whether the stored reply to this request may be sent.
 
         Returns:
@@ -89,7 +89,7 @@ class Reconciler:
         self._outbox.reopen_from(run, round_)
         reply = self._outbox.find_reply(run, round_, base_digest)
         if reply is not None and not is_usable(reply):
-            base_digest = b""
+            base_digest = b""  # which no reply has: the stored one is given back as well
         try:
             return self._settle(run, self._outbox.list_unsettled(run, round_, base_digest, merged), merged)
         except StateError as error:
@@ -123,7 +123,7 @@ class Reconciler:
         tensors = self._runs.tensors(on_disk=stored.is_stream)
         residual = tensors.load_residual(layout, stored)
         change = add if is_returned else subtract
-        with tensors.write_residual(layout, "none") as writer:
+        with tensors.write_residual(layout, "none") as writer:  # float32: the next reply stores it as the run wants
             for slices, update in stream_decoded_update(envelope, layout):
                 writer.add(slices, change(read_slices(residual, slices), update))
         return writer.stored

@@ -27,7 +27,8 @@ def is_rolled_back(database: sqlite3.Connection, run: str, merged: Sequence[str]
         database: the site's, with its outbox.
         run: run name.
         merged: hex digests of what was merged last.
-        is_named: they are of this site alone; if not, one of them is, if any update of it was ever merged.
+        is_named: the task names this site, so that ``merged`` has its updates alone; if not, one of them is this
+            site's, if any update of it was ever merged.
 
     Returns:
         True if this folder was set back for certain.
@@ -45,7 +46,7 @@ def record_merged(database: sqlite3.Connection, run: str, merged: Sequence[str],
         database: the site's, with its outbox.
         run: run name.
         merged: hex digests of what was merged last.
-        is_named: they are of this site alone; if not, they are noted only where this site has sent nothing yet.
+        is_named: the task names this site; if not, ``merged`` is noted only where this site has sent nothing yet.
     """
     if is_named or not database.execute("SELECT 1 FROM outbox WHERE run=?", (run,)).fetchone():
         with transaction(database):

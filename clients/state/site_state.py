@@ -1,4 +1,4 @@
-"""What a site must not lose: published state, residual and outbox, in one transaction.
+"""Keeps what a site must not lose: published state, residual and outbox.
 
 SQLite rows point at content-addressed blobs. A round is committed by one transaction that
 holds the reply and the residual that goes with it; killed before, the round is done again;
@@ -34,7 +34,8 @@ MAX_CONSTANTS = 1 << 34  # bytes of the constants of an adapter
 
 
 class SiteState:
-    """Keeps the durable state of one site; used by one worker at a time, which holds the lease.
+    """Keeps the durable state of one site; used by one worker at a time: the one that holds the lease of
+    ``clients.worker.main``.
 
     Args:
         folder: the site's state folder; made if it is not there.
@@ -195,7 +196,7 @@ class SiteState:
             round_: the round asked for now.
             base_digest: the published state that it starts from.
             merged: hex digests; this site's last merged update is among them.
-            is_named: they are of this site alone.
+            is_named: the task names this site, so that ``merged`` has its updates alone; else the last of every site.
             is_usable: whether the stored reply to this request may be sent; one that may not is given back, too.
 
         Returns:

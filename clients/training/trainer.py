@@ -17,9 +17,9 @@ from clients.training.delta_file import write_delta
 from clients.training.engines import WarmEngine, engine_for, micro_batches
 from clients.training.evaluation import evaluate
 from clients.training.job import Job
+from clients.training.lora_rank_limit import LoraRankLimit
 from clients.training.model import load_model, load_round_start
 from clients.training.multinode import broadcast_job, check_equal, digest_of_rows, local_rank
-from clients.training.rank_limit import RankLimit
 from clients.training.tasks import Example, Task, task_for
 from fedcompress.adapters import base_fingerprint, load_adapter
 from fedcompress.adapters.attach import AdaptedModel
@@ -48,7 +48,7 @@ class Trainer:
         key: settings that the warm engine was built with.
         engine: the warm engine, if there is one.
         objective: what is learnt, as batches and losses.
-        limit: keeps the site to a rank below the run's, where its settings say so.
+        limit: trains fewer LoRA components than the run has, where the site's settings (``rank``) say so.
         model: the base with its adapter, or with the weights that are trained.
         examples: tokenized rows of ``train`` and ``heldout``.
     """
@@ -60,7 +60,7 @@ class Trainer:
     key: tuple[Any, ...] = ()
     engine: WarmEngine | None = None
     objective: Task | None = None
-    limit: RankLimit | None = None
+    limit: LoraRankLimit | None = None
     model: AdaptedModel | None = None
     examples: dict[str, Sequence[Example]] = field(default_factory=dict)
 
@@ -145,7 +145,7 @@ class Trainer:
         if self.site.engine.nodes > 1:
             self._check_nodes()
         self.model = load_model(self.site.model, task, config, job.constants)
-        self.limit = RankLimit(self.model.parameters, self.site.rank, self.site.name) if self.site.rank else None
+        self.limit = LoraRankLimit(self.model.parameters, self.site.rank, self.site.name) if self.site.rank else None
         micro, accumulation = micro_batches(task.batch_size, self.world, job.micro_batch)
         self.engine = engine_for(self.model, self.site.engine, task, micro=micro, accumulation=accumulation)
         self.key = key
@@ -197,7 +197,7 @@ class Trainer:
                 break
         tail = losses[-max(1, len(losses) // 4) :]
         metrics = {"train_loss": sum(tail) / len(tail)}
-        if len(losses) < task.steps:  # a name costs bytes
+        if len(losses) < task.steps:  # only then: the metric's name has no number on the wire, and costs bytes
             metrics["steps_done"] = float(len(losses))
         return metrics
 
@@ -275,7 +275,7 @@ def derive_training_seed(task: TrainTask, site: str, purpose: str) -> int:
     """Derive 63 bits for one use of randomness.
 
     Args:
-        task: its run seed and round count.
+        task: its seed and the number of its round.
         site: name of the site.
         purpose: what the randomness is for.
 

@@ -87,7 +87,7 @@ class RoundRunner:
             IdentityError: the coordinator has not signed it, or not for this site, or it is an old one.
             WireError, MismatchError: the downlink does not fit.
             TrainingError: a rank failed.
-            StateError: the session is corrupt.
+            StateError: what is stored of the run is missing or changed.
         """
         self._check_identity(task, bundle, signature)
         self._check_base(task)

@@ -2,7 +2,9 @@
 
 ``TrainingOptions`` is the one place where such an option is declared, given its default and checked. ``RunConfig`` and
 ``TrainTask`` inherit from it, and ``TrainTask.for_round`` copies every option of it, so a new option is written here
-(and in ``pyproject.toml``, because Flower can override only keys that are listed there).
+(and in ``pyproject.toml``, because Flower can override only keys that are listed there). An option that model, rows or
+engine are built from also goes into ``_model_key`` of ``clients/training/trainer.py``. Sites of an older version refuse
+tasks with an option that they do not know, so that ``PROTOCOL`` is raised with it.
 """
 
 from __future__ import annotations

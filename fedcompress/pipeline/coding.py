@@ -122,6 +122,7 @@ def share_budget(codec: CodecSpec, layout: Layout, chunk_layout: Layout) -> Code
         codec.clauses, codec.assign(layout), codec.assign(chunk_layout), strict=True
     ):
         code = clause.code
+        # the same for one parameter and for two: a budget in bytes, and not in bits a parameter
         if isinstance(code, Transform) and code.budget and code.bits(1) == code.bits(2):
             numel = sum(t.numel for t in members)
             chunk_numel = sum(t.numel for t in chunk_members)

@@ -1,4 +1,4 @@
-"""Admission checks every reply before it is merged; each refusal has a reason code, all of which are listed here."""
+"""Admission checks every reply before it is merged; the codes of its refusals are listed here."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from server.round.weighting import compute_site_weights
 
 
 @dataclass(frozen=True)
-class AcceptedUpdate:
+class AdmittedUpdate:
     """An update that has passed admission, decoded.
 
     Attributes:
@@ -45,7 +45,7 @@ class AcceptedUpdate:
     norm: float = 0.0
 
 
-def sort_by_site(updates: Iterable[AcceptedUpdate]) -> list[AcceptedUpdate]:
+def sort_by_site(updates: Iterable[AdmittedUpdate]) -> list[AdmittedUpdate]:
     """Return the updates in the order of site names: sums of floating-point numbers must not depend on arrival."""
     return sorted(updates, key=lambda update: update.site)
 
@@ -54,7 +54,7 @@ def aggregate_round(
     config: RunConfig,
     layout: Layout,
     published: PublishedState,
-    admitted: Sequence[AcceptedUpdate],
+    admitted: Sequence[AdmittedUpdate],
     round_: int,
     *,
     blobs: BlobStore,
@@ -153,7 +153,7 @@ def _build_header(config: RunConfig, layout: Layout, published: PublishedState, 
 
 
 def _compute_step(
-    config: RunConfig, layout: Layout, published: PublishedState, admitted: Sequence[AcceptedUpdate], round_: int
+    config: RunConfig, layout: Layout, published: PublishedState, admitted: Sequence[AdmittedUpdate], round_: int
 ) -> tuple[Tensors, ServerOptimizerState]:
     """Return the step that the server optimizer makes of the merged update, and its memory after it."""
     ordered = sort_by_site(admitted)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from server.events import Emit, QualityMeasured
 from server.ledger.quality import pool_quality
 from server.ledger.versions import PublishedState
-from server.round.aggregation import AcceptedUpdate
+from server.round.aggregation import AdmittedUpdate
 from server.round.dispatch import Dispatcher
 from server.round.intake import ReplyIntake
 from server.round.open_round import OpenRound
@@ -50,7 +50,7 @@ def evaluate_last_version(
     emit_quality(emit, published.version, evaluation.by_site)
 
 
-def emit_quality(emit: Emit, version: int, updates: Sequence[AcceptedUpdate]) -> None:
+def emit_quality(emit: Emit, version: int, updates: Sequence[AdmittedUpdate]) -> None:
     """Emit the pooled quality of a version, if any of the sites has reported it.
 
     Args:

@@ -17,7 +17,7 @@ from fedcompress.wire import Envelope
 from server.events import Emit, ReplyAdmitted, ReplyRefused
 from server.ledger.ledger import OWN_CODES, Ledger
 from server.round.admission import Expected, admit_reply
-from server.round.aggregation import AcceptedUpdate
+from server.round.aggregation import AdmittedUpdate
 from server.round.dispatch import Dispatcher
 from server.round.norm_bound import NORM_HISTORY, compute_norm_bound
 from server.round.open_round import OpenRound
@@ -94,7 +94,7 @@ class ReplyIntake:
         if _can_resync(pending, reply):
             self._resync(pending, reply, open_round)
         else:
-            self._accept(pending, reply, open_round, received_at)
+            self._take_answer(pending, reply, open_round, received_at)
 
     def refuse(self, round_: int, reply: Incoming, code: str, message: str, *, is_strike: bool = False) -> None:
         """Record that a reply is not taken, and why: in the ledger, as an event, and against the node.
@@ -131,7 +131,7 @@ class ReplyIntake:
                 seconds = self._pending.clock() - pending.sent_at
                 age = open_round.age(pending.version)
                 message = f"no reply within {seconds:.0f} s, {age} versions later"
-                self.refuse(pending.round, _name_site(pending.node, pending.site), outcome, message)
+                self.refuse(pending.round, _empty_reply(pending.node, pending.site), outcome, message)
 
     def drop_outliers(self, open_round: OpenRound) -> None:
         """Refuse the admitted updates that are far longer than the others."""
@@ -139,7 +139,7 @@ class ReplyIntake:
         bound = compute_norm_bound(self._config.norm_bound, norms, self._ledger.norms(NORM_HISTORY))
         for update in open_round.admitted:
             if update.norm > bound:
-                reply = _name_site(update.node, update.site)
+                reply = _empty_reply(update.node, update.site)
                 message = f"norm: {update.norm:.4g}: must be at most {bound:.4g}"
                 self.refuse(open_round.number, reply, "norm", message, is_strike=True)
             else:
@@ -179,10 +179,10 @@ class ReplyIntake:
             self._ledger.forget(reply.node, is_other=code == OTHER_SITE)
         self._dispatcher.send(reply.node, open_round, with_constants=code == CONSTANTS_LACK, is_resent=True)
 
-    def _accept(self, pending: PendingReply, reply: Incoming, open_round: OpenRound, received_at: float) -> None:
+    def _take_answer(self, pending: PendingReply, reply: Incoming, open_round: OpenRound, received_at: float) -> None:
         """Check a reply and close its task; an update that passes joins those of the round."""
         self._record_bytes(pending.round, reply, open_round.reply_kind.name.lower())
-        update = self._admit(pending, reply, open_round, received_at)
+        update = self._check_reply(pending, reply, open_round, received_at)
         if update is None:
             self._ledger.close_task(pending.number, "refused")
             return
@@ -190,9 +190,9 @@ class ReplyIntake:
         open_round.admitted.append(update)
         failpoint("server.admitted")
 
-    def _admit(
+    def _check_reply(
         self, pending: PendingReply, reply: Incoming, open_round: OpenRound, received_at: float
-    ) -> AcceptedUpdate | None:
+    ) -> AdmittedUpdate | None:
         """Return the update of a reply; None if it was refused."""
         if reply.error:
             self.refuse(pending.round, reply, "node-lost", reply.error)
@@ -220,7 +220,7 @@ class ReplyIntake:
             self.refuse(pending.round, reply, error.code, str(error), is_strike=not is_elsewhere)
             return None
         self._record_admission(pending, reply, envelope, received_at=received_at, age=open_round.age(pending.version))
-        return AcceptedUpdate(
+        return AdmittedUpdate(
             site=envelope.header.site,
             envelope=replace(envelope, sections=()),  # memory does not grow with the number of sites
             tensors=TensorFile(self._updates / envelope.digest.hex(), self._layout) if open_round.steps else {},
@@ -230,7 +230,7 @@ class ReplyIntake:
         )
 
     def _refuse_failure(self, pending: PendingReply, reply: Incoming) -> None:
-        """Refuse a reply that reports a failure; a code that it claims is never taken for the coordinator's own."""
+        """Refuse a reply that reports a failure; a code of ``OWN_CODES`` gets a prefix, since those are the coordinator's."""
         code = str(reply.status.get("code", "unknown"))
         if code in OWN_CODES:
             code = f"site-{code}"
@@ -295,7 +295,7 @@ def _can_resync(pending: PendingReply, reply: Incoming) -> bool:
     return _failure_code(reply) in RESYNC and not pending.is_resent and not reply.error
 
 
-def _name_site(node: int, site: str) -> Incoming:
+def _empty_reply(node: int, site: str) -> Incoming:
     """Build the empty reply that stands for a node in a refusal by the coordinator."""
     return Incoming(node, {"site": site}, b"")
 

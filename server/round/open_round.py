@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fedcompress.wire import Kind
 from server.ledger.versions import PublishedState
-from server.round.aggregation import AcceptedUpdate, sort_by_site
+from server.round.aggregation import AdmittedUpdate, sort_by_site
 
 
 @dataclass
@@ -28,7 +28,7 @@ class OpenRound:
     steps: int
     enough: int = 0
     asked: set[int] = field(default_factory=set)
-    admitted: list[AcceptedUpdate] = field(default_factory=list)
+    admitted: list[AdmittedUpdate] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
@@ -51,7 +51,7 @@ class OpenRound:
         return {update.site for update in self.admitted}
 
     @property
-    def by_site(self) -> list[AcceptedUpdate]:
+    def by_site(self) -> list[AdmittedUpdate]:
         """Return what was admitted by the names of sites, so that sums do not depend on the order of arrival."""
         return sort_by_site(self.admitted)
 

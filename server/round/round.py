@@ -156,24 +156,25 @@ class RoundLoop:
             self._intake.drop_outliers(open_round)
             if len(open_round.admitted) >= self._config.quorum or self._pending.is_expired():
                 return False
-            settled = self._settled_nodes(open_round)
-            remaining = set(self._transport.nodes()) - settled
-            can_reach_quorum = len(remaining | open_round.admitted_nodes) >= self._config.quorum
-            retries = self._participants.fewest_failures(remaining, number)
-            if retries is not None and retries >= MAX_RETRIES and can_reach_quorum and not self._pending.nodes:
-                return True
-            candidates = remaining | (set(sampled) - settled)
+            not_to_ask = self._nodes_not_to_ask(open_round)
+            remaining = set(self._transport.nodes()) - not_to_ask
+            enough_are_connected = len(remaining | open_round.admitted_nodes) >= self._config.quorum
+            fewest_failures = self._participants.fewest_failures(remaining, number)
+            all_have_failed = fewest_failures is not None and fewest_failures >= MAX_RETRIES
+            if all_have_failed and enough_are_connected and not self._pending.nodes:
+                return True  # with fewer sites, others may still join: they are waited for
+            candidates = remaining | (set(sampled) - not_to_ask)
             self._pending.wait_for_retry(open_round, connected, self._participants.fewest_failures(candidates, number))
             if self._pending.is_expired():
                 return False
 
     def _sample(self, open_round: OpenRound) -> list[int]:
         """Choose nodes to ask, of those that are neither awaited nor have answered."""
-        settled = self._settled_nodes(open_round)
-        free = [node for node in self._transport.nodes() if node not in settled]
+        not_to_ask = self._nodes_not_to_ask(open_round)
+        free = [node for node in self._transport.nodes() if node not in not_to_ask]
         return self._participants.choose(free, len(open_round.admitted), open_round.number, self._ledger.sites())
 
-    def _settled_nodes(self, open_round: OpenRound) -> set[int]:
+    def _nodes_not_to_ask(self, open_round: OpenRound) -> set[int]:
         """Return the nodes that are awaited, or whose sites have answered in this round."""
         elsewhere = self._participants.answered_elsewhere(open_round.number)
         return open_round.admitted_nodes | elsewhere | self._pending.nodes

@@ -25,20 +25,21 @@ ROW_BITS = 4.0  # bits that the class of a row takes, about
 Floats = NDArray[np.float64]
 
 
-def vector_bits(columns: Ints | int, side: Ints | int, classes: Ints) -> Ints:
+def vector_bits(column_bits: Ints | int, side_bits: Ints | int, classes: Ints) -> Ints:
     """Return the fraction bits of the entries of singular vectors, from 1 to 12.
 
-    They are as many as pay for a row of this class, and never so few that a vector is rounded to zero.
+    Finer vectors cost more bits and distort the row that they carry less. The two balance at half a bit more for each
+    doubling of the columns and a quarter of a bit for each class; there are never so few that a vector becomes zero.
 
     Args:
-        columns: bit length of the matrix's number of columns.
-        side: bit length of its number of rows.
+        column_bits: bit length of the matrix's number of columns.
+        side_bits: bit length of its number of rows.
         classes: of the components that the vectors belong to.
 
     Returns:
         Bits of each vector, of the shape of ``classes``.
     """
-    bits: Ints = np.clip((2 * columns + classes - 5) // 4, (side + 1) // 2, 12)
+    bits: Ints = np.clip((2 * column_bits + classes - 5) // 4, (side_bits + 1) // 2, 12)
     return bits
 
 

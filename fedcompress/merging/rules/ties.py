@@ -18,8 +18,8 @@ class Ties(Elementwise[MagnitudeBounds]):
     Yadav et al. 2023 (arXiv:2306.01708, section 3). The released code trims the whole update (``scope=global``), peft
     and mergekit trim each tensor. Equal magnitudes are kept or dropped together. The mean is over the weights of the
     sites that agree, as in mergekit; peft divides by the number of these sites, so that equal weights that add up to
-    1 shrink its result. An exact tie of the vote gives 0. peft and mergekit take plus, which drifts where ternary
-    updates tie often; the released code takes the sign of most entries of the whole update.
+    1 shrink its result. A tie of the vote, up to rounding (``TIE``), gives 0. peft and mergekit take plus, which
+    drifts where ternary updates tie often; the released code takes the sign of most entries of the whole update.
 
     Args:
         density: share of the entries of each update to keep, above 0, at most 1.
@@ -28,7 +28,7 @@ class Ties(Elementwise[MagnitudeBounds]):
         scale: factor of the result; the paper's lambda.
 
     Raises:
-        ConfigError: a parameter is out of range.
+        ConfigError: density, scope or election is out of range.
 
     Examples:
         >>> from fedcompress.merging import merge_arrays, parse_rule

@@ -15,7 +15,7 @@ from fedcompress.wire import Envelope
 from server.ledger.ledger import Ledger
 from server.ledger.versions import PublishedState
 from server.round.admission import Expected
-from server.round.aggregation import AcceptedUpdate, aggregate_round
+from server.round.aggregation import AdmittedUpdate, aggregate_round
 from tests.support import lora_layout, normal, update_header
 
 LAYOUT = lora_layout()
@@ -58,7 +58,7 @@ def grow(ledger: Ledger, versions: int, codec: str) -> PublishedState:
     config = RunConfig(run="run", state_dir="x", initial_adapter="x", downlink_codec=codec)
     for version in range(1, versions + 1):
         envelope = Envelope(header=update_header(LAYOUT, published.state), sections=(), digest=b"")
-        admitted = [AcceptedUpdate("north", envelope, normal(LAYOUT, version))]
+        admitted = [AdmittedUpdate("north", envelope, normal(LAYOUT, version))]
         published, data = aggregate_round(config, LAYOUT, published, admitted, version, blobs=ledger.blobs)
         with ledger.transaction():
             ledger.publish(published.version, published.digest, data, published.state, published.residual)

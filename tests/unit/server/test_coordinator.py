@@ -21,7 +21,7 @@ from fedcompress.pipeline.updates import decode_update
 from fedcompress.storage.tensor_file import TensorFile
 from fedcompress.types import add
 from server.ledger.ledger import Ledger
-from server.round.aggregation import AcceptedUpdate, aggregate_round
+from server.round.aggregation import AdmittedUpdate, aggregate_round
 from tests.support import normal
 from tests.unit.clients.site_support import FakeSite
 from tests.unit.server.memory import Killed, World
@@ -141,7 +141,7 @@ def test_updates_wait_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     world, folder, seen = World(tmp_path), tmp_path / "coordinator" / "updates" / "run", []
 
     def watched(
-        config: Any, layout: Any, published: Any, admitted: list[AcceptedUpdate], round_: int, **how: Any
+        config: Any, layout: Any, published: Any, admitted: list[AdmittedUpdate], round_: int, **how: Any
     ) -> Any:
         seen.append(len(list(folder.iterdir())))
         assert all(isinstance(a.tensors, TensorFile) and not a.envelope.sections for a in admitted)
@@ -326,12 +326,12 @@ class Moved(BaseException):
     """The coordinator is killed, and the SuperNodes start anew."""
 
 
-def record_merges(patch: pytest.MonkeyPatch) -> dict[int, list[AcceptedUpdate]]:
+def record_merges(patch: pytest.MonkeyPatch) -> dict[int, list[AdmittedUpdate]]:
     """Round to what its last try merged; a try that is not committed is done again."""
-    merged: dict[int, list[AcceptedUpdate]] = {}
+    merged: dict[int, list[AdmittedUpdate]] = {}
 
     def recorded(
-        config: Any, layout: Any, published: Any, admitted: list[AcceptedUpdate], round_: int, **how: Any
+        config: Any, layout: Any, published: Any, admitted: list[AdmittedUpdate], round_: int, **how: Any
     ) -> Any:
         merged[round_] = [replace(a, tensors=dict(a.tensors)) for a in admitted]  # the files are removed
         return aggregate_round(config, layout, published, admitted, round_, **how)
@@ -340,7 +340,7 @@ def record_merges(patch: pytest.MonkeyPatch) -> dict[int, list[AcceptedUpdate]]:
     return merged
 
 
-def check_books(world: World, site: FakeSite, merged: list[AcceptedUpdate]) -> None:
+def check_books(world: World, site: FakeSite, merged: list[AdmittedUpdate]) -> None:
     held = site.session.snapshot("run")
     if held is None:  # no message has reached it
         assert not merged

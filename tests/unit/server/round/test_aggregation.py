@@ -13,7 +13,7 @@ from fedcompress.types import state_digest, zeros
 from fedcompress.wire import Envelope
 from server.ledger.ledger import Ledger
 from server.ledger.versions import PublishedState
-from server.round.aggregation import AcceptedUpdate, aggregate_round
+from server.round.aggregation import AdmittedUpdate, aggregate_round
 from tests.support import normal, update_header
 from tests.unit.server.samples import BASE, CODEC, LAYOUT, grow
 
@@ -25,7 +25,7 @@ def test_next_version_does_not_depend_on_arrival_and_keeps_the_residual(ledger: 
     for number, site in enumerate(("east", "north", "west")):
         header = replace(update_header(LAYOUT, published.state), site=site, examples=7 * (number + 1))
         envelope = Envelope(header=header, sections=(), digest=b"")
-        admitted.append(AcceptedUpdate(site, envelope, normal(LAYOUT, 50 + number)))
+        admitted.append(AdmittedUpdate(site, envelope, normal(LAYOUT, 50 + number)))
     one, data = aggregate_round(config, LAYOUT, published, admitted, 3, blobs=ledger.blobs)
     two, again = aggregate_round(config, LAYOUT, published, admitted[::-1], 3, blobs=ledger.blobs)
     assert data == again
@@ -52,7 +52,7 @@ def test_next_version_weighs(ledger: Ledger, weighting: str, expected: list[floa
     admitted = []
     for number, site in enumerate(("east", "north", "west"), 1):
         header = replace(update_header(LAYOUT, BASE), site=site, examples=7 * number, metrics={"train_loss": number})
-        admitted.append(AcceptedUpdate(site, Envelope(header=header, sections=(), digest=b""), normal(LAYOUT, number)))
+        admitted.append(AdmittedUpdate(site, Envelope(header=header, sections=(), digest=b""), normal(LAYOUT, number)))
     one, _ = aggregate_round(config, LAYOUT, published, admitted, 1, blobs=ledger.blobs)
     for name in one.state:
         merged = sum(w * a.tensors[name].astype(np.float64) for w, a in zip(expected, admitted, strict=True))
@@ -64,6 +64,6 @@ def test_next_version_says_which_number_is_missing(ledger: Ledger) -> None:
     config = RunConfig(run="run", state_dir="x", initial_adapter="x", weighting="inverse-loss")
     envelope = Envelope(header=update_header(LAYOUT, BASE), sections=(), digest=b"")
     published = PublishedState(0, state_digest(LAYOUT, BASE), BASE, zeros(LAYOUT))
-    admitted = [AcceptedUpdate("north", envelope, normal(LAYOUT, 1))]
+    admitted = [AdmittedUpdate("north", envelope, normal(LAYOUT, 1))]
     with pytest.raises(ConfigError, match=r"weighting\.losses\[0\]: None: must be a finite number above 0"):
         aggregate_round(config, LAYOUT, published, admitted, 1, blobs=ledger.blobs)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class RankLimit:
+class LoraRankLimit:
     """Sets the gradients of LoRA components that are not chosen for a round to 0."""
 
     def __init__(self, parameters: Mapping[str, Tensor], most: int, site: str) -> None:
