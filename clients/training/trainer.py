@@ -29,6 +29,7 @@ from fedcompress.config.drift import FedProx, parse_drift_correction
 from fedcompress.config.schedules import parse_schedule
 from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import ConfigError, TrainingError
+from fedcompress.numerics.philox import hash_seed
 from fedcompress.types import Array, Layout
 
 OnProgress = Callable[..., None]
@@ -282,5 +283,4 @@ def derive_training_seed(task: TrainTask, site: str, purpose: str) -> int:
     Returns:
         A number from 0 to 2^63 - 1.
     """
-    text = f"{task.seed}/{site}/{task.round}/{purpose}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    return hash_seed(task.seed, site, task.round, purpose)

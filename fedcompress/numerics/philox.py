@@ -8,6 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def hash_seed(*items: object) -> int:
+    """Derive a seed, from 0 to 2^63 - 1, from the texts of some items: the same on every machine."""
+    text = "/".join(map(str, items))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
 def words(seed: int, label: str, count: int, start: int = 0) -> NDArray[np.uint32]:
     """Draw words of 32 random bits from Philox4x64-10, low halves of its 64-bit words first.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 from numpy.typing import NDArray
 
-from fedcompress.numerics.philox import signs, words
+from fedcompress.numerics.philox import hash_seed, signs, words
 from fedcompress.types import Array
 
 Floats = NDArray[np.float64]
@@ -17,8 +15,7 @@ _QUARTER_PI = 0.7853981633974483
 
 def shared_seed(run: str, round_: int) -> int:
     """Return the seed, from 0 to 2^63 - 1, that all sites and the coordinator of a run share in a round."""
-    text = f"{run}/{round_}/shared"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    return hash_seed(run, round_, "shared")
 
 
 def basis_of(kind: str, size: int, rank: int, seed: int, name: str) -> Array:

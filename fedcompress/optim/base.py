@@ -11,13 +11,13 @@ every rank, every placement of the parameter and every site of a round draws the
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import Field, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from fedcompress.errors import ConfigError
+from fedcompress.numerics.philox import hash_seed
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -32,12 +32,6 @@ MATRIX = "matrix"
 
 STORES: tuple[str, ...] = ("fp32", "bf16", "8bit", "4bit")  # how moments may be stored between steps
 EPOCH_STRIDE = 1 << 40  # refresh number = epoch * EPOCH_STRIDE + interval within the epoch
-
-
-def hash_seed(*items: object) -> int:
-    """Derive a seed of 63 bits from the text of all items."""
-    text = "/".join(map(str, items)).encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fedcompress.errors import ConfigError, NonFiniteError
-from fedcompress.optim.base import check_positive, check_share, hash_seed
+from fedcompress.numerics.philox import hash_seed
+from fedcompress.optim.base import check_positive, check_share
 from fedcompress.optim.engine.parameter_roles import parse_layer
 
 

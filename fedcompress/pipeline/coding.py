@@ -7,7 +7,6 @@ memory go the same way, with a source and a sink in memory.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from fedcompress.chunks import ROUND_CHUNK_ENTRIES, TensorSlice, layout_of_slice
 from fedcompress.codecs import Clause, CodecSpec, decode_sections, encode_sections
 from fedcompress.codecs.transform.code import Transform
 from fedcompress.errors import ConfigError, HeaderError, MismatchError, PayloadError
+from fedcompress.numerics.philox import hash_seed
 from fedcompress.numerics.seeded_bases import shared_seed
 from fedcompress.types import Array, Layout, Tensors
 from fedcompress.wire import Envelope, Header, Kind, Limits, pack, unpack
@@ -98,7 +98,7 @@ def _chunk_seed(seed: int, number: int) -> int:
     """Return 63 bits for a chunk; the first has the sender's seed itself."""
     if not number:
         return seed
-    return int.from_bytes(hashlib.sha256(f"{seed}/part/{number}".encode()).digest()[:8], "little") >> 1
+    return hash_seed(seed, "part", number)
 
 
 def share_budget(codec: CodecSpec, layout: Layout, chunk_layout: Layout) -> CodecSpec:
@@ -198,8 +198,7 @@ def stream_decoded_update(data: bytes | Envelope, layout: Layout) -> Iterator[tu
 
 def derive_sender_seed(header: Header) -> int:
     """Return 63 bits from run, site and round: a sender never draws the same randomness twice."""
-    text = f"{header.run}/{header.site}/{header.round}"
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    return hash_seed(header.run, header.site, header.round)
 
 
 def read_from(tensors: Mapping[str, Array], layout: Layout) -> ReadChunk:

@@ -230,7 +230,7 @@ class ReplyIntake:
         )
 
     def _refuse_failure(self, pending: PendingReply, reply: Incoming) -> None:
-        """Refuse a reply that reports a failure; a code of ``OWN_CODES`` gets a prefix, since those are the coordinator's."""
+        """Refuse a reply that reports a failure; a code that is the coordinator's own gets a prefix."""
         code = str(reply.status.get("code", "unknown"))
         if code in OWN_CODES:
             code = f"site-{code}"

@@ -12,6 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from fedcompress.errors import ConfigError
+from fedcompress.numerics.philox import hash_seed
 from fedcompress.optim.base import (
     EPOCH_STRIDE,
     ShardInfo,
@@ -19,7 +20,6 @@ from fedcompress.optim.base import (
     check_choice,
     check_moments,
     check_positive,
-    hash_seed,
 )
 from fedcompress.optim.rules.elementwise import ElementwiseRule
 from fedcompress.optim.state.adam_moments import AgedMoments, adam

@@ -15,7 +15,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fedcompress.errors import MissingPackageError
-from fedcompress.optim.base import ShardInfo, hash_seed
+from fedcompress.numerics.philox import hash_seed
+from fedcompress.optim.base import ShardInfo
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from fedcompress.optim.base import EPOCH_STRIDE, ShardInfo, hash_seed
+from fedcompress.numerics.philox import hash_seed
+from fedcompress.optim.base import EPOCH_STRIDE, ShardInfo
 
 if TYPE_CHECKING:
     from torch import Tensor
