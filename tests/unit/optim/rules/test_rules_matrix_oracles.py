@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from fedcompress.errors import ConfigError
-from fedcompress.optim import OPTIMIZERS, ShardInfo, StepContext, build_optimizer, parse_optimizer
 from fedcompress.numerics.philox import hash_seed
-from fedcompress.optim.base import 
+from fedcompress.optim import OPTIMIZERS, ShardInfo, StepContext, build_optimizer, parse_optimizer
 from fedcompress.optim.state.bases import compute_basis
 from tests.unit.optim.models import net
 from tests.unit.optim.rules.test_rules import gradients
