@@ -59,7 +59,7 @@ def test_a_real_process_takes_all_options() -> None:
     program = (
         "import ctypes; from clients.runtime import malloc; call = ctypes.CDLL(None).mallopt\n"
         "print([call(key, value) for key, value in malloc.KEPT.items()])\n"
-        "malloc.keep_until_trimmed(); malloc.trim(); malloc.return_large_blocks()"
+        "malloc.keep_until_trimmed(); malloc.release_memory(); malloc.return_large_blocks()"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["[1,", "1,", "1,", "1]"]
