@@ -15,7 +15,7 @@ from clients import LIBRARY
 from clients.site import SiteConfig
 from clients.worker_client import run_round
 from fedcompress.config.train_task import TrainTask
-from fedcompress.errors import ConfigError, FedCompressError, TrainingError
+from fedcompress.errors import ConfigError, FedCompressError, TrainingError, error_name
 from fedcompress.flower import from_records, require_version, to_records
 from fedcompress.traffic.relay import read_wire
 
@@ -40,7 +40,7 @@ def handle(message: Message, context: Context) -> Message:
         )
     except FedCompressError as error:
         LOG.error("%s: %s", site_name or "site", error)
-        code = error.code if isinstance(error, TrainingError) else type(error).__name__
+        code = error.code if isinstance(error, TrainingError) else error_name(error)
         if isinstance(error, ConfigError) and not site_name:
             code = "site-config"
         status = {"status": "failed", "site": site_name, "code": code, "message": str(error)}

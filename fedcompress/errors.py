@@ -53,6 +53,11 @@ class UnknownNameError(ConfigError):
     """A text does not name one of the choices, such as a codec, a merge rule or an optimizer."""
 
 
+def error_name(error: Exception) -> str:
+    """Return the name under which an error is reported to others: of ``ConfigError`` for all kinds of it."""
+    return ConfigError.__name__ if isinstance(error, ConfigError) else type(error).__name__
+
+
 class MissingPackageError(FedCompressError):
     """An optional package is absent; the message names the command that installs it."""
 

@@ -9,7 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedcompress.config.run_config import parse_run_config
-from fedcompress.errors import ConfigError, FedCompressError, LayoutError, MismatchError
+from fedcompress.errors import ConfigError, FedCompressError, LayoutError, MismatchError, error_name
 from fedcompress.flower import require_version
 from fedcompress.identity.audit import AuditLog
 from fedcompress.identity.registry import coordinator_key
@@ -45,7 +45,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def tell_failure(emit: Callable[[dict[str, Any]], None], error: Exception) -> None:
     """Emit why a run has failed, if there is a place left to note it in."""
-    message = f"{type(error).__name__}: {error}"
+    message = f"{error_name(error)}: {error}"
     try:
         emit(RunFailed(message=message, final=isinstance(error, FINAL)).to_dict())
     except (OSError, FedCompressError) as second:

@@ -48,6 +48,7 @@ class SiteState:
         self._db = open_database(folder / "session.db", schema, any_thread=True)
         self._runs = HeldRuns(self._db, self._blobs)
         self._outbox = Outbox(self._db, self._blobs)
+        self.find_reply = self._outbox.find_reply  # the reply to a round that was done before
         self._reconciler = Reconciler(self._db, self._blobs, self._runs, self._outbox, self._transaction)
 
     def close(self) -> None:
@@ -126,7 +127,7 @@ class SiteState:
             if version != held.version:  # the step to it was zero
                 with self._transaction():
                     self._runs.set_version(run, version)
-            return replace(held, version=version)
+            return replace(held, version=version, checked_digest=digest)
         starts = [
             number
             for number, header in enumerate(e.header for e in chain)
@@ -223,22 +224,6 @@ class SiteState:
         """
         rollback.check_not_replayed(self._db, run, round_, version, life)
 
-    def find_reply(self, run: str, round_: int, base_digest: bytes) -> bytes | None:
-        """Return the reply to a round that was already done from the same state, or None.
-
-        Args:
-            run: run name.
-            round_: the round asked for.
-            base_digest: of the published state that it starts from.
-
-        Returns:
-            The envelope.
-
-        Raises:
-            StateError: its blob is missing or changed.
-        """
-        return self._outbox.find_reply(run, round_, base_digest)
-
     def replace_reply(self, run: str, round_: int, envelope: bytes) -> None:
         """Put another signature under a stored reply.
 
@@ -252,10 +237,16 @@ class SiteState:
             self._outbox.replace(run, round_, envelope_digest(envelope), blob)
 
     def last_sent(self, run: str) -> Tensors | None:
-        """Decode the newest update in the outbox, which encoders that iterate start from."""
+        """Decode the newest update in the outbox, which encoders that iterate start from.
+
+        None where there is none to be read, or where tensors stay on the disk: a whole update is not to be in memory
+        there, so that encoders start anew in each round.
+        """
         layout = self._runs.layout(run)
+        if layout is None or self._runs.stored_residual(run).is_stream:
+            return None
         envelope = self._outbox.find_last(run)
-        return decode_update(envelope, layout)[1] if layout is not None and envelope is not None else None
+        return decode_update(envelope, layout)[1] if envelope is not None else None
 
     def commit(self, run: str, round_: int, base_digest: bytes, envelope: bytes, residual: StoredTensors) -> None:
         """Commit a reply and the residual that goes with it, both or neither.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from fedcompress.types import Array, Layout
 SLICE_ENTRIES = 1 << 21  # entries of a tensor that are handled at a time
 
 
-def write_delta(engine: WarmEngine, start: Mapping[str, Array], layout: Layout, folder: Path | None) -> bool:
+def write_delta(engine: WarmEngine, start: Mapping[str, Array], layout: Layout, folder: Path | None) -> bool | None:
     """Write trained minus published to a stream; all ranks call it together, and one has a folder.
 
     Args:
@@ -33,40 +33,48 @@ def write_delta(engine: WarmEngine, start: Mapping[str, Array], layout: Layout, 
         folder: where to write ``DELTA``; None to take part only.
 
     Returns:
-        Whether any entry changed; the same on all ranks.
+        Whether any entry changed, the same on all ranks; None on the others where the rank that writes has failed,
+        which then says why.
 
     Raises:
-        NonFiniteError: a trained weight is NaN or infinite; raised on all ranks.
+        NonFiniteError: a trained weight is NaN or infinite.
     """
-    if folder is None:
-        for _ in engine.stream():
-            pass
-        return _agree(engine, is_changed=False, bad="")
+    tensors = engine.stream()
+    is_changed = False
+    failure: Exception | None = None
+    if folder is not None:
+        try:
+            is_changed = _write_tensors(tensors, start, layout, folder)
+        except Exception as error:
+            failure = error
+    for _ in tensors:  # to the end in any case, since all ranks gather them together
+        pass
+    is_changed, has_failed = _agree(engine, is_changed=is_changed, has_failed=failure is not None)
+    if failure is not None:
+        raise failure
+    return None if has_failed else is_changed
+
+
+def _write_tensors(
+    tensors: Iterator[tuple[str, Any]], start: Mapping[str, Array], layout: Layout, folder: Path
+) -> bool:
+    """Write the deltas of all trained tensors, and return whether any entry changed."""
     folder.mkdir(parents=True, exist_ok=True)
+    is_changed = False
     with (folder / DELTA).open("wb") as file:
         file.write(MAGIC)
         file.truncate(len(MAGIC) + 4 * layout.numel)  # zeros, of which a file system keeps none
-        is_changed, bad = _write_tensors(engine, start, layout, file)
-    return _agree(engine, is_changed=is_changed, bad=bad)
-
-
-def _write_tensors(engine: WarmEngine, start: Mapping[str, Array], layout: Layout, file: BinaryIO) -> tuple[bool, str]:
-    """Return whether any entry changed, and the name of a tensor that is not finite, if one is.
-
-    The engine's tensors are read to the end in any case, since all ranks gather them together.
-    """
-    target = TensorFile(Path(file.name), layout, len(MAGIC))
-    is_changed = False
-    bad = ""
-    for name, tensor in engine.stream():
-        for part, delta in _slice_deltas(name, tensor, start, layout):
-            if not np.isfinite(delta).all():
-                bad = bad or part.spec.name
-            elif delta.any():
-                is_changed = True
-                file.seek(target.offset_of(part))
-                file.write(np.ascontiguousarray(delta, "<f4").data)
-    return is_changed, bad
+        file.flush()
+        target = TensorFile(Path(file.name), layout, len(MAGIC))
+        for name, tensor in tensors:
+            for part, delta in _slice_deltas(name, tensor, start, layout):
+                if not np.isfinite(delta).all():
+                    raise NonFiniteError(f"trained: {part.spec.name}: contains NaN or infinity")
+                if delta.any():
+                    is_changed = True
+                    file.seek(target.offset_of(part))
+                    file.write(np.ascontiguousarray(delta, "<f4").data)
+    return is_changed
 
 
 def _slice_deltas(
@@ -84,14 +92,12 @@ def _slice_deltas(
                 yield part, expand(trained, basis)
 
 
-def _agree(engine: WarmEngine, *, is_changed: bool, bad: str) -> bool:
-    """Tell all ranks what the one that writes has found, so that all go on or fail together."""
+def _agree(engine: WarmEngine, *, is_changed: bool, has_failed: bool) -> tuple[bool, bool]:
+    """Tell all ranks what became of the one that writes, so that all of them go on, or all load their model again."""
     import torch
 
-    flags = torch.tensor([float(is_changed), float(bool(bad))], device=engine.device)
+    flags = torch.tensor([float(is_changed), float(has_failed)], device=engine.device)
     if torch.distributed.is_initialized():
         torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
     changed, failed = flags.tolist()
-    if failed:
-        raise NonFiniteError(f"trained: {bad or 'a weight'}: contains NaN or infinity")
-    return bool(changed)
+    return bool(changed), bool(failed)

@@ -27,7 +27,7 @@ from clients.runtime.node_token import HEADER, read_token
 from clients.runtime.paths import log_dir
 from clients.site import SiteConfig
 from clients.training.job import OUT_OF_MEMORY, Job
-from fedcompress.errors import FedCompressError, MismatchError, TrainingError
+from fedcompress.errors import FedCompressError, MismatchError, TrainingError, error_name
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 
 LOG = logging.getLogger("fedcompress.rank")
@@ -131,7 +131,7 @@ def _run(stub: Any, trainer: Any, rank: int, command: Any, job: Job) -> None:
     try:
         result = trainer.run(job, progress)
     except FedCompressError as error:
-        code = error.code if isinstance(error, MismatchError | TrainingError) else type(error).__name__
+        code = error.code if isinstance(error, MismatchError | TrainingError) else error_name(error)
         LOG.error("job failed: %s", error)
         report(error=f"{code}: {error}")
     except Exception as error:

@@ -120,7 +120,10 @@ class Trainer:
             metrics["seconds_train"] = time.monotonic() - evaluated
             progress(phase="extract")
             layout = Layout.from_json(task.layout)  # the folder's own order may be another
-            if not write_delta(engine, start, layout, job.out if self.rank == 0 else None):
+            is_changed = write_delta(engine, start, layout, job.out if self.rank == 0 else None)
+            if is_changed is None:  # the rank that writes has failed, says why, and loads its model again
+                self.drop()
+            elif not is_changed:
                 raise TrainingError("no-update", f"round {task.round}: nothing changed in {task.steps} steps")
         return metrics
 

@@ -123,7 +123,8 @@ class RoundRunner:
         failpoint("site.settled")
         if returned:
             progress(phase="settle", text=f"{returned} unmerged update(s) returned to the residual")
-        return replace(snapshot, residual=self._state.residual(task.run, layout))  # it may have changed since
+        residual = self._state.residual(task.run, layout)  # it may have changed since
+        return replace(snapshot, residual=residual, checked_digest=snapshot.digest)
 
     def _header(self, task: TrainTask, snapshot: RunSnapshot, metrics: dict[str, float]) -> Header:
         examples = int(metrics.pop("train_examples"))

@@ -53,6 +53,7 @@ from fedcompress.errors import (
     MismatchError,
     NoSpaceError,
     TrainingError,
+    error_name,
 )
 from fedcompress.proto.v1 import worker_pb2, worker_pb2_grpc
 from fedcompress.storage.disk_space import reserve_space
@@ -189,7 +190,7 @@ def _build_failure(error: FedCompressError) -> worker_pb2.Failure:
     if isinstance(error, NoSpaceError):
         return worker_pb2.Failure(code="disk-full", message=str(error))
     has_code = isinstance(error, MismatchError | TrainingError | AdmissionError | IdentityError)
-    code = error.code if has_code else type(error).__name__  # type: ignore[attr-defined]
+    code = error.code if has_code else error_name(error)  # type: ignore[attr-defined]
     return worker_pb2.Failure(code=code, message=str(error))
 
 

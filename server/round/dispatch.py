@@ -58,6 +58,11 @@ class Dispatcher:
         self._pending = pending
         self._emit = emit
 
+    @property
+    def has_constants(self) -> bool:
+        """Return whether the run has constants that a site may lack."""
+        return bool(self._constants)
+
     @cached_property
     def _new_sites_need_constants(self) -> bool:
         """Return whether no site can rebuild the constants: then a new site is sent them at once, others on demand."""

@@ -91,7 +91,7 @@ class ReplyIntake:
         self._participants.record_reply(reply.node)
         if reply.error and reply.node in self._transport.nodes():  # it was not the connection that was lost
             self._participants.record_failure(reply.node, open_round.number)
-        if _can_resync(pending, reply):
+        if _can_resync(pending, reply, has_constants=self._dispatcher.has_constants):
             self._resync(pending, reply, open_round)
         else:
             self._take_answer(pending, reply, open_round, received_at)
@@ -290,9 +290,15 @@ def _failure_code(reply: Incoming) -> str:
     return str(reply.status.get("code", ""))
 
 
-def _can_resync(pending: PendingReply, reply: Incoming) -> bool:
-    """Return whether the reply reports a failure that sending again can heal, and was not tried yet."""
-    return _failure_code(reply) in RESYNC and not pending.is_resent and not reply.error
+def _can_resync(pending: PendingReply, reply: Incoming, *, has_constants: bool) -> bool:
+    """Return whether the reply reports a failure that sending again can heal, and was not tried yet.
+
+    A site may claim to lack constants that the run does not have: nothing can be sent for that.
+    """
+    code = _failure_code(reply)
+    if code == CONSTANTS_LACK and not has_constants:
+        return False
+    return code in RESYNC and not pending.is_resent and not reply.error
 
 
 def _empty_reply(node: int, site: str) -> Incoming:

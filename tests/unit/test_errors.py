@@ -27,3 +27,10 @@ def test_config_errors_read_field_value_rule() -> None:
     error = errors.ConfigError("site.name", "x y", "must match z")
     assert str(error) == "site.name: x y: must match z"
     assert (error.field, error.value, error.rule) == ("site.name", "x y", "must match z")
+
+
+def test_kinds_of_a_config_error_are_reported_as_one() -> None:
+    from fedcompress.errors import ConfigError, StateError, UnknownNameError, error_name
+
+    assert error_name(UnknownNameError("rule", "x", "one of")) == error_name(ConfigError("a", 1, "b")) == "ConfigError"
+    assert error_name(StateError("x")) == "StateError"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from clients.signing import SiteIdentity
+from clients.state import run_tensors
 from clients.state.run_tensors import RunSnapshot, StreamedSnapshot
 from fedcompress.adapters.full.modes import Full, trainable_set_config
 from fedcompress.config.train_task import TrainTask
@@ -72,3 +73,24 @@ def test_a_residual_of_fewer_bits_needs_tensors_in_memory(tmp_path: Path) -> Non
     site = FakeSite(tmp_path, "north")
     with pytest.raises(ConfigError, match=r"task\.residual_store: int8: must be none"):
         site.answer(task("weights", residual_store="int8"), bundle())
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_encoders_start_from_the_update_before_only_in_memory(tmp_path: Path, kind: str) -> None:
+    """Where tensors stay on the disk no whole update is decoded, so that encoders that iterate start anew."""
+    site = FakeSite(tmp_path, "north")
+    site.answer(replace(task(kind), codec="powersgd(rank=2)"), bundle())
+    last = site.session.last_sent("r")
+    assert (last is None) == (kind == "weights")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_digest_that_is_known_is_carried(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state that is held already is hashed once for a request, and one that is followed not again."""
+    site = FakeSite(tmp_path, "north")
+    assert site.session.apply_downlink("r", LAYOUT, bundle(), on_disk=kind == "weights").checked_digest
+    hashed = []
+    count = run_tensors.streamed_state_digest
+    monkeypatch.setattr(run_tensors, "streamed_state_digest", lambda *a: hashed.append(1) or count(*a))
+    site.answer(task(kind), bundle())
+    assert len(hashed) == 1

@@ -198,6 +198,22 @@ def failing(monkeypatch: pytest.MonkeyPatch, times: int) -> list[str]:
     return failed
 
 
+def test_constants_that_a_run_does_not_have_cannot_be_lacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim of one site is its own failure, and does not end the run."""
+    answer = FakeSite.answer
+
+    def lacking(site: FakeSite, task, bundle, signature=""):
+        if site.name == "south":
+            raise MismatchError("constants", "constants: this site builds others than the run's")
+        return answer(site, task, bundle, signature)
+
+    monkeypatch.setattr(FakeSite, "answer", lacking)
+    world = World(tmp_path)
+    world.run(rounds=2)
+    assert [e["merged"] for e in rounds(world)] == [2, 2]
+    assert {e["code"] for e in world.events if e["event"] == "refused"} == {"constants"}
+
+
 def test_sites_that_fail_are_asked_again_for_a_quorum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world, failed = World(tmp_path), failing(monkeypatch, 2)
     transport = world.over(MemoryTransport(world.sites), quorum=3, rounds=2)
