@@ -162,7 +162,7 @@ def missed(
 
 
 def bytes_up(template: Template, update: Tensors, codec: str) -> int:
-    """Of one update."""
+    """Return the bytes of one encoded update."""
     layout, start = template.adapter.layout, template.adapter.tensors
     header = Header(
         kind=Kind.UPDATE,

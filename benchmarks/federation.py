@@ -23,7 +23,7 @@ DOWN_ENVELOPE = 208
 
 @dataclass
 class Run:
-    """What a federation did: the metric after each round (0 is the start), and bytes of all rounds."""
+    """Records what a federation did: the metric after each round (0 is the start), and the bytes of all rounds."""
 
     metrics: list[float] = field(default_factory=list)
     up_bytes: int = 0
@@ -34,7 +34,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Merge:
-    """What a merge was made from and what became of it, before it is compressed."""
+    """Records what a merge was made from and what became of it, before it is compressed."""
 
     state: Tensors
     weights: Sequence[int]
@@ -62,7 +62,7 @@ class _Sender:
         return self._keep.target(change, self._rest)
 
     def send(self, spec: CodecSpec, change: Tensors, round_: int) -> Tensors:
-        """What arrives of a change."""
+        """Encode a change with feedback, count its bytes, and return what arrives."""
         target = self.target(change)
         sections = encode_sections(spec, self._layout, target, seed=1000 * round_ + self._number)
         self.sent += sum(map(len, sections))

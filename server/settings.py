@@ -104,7 +104,7 @@ class CoordinatorConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a CONFIG.toml holds.
+    """Holds what a CONFIG.toml says.
 
     Attributes:
         coordinator: the section ``[coordinator]``.

@@ -101,7 +101,7 @@ def _others(values: Array, copy: float, ours: float) -> list[dict[str, Any]]:
 
 
 def _compeft(tensor: Any) -> Any:
-    """As in its released code: keep what reaches the k-th largest magnitude, as a sign times the deviation."""
+    """Encode as ComPEFT's released code: keep what reaches the k-th largest magnitude, as sign times deviation."""
     import torch
 
     magnitude = tensor.abs()

@@ -107,7 +107,7 @@ def rows(folders: list[Path], rank: int, scratch: Path) -> list[dict[str, Any]]:
 
 
 def table(out: Path) -> list[dict[str, Any]]:
-    """Of eight random adapters of rank 8."""
+    """Merge eight random adapters of rank 8 in each form, and return a row for each."""
     with tempfile.TemporaryDirectory() as scratch:
         return rows(sites(Path(scratch), 8, 8, 256, 0.3), 8, Path(scratch))
 

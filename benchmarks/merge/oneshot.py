@@ -55,7 +55,7 @@ def updates_of(name: str, seed: int, out: Path) -> list[Tensors]:
 
 
 def accuracy(name: str, seed: int, code: str, rule: str, space: str, out: Path) -> float:
-    """Of the merged model; kept as JSON."""
+    """Measure the accuracy of the merged model; a figure that was measured before is read from its JSON."""
     text = json.dumps([name, STEPS, EVAL_ROWS, seed, code, rule, space])
     path = out / "cells" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     if not path.is_file():

@@ -35,7 +35,7 @@ class Texts:
         self.labels = np.array(labels)
 
     def logits(self, model: Any, picks: Sequence[int]) -> Any:
-        """Of some rows, padded to the longest."""
+        """Compute the logits of some rows, padded to the longest."""
         import torch
 
         tokens = [self.tokens[i] for i in picks]

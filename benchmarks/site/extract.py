@@ -57,7 +57,7 @@ class Watch:
 
 
 def pss() -> int:
-    """Of all processes of the site, bytes."""
+    """Sum the proportional memory of all processes of the site, bytes."""
     total = 0
     for process in psutil.Process(os.getpid()).children(recursive=True):
         try:

@@ -1,1 +1,1 @@
-"""What a site must not lose between rounds."""
+"""Keeps what a site must not lose between rounds."""

@@ -1,4 +1,4 @@
-"""What a site holds of each run: published state, residual and constants, as rows that point at blobs.
+"""Keeps what a site holds of each run: published state, residual and constants, as rows that point at blobs.
 
 Every method that writes a row is a part of the caller's transaction.
 """

@@ -1,4 +1,4 @@
-"""What became of a site's replies, as the coordinator's next request tells, and the residual that follows from it."""
+"""Settles what became of a site's replies, as the coordinator's next request tells, and the residual that follows."""
 
 from __future__ import annotations
 

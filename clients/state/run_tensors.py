@@ -1,4 +1,4 @@
-"""How a site keeps the tensors of a run: whole in memory (adapters), or on the disk alone (weights of the base).
+"""Keeps the tensors of a run at a site: whole in memory (adapters), or on the disk alone (weights of the base).
 
 This is the one place where the two differ for the site's state. Both read and write named blobs; the name of a blob
 in the database says which of the two has written it.
@@ -55,7 +55,7 @@ class StoredTensors:
 
 @dataclass(frozen=True)
 class RunSnapshot:
-    """What the site holds of a run: the published state that it trains from, and what it has not sent yet.
+    """Holds what the site has of a run: the published state that it trains from, and what it has not sent yet.
 
     Args:
         layout: the layout of both.

@@ -101,7 +101,8 @@ class Trainer:
         started = time.monotonic()
         engine = self._prepare(job, adapter.config, progress)
         loaded = time.monotonic()
-        assert self.model is not None and self.objective is not None  # noqa: PT018
+        assert self.model is not None
+        assert self.objective is not None
         start = load_round_start(self.model, job, adapter)
         engine.begin(start, task)
         if self.limit is not None:

@@ -39,7 +39,7 @@ OnProgress = Callable[..., None]
 
 @dataclass(frozen=True)
 class Reply:
-    """What a site answers.
+    """Holds what a site answers to a task.
 
     Args:
         payload: the envelope for the coordinator, signed.

@@ -32,7 +32,7 @@ def _has_json_type(value: object, annotation: str) -> bool:
 
 
 class TemplateAdapter(Protocol):
-    """What a task has to know of the adapter in a template."""
+    """Tells what a task has to know of the adapter in a template."""
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -44,7 +44,7 @@ class TemplateAdapter(Protocol):
 
 
 class TaskTemplate(Protocol):
-    """What a task has to know of the template of a run; ``fedcompress.adapters.Template`` is one."""
+    """Tells what a task has to know of the template of a run; ``fedcompress.adapters.Template`` is one."""
 
     @property
     def adapter(self) -> TemplateAdapter:

@@ -25,7 +25,7 @@ OPTIMIZER_STATES = ("reset", "keep")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How sites train: equal for all sites, and the same from the first round of a run to the last.
+    """Says how sites train: equal for all sites, and the same from the first round of a run to the last.
 
     A subclass may add settings of its own. It lists their checks in ``CHECK_ORDER`` and performs them in ``check``.
     """

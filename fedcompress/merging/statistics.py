@@ -1,4 +1,4 @@
-"""What rules must know of whole updates is found here: thresholds, norms and inner products, by streaming passes."""
+"""Finds what rules must know of whole updates: thresholds, norms and inner products, by streaming passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much each site counts is decided here: policies for weights, and the discount of old updates."""
+"""Decides how much each site counts: policies for weights, and the discount of old updates."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from fedcompress.optim.table import parse_optimizer
 
 @dataclass(frozen=True)
 class StepPreview:
-    """What one step did to a parameter; shares are rounded to two decimals.
+    """Tells what one step did to a parameter; shares are rounded to two decimals.
 
     Args:
         moved: share of the entries that the step changes.

@@ -1,4 +1,4 @@
-"""What several of the coordinator's commands need is here."""
+"""Holds what several of the coordinator's commands need."""
 
 from __future__ import annotations
 

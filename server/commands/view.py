@@ -1,4 +1,4 @@
-"""What ``fedcompress run`` shows on stderr: a live status on a terminal, else a line for each event."""
+"""Shows on stderr what ``fedcompress run`` does: a live status on a terminal, else a line for each event."""
 
 from __future__ import annotations
 

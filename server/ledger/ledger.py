@@ -25,7 +25,7 @@ MAX_TOLD_TEXT = 200  # characters of each refusal that a site is told
 
 @dataclass(frozen=True)
 class SiteRow:
-    """What is known about a site that was admitted at least once.
+    """Holds what is known about a site that was admitted at least once.
 
     Attributes:
         site: name of the site.

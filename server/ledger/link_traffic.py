@@ -1,4 +1,4 @@
-"""What sites report to have crossed their network links is kept here, as the bytes between two reports of a site.
+"""Keeps what sites report to have crossed their network links, as the bytes between two reports of a site.
 
 A site counts from the start of its ``up``, so a first report covers all since then: joining, the app, polling. A reply
 is sent after its count was taken, so the next report covers it. What a row's messages account for, as Flower's records

@@ -44,7 +44,7 @@ REASONS: dict[str, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What the header of a reply must say to be admitted.
+    """Says what the header of a reply must have to be admitted.
 
     Attributes:
         run: name of the run.

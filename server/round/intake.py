@@ -1,4 +1,4 @@
-"""What becomes of a reply: its bytes are counted, and it is admitted or refused; ledger and events tell which."""
+"""Takes in replies: the bytes of each are counted, and it is admitted or refused; ledger and events tell which."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much each update counts in the merge, from what its header says and from the weights that the run lists."""
+"""Weighs each update in the merge, from what its header says and from the weights that the run lists."""
 
 from __future__ import annotations
 

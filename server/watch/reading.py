@@ -38,7 +38,7 @@ class Carried:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownSite:
-    """What the ledger has of a site that was admitted at least once.
+    """Holds what the ledger has of a site that was admitted at least once.
 
     Attributes:
         site: name of the site.

@@ -16,6 +16,7 @@ from tests.support import ROOT
 
 VERBS = set((ROOT / "tests" / "repository" / "verbs.txt").read_text().split())
 FINITE = {"is", "are", "was", "were", "has", "have", "does", "do", "can", "cannot", "may", "must", "will", "goes"}
+FRAGMENTS = {"What", "Whether", "Of", "As", "How", "That"}  # first words of what is no whole sentence
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -83,6 +84,8 @@ def complaints(path: Path) -> Iterator[str]:
         words = re.findall(r"[A-Za-z][A-Za-z'-]*", re.sub(r"``[^`]*``", "CODE", sentence))
         if not words or sentence[-1] not in ".:?":
             yield f"{name}: the first line is no sentence: {sentence[:60]!r}"
+        elif words[0] in FRAGMENTS:
+            yield f"{name}: begins as a fragment: {sentence[:60]!r}"
         elif is_function and words[0].lower() not in VERBS:
             yield f"{name}: must begin with a verb, as in 'Return ...': {sentence[:60]!r}"
         elif not is_function and not {w.lower() for w in words} & SENTENCE_VERBS:

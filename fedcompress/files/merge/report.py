@@ -1,4 +1,4 @@
-"""How sites agree, and what a merge lost, is computed here from factors alone: only a few sampled rows are formed."""
+"""Computes how sites agree, and what a merge lost, from factors alone: only a few sampled rows are formed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many coefficients each module gets is decided here: more where more is at stake."""
+"""Decides how many coefficients each module gets: more where more is at stake."""
 
 from __future__ import annotations
 

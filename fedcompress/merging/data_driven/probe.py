@@ -1,4 +1,4 @@
-"""What rules that run a model share is here: batches, padding, hooks, and a model that is left as it was found."""
+"""Holds what rules that run a model share: batches, padding, hooks, and a model that is left as it was found."""
 
 from __future__ import annotations
 

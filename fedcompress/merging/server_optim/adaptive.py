@@ -1,4 +1,4 @@
-"""What ``adam``, ``yogi`` and ``adagrad`` share is here: algorithm 2 of Reddi et al. 2021 (arXiv:2003.00295).
+"""Holds what ``adam``, ``yogi`` and ``adagrad`` share: algorithm 2 of Reddi et al. 2021 (arXiv:2003.00295).
 
 ``m = beta1 m + (1 - beta1) step``; v by each method's law; the step is ``lr m / (sqrt(v) + tau)``, without correction
 of bias. v starts at tau squared, the least that the algorithm allows.
