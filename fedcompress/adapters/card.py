@@ -10,7 +10,7 @@ from fedcompress.adapters.classifier import USAGE
 from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM
 
 CARD = "README.md"
-LABELS = "labels.json"  # class names, in the order of the head's rows
+LABELS = "labels.json"  # of a classifier: its head, and class names in the order of the head's rows
 FORMS = ("adapter", "model")  # a PEFT folder, or a model folder with all weights
 
 
@@ -52,9 +52,9 @@ It loads with stock {loader}; fedcompress is not needed:
 {usage}```
 """
 _POOLED = """
-**`AutoModelForSequenceClassification` is not the way to load this head**: it has another one, finds none of these tensors, and
-goes on with random weights. The head here is a linear layer on the mean of the token vectors, as the class above has it. A run whose template
-was made with `--head stock` has the head of transformers.
+**`AutoModelForSequenceClassification` is not the way to load this head**: it has another one, finds none of these
+tensors, and goes on with random weights. The head here is a linear layer on the mean of the token vectors, as the class
+above has it. A run whose template was made with `--head stock` has the head of transformers.
 """
 # How a language model is loaded with its adapter; ``{kind}`` is the class of transformers.
 _LANGUAGE = """\
@@ -101,7 +101,7 @@ class Classifier(torch.nn.Module):
 
 model = Classifier(FOLDER, len(LABELS)).eval()
 """
-# How a text gets its class; ``{tokenizer}`` is where the tokenizer is, ``{logits}`` what the model's answer has them as.
+# How a text gets its class; ``{logits}`` is what the logits are called in the model's answer.
 _PREDICT = """
 from transformers import AutoTokenizer
 
@@ -173,7 +173,8 @@ def write_card(folder: Path, base: str, objective: Objective, facts: RunFacts, *
     if isinstance(objective, Classification):
         text += _POOLED if pooled else ""
         text += f"\nClasses, in the order of the logits: `{LABELS}`.\n"
-        labels = json.dumps(list(objective.labels), ensure_ascii=False, indent=1)
+        described = {"head": objective.head, "labels": list(objective.labels)}
+        labels = json.dumps(described, ensure_ascii=False, indent=1)
         (folder / LABELS).write_text(labels + "\n", encoding="utf-8")
     (folder / CARD).write_text(text, encoding="utf-8")
 

@@ -29,9 +29,7 @@ def template(
     ] = "",
     head: Annotated[
         str,
-        typer.Option(
-            help="Of a classifier: mean-pool-linear learns in fewer steps; stock is that of AutoModelForSequenceClassification."
-        ),
+        typer.Option(help="Of a classifier: mean-pool-linear learns in fewer steps; stock is the one of transformers."),
     ] = "mean-pool-linear",
     texts: Annotated[
         str, typer.Option(help="File with one sample text a line, for adapters that start from data: eva, corda.")
@@ -70,10 +68,8 @@ def template(
     else:
         print(f"{out}: {adapter} on {model}: {numel:,} parameters in {tensors} tensors")
         if task == "classification" and head == "mean-pool-linear":
-            print(
-                "the head is a linear layer on the mean of the token vectors: README.md of an export shows how to load it;"
-            )
-            print("for AutoModelForSequenceClassification, make the template with --head stock")
+            print("the head is a linear layer on the mean of the token vectors: README.md of an export loads it,")
+            print("and --head stock is the head of AutoModelForSequenceClassification")
 
 
 def _write(

@@ -57,7 +57,7 @@ def test_the_code_of_a_card_loads_what_was_trained(
     assert "accuracy 0.5000, loss 1.2500" in text
     assert (folder / LABELS).is_file() == isinstance(objective, Classification)
     if isinstance(objective, Classification):
-        assert json.loads((folder / LABELS).read_text(encoding="utf-8")) == list(NAMES)
+        assert json.loads((folder / LABELS).read_text(encoding="utf-8"))["labels"] == list(NAMES)
         assert capsys.readouterr().out.splitlines()[-1] in NAMES
         assert ("is not the way to load this head" in text) == (objective.head == "mean-pool-linear")
 

@@ -20,7 +20,7 @@ def test_the_export_of_a_run_has_its_card_and_labels(tmp_path: Path) -> None:
     assert "codec `lora-ternary`" in text
     assert "merge rule `mean`" in text
     assert f"{len(world.sites)} sites" in text
-    labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    labels = json.loads((folder / "labels.json").read_text(encoding="utf-8"))["labels"]
     assert f"LABELS = {labels!r}" in text
     assert load_adapter(folder).layout  # they do not disturb those who read the adapter
 
