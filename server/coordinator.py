@@ -11,7 +11,7 @@ from typing import Any
 
 from fedcompress.adapters import Template, load_template
 from fedcompress.adapters.constants import CONSTANTS, load_constants
-from fedcompress.adapters.full.export import check_run, export_run
+from fedcompress.adapters.full.export import check_run
 from fedcompress.config.run_config import RunConfig
 from fedcompress.pipeline.states import encode_snapshot
 from fedcompress.storage.failpoints import failpoint
@@ -27,7 +27,9 @@ from server.events import (
     RunStopped,
     WarningIssued,
 )
+from server.exported import gather_facts, write_export
 from server.ledger.ledger import Ledger
+from server.ledger.reader import LedgerReader
 from server.ledger.versions import PublishedState
 from server.round.dispatch import Dispatcher
 from server.round.evaluation import evaluate_last_version
@@ -203,7 +205,11 @@ class Coordinator:
         return PayloadTotal(payload_bytes=payload_bytes, messages=messages)
 
     def export(self, folder: Path) -> Path:
-        """Write the published state as a stock PEFT folder, or as a model, and return that folder."""
+        """Write the published state as a stock PEFT folder, or as a model, with its card, and return that folder."""
         constants = load_constants(self._constants) if self._constants else {}
-        export_run(folder, self._template, self.published.state, constants)
+        config, published = self._config, self.published
+        settings = {"codec": config.codec, "rule": config.rule}
+        with LedgerReader(config.state_path) as reader:
+            facts = gather_facts(reader, config.run, published.version, settings)
+        write_export(folder, self._template, published.state, constants, facts)
         return folder

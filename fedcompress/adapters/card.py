@@ -1,31 +1,63 @@
-"""Writes the model card beside an exported adapter, which shows how to load it without this package."""
+"""Writes the model card and the labels beside what a run has learnt, so that it can be used without this package."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fedcompress.adapters.classifier import USAGE
 from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM
 
-_CARD = """\
----
-library_name: peft
-tags: [federated, fedcompress]
----
-# Adapter of a federated run
+CARD = "README.md"
+LABELS = "labels.json"  # of a classifier: its head, and class names in the order of the head's rows
+FORMS = ("adapter", "model")  # a PEFT folder, or a model folder with all weights
 
-Task `{task}`, {sites} sites, {rounds} rounds, codec `{codec}`, held-out accuracy {accuracy:.4f}.
-It loads with stock PEFT; fedcompress is not needed:
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """Says of a run what its card tells.
+
+    Args:
+        run: name of the run.
+        version: number of the version that is written.
+        sites: how many sites took part; 0: it is not told.
+        codec: of the updates; empty: it is not told.
+        rule: how they were merged; empty: it is not told.
+        accuracy: on the held-out rows of the sites, pooled, from 0 to 1; None: nobody has measured this version.
+        loss: there, in nats a prediction; None as for the accuracy.
+    """
+
+    run: str
+    version: int
+    sites: int = 0
+    codec: str = ""
+    rule: str = ""
+    accuracy: float | None = None
+    loss: float | None = None
+
+
+_HEADER = """\
+---
+library_name: {library}
+{base_line}tags: [federated, fedcompress]
+---
+# {form_title} of a federated run
+
+{facts}
+
+It loads with stock {loader}; fedcompress is not needed:
 
 ```python
-BASE = {base!r}
-ADAPTER = "."
 {usage}```
 """
+_POOLED = """
+**`AutoModelForSequenceClassification` is not the way to load this head**: it has another one, finds none of these
+tensors, and goes on with random weights. The head here is a linear layer on the mean of the token vectors, as the class
+above has it. A run whose template was made with `--head stock` has the head of transformers.
+"""
 # How a language model is loaded with its adapter; ``{kind}`` is the class of transformers.
-LANGUAGE = """\
+_LANGUAGE = """\
 from peft import PeftModel
 from transformers import {kind}, AutoTokenizer
 
@@ -33,12 +65,50 @@ tokenizer = AutoTokenizer.from_pretrained(BASE)
 model = PeftModel.from_pretrained({kind}.from_pretrained(BASE), ADAPTER).eval()
 """
 # How a classifier with the stock head of transformers is loaded.
-STOCK = """\
+_STOCK = """\
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
 base = AutoModelForSequenceClassification.from_pretrained(BASE, num_labels=len(LABELS))
 model = PeftModel.from_pretrained(base, ADAPTER).eval()
+"""
+_MODEL = """\
+from transformers import {kind}, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({folder})
+model = {kind}.from_pretrained({folder}).eval()
+"""
+_POOLED_MODEL = """\
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+
+class Classifier(torch.nn.Module):
+    def __init__(self, folder: str, labels: int) -> None:
+        super().__init__()
+        self.encoder = AutoModel.from_pretrained(folder)
+        self.classifier = torch.nn.Linear(self.encoder.config.hidden_size, labels)
+        head = load_file(folder + "/classifier.safetensors")
+        self.classifier.load_state_dict({name.rpartition(".")[2]: value for name, value in head.items()})
+
+    def forward(self, input_ids, attention_mask):
+        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)
+        mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+        return self.classifier(16 * torch.nn.functional.normalize(mean, dim=1))
+
+
+model = Classifier(FOLDER, len(LABELS)).eval()
+"""
+# How a text gets its class; ``{logits}`` is what the logits are called in the model's answer.
+_PREDICT = """
+from transformers import AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
+batch = tokenizer(["a text"], truncation=True, return_tensors="pt")
+logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]){logits}
+print(LABELS[int(logits.argmax(1))])
 """
 
 
@@ -51,29 +121,74 @@ def format_usage(objective: Objective) -> str:
         case Classification(head="mean-pool-linear"):
             return f"LABELS = {list(objective.labels)!r}\n\n{USAGE}"
         case Classification():
-            return f"LABELS = {list(objective.labels)!r}\n\n{STOCK}"
+            return f"LABELS = {list(objective.labels)!r}\n\n{_STOCK}"
         case CausalLM():
-            return LANGUAGE.format(kind="AutoModelForCausalLM")
+            return _LANGUAGE.format(kind="AutoModelForCausalLM")
         case Seq2SeqLM():
-            return LANGUAGE.format(kind="AutoModelForSeq2SeqLM")
+            return _LANGUAGE.format(kind="AutoModelForSeq2SeqLM")
 
 
-def write_card(folder: Path, base: Path, objective: Objective, result: Mapping[str, Any]) -> None:
-    """Write ``README.md`` into an adapter folder.
+def format_model_usage(objective: Objective) -> str:
+    """Format the Python code that loads a model folder with stock transformers.
+
+    The code needs ``FOLDER``, a path, and defines ``model``.
+    """
+    match objective:
+        case Classification(head="mean-pool-linear"):
+            return f"LABELS = {list(objective.labels)!r}\n\n{_POOLED_MODEL}"
+        case Classification():
+            kind = "AutoModelForSequenceClassification"
+            return f"LABELS = {list(objective.labels)!r}\n\n{_MODEL.format(kind=kind, folder='FOLDER')}"
+        case CausalLM():
+            return _MODEL.format(kind="AutoModelForCausalLM", folder="FOLDER")
+        case Seq2SeqLM():
+            return _MODEL.format(kind="AutoModelForSeq2SeqLM", folder="FOLDER")
+
+
+def write_card(folder: Path, base: str, objective: Objective, facts: RunFacts, *, form: str = FORMS[0]) -> None:
+    """Write ``README.md`` into a folder that a run has exported, and ``labels.json`` beside it for a classifier.
 
     Args:
-        folder: the exported adapter.
-        base: the folder of the base model, as it stands in the example.
+        folder: the exported adapter or model.
+        base: of an adapter, the base model's folder or hub id, as it stands in the example.
         objective: what was learnt.
-        result: of the run, with ``task``, ``sites``, ``rounds``, ``codec`` and ``accuracy_end``.
+        facts: of the run.
+        form: ``adapter`` or ``model``, what the folder holds.
     """
-    text = _CARD.format(
-        task=result["task"],
-        sites=result["sites"],
-        rounds=len(result["rounds"]),
-        codec=result["codec"],
-        accuracy=result["accuracy_end"],
-        base=str(base),
-        usage=format_usage(objective),
+    is_adapter = form == FORMS[0]
+    pooled = isinstance(objective, Classification) and objective.head == "mean-pool-linear"
+    paths = f'BASE = {base!r}\nADAPTER = "."\n' if is_adapter else 'FOLDER = "."\n'
+    usage = paths + (format_usage(objective) if is_adapter else format_model_usage(objective))
+    if isinstance(objective, Classification):
+        tokenizer = "BASE" if is_adapter else "FOLDER"
+        usage += _PREDICT.format(tokenizer=tokenizer, logits="" if pooled else ".logits")
+    text = _HEADER.format(
+        library="peft" if is_adapter else "transformers",
+        base_line=f"base_model: {json.dumps(base)}\n" if is_adapter else "",
+        form_title=form.capitalize(),
+        facts=_format_facts(objective, facts),
+        loader="PEFT" if is_adapter else "transformers",
+        usage=usage,
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    if isinstance(objective, Classification):
+        text += _POOLED if pooled else ""
+        text += f"\nClasses, in the order of the logits: `{LABELS}`.\n"
+        described = {"head": objective.head, "labels": list(objective.labels)}
+        labels = json.dumps(described, ensure_ascii=False, indent=1)
+        (folder / LABELS).write_text(labels + "\n", encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _format_facts(objective: Objective, facts: RunFacts) -> str:
+    """Format what is known of the run as a sentence or two."""
+    told = [f"Run `{facts.run}`, version {facts.version}", f"task `{objective.name}`"]
+    told += [f"{facts.sites} site{'s' if facts.sites != 1 else ''}"] if facts.sites else []
+    told += [f"codec `{facts.codec}`"] if facts.codec else []
+    told += [f"merge rule `{facts.rule}`"] if facts.rule else []
+    text = ", ".join(told) + "."
+    if facts.accuracy is None or facts.loss is None:
+        return text + " No site has measured this version."
+    measured = (
+        f" On the held-out rows of the sites: accuracy {facts.accuracy:.4f}, loss {facts.loss:.4f} nats a prediction."
+    )
+    return text + measured

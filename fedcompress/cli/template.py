@@ -27,7 +27,10 @@ def template(
     labels: Annotated[
         str, typer.Option(help="Class names joined by commas, or @FILE with one a line; for classification.")
     ] = "",
-    head: Annotated[str, typer.Option(help="Of a classifier: mean-pool-linear or stock.")] = "mean-pool-linear",
+    head: Annotated[
+        str,
+        typer.Option(help="Of a classifier: mean-pool-linear learns in fewer steps; stock is the one of transformers."),
+    ] = "mean-pool-linear",
     texts: Annotated[
         str, typer.Option(help="File with one sample text a line, for adapters that start from data: eva, corda.")
     ] = "",
@@ -64,6 +67,9 @@ def template(
         print(json.dumps(facts))
     else:
         print(f"{out}: {adapter} on {model}: {numel:,} parameters in {tensors} tensors")
+        if task == "classification" and head == "mean-pool-linear":
+            print("the head is a linear layer on the mean of the token vectors: README.md of an export loads it,")
+            print("and --head stock is the head of AutoModelForSequenceClassification")
 
 
 def _write(

@@ -370,12 +370,22 @@ def make_result(
 
 
 def _write(result: dict[str, Any], out: Path, adapter: Path, objective: Objective, model: Path) -> None:
-    """Write adapter, picture and ``result.json`` into the folder of the result."""
-    from fedcompress.adapters.card import write_card
+    """Write adapter with its card, picture and ``result.json`` into the folder of the result."""
+    from fedcompress.adapters.card import RunFacts, write_card
     from fedcompress.demo.plot import plot_accuracy_against_bytes
 
     shutil.rmtree(out / "adapter", ignore_errors=True)
     shutil.copytree(adapter, out / "adapter")
-    write_card(out / "adapter", model, objective, result)
+    last = result["rounds"][-1]
+    facts = RunFacts(
+        run="demo",
+        version=len(result["rounds"]),
+        sites=result["sites"],
+        codec=result["codec"],
+        rule=result["rule"],
+        accuracy=last["accuracy"],
+        loss=last["loss"],
+    )
+    write_card(out / "adapter", str(model), objective, facts)
     plot_accuracy_against_bytes(result, out / "accuracy.png")
     (out / "result.json").write_text(json.dumps(result, indent=2) + "\n")

@@ -12,13 +12,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fedcompress.adapters import load_template
+from fedcompress.adapters.card import write_card
 from fedcompress.adapters.constants import CONSTANTS, MANIFEST, load_constants
 from fedcompress.adapters.export import export_adapter
-from fedcompress.adapters.full.export import export_run
 from fedcompress.adapters.full.modes import trains_base_weights
 from fedcompress.adapters.template import Template
 from fedcompress.errors import ConfigError, MismatchError, MissingPackageError
 from fedcompress.types import Tensors, state_digest
+from server.exported import gather_facts, write_export
 from server.ledger.reader import LedgerReader
 from server.ledger.state_replay import replay_version
 from server.runs import load_saved_settings, resolve_run_name, run_settings, state_folder, template_copy_path
@@ -63,6 +64,8 @@ def run(options: Options) -> int:
     with LedgerReader(folder) as reader:
         version, state = replay_version(reader, name, None if options.version < 0 else options.version)
         layout, adapter_config, fingerprint = reader.run_row(name)
+        settings = run_settings(load_saved_settings(folder), name)
+        facts = gather_facts(reader, name, version, settings)
     is_same_config = json.dumps(dict(template.adapter.config), sort_keys=True) == adapter_config
     if template.adapter.layout.to_json() != layout or not is_same_config:
         raise MismatchError("template", f"--template: {source}: run {name} was begun with another initial adapter")
@@ -73,8 +76,9 @@ def run(options: Options) -> int:
     if options.merged:
         with redirect_stdout(sys.stderr):  # deepspeed logs to stdout when PEFT imports it
             _write_merged(options, template, state=state, constants=constants, fingerprint=fingerprint)
+            write_card(out, "", template.objective, facts, form="model")
     else:
-        export_run(out, template, state, constants)
+        write_export(out, template, state, constants, facts)
     result = {
         "run": name,
         "version": version,
