@@ -196,18 +196,19 @@ class Trainer:
             engine.set_lr(task.lr * schedule.factor((task.round - 1) * task.steps + step - 1, total_steps))
             losses.append(self._step(engine, [rows[i] for i in picks], penalty, step))
             if step % max(1, task.steps // 20) == 0:
-                progress(phase="train", step=step, steps=task.steps, loss=losses[-1])
+                progress(phase="train", step=step, steps=task.steps, loss=self._sum_over_ranks(engine, losses[-1:])[0])
             if self._is_late(engine, began, task.deadline):
-                progress(phase="train", step=step, steps=task.steps, loss=losses[-1], text="stopped by the deadline")
+                whole = self._sum_over_ranks(engine, losses[-1:])[0]
+                progress(phase="train", step=step, steps=task.steps, loss=whole, text="stopped by the deadline")
                 break
-        tail = losses[-max(1, len(losses) // 4) :]
+        tail = self._sum_over_ranks(engine, losses[-max(1, len(losses) // 4) :])
         metrics = {"train_loss": sum(tail) / len(tail)}
         if len(losses) < task.steps:  # only then: the metric's name has no number on the wire, and costs bytes
             metrics["steps_done"] = float(len(losses))
         return metrics
 
     def _step(self, engine: WarmEngine, batch: Sequence[Example], penalty: Callable[[], Any], step: int) -> float:
-        """Make one optimizer step; the loss is the mean over what the whole batch predicts, on whatever rank.
+        """Make one optimizer step; return this rank's share of the mean loss over what the whole batch predicts.
 
         Raises:
             TrainingError: it is not finite.
@@ -228,6 +229,17 @@ class Trainer:
             is_last = start + engine.micro >= len(mine)
             engine.step(loss + (penalty() if is_last else 0.0), last=is_last)
         return total
+
+    def _sum_over_ranks(self, engine: WarmEngine, shares: Sequence[float]) -> list[float]:
+        """Return the losses of steps, of which each rank has its share; all ranks call it."""
+        if self.world == 1:
+            return list(shares)
+        import torch
+
+        losses = torch.tensor(shares, dtype=torch.float64, device=engine.device)
+        torch.distributed.all_reduce(losses)
+        whole: list[float] = losses.tolist()
+        return whole
 
     def _drift_penalty(self, engine: WarmEngine, task: TrainTask, start: Mapping[str, Array]) -> Callable[[], Any]:
         """Return what the correction of drift adds to the loss of a step."""
