@@ -56,6 +56,29 @@ def state_folder(text: str) -> Path:
     return path
 
 
+def find_run(text: str, name: str = "") -> tuple[Path, str]:
+    """Find the state directory and the run that arguments name.
+
+    Args:
+        text: a state directory, or a CONFIG.toml, which means its own run whatever else was run there since.
+        name: of a run; it counts more than what CONFIG.toml says. Empty: the last that was started.
+
+    Returns:
+        The state directory, and the name of the run.
+
+    Raises:
+        ConfigError: there is no such state directory or run.
+    """
+    folder, path = state_folder(text), Path(text)
+    if name or not path.is_file():
+        return folder, resolve_run_name(folder, name)
+    own = load_settings(path).run.run
+    try:
+        return folder, resolve_run_name(folder, own)
+    except ConfigError as error:
+        raise ConfigError("CONFIG", f"{path}: run {own}", f"has not begun: --run {error.rule}") from error
+
+
 def load_saved_settings(folder: Path) -> dict[str, Any]:
     """Load the settings that the last ``fedcompress run`` was started with; empty if there was none."""
     return read_facts(folder / SETTINGS)

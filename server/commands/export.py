@@ -22,7 +22,7 @@ from fedcompress.types import Tensors, state_digest
 from server.exported import gather_facts, write_export
 from server.ledger.reader import LedgerReader
 from server.ledger.state_replay import replay_version
-from server.runs import load_saved_settings, resolve_run_name, run_settings, state_folder, template_copy_path
+from server.runs import find_run, load_saved_settings, run_settings, template_copy_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,7 @@ def run(options: Options) -> int:
         ConfigError: no such state directory, run or version; or the model cannot take the adapter.
         StateError: the ledger is damaged.
     """
-    folder = state_folder(options.state)
-    name = resolve_run_name(folder, options.run_name)
+    folder, name = find_run(options.state, options.run_name)
     template, source = _load_template(options, folder, name)
     with LedgerReader(folder) as reader:
         version, state = replay_version(reader, name, None if options.version < 0 else options.version)

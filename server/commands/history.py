@@ -12,7 +12,7 @@ from fedcompress.errors import ConfigError
 from fedcompress.formatting import ago, escaped
 from fedcompress.traffic.accounting import BASELINES
 from server.ledger.reader import LedgerReader
-from server.runs import resolve_run_name, state_folder
+from server.runs import find_run
 
 WIDTH = 200  # columns of a table that is not for a terminal
 # Heads of the columns of ``_format_sizes``.
@@ -44,8 +44,7 @@ def run(options: Options) -> int:
     Raises:
         ConfigError: there is no such state directory or run.
     """
-    folder = state_folder(options.state)
-    name = resolve_run_name(folder, options.run_name)
+    folder, name = find_run(options.state, options.run_name)
     with LedgerReader(folder) as reader:
         kind, entries = _read_entries(reader, name, options)
         start = dict(reader.quality(name)).get(0)

@@ -18,11 +18,10 @@ from server.ledger.reader import LedgerReader, read_events, since_start
 from server.ledger.recovery import LEDGER
 from server.runs import (
     describe_run_state,
+    find_run,
     find_run_processes,
     load_saved_settings,
-    resolve_run_name,
     run_settings,
-    state_folder,
 )
 from server.state_dir import stop_requested
 
@@ -48,8 +47,7 @@ def run(options: Options, sleep: Callable[[float], None] = time.sleep) -> int:
     Raises:
         ConfigError: there is no such state directory or run.
     """
-    folder = state_folder(options.state)
-    name = resolve_run_name(folder, options.run_name)
+    folder, name = find_run(options.state, options.run_name)
     if options.watch and sys.stdout.isatty() and not options.as_json:
         return _watch(folder, name, options.interval)
     while True:

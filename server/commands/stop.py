@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fedcompress.errors import ConfigError
 from fedcompress.runtime.supervision import end_process
 from server.commands.status import read_run_status
-from server.runs import resolve_run_name, state_folder
+from server.runs import find_run
 from server.state_dir import clear_stop, request_stop
 
 
@@ -34,8 +34,7 @@ def run(options: Options) -> int:
     Raises:
         ConfigError: there is no such state directory.
     """
-    folder = state_folder(options.state)
-    name = resolve_run_name(folder, "")
+    folder, name = find_run(options.state)
     status = read_run_status(folder, name)
     pid = status["supervisor_pid"] or status["coordinator_pid"]
     result = {"run": name, "state": status["state"], "pid": pid, "now": False, "killed": False}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedcompress.errors import ConfigError
-from server.runs import resolve_run_name, state_folder
+from server.runs import find_run
 from server.watch.view import take_snapshot
 
 TOKEN = "FEDCOMPRESS_WATCH_TOKEN"  # variable for the token: other users can read a command line, but not this
@@ -46,10 +46,10 @@ def run(options: Options) -> int:
     Raises:
         ConfigError: there is no such state directory or run, or an option is wrong.
     """
-    folder = state_folder(options.state)
-    name = resolve_run_name(folder, options.run_name)
+    folder, name = find_run(options.state, options.run_name)
     if options.web:
-        return _serve(folder, options)
+        # without a name, the page follows what is started next
+        return _serve(folder, name if options.run_name or Path(options.state).is_file() else "", options)
     if options.tensorboard:
         return _write_tensorboard(folder, name, options)
     if options.as_json:
@@ -61,12 +61,11 @@ def run(options: Options) -> int:
     return 0
 
 
-def _serve(folder: Path, options: Options) -> int:
+def _serve(folder: Path, run_name: str, options: Options) -> int:
     """Serve the page until Ctrl-C."""
     from server.watch.web import serve
 
     token = options.token or os.environ.get(TOKEN, "")
-    run_name = options.run_name
     with serve(folder, options.host, options.port, token, run=run_name, allowed_hosts=options.allow_host) as server:
         new_token = server.token if not token else ""  # a token of the user's is not repeated
         if options.as_json:
