@@ -19,10 +19,11 @@ train = "train.jsonl"        # or .csv, .tsv, .parquet; a folder of save_to_disk
 heldout = "heldout.jsonl"    # likewise; absent: heldout_share of train, by a hash of the row
 heldout_share = 0.1
 text = "text"                # classification: keys of the text and of the class name
-label = "label"
+label = "label"              # its values are names, or the numbers or truth values of names
 prompt = "prompt"            # language models: keys of the prompt and of the completion
 completion = "completion"
 messages = "messages"        # or of a chat, a list of {"role": ..., "content": ...}
+delimiter = ""               # of CSV files: ; or another character; empty: found from the header
 streaming = false            # keep tokens in a file in state_dir, not in memory
 streaming_above = 1024       # MiB of a source from which that is done anyway; 0: never
 packing = false              # language models: join examples to blocks of the run's max-length, for training
@@ -161,6 +162,7 @@ class Data:
     prompt: str = "prompt"
     completion: str = "completion"
     messages: str = "messages"
+    delimiter: str = ""  # of CSV files; empty: found from the header
     streaming: bool = False
     streaming_above: int = 1024  # MiB
     packing: bool = False
@@ -172,6 +174,8 @@ class Data:
                 parse_source(text, name).check()
         if self.streaming_above < 0:
             raise ConfigError("data.streaming_above", self.streaming_above, "must be at least 0")
+        if len(self.delimiter) > 1:
+            raise ConfigError("data.delimiter", repr(self.delimiter), "must be one character, such as ; or \\t")
         if not 0 < self.heldout_share < 1:
             raise ConfigError("data.heldout_share", self.heldout_share, "must be between 0 and 1")
 

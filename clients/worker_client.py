@@ -28,20 +28,21 @@ ATTEMPTS = 2  # a worker that dies in a round is started again once
 STARTED: list[subprocess.Popen[bytes]] = []  # workers outlive their handles on purpose
 
 
-def start_worker(site_file: Path, site: SiteConfig, owner: int) -> subprocess.Popen[bytes]:
+def start_worker(site_file: Path, site: SiteConfig, owner: int, *, local: bool = False) -> subprocess.Popen[bytes]:
     """Start the site's worker in a session of its own, so that it outlives the caller.
 
     Args:
         site_file: path of site.toml.
         site: what it says; ``state_dir`` may be another.
         owner: id of the process with which the worker ends.
+        local: the tasks are made on this machine, and have no signature of a coordinator.
 
     Returns:
         The process; what it prints goes to ``worker.log`` in the folder of logs.
     """
     logs = make_state_dir(site.state_dir)
     command = [sys.executable, "-m", "clients.worker.main", "--site", str(site_file), "--owner", str(owner)]
-    command += ["--state-dir", str(site.state_dir), "--quiet"]
+    command += ["--state-dir", str(site.state_dir), "--quiet", *(["--local"] if local else [])]
     with (logs / "worker.log").open("ab") as log:
         process = subprocess.Popen(
             command,

@@ -183,7 +183,7 @@ def _rounds(
 def _worker(site_file: Path, site: SiteConfig) -> Iterator[None]:
     """Run a fresh worker on a private state folder during the block."""
     shutil.rmtree(site.state_dir / "session", ignore_errors=True)
-    process = worker_client.start_worker(site_file, site, os.getpid())
+    process = worker_client.start_worker(site_file, site, os.getpid(), local=True)
 
     def alive() -> None:
         if process.poll() is not None:

@@ -29,7 +29,7 @@ SOURCES: dict[str, type[DataSource]] = {
     "function": Function,
 }
 # kinds of files, by ending
-ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -48,6 +48,15 @@ def make_absolute(text: str, base: Path) -> str:
     return text if parse_kind(text) in ("hub", "function") else str(base / text)
 
 
-def parse_source(text: str, part: str) -> DataSource:
-    """Return the source of a part, ``train`` or ``heldout``; nothing is opened yet."""
-    return SOURCES[parse_kind(text)](text, part)
+def parse_source(text: str, part: str, delimiter: str = "") -> DataSource:
+    """Return the source of a part, ``train`` or ``heldout``; nothing is opened yet.
+
+    Args:
+        text: as site.toml has it.
+        part: ``train`` or ``heldout``.
+        delimiter: what separates the values of a CSV file; empty: it is found from the header.
+
+    Returns:
+        The source.
+    """
+    return SOURCES[parse_kind(text)](text, part, delimiter)

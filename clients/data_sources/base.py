@@ -74,10 +74,12 @@ class DataSource(ABC):
     Attributes:
         text: the source as in site.toml, a path being absolute.
         part: ``train`` or ``heldout``.
+        delimiter: what separates the values of a CSV file; empty: it is found from the header.
     """
 
     text: str
     part: str
+    delimiter: str = ""
 
     @property
     def field(self) -> str:

@@ -65,12 +65,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--site", type=Path, required=True, help="path of site.toml")
     parser.add_argument("--owner", type=int, default=0, help="end when this process ends (0: never)")
     parser.add_argument("--state-dir", type=Path, help="instead of site.toml's")
+    parser.add_argument(
+        "--local", action="store_true", help="tasks are made on this machine: no coordinator signs them"
+    )
     parser.add_argument("--quiet", action="store_true", help="print warnings only; the log file has everything")
     args = parser.parse_args(argv)
     try:
         site = SiteConfig.load(args.site)
         if args.state_dir is not None:
             site = replace(site, state_dir=args.state_dir.resolve())
+        if args.local:
+            site = replace(site, identity=replace(site.identity, coordinator=None))
         with lease(site.state_dir):
             set_up(log_dir(site.state_dir), site.name, quiet=args.quiet)
             return _serve(site, args.site.resolve(), args.owner)

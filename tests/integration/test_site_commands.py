@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from fedcompress.adapters import load_adapter
 from fedcompress.demo import data as demo_data
+from fedcompress.identity import PrivateKey
 from fedcompress.runtime.process_group import free_port
 from fedcompress.types import l2_norm, subtract
 from tests.site_support import write_site
@@ -61,6 +63,10 @@ def test_from_init_to_a_local_baseline(folder: Path, template: Path) -> None:
     for name in ("fingerprint", "tokenizer", "data.train", "data.heldout", "memory"):
         assert by_name[name]["status"] == "ok", by_name[name]
 
+    # as a site of a signed federation is set up: nobody signs the tasks of a local training
+    _, public = PrivateKey.new("coordinator").save(folder)
+    text = re.sub(r"(?m)^\[identity\]\n|^#? ?coordinator = .*\n", "", (folder / "site.toml").read_text())
+    (folder / "site.toml").write_text(f'{text}\n[identity]\ncoordinator = "{public.name}"\n')
     shape = ["--rounds", 2, "--steps", 4, "--batch-size", 8, "--max-length", 24]
     result = facts("train", "site.toml", "--local", "--template", template, *shape, "-o", "base", cwd=folder)
     assert (result["steps"], result["train_examples"], len(result["by_round"])) == (8, 48, 3)

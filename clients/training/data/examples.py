@@ -76,7 +76,8 @@ def load_examples(
     else:
         examples = list(_tokenized(data, part, task, progress))
     if not examples:
-        raise ConfigError(f"data.{part}: {find_source(data, part).text}", "0 rows", "must have at least one")
+        rule = "must have at least one" + ("" if data.heldout else "; without data.heldout the source needs two")
+        raise ConfigError(f"data.{part}: {find_source(data, part).text}", "0 rows", rule)
     if data.packing and part == "train" and task.packs is not None:
         return PackedExamples(examples, task.packs)
     return examples

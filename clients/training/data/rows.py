@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 
@@ -20,8 +21,8 @@ def find_source(data: Data, part: str) -> DataSource:
     Where the site names no source for the second, both are cut from the first.
     """
     if part == "train" or not data.heldout:
-        return parse_source(data.train, "train")
-    return parse_source(data.heldout, "heldout")
+        return parse_source(data.train, "train", data.delimiter)
+    return parse_source(data.heldout, "heldout", data.delimiter)
 
 
 def is_heldout(row: Row, share: float) -> bool:
@@ -29,9 +30,13 @@ def is_heldout(row: Row, share: float) -> bool:
 
     It does if 32 bits of a hash of its content are in the lowest ``share`` of their range, so equal rows stay together.
     """
+    return hash_row(row) < share * (1 << 32)
+
+
+def hash_row(row: Row) -> int:
+    """Return 32 bits of a hash of a row's content."""
     text = json.dumps(dict(row.values), sort_keys=True, default=str)
-    bits = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-    return bits < share * (1 << 32)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def read_rows(data: Data, part: str, wants: Sequence[Sequence[str]] = ()) -> Iterator[Row]:
@@ -51,11 +56,47 @@ def read_rows(data: Data, part: str, wants: Sequence[Sequence[str]] = ()) -> Ite
     """
     source = find_source(data, part)
     source.check()
+    rows = _checked(source, wants)
+    if data.heldout:
+        yield from rows
+        return
+    for row, is_out in _cut(rows, data.heldout_share):
+        if is_out == (part == "heldout"):
+            yield row
+
+
+def _checked(source: DataSource, wants: Sequence[Sequence[str]]) -> Iterator[Row]:
+    """Yield the rows of a source, of which the first must have the columns."""
     for number, row in enumerate(source.rows()):
         if number == 0:
             _check_columns(source, row, wants)
-        if data.heldout or is_heldout(row, data.heldout_share) == (part == "heldout"):
-            yield row
+        yield row
+
+
+def _cut(rows: Iterator[Row], share: float) -> Iterator[tuple[Row, bool]]:
+    """Yield each row with whether it is held out: by its hash, or one row where that leaves a part empty.
+
+    A few rows, or rows that are all equal, may all fall into one part. Then the row with the lowest hash is held out,
+    the first of them; a single row is only trained on.
+
+    Args:
+        rows: all of a source; only the first ones, until both parts have one, are in memory together.
+        share: of the rows that are held out.
+    """
+    first: list[Row] = []
+    seen: set[bool] = set()
+    for row in rows:
+        first.append(row)
+        seen.add(is_heldout(row, share))
+        if len(seen) == 2:
+            break
+    if len(seen) == 2:
+        for row in itertools.chain(first, rows):
+            yield row, is_heldout(row, share)
+        return
+    chosen = min(range(len(first)), key=lambda number: hash_row(first[number]), default=0)
+    for number, row in enumerate(first):
+        yield row, number == chosen and len(first) > 1
 
 
 def _check_columns(source: DataSource, row: Row, wants: Sequence[Sequence[str]]) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clients.training.tasks.base import IGNORED
+from clients.training.tasks.turns import ANSWERS, name_roles
 from fedcompress.errors import ConfigError
 
-ANSWERS = "assistant"  # role of the turns that the model has to say
 Turns = Sequence[Mapping[str, str]]
 
 
@@ -56,9 +56,18 @@ def _written(tokenizer: Any, turns: Turns, where: str, *, prompt: bool) -> str:
     try:
         text: str = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=prompt)
     except (TemplateError, ValueError, IndexError, TypeError) as error:  # the text may hold a row
-        rule = f"must be what the tokenizer's chat template accepts: {type(error).__name__}"
-        raise ConfigError(where, f"{len(turns)} messages", rule) from None
+        said = _own_words(str(error), str(tokenizer.chat_template)) or type(error).__name__
+        rule = f"must be what the tokenizer's chat template accepts: {said}"
+        raise ConfigError(where, f"{len(turns)} messages{name_roles(turns)}", rule) from None
     return text
+
+
+def _own_words(message: str, template: str) -> str:
+    """Return what a template's own text says in an error, without what it took from a row; empty if that is nothing."""
+    for end in range(len(message), 7, -1):
+        if message[:end] in template:
+            return message[:end].strip()
+    return ""
 
 
 def _without_space_after_mark(upto: str, asked: str, content: str) -> str:

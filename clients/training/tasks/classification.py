@@ -30,11 +30,12 @@ class ClassificationTask:
     def example(self, row: Row) -> Example:
         """Tokenize the text, cut to ``max_length``, and look up its class."""
         text, label = row.text(self._data.text), row.get(self._data.label)
-        if not isinstance(label, str) or label not in self._index:
-            description = "another string" if isinstance(label, str) else type(label).__name__
+        name = next((name for name in _names_of(label) if name in self._index), None)
+        if name is None:
+            description = "another string" if isinstance(label, str) else _describe(label)
             raise ConfigError(f"{row.where}.{self._data.label}", description, f"must be one of {tuple(self._index)}")
         tokens = self._tokenizer(text, truncation=True, max_length=self._max_length)["input_ids"]
-        return Example(row.where, tokens, [self._index[label]], 1)
+        return Example(row.where, tokens, [self._index[name]], 1)
 
     def batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Return ``input_ids`` and ``attention_mask`` of (n, length), ``labels`` of (n,)."""
@@ -56,3 +57,30 @@ class ClassificationTask:
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         correct = (logits.argmax(1) == labels).sum()
         return BatchSums(correct, loss, len(labels), correct)
+
+
+def _names_of(label: Any) -> list[str]:
+    """Return the names that a value of the label's column may stand for, the most exact one first.
+
+    Numbers and truth values are what a CSV file has of them: 1 is ``1``, and so is 1.0, as pandas writes whole numbers
+    of a column with gaps; True is ``True``, ``true`` or ``1``. Text is itself, or itself without blanks around it.
+    """
+    match label:
+        case bool():
+            return [str(label), str(label).lower(), str(int(label))]
+        case int():
+            return [str(label)]
+        case float() if label.is_integer():
+            return [str(label), str(int(label))]
+        case float():
+            return [str(label)]
+        case str():
+            return [label, label.strip()]
+        case _:
+            return []
+
+
+def _describe(label: Any) -> str:
+    """Return what kind of value a label is; never what is in it."""
+    kind = type(label).__name__
+    return f"another {kind}" if isinstance(label, bool | int | float) else kind

@@ -3,40 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from clients.data_sources import Row
 from clients.site import Data
 from clients.training.tasks.base import IGNORED, BatchSums, Example
-from clients.training.tasks.chat import ANSWERS, tokenize_chat
+from clients.training.tasks.chat import tokenize_chat
 from clients.training.tasks.packing import compute_packed_logits, keeps_examples_apart, position_ids
 from clients.training.tasks.padding import pad_rows
+from clients.training.tasks.turns import ANSWERS, columns_of_turns, read_pair, read_turns
 from fedcompress.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def read_turns(row: Row, data: Data) -> list[dict[str, str]]:
-    """Return a row as turns of a chat, each of ``role`` and ``content``: its messages, or its prompt and completion.
-
-    Raises:
-        ConfigError: it has neither, or a message is malformed.
-    """
-    if data.messages not in row.values:
-        prompt, completion = row.text(data.prompt), row.text(data.completion)
-        return [{"role": "user", "content": prompt}, {"role": ANSWERS, "content": completion}]
-    turns = row.get(data.messages)
-    is_list = isinstance(turns, list) and all(map(_is_turn, turns))
-    if not is_list or not any(turn["role"] == ANSWERS for turn in turns):
-        rule = f'must be a list of {{"role", "content"}}, one of them of role {ANSWERS!r}'
-        raise ConfigError(f"{row.where}.{data.messages}", type(turns).__name__, rule)
-    return [{"role": t["role"], "content": t["content"]} for t in turns]
-
-
-def _is_turn(turn: Any) -> bool:
-    return isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
 
 
 class CausalTask:
@@ -46,7 +26,7 @@ class CausalTask:
         self._data = data
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self.columns = ((data.messages,), (data.prompt, data.completion))
+        self.columns = (*columns_of_turns(data), (data.text,))
         self.packs = max_length if data.packing else None
         self._is_apart = False  # whether the model was seen to keep packed examples apart
         self._is_narrow: bool | None = None  # whether it computes logits only where it is asked; None: not known
@@ -58,7 +38,7 @@ class CausalTask:
         its end.
         """
         turns = read_turns(row, self._data)
-        if self._tokenizer.chat_template:
+        if self._tokenizer.chat_template and len(turns) > 1:  # plain text is no chat
             tokens, labels = tokenize_chat(self._tokenizer, turns, row.where)
         else:
             tokens, labels = self._plain(turns)
@@ -136,12 +116,12 @@ class Seq2SeqTask:
         self._data = data
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self.columns = ((data.prompt, data.completion),)
+        self.columns = columns_of_turns(data)[2:]
         self.packs = None
 
     def example(self, row: Row) -> Example:
         """Tokenize the prompt, and as labels the completion, each cut to ``max_length``."""
-        prompt, completion = row.text(self._data.prompt), row.text(self._data.completion)
+        prompt, completion = read_pair(row, self._data)
         tokens = self._tokenizer(prompt, truncation=True, max_length=self._max_length)["input_ids"]
         labels = self._tokenizer(text_target=completion, truncation=True, max_length=self._max_length)["input_ids"]
         if not labels:

@@ -62,6 +62,59 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, words: l
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    ("value", "labels"),
+    [
+        ("1", ("0", "1")),
+        ("1.0", ("0", "1")),
+        ("true", ("False", "True")),
+        ("true", ("false", "true")),
+        ("true", ("0", "1")),
+        ('" 1 "', ("0", "1")),
+        ("-1", ("1", "-1")),
+        ("0.5", ("0.25", "0.5")),
+    ],
+)
+def test_labels_that_are_numbers_or_truth_values(tmp_path: Path, value: str, labels: tuple[str, ...]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"text": "t", "label": {value}}}')
+    data = Data(train=str(path), heldout=str(path))
+    rows = load_examples(data, "train", ClassificationTask(Classification(labels=labels), data, Letters(), 4))
+    assert rows[0].labels == [1]
+
+
+@pytest.mark.parametrize("value", ["2", "1.5", "null", '["1"]'])
+def test_labels_that_are_none_of_the_names(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"text": "t", "label": {value}}}')
+    data = Data(train=str(path), heldout=str(path))
+    with pytest.raises(ConfigError, match=r"rows.jsonl:1.label: .*must be one of \('0', '1'\)"):
+        load_examples(data, "train", ClassificationTask(Classification(labels=("0", "1")), data, Letters(), 4))
+
+
+SMALL = [["same"] * 8, ["a", "b"], [f"row {n}" for n in range(5)], ["z" * n for n in range(1, 20)]]
+
+
+@pytest.mark.parametrize("texts", SMALL)
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.999])
+def test_both_parts_of_a_small_site_have_rows(tmp_path: Path, texts: list[str], share: float) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text, "label": "a"}) for text in texts))
+    data = Data(train=str(path), heldout_share=share)
+    parts = [[row.where for row in read_rows(data, part)] for part in ("train", "heldout")]
+    assert all(parts)
+    assert sorted(parts[0] + parts[1]) == sorted(f"rows.jsonl:{n + 1}" for n in range(len(texts)))
+
+
+def test_a_single_row_cannot_be_cut(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "t", "label": "a"}')
+    data = Data(train=str(path))
+    task = ClassificationTask(Classification(labels=("a", "b")), data, Letters(), 4)
+    with pytest.raises(ConfigError, match=r"0 rows: must have at least one; without data.heldout the source needs two"):
+        load_examples(data, "heldout", task)
+
+
 def test_another_encoding_is_a_bad_row(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"rows.jsonl:2: 31 bytes: .*UTF-8"):
         load(tmp_path, b'{"text": "fine", "label": "a"}\n{"text": "caf\xe9", "label": "a"}\n')

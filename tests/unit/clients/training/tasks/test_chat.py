@@ -147,7 +147,7 @@ def test_turns_that_a_template_refuses(tokenizer: Any) -> None:
     tokenizer.chat_template = STRICT
     chat = {"messages": [{"role": "user", "content": "SECRET"}] * 2 + [{"role": "assistant", "content": "x"}]}
     with pytest.raises(
-        ConfigError, match=r"rows.jsonl:7: 3 messages: must be what .* accepts: TemplateError"
+        ConfigError, match=r"7: 3 messages, of user, user, assistant: must be what .* accepts: roles must alternate"
     ) as caught:
         example(tokenizer, chat)
     assert "SECRET" not in str(caught.value)
