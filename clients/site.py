@@ -9,7 +9,7 @@ path = "models/smollm2"      # folder with safetensors or one GGUF file, or a hu
 revision = ""                # of a hub id
 dtype = "float32"            # or bfloat16, float16
 quantization = "none"        # or 4bit (NF4), 8bit: of the frozen base
-attention = "sdpa"           # or eager, flash_attention_2
+attention = ""               # sdpa, eager or flash_attention_2; empty: as transformers chooses for the model
 gradient_checkpointing = false
 compile = false              # torch.compile
 

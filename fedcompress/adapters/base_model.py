@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "8bit", "4bit")
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")  # names that transformers gives its implementations
+ATTENTIONS = ("", "sdpa", "eager", "flash_attention_2")  # empty, or names that transformers gives its implementations
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "*.model", "chat_template*")
 
 
@@ -33,7 +33,7 @@ class BaseModel:
         dtype: of the weights that are not quantised.
         quantization: ``4bit`` is NF4 with double quantisation (Dettmers et al. 2023, arXiv:2305.14314,
             section 3), ``8bit`` is LLM.int8 (Dettmers et al. 2022, arXiv:2208.07339); both by bitsandbytes.
-        attention: the implementation of attention in transformers.
+        attention: the implementation of attention in transformers; empty: the one that it chooses for the model.
         gradient_checkpointing: compute activations again in the backward pass, which saves memory.
         compile: pass the model through ``torch.compile``.
     """
@@ -41,7 +41,7 @@ class BaseModel:
     path: Path
     dtype: str = "float32"
     quantization: str = "none"
-    attention: str = "sdpa"
+    attention: str = ""
     gradient_checkpointing: bool = False
     compile: bool = False
 
@@ -230,7 +230,9 @@ def _build_load_options(base: BaseModel) -> dict[str, Any]:
     """Build the arguments of ``from_pretrained``."""
     import torch
 
-    options: dict[str, Any] = {"dtype": getattr(torch, base.dtype), "attn_implementation": base.attention}
+    options: dict[str, Any] = {"dtype": getattr(torch, base.dtype)}
+    if base.attention:
+        options["attn_implementation"] = base.attention
     if base.quantization == "none":
         return options
     from transformers import BitsAndBytesConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from fedcompress.adapters.base_model import BaseModel, build_base, load_tokenizer
 from fedcompress.adapters.full.export import HEAD
@@ -28,6 +29,7 @@ def save_merged(folder: Path, base: BaseModel, adapter: Path, objective: Objecti
 
     module = build_base(base, objective)
     model = PeftModel.from_pretrained(module, adapter)
+    _untie_adapted(model)
     try:
         merged = model.merge_and_unload()
     except (AttributeError, ValueError, TypeError, NotImplementedError) as error:
@@ -45,3 +47,27 @@ def save_merged(folder: Path, base: BaseModel, adapter: Path, objective: Objecti
         head = {f"classifier.{name}": value.contiguous() for name, value in merged.classifier.state_dict().items()}
         save_file(head, folder / HEAD, {"format": "pt"})
     load_tokenizer(base.path).save_pretrained(folder)
+
+
+def _untie_adapted(model: Any) -> None:
+    """Give the output embedding a matrix of its own where it shares the input's and an adapter changes one of them.
+
+    Merging writes to weights in place, and would change both. transformers does the same for whole copies of tied
+    matrices. Nothing is done where the model is not tied, or no adapter is on these matrices.
+    """
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = model.get_base_model()
+    if not hasattr(base, "get_output_embeddings"):
+        return
+    source, output = base.get_input_embeddings(), base.get_output_embeddings()
+    layers = [layer for layer in (source, output) if isinstance(layer, BaseTunerLayer)]
+    if source is None or output is None or not layers:
+        return
+    shared, own = (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in (source, output))
+    if not hasattr(shared, "weight") or shared.weight is not getattr(own, "weight", None):
+        return
+    own.weight = torch.nn.Parameter(shared.weight.detach().clone(), requires_grad=False)
+    for config in {id(c): c for c in (base.config, base.config.get_text_config())}.values():
+        config.tie_word_embeddings = False

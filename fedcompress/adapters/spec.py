@@ -20,7 +20,17 @@ _CALL = re.compile(r"([a-z][a-z0-9-]*)\s*(?:\(([^()]*)\))?")
 _SHORT = {"targets": "target_modules", "save": "modules_to_save"}  # short keys -> fields of PEFT's config
 _PATTERNS = ("rank_pattern", "alpha_pattern")  # fields whose values are numbers by parts of names
 # Fields whose values are lists.
-_LISTS = ("target_modules", "modules_to_save", "feedforward_modules", "exclude_modules", "token_indices")
+_LISTS = (
+    "target_modules",
+    "target_parameters",
+    "modules_to_save",
+    "feedforward_modules",
+    "exclude_modules",
+    "token_indices",
+    "trainable_token_indices",
+    "layers_to_transform",
+)
+_NUMBERS = ("token_indices", "trainable_token_indices", "layers_to_transform")  # fields of lists of whole numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,9 @@ class AdapterSpec:
         except (TypeError, ValueError, AssertionError) as error:
             raise ConfigError(f"adapter.{self.name}", dict(self.settings), f"is refused by PEFT: {error}") from error
         config: dict[str, Any] = json.loads(json.dumps(peft_config.to_dict(), default=_to_json, sort_keys=True))
+        config |= {
+            key: dict(self.settings[key]) for key in _PATTERNS if key in self.settings
+        }  # PEFT takes the first match
         return {**config, "mask_type": mask_type} if self.name == "mask" else config
 
 
@@ -159,11 +172,13 @@ def _parse_pattern(field: str, key: str, text: str) -> dict[str, int]:
 
 def _parse_value(key: str, text: str) -> Any:
     """Parse a truth value, a list, a number or, if it is none of these, text."""
-    if text in ("true", "false"):
-        return text == "true"
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if text == "None":
+        return None
     if key in _LISTS and text != "all-linear":
         parts = [p for p in text.split("+") if p]
-        return [int(p) for p in parts] if key == "token_indices" and all(p.isdigit() for p in parts) else parts
+        return [int(p) for p in parts] if key in _NUMBERS and all(p.isdigit() for p in parts) else parts
     for number_type in (int, float):
         try:
             return number_type(text)

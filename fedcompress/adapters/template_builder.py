@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,8 @@ def write_template(
 
     config = spec.config(objective)
     has_base_weights = has_weights(base.path)
-    starts_from_seed = spec.row.start == "seed" and not spec.freeze
+    # trained rows of an embedding start as the base has them
+    starts_from_seed = spec.row.start == "seed" and not spec.freeze and not config.get("trainable_token_indices")
     if not starts_from_seed and not has_base_weights:
         raise ConfigError("model.path", base.path, f"must have weights: {spec.name} starts from them")
     if (spec.row.start == "texts") != bool(texts):
@@ -98,11 +100,34 @@ def _make_portable(config: Mapping[str, Any], attached: AdaptedModel, base: Base
     portable = {**config, "base_model_name_or_path": str(base.path), "inference_mode": True}
     if resolved.peft_type.value == "LORA":
         portable |= {"init_lora_weights": True, "eva_config": None, "corda_config": None}
-        portable |= {key: dict(getattr(resolved, key)) for key in ("rank_pattern", "alpha_pattern")}
+        layers = [n for n, m in attached.model.named_modules() if hasattr(m, "lora_A")]
+        names = [name.removeprefix("base_model.model.") for name in layers]
+        for key in ("rank_pattern", "alpha_pattern"):
+            portable[key] = _anchor_pattern(config.get(key) or getattr(resolved, key), names)
     targets = getattr(resolved, "target_modules", None)
     if isinstance(targets, set | list | tuple):
         portable["target_modules"] = sorted(targets)
+    # PEFT turns targets that are 3-dimensional parameters, as those of experts, into names of parameters
+    parameters = getattr(resolved, "target_parameters", None)
+    if parameters:
+        portable["target_parameters"] = list(parameters)
     return portable
+
+
+def _anchor_pattern(pattern: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
+    """Write a pattern so that the order of its keys does not matter, since files are written with sorted keys.
+
+    Args:
+        pattern: numbers by parts of names, of which PEFT takes the first that matches.
+        names: of the adapted modules.
+
+    Returns:
+        The pattern itself if no two keys match one module; else numbers by the anchored names of whole modules.
+    """
+    matches = {name: [k for k in pattern if re.match(rf"(.*\.)?({k})$", name)] for name in names}
+    if all(len(keys) < 2 for keys in matches.values()):
+        return dict(pattern)
+    return {f"^{re.escape(name)}": pattern[keys[0]] for name, keys in matches.items() if keys}
 
 
 def _attach_and_init(

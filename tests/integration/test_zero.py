@@ -69,9 +69,64 @@ def check(result: dict, steps: int, world: int, *, few_bits: bool = False) -> No
 
 
 def test_two_ranks_do_what_one_process_does() -> None:
-    cases = [{"stage": 2}, {"stage": 3, "accumulation": 2}]
-    for result in run(2, FEW, cases, 5):
+    in_turns = {"stage": 2, "options": {"round_robin_gradients": True}}
+    for result in run(2, [*FEW, "lisa(layers=1)"], [{"stage": 2}, {"stage": 3, "accumulation": 2}, in_turns], 5):
         check(result, 5, 2)
+
+
+# Options of DeepSpeed's ZeRO that decide where entries lie, or how gradients come there, besides the stage.
+LAYOUT_OPTIONS = [
+    {"stage": 1, "options": {"round_robin_gradients": True}},
+    {"stage": 2, "options": {"round_robin_gradients": True, "overlap_comm": True, "contiguous_gradients": True}},
+    {"stage": 2, "options": {"round_robin_gradients": True, "reduce_scatter": False}, "bf16": True},
+    {"stage": 2, "options": {"round_robin_gradients": True}, "accumulation": 2},
+    {"stage": 2, "options": {"round_robin_gradients": True}, "offload": True},
+    {"stage": 1, "options": {"contiguous_gradients": False}},
+    {"stage": 2, "options": {"contiguous_gradients": False, "overlap_comm": True}},
+    {"stage": 2, "options": {"reduce_scatter": False}},
+    {"stage": 2, "options": {"reduce_bucket_size": 300, "allgather_bucket_size": 300}},
+    {"stage": 2, "options": {"allgather_partitions": False}},
+    {"stage": 3, "options": {"sub_group_size": 500}},
+    {"stage": 3, "options": {"stage3_param_persistence_threshold": 0, "overlap_comm": True}},
+    {"stage": 3, "options": {"stage3_max_live_parameters": 100, "stage3_prefetch_bucket_size": 10}},
+    {"stage": 3, "options": {"reduce_scatter": False, "contiguous_gradients": False}},
+    # the files that people copy: all of stage 2, all of stage 3
+    {
+        "stage": 2,
+        "bf16": True,
+        "options": {
+            "allgather_partitions": True,
+            "allgather_bucket_size": 5e8,
+            "overlap_comm": True,
+            "reduce_scatter": True,
+            "reduce_bucket_size": 5e8,
+            "contiguous_gradients": True,
+            "round_robin_gradients": True,
+        },
+    },
+    {
+        "stage": 3,
+        "options": {
+            "overlap_comm": True,
+            "contiguous_gradients": True,
+            "sub_group_size": 1e9,
+            "reduce_bucket_size": 300,
+            "stage3_prefetch_bucket_size": 300,
+            "stage3_param_persistence_threshold": 100,
+            "stage3_max_live_parameters": 1e9,
+            "stage3_max_reuse_distance": 1e9,
+            "stage3_gather_16bit_weights_on_model_save": True,
+        },
+    },
+]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_options_that_move_entries() -> None:
+    calls = [*FEW, "adamp", "lisa(layers=1)"]
+    for result in run(2, calls, LAYOUT_OPTIONS, 6, timeout=550):
+        check(result, 6, 2)
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def train_alone(calls: list[str], steps: int, case: dict, noise: int = 0) -> dic
 
 
 def build_config(case: dict) -> dict:
-    zero = {"stage": case["stage"]}
+    zero = {"stage": case["stage"], **case.get("options", {})}
     if case.get("offload"):
         zero["offload_optimizer"] = {"device": "cpu"}
     dtype = {kind: {"enabled": True} for kind in ("bf16", "fp16") if case.get(kind)}

@@ -5,21 +5,26 @@ Any other is refused, since a rule that runs on something else than it believes 
 
 * whole parameters: one process, data parallel, ZeRO-0, and float32 copies of such;
 * DTensors split by rows: FSDP2;
-* one flat partition and originals with ``_hp_mapping``: ZeRO-1, ZeRO-2;
+* one flat partition and originals with ``_hp_mapping``: ZeRO-1, ZeRO-2, also with ``round_robin_gradients``;
 * one flat partition with a ``ds_id`` that names its first and last parameter: ZeRO-3.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fedcompress.errors import TrainingError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_FOUND = "_fedcompress_round_robin"  # attribute of a partition: what ``_find_round_robin`` has found
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,9 @@ def find_shards(group: dict[str, Any], originals: dict[str, Any]) -> tuple[list[
         return _find_zero3_shards(params[0], names, originals)
     parameters = [originals.get(name) for name in names]
     if len(params) == 1 and params[0] is not parameters[0] and any(hasattr(p, "_hp_mapping") for p in parameters):
+        partitioned = _find_round_robin(params[0])
+        if partitioned is not None:
+            return names, _find_round_robin_shards(params[0], names, parameters, partitioned)
         return names, _find_zero12_shards(params[0], names, parameters)
     if len(params) == len(names) and all(tuple(p.shape) == shape for p, shape in zip(params, shapes, strict=True)):
         shards = []
@@ -137,6 +145,59 @@ def _find_zero12_shards(flat: Tensor, names: Sequence[str], originals: Sequence[
             in_parameter = mapping.lp_fragment_address
             in_partition = mapping.hp_fragment_address
             shards.append(Shard(name, in_parameter.start, in_parameter.numel, flat, in_partition.start))
+    return shards
+
+
+def _find_round_robin(flat: Tensor) -> Any:
+    """Find DeepSpeed's optimizer of a partition of ZeRO-1 or -2, if its ``round_robin_gradients`` is on.
+
+    Nothing that an optimizer is given leads to DeepSpeed's own, which holds the partition in a list. It is looked for
+    once for a partition.
+
+    Returns:
+        Its attributes; None if the option is off.
+    """
+    if not hasattr(flat, _FOUND):
+        setattr(flat, _FOUND, None)
+        for held in [held for held in gc.get_referrers(flat) if isinstance(held, list)]:
+            for owner in gc.get_referrers(held):
+                fields = owner if isinstance(owner, dict) else getattr(owner, "__dict__", {})
+                if fields.get("single_partition_of_fp32_groups") is held and fields.get("round_robin_gradients"):
+                    setattr(flat, _FOUND, SimpleNamespace(**fields))
+    return getattr(flat, _FOUND)
+
+
+def _find_round_robin_shards(
+    flat: Tensor, names: Sequence[str], originals: Sequence[Any], partitioned: Any
+) -> list[Shard]:
+    """Find shards where partitions are cut from a group's parameters in another order than the group's.
+
+    That is what ``round_robin_gradients`` does under ZeRO-1 and -2; ``_hp_mapping`` is then of the group's own order,
+    and so of other entries than those of the partition.
+
+    Args:
+        flat: this rank's partition.
+        names: of the group's parameters.
+        originals: these parameters.
+        partitioned: DeepSpeed's optimizer.
+
+    Returns:
+        The shards, in the order of the names.
+    """
+    import torch
+
+    number = next(i for i, part in enumerate(partitioned.single_partition_of_fp32_groups) if part is flat)
+    size = int(partitioned.partition_size[number])
+    first = torch.distributed.get_rank(partitioned.real_dp_process_group[number]) * size
+    in_order = partitioned.round_robin_bit16_groups[number]
+    offsets = partitioned.round_robin_bit16_offsets[number]
+    starts = {id(parameter): int(offset) for parameter, offset in zip(in_order, offsets, strict=True)}
+    shards = []
+    for name, original in zip(names, originals, strict=True):
+        begin = starts[id(original)]
+        start, end = max(begin, first), min(begin + original.numel(), first + size)
+        if start < end:
+            shards.append(Shard(name, start - begin, end - start, flat, start - first))
     return shards
 
 
