@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -42,12 +43,6 @@ def has_one_step(clause: Clause) -> bool:
             return isinstance(code, Transform)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Balanced:
-    tensors: Tensors
-    exponents: Mapping[str, Exponents]
-
-
 class EffectPlan:
     """Gives an adapter's tensors as they are coded, part by part; one unit at a time is in memory beside the part.
 
@@ -61,13 +56,14 @@ class EffectPlan:
         self._source = source
         self._effects = effects
         self._clauses = {t.name: _find_clause(spec, t) for t in source.layout.tensors}
-        self._cache: OrderedDict[str, _Balanced] = OrderedDict()
+        self._cache: OrderedDict[str, Tensors] = OrderedDict()  # balanced tensors by the unit's first name
+        self._exponents: dict[str, Exponents] = {}  # of all tensors that were balanced so far
         names = {n for n in effects.exact if not self._has_own_clause(n)}
         diagonals = {u.diagonal for u in effects.units.values() if u.diagonal and self._is_balanced(u)}
         self.exact = frozenset(names | diagonals)
         self.checked = frozenset(effects.exact.keys() - names)  # not judged, and coded since a clause names their group
 
-    @property
+    @cached_property
     def layout(self) -> Layout:
         """Return the layout of what the codec sees of the whole adapter."""
         return Layout(tuple(t for t in self._source.layout.tensors if t.name not in self.exact))
@@ -83,26 +79,23 @@ class EffectPlan:
             name = piece.spec.name
             unit = self._effects.units.get(name)
             if unit is not None and self._is_balanced(unit):
-                values[name] = np.ascontiguousarray(self._balance(unit).tensors[name][slice_rows(piece)])
+                values[name] = np.ascontiguousarray(self._balance(unit)[name][slice_rows(piece)])
             else:
                 values[name] = self._source.read(piece)
         return values
 
     def find_form(self, slices: list[TensorSlice]) -> CodedForm:
-        """Find the coded form of a part."""
+        """Find the coded form of a part that was read."""
         names = {s.spec.name for s in slices}
         units = {n: u for n, u in self._effects.units.items() if n in names}
-        exponents: dict[str, Exponents] = {}
-        for piece in slices:
-            unit = units.get(piece.spec.name)
-            if unit is not None and self._is_balanced(unit) and piece.spec.name not in self.exact:
-                known = self._balance(unit).exponents.get(piece.spec.name)
-                if known is not None:
-                    exponents[piece.spec.name] = _cut_exponents(known, piece)
         return CodedForm(
             exact=self.exact & names,
             ones=frozenset(n for n, u in units.items() if u.offset and not is_faithful(self._clauses_of(u)[0])),
-            exponents=exponents,
+            exponents={
+                s.spec.name: _cut_exponents(self._exponents[s.spec.name], s)
+                for s in slices
+                if s.spec.name in self._exponents
+            },
         )
 
     def check_copies(self, values: Mapping[str, Array], decoded: Mapping[str, Array]) -> None:
@@ -150,7 +143,7 @@ class EffectPlan:
         """Return True if the factors may be changed: no clause promises them as they are."""
         return unit.is_product and not any(map(is_faithful, self._clauses_of(unit)))
 
-    def _balance(self, unit: Unit) -> _Balanced:
+    def _balance(self, unit: Unit) -> Tensors:
         if unit.names[0] not in self._cache:
             specs = self._source.layout.by_name
             values = {n: self._source.read(TensorSlice(spec=specs[n])) for n in unit.names}
@@ -159,7 +152,8 @@ class EffectPlan:
                     raise NonFiniteError(f"encode: {name}: contains NaN or infinity: all values must be finite")
             one_step = all(map(has_one_step, self._clauses_of(unit)))
             tensors, exponents = balance_unit(unit, values, one_step=one_step)
-            self._cache[unit.names[0]] = _Balanced(tensors=tensors, exponents=exponents)
+            self._cache[unit.names[0]] = tensors
+            self._exponents |= exponents
             if len(self._cache) > CACHED:
                 self._cache.popitem(last=False)
         return self._cache[unit.names[0]]
