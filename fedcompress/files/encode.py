@@ -10,12 +10,13 @@ from typing import Any
 from fedcompress.adapters import adapter_digest
 from fedcompress.adapters.safetensors_io import TensorSource, open_source
 from fedcompress.chunks import FILE_CHUNK_ENTRIES, TensorSlice, layout_of_slices, split_layout
-from fedcompress.codecs import Clause, CodecSpec, encode_sections
+from fedcompress.codecs import Clause, CodecSpec, decode_sections, encode_sections
 from fedcompress.codecs.transform.code import Transform
 from fedcompress.errors import ConfigError
 from fedcompress.files.coded_form import CodedForm, write_exact
 from fedcompress.files.container import compute_size_ratios
 from fedcompress.files.distortion import Distortion
+from fedcompress.files.effect.halves import encode_whole_components
 from fedcompress.files.effect.measure import EffectDistortion
 from fedcompress.files.effect.plan import EffectPlan
 from fedcompress.files.effect.units import Effects, check_gathered, find_effects
@@ -73,7 +74,7 @@ class _EncodingJob:
         manifest = self._build_manifest(number, after)
         whole = self.plan.layout if self.plan else self.source.layout
         spec = share_budget(self.spec, whole, manifest.coded_layout)
-        sections = encode_sections(spec, manifest.coded_layout, manifest.form.apply(values), seed=self.seed)
+        sections = self._encode_coded(spec, manifest, manifest.form.apply(values))
         exact = manifest.form.exact
         if exact:
             sections = (*sections, write_exact(layout, exact, values))
@@ -96,6 +97,16 @@ class _EncodingJob:
         data = pack(header, (manifest.to_section(), *sections))
         size = len(sections[-1]) if exact else 0
         return _EncodedPart(data=data, values=values, decoded=decoded, exact_bytes=size)
+
+    def _encode_coded(self, spec: CodecSpec, manifest: Manifest, coded: Tensors) -> tuple[bytes, ...]:
+        """Encode what the codec sees of a part."""
+        layout = manifest.coded_layout
+        return encode_whole_components(
+            lambda tensors: encode_sections(spec, layout, tensors, seed=self.seed),
+            lambda sections: decode_sections(spec, layout, sections),
+            self.plan.list_weighed(manifest.pieces) if self.plan is not None else [],
+            coded,
+        )
 
     def _build_manifest(self, number: int, after: str) -> Manifest:
         """Build the manifest of a part; the first one says what is true of the whole file, too."""

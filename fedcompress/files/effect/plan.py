@@ -98,6 +98,13 @@ class EffectPlan:
             },
         )
 
+    def list_weighed(self, slices: list[TensorSlice]) -> list[Unit]:
+        """List the products, weighed by component, all of whose tensors are in a part that was read."""
+        whole = {s.spec.name for s in slices if not s.total}
+        units = (self._effects.units.get(s.spec.name) for s in slices)
+        known = {u.names[0]: u for u in units if u is not None and u.names[0] in self._exponents}
+        return [u for u in known.values() if whole.issuperset(u.names)]
+
     def check_copies(self, values: Mapping[str, Array], decoded: Mapping[str, Array]) -> None:
         """Raise unless tensors that cannot be judged come back nearly as they were.
 
