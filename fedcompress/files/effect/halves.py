@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fedcompress.files.effect.units import Unit
 from fedcompress.types import Array, Tensors
@@ -58,8 +57,8 @@ def _find_halves(
     left, right = leg
     columns = np.arange(coded[left].shape[1])
     rows = columns.reshape(-1, unit.experts).T.reshape(-1)  # of the right factor -> column of the left one
-    column_sent: NDArray[np.bool_] = decoded[left].reshape(decoded[left].shape[0], -1).any(axis=0)
-    row_sent: NDArray[np.bool_] = decoded[right].reshape(rows.size, -1).any(axis=1)
+    column_sent = np.count_nonzero(decoded[left].reshape(-1, columns.size), axis=0) > 0
+    row_sent = np.count_nonzero(decoded[right].reshape(rows.size, -1), axis=1) > 0
     return [
         (float(np.square(coded[right][row], dtype=np.float64).sum()), leg, int(rows[row]), int(row))
         for row in np.flatnonzero(row_sent != column_sent[rows])

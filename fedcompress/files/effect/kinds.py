@@ -17,7 +17,7 @@ class KindRow:
     """A row describes one kind of tensor.
 
     Args:
-        pattern: regular expression of how the name ends; what is before it names the module.
+        pattern: regular expression of how the name ends; what is before it, with ``adapter``, names the module.
         coded: ``FACTOR``, ``VALUE``, ``ONE`` or ``EXACT``.
         why: the reason, for a user.
         product: of a factor: the name of its product in ``PRODUCTS``.
@@ -42,10 +42,13 @@ PRODUCTS: dict[str, str] = {
     "lokr": "the change is the Kronecker product of w1 and w2, each of them a matrix or a product a b",
     "vera": "the change is linear in each of two vectors that scale random projections",
 }
+# Name of an adapter, which PEFT leaves out of its files and other programs do not.
+ADAPTER = r"(?P<adapter>\.(?!weight$|bias$)[^.]+)?"
 KINDS: tuple[KindRow, ...] = (
-    _factor("lora", "a", r"\.lora_(?:embedding_)?A(?:\.weight)?"),
-    _factor("lora", "b", r"\.lora_(?:embedding_)?B(?:\.weight)?"),
-    _factor("lora", "e", r"\.lora_E"),
+    KindRow(pattern=rf"\.lora_B{ADAPTER}\.bias", coded=VALUE, why="added to what B A gives"),
+    _factor("lora", "a", rf"\.lora_(?:embedding_)?A{ADAPTER}(?:\.weight)?"),
+    _factor("lora", "b", rf"\.lora_(?:embedding_)?B{ADAPTER}(?:\.weight)?"),
+    _factor("lora", "e", rf"\.lora_E{ADAPTER}"),
     # As other trainers write LoRA.
     _factor("lora", "a", r"\.(?:lora_down|lora\.down|lora_linear_layer\.down)\.weight"),
     _factor("lora", "b", r"\.(?:lora_up|lora\.up|lora_linear_layer\.up)\.weight"),
@@ -66,7 +69,6 @@ KINDS: tuple[KindRow, ...] = (
     _factor("lokr", "core", r"\.lokr_t2"),
     _factor("vera", "b", r"\.vera_lambda_b"),
     _factor("vera", "d", r"\.vera_lambda_d"),
-    KindRow(pattern=r"\.lora_B\.bias", coded=VALUE, why="added to what B A gives"),
     KindRow(pattern=r"\.miss_block", coded=VALUE, why="the change is linear in it"),
     KindRow(pattern=r"\.(?:fourierft|waveft)_spectrum", coded=VALUE, why="the change is linear in it"),
     KindRow(pattern=r"\.c3a_kernel", coded=VALUE, why="the change is linear in it"),
@@ -88,7 +90,7 @@ KINDS: tuple[KindRow, ...] = (
 )
 OTHER_ADAPTER = KindRow(pattern="", coded=EXACT, why="of a type whose change needs the base to be judged")
 WHOLE_COPY = KindRow(pattern="", coded=EXACT, why="whole copies: their change needs the base to be judged")
-UNPAIRED = "factors that do not multiply, or whose partner is missing"
+UNPAIRED = "factors that do not multiply, whose partner is missing, or of experts whose ranks a pattern sets"
 # PEFT types with names of the table that mean other things there.
 UNJUDGED_TYPES: dict[str, str] = {
     "MULTITASK_PROMPT_TUNING": "prompts that are products",

@@ -100,6 +100,8 @@ def find_effects(source: TensorSource) -> Effects | None:
             exact[spec.name] = row.why
         elif unjudged:
             exact[spec.name] = unjudged
+        elif row.coded == FACTOR and row.role in products.get((module, row.product), {}):
+            exact[spec.name] = UNPAIRED
         elif row.coded == FACTOR:
             products.setdefault((module, row.product), {})[row.role] = spec
         else:
@@ -133,7 +135,8 @@ def _find_row(name: str) -> tuple[str, KindRow]:
     """Find the row of a tensor, and what is before the pattern in its name."""
     for pattern, row in _PATTERNS:
         if match := pattern.search(name):
-            return name[: match.start()] or name, row
+            adapter = match.groupdict().get("adapter") or ""
+            return (name[: match.start()] or name) + adapter, row
     return name, OTHER_ADAPTER if PART.search(name) else WHOLE_COPY
 
 
@@ -156,18 +159,38 @@ def _build_lora(
     if diagonal is not None and diagonal.numel != a.shape[0]:
         return None
     name = module.removeprefix(PREFIX)
-    rows = a.shape[0]
-    rank = _match_pattern(source, "rank_pattern", name, config.get("r"))
-    is_grouped = bool(config.get("target_parameters")) and type(rank) is int and rank > 0 and rows % rank == 0
-    experts = rows // rank if is_grouped else 1
+    experts = _count_experts(a.shape[0], name, config)
+    if not experts:
+        return None
     alpha = _match_pattern(source, "alpha_pattern", name, config.get("lora_alpha"))
     if "alpha" in members and members["alpha"].numel == 1:
         alpha = float(source.read(TensorSlice(spec=members["alpha"])).reshape(()))
-    own = rows // experts
+    own = a.shape[0] // experts
     scaling = _divide(alpha, math.sqrt(own) if config.get("use_rslora") else own)
     legs = ((b.name, a.name),)
     diagonal_name = diagonal.name if diagonal is not None else ""
     return Unit(module=module, legs=legs, diagonal=diagonal_name, experts=experts, scaling=scaling)
+
+
+def _count_experts(rows: int, module: str, config: Mapping[str, Any]) -> int:
+    """Count the experts whose factors are in one tensor, as PEFT has them where a parameter is a target.
+
+    Args:
+        rows: of A.
+        module: name of the module, without ``PREFIX``.
+        config: of the adapter.
+
+    Returns:
+        1 where a module is the target; 0 if it cannot be known.
+    """
+    owners = {str(name).rpartition(".")[0] for name in config.get("target_parameters") or []}
+    owner = re.sub(r"(\.base_layer)+$", "", module)
+    if not any(f".{owner}".endswith(f".{name}" if name else "") for name in owners):
+        return 1
+    rank = config.get("r")
+    if config.get("rank_pattern") or type(rank) is not int or rank < 1 or rows % rank:
+        return 0  # patterns are for names of parameters, which are not in the file
+    return rows // rank
 
 
 def _build_hira(

@@ -28,6 +28,7 @@ TYPES: dict[str, tuple[str, dict[str, Any], float]] = {
     "base-bias": ("LoraConfig", {"r": 4, "bias": "all"}, 0.05),
     "head": ("LoraConfig", {"r": 4, "modules_to_save": ["head"]}, 0.05),
     "dora": ("LoraConfig", {"r": 4, "use_dora": True}, 0.1),
+    "wide": ("LoraConfig", {"r": 40, "target_modules": ["first", "head"]}, 0.05),
     "conv": ("LoraConfig", {"r": 4, "target_modules": ["conv", "first"]}, 0.05),
     "embedding": ("LoraConfig", {"r": 4, "target_modules": ["tokens", "first"]}, 0.05),
     "adalora": ("AdaLoraConfig", {"init_r": 4, "target_r": 4, "total_step": 1}, 0.05),
@@ -52,7 +53,7 @@ TYPES: dict[str, tuple[str, dict[str, Any], float]] = {
     "pissa": ("LoraConfig", {"r": 4, "init_lora_weights": "pissa"}, 0.0),
 }
 # Types whose printed error is that of the weights, and not of what they are nearly proportional to.
-EQUAL = ("lora", "rslora", "patterns", "conv", "embedding", "adalora", "loha", "lokr", "lokr-both", "miss")
+EQUAL = ("lora", "rslora", "patterns", "wide", "conv", "embedding", "adalora", "loha", "lokr", "lokr-both", "miss")
 
 
 class Net(torch.nn.Module):
@@ -197,6 +198,38 @@ def test_experts_in_one_tensor_are_products_of_their_own(tmp_path: Path) -> None
     assert facts["error"] < 0.2
 
 
+def test_experts_of_unknown_ranks_are_exact(tmp_path: Path) -> None:
+    values = {
+        f"m.mlp.experts.base_layer.lora_{x}.weight": np.ones(s, np.float32) for x, s in (("A", (8, 5)), ("B", (5, 8)))
+    }
+    values |= {f"m.q.lora_{x}.weight": np.ones(s, np.float32) for x, s in (("A", (8, 5)), ("B", (5, 8)))}
+    save_file(values, tmp_path / "adapter_model.safetensors")
+    config = '{"peft_type": "LORA", "r": 2, "target_parameters": ["experts.up"], "rank_pattern": {"experts.up": 4}}'
+    tmp_path.joinpath("adapter_config.json").write_text(config)
+    effects = find_effects(open_source(tmp_path))
+    assert effects is not None
+    assert all("experts" in name for name in effects.exact)
+    assert [u.experts for u in effects.units.values()] == [1, 1]
+
+
+def test_names_with_an_adapter_in_them(tmp_path: Path) -> None:
+    """As in the state dict of a model, where PEFT has not left them out; two adapters are two products."""
+    draw = np.random.default_rng(0)
+    values = {}
+    for adapter in ("default", "other"):
+        values[f"m.q.lora_A.{adapter}.weight"] = draw.standard_normal((4, 16)).astype(np.float32)
+        values[f"m.q.lora_B.{adapter}.weight"] = draw.standard_normal((16, 4)).astype(np.float32)
+        values[f"m.q.lora_B.{adapter}.bias"] = draw.standard_normal(16).astype(np.float32)
+    save_file(values, tmp_path / "a.safetensors")
+    effects = find_effects(open_source(tmp_path / "a.safetensors"))
+    assert effects is not None
+    assert not effects.exact
+    assert {u.module for u in effects.units.values()} == {
+        f"m.q.{adapter}{end}" for adapter in ("default", "other") for end in ("", ".bias")
+    }
+    assert encode_file(tmp_path / "a.safetensors", tmp_path / "a.fcu", codec="int(bits=8)")["error"] < 0.02
+
+
 @pytest.mark.parametrize("name", ["lora_A.weight", "lora_B.weight", "score.weight"])
 def test_tensors_that_were_not_gathered(tmp_path: Path, name: str) -> None:
     values = {f"base_model.model.q.{n}": np.ones((2, 2), np.float32) for n in ("lora_A.weight", "lora_B.weight")}
@@ -221,6 +254,7 @@ def test_a_model_with_an_alpha_is_no_adapter(tmp_path: Path) -> None:
         ({"lora_A.weight": (4, 8)}, "partner is missing"),
         ({"lora_A.weight": (4, 8), "lora_B.weight": (8, 2)}, "do not multiply"),
         ({"hada_w1_a": (8, 2), "hada_w1_b": (2, 8), "hada_w2_a": (8, 2)}, "partner is missing"),
+        ({"lora_A.weight": (4, 8), "lora_down.weight": (4, 8)}, "partner is missing"),
         ({"lokr_w1": (2, 2), "lokr_w2_a": (4, 2)}, "partner is missing"),
         ({"future_C": (4, 4)}, "whole copies"),
     ],
@@ -241,6 +275,6 @@ def test_what_does_not_fit_is_exact(tmp_path: Path, shapes: dict[str, tuple[int,
 def test_a_pattern_that_is_none(tmp_path: Path) -> None:
     save_trained(tmp_path / "a", "lora")
     config = tmp_path / "a" / "adapter_config.json"
-    config.write_text(config.read_text().replace('"rank_pattern": {}', '"rank_pattern": {"(": 4}'))
-    with pytest.raises(errors.ConfigError, match=r"rank_pattern: \(: must be a regular expression"):
+    config.write_text(config.read_text().replace('"alpha_pattern": {}', '"alpha_pattern": {"(": 4}'))
+    with pytest.raises(errors.ConfigError, match=r"alpha_pattern: \(: must be a regular expression"):
         encode_file(tmp_path / "a", tmp_path / "a.fcu")
