@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from fedcompress import errors
 from fedcompress.files import decode_file, encode_file, inspect_file
+from fedcompress.wire import Limits, pack, unpack
 
 HEAD = "base_model.model.score.weight"
 
@@ -82,3 +83,23 @@ def test_values_that_are_not_finite(tmp_path: Path) -> None:
         save_file(values, source / "adapter_model.safetensors")
         with pytest.raises(errors.NonFiniteError, match=name):
             encode_file(source, tmp_path / "a.fcu")
+
+
+@pytest.mark.parametrize("codec", ["int(bits=4)", "lora: int(bits=4); other: none"])
+def test_files_that_lie_about_their_sections(tmp_path: Path, codec: str) -> None:
+    encode_file(write_adapter(tmp_path / "a"), tmp_path / "a.fcu", codec=codec)
+    envelope = unpack((tmp_path / "a.fcu").read_bytes(), Limits(max_body=1 << 30))
+    manifest, *sections = envelope.sections
+    lies = (
+        sections[:-1],
+        [],
+        [*sections, b""],
+        [*sections[:-1], b""],
+        sections[::-1],
+        [*sections[:-1], sections[-1] + b"x"],
+    )
+    for lie in lies:
+        (tmp_path / "bad.fcu").write_bytes(pack(envelope.header, (manifest, *lie)))
+        with pytest.raises(errors.WireError, match="section"):
+            decode_file(tmp_path / "bad.fcu", tmp_path / "b")
+        assert not (tmp_path / "b").exists()
