@@ -27,6 +27,7 @@ from fedcompress.pipeline.coding import share_budget
 from fedcompress.types import Tensors, TensorSpec, add, state_digest, subtract
 from fedcompress.wire import Header, Kind, digest_of, pack
 
+MAX_ERROR = 1.0001  # of the change that an adapter makes, relative; 1 and roundings
 DEFAULT_CODEC = "transform(budget=0.28)"  # 0.28 bits a parameter
 
 
@@ -174,10 +175,13 @@ def encode_file(
     Returns:
         What was written: ``path``, ``format``, ``codec``, ``bytes``, numbers of ``parts``, ``tensors`` and
         ``parameters``, ``bits_per_parameter``, ``ratio_fp32`` and ``ratio_bf16``, and ``captured``, the share of the
-        energy that a decoder gets.
+        energy that a decoder gets. Of an adapter without a base that is the energy of the change that it makes;
+        then there are ``error``, the relative error of the change, ``worst_module`` and ``worst_error``,
+        ``coded_parameters``, ``exact_bytes``, and ``exact``, a row for each reason why tensors are coded exactly.
 
     Raises:
-        ConfigError: an option is wrong, or the base does not fit.
+        ConfigError: an option is wrong, the base does not fit, an adapter has empty tensors, or the codec would lose
+            more than all of what an adapter does.
         StateError: a file does not parse.
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
@@ -241,6 +245,16 @@ def _prepare(path: Path, base: Path | None, spec: CodecSpec, seed: int, part_ent
     return _EncodingJob(source=source, base=base_source, spec=spec, parts=parts, seed=seed, effects=effects, plan=plan)
 
 
+def _check_error(job: _EncodingJob, error: float) -> None:
+    """Raise ``ConfigError`` if a model would be nearer to the adapter's without it than with what is decoded."""
+    if error > MAX_ERROR:
+        rule = (
+            f"misses the change that the adapter makes by {error:.3g} of it: must be at most 1, which is without any "
+            f"adapter; use another codec, or give --base"
+        )
+        raise ConfigError("--codec", str(job.spec), rule)
+
+
 def _write_parts(job: _EncodingJob, out: Path, progress: Progress) -> _Written:
     """Write the parts one after another; return what was lost in them, and the bytes of the file."""
     effect = EffectDistortion(job.effects, job.source) if job.effects is not None else None
@@ -266,6 +280,8 @@ def _write_parts(job: _EncodingJob, out: Path, progress: Progress) -> _Written:
                 after = digest_of(part.data).hex()
                 done += sum(s.spec.numel for s in slices)
                 progress(done, job.source.layout.numel)
+        if effect is not None:
+            _check_error(job, effect.summarize()["error"])
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)

@@ -46,7 +46,7 @@ def balance_unit(unit: Unit, values: Mapping[str, Array], *, one_step: bool) -> 
     Args:
         unit: a product.
         values: its tensors, finite float32 by name.
-        one_step: True if the code has one step, or one threshold, for all entries; only then there are exponents.
+        one_step: True if the code has one step for all entries; only then there are exponents.
 
     Returns:
         The tensors, of the shapes that they had; and the exponents to code them with. A diagonal becomes 1.

@@ -35,12 +35,8 @@ def is_faithful(clause: Clause) -> bool:
 
 
 def has_one_step(clause: Clause) -> bool:
-    """Return True if entries are coded or selected by one measure, and not in units of their neighbours."""
-    match clause.code:
-        case SelectThenQuantize(select=select):
-            return select is not None
-        case code:
-            return isinstance(code, Transform)
+    """Return True if a clause codes all entries with one step; selections have thresholds, others scales of blocks."""
+    return isinstance(clause.code, Transform)
 
 
 class EffectPlan:

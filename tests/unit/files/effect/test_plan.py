@@ -75,6 +75,14 @@ def test_a_factor_that_is_promised_as_it_is(tmp_path: Path) -> None:
     assert 0 < facts["error"] < 0.02
 
 
+@pytest.mark.parametrize("codec", ["random(density=0.1)|none", "dare", "darex-q"])
+def test_a_code_that_is_worse_than_no_adapter(tmp_path: Path, codec: str) -> None:
+    source = write_adapter(tmp_path / "a")
+    with pytest.raises(errors.ConfigError, match=r"--codec: random.*: misses the change .* must be at most 1"):
+        encode_file(source, tmp_path / "a.fcu", codec=codec)
+    assert not list(tmp_path.glob("*.fcu*"))
+
+
 def test_values_that_are_not_finite(tmp_path: Path) -> None:
     source = write_adapter(tmp_path / "a")
     for name in (HEAD, "base_model.model.q.lora_B.weight"):
