@@ -10,8 +10,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fedcompress import errors
+from fedcompress.adapters import adapter_digest, save_adapter
+from fedcompress.adapters.safetensors_io import open_source
+from fedcompress.chunks import split_layout
+from fedcompress.codecs import CodecSpec, decode_sections, encode_sections
 from fedcompress.files import decode_file, encode_file, inspect_file
-from fedcompress.wire import Limits, pack, unpack
+from fedcompress.files.manifest import Manifest
+from fedcompress.types import state_digest
+from fedcompress.wire import Kind, Limits, pack, unpack
+from tests.support import update_header
 
 HEAD = "base_model.model.score.weight"
 
@@ -111,3 +118,36 @@ def test_files_that_lie_about_their_sections(tmp_path: Path, codec: str) -> None
         with pytest.raises(errors.WireError, match="section"):
             decode_file(tmp_path / "bad.fcu", tmp_path / "b")
         assert not (tmp_path / "b").exists()
+
+
+def test_a_file_of_an_earlier_version(tmp_path: Path) -> None:
+    """It has all tensors entry by entry; it decodes as before, and its error is told from the change."""
+    source = open_source(write_adapter(tmp_path / "a"))
+    slices = split_layout(source.layout)[0]
+    values = {n: v * np.float32(0.01 if "lora_B" in n else 1) for n, v in source.values(slices).items()}
+    save_adapter(tmp_path / "a", dict(source.config or {}), source.layout, values)
+    spec = CodecSpec.parse("lora_a: none; lora_b: int(bits=2); head: none")
+    sections = encode_sections(spec, source.layout, values)
+    decoded = decode_sections(spec, source.layout, sections)
+    manifest = Manifest(
+        format="peft", pieces=slices, part=0, parts=1, after="", codec=str(spec), adapter_config=source.config
+    )
+    header = update_header(
+        source.layout,
+        decoded,
+        kind=Kind.FILE,
+        codec=str(spec),
+        base_digest=b"",
+        result_digest=state_digest(source.layout, decoded),
+        adapter_digest=adapter_digest(source.config or {}),
+    )
+    assert manifest.to_section()[0] == 1
+    (tmp_path / "a.fcu").write_bytes(pack(header, (manifest.to_section(), *sections)))
+    decode_file(tmp_path / "a.fcu", tmp_path / "b")
+    found = load_file(tmp_path / "b" / "adapter_model.safetensors")
+    assert all(np.array_equal(found[n], v) for n, v in decoded.items())
+    a, b = (f"base_model.model.q.lora_{x}.weight" for x in "AB")
+    error = np.linalg.norm(values[b] @ values[a] - decoded[b] @ decoded[a]) / np.linalg.norm(values[b] @ values[a])
+    facts = inspect_file(tmp_path / "a.fcu", reference=tmp_path / "a")
+    assert np.isclose(facts["error"], error, rtol=1e-4)
+    assert facts["captured"] < 0.9 < 1 - float(np.sum((values[b] - decoded[b]) ** 2)) / float(np.sum(values[a] ** 2))
