@@ -39,6 +39,9 @@ def encode(
     """Compress an adapter, or a checkpoint or full-model delta, into a self-contained .fcu file.
 
     A budget is for the values; names, shapes and the adapter's config come on top, a few kilobytes.
+    Without --base, an adapter is judged by the change that it makes to its model: error is that of the
+    change (0: none, 1: as if there were no adapter), and tensors of which it cannot be known without the
+    base, as whole copies of heads, are coded exactly and come on top, too; they are listed.
 
     Examples:
       fedcompress encode my-adapter -o adapter.fcu
@@ -49,6 +52,8 @@ def encode(
 
     with progress_bar("encoding") as progress:
         facts = encode_file(path, out, base=base, codec=codec, budget=budget, seed=seed, progress=progress)
+    if not as_json and not facts.get("exact"):
+        facts.pop("exact", None)
     show(facts, as_json)
 
 

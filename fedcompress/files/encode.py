@@ -13,14 +13,21 @@ from fedcompress.chunks import FILE_CHUNK_ENTRIES, TensorSlice, layout_of_slices
 from fedcompress.codecs import Clause, CodecSpec, decode_sections, encode_sections
 from fedcompress.codecs.transform.code import Transform
 from fedcompress.errors import ConfigError
+from fedcompress.files.coded_form import CodedForm, write_exact
 from fedcompress.files.container import compute_size_ratios
 from fedcompress.files.distortion import Distortion
+from fedcompress.files.effect.halves import encode_whole_components
+from fedcompress.files.effect.measure import EffectDistortion
+from fedcompress.files.effect.plan import EffectPlan
+from fedcompress.files.effect.units import Effects, check_gathered, find_effects
 from fedcompress.files.manifest import MAX_PARTS, Manifest
+from fedcompress.files.part_values import restore_sections
 from fedcompress.files.progress import Progress, ignore_progress
 from fedcompress.pipeline.coding import share_budget
-from fedcompress.types import Tensors, add, state_digest, subtract
+from fedcompress.types import Tensors, TensorSpec, add, state_digest, subtract
 from fedcompress.wire import Header, Kind, digest_of, pack
 
+MAX_ERROR = 1.0001  # of the change that an adapter makes, relative; 1 and roundings
 DEFAULT_CODEC = "transform(budget=0.28)"  # 0.28 bits a parameter
 
 
@@ -31,6 +38,16 @@ class _EncodedPart:
     data: bytes
     values: Tensors  # what was encoded: values, or differences from the base
     decoded: Tensors  # what a reader will decode in their place
+    exact_bytes: int  # bytes of the section of tensors that the codec does not see
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """Says what is in a file that was written, and what was lost."""
+
+    distortion: Distortion | EffectDistortion
+    size: int  # bytes of the file
+    exact_bytes: int  # bytes of the sections of tensors that no codec sees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +59,31 @@ class _EncodingJob:
     spec: CodecSpec
     parts: list[list[TensorSlice]]
     seed: int
+    effects: Effects | None  # what an adapter without a base does to its model
+    plan: EffectPlan | None  # how it is coded
 
     def encode_part(self, number: int, after: str) -> _EncodedPart:
         """Encode a part; ``after`` is the digest in hex of the envelope before it, empty for the first."""
         slices = self.parts[number]
         layout = layout_of_slices(slices)
-        values = self.source.values(slices)
+        values = self.plan.read(slices) if self.plan else self.source.values(slices)
         base = self.base.values(slices) if self.base else None
         if base is not None:
             layout.check(base, what="--base")
             values = subtract(values, base)
-        spec = share_budget(self.spec, self.source.layout, layout)
-        sections = encode_sections(spec, layout, values, seed=self.seed)
-        decoded = decode_sections(spec, layout, sections)
+        layout.check(values, what="encode")
+        manifest = self._build_manifest(number, after)
+        whole = self.plan.layout if self.plan else self.source.layout
+        spec = share_budget(self.spec, whole, manifest.coded_layout)
+        sections = self._encode_coded(spec, manifest, manifest.form.apply(values))
+        exact = manifest.form.exact
+        if exact:
+            sections = (*sections, write_exact(layout, exact, values))
+        decoded = restore_sections(spec, manifest, sections)
+        if self.plan is not None:
+            self.plan.check_copies(values, decoded)
         reached = decoded if base is None else add(base, decoded)
         layout.check(reached, what="encode: values reached")
-        manifest = self._build_manifest(number, after)
         header = Header(
             kind=Kind.FILE,
             run="",
@@ -70,7 +96,18 @@ class _EncodingJob:
             adapter_digest=adapter_digest(self.source.config) if self.source.config is not None else b"",
         )
         data = pack(header, (manifest.to_section(), *sections))
-        return _EncodedPart(data=data, values=values, decoded=decoded)
+        size = len(sections[-1]) if exact else 0
+        return _EncodedPart(data=data, values=values, decoded=decoded, exact_bytes=size)
+
+    def _encode_coded(self, spec: CodecSpec, manifest: Manifest, coded: Tensors) -> tuple[bytes, ...]:
+        """Encode what the codec sees of a part."""
+        layout = manifest.coded_layout
+        return encode_whole_components(
+            lambda tensors: encode_sections(spec, layout, tensors, seed=self.seed),
+            lambda sections: decode_sections(spec, layout, sections),
+            self.plan.list_weighed(manifest.pieces) if self.plan is not None else [],
+            coded,
+        )
 
     def _build_manifest(self, number: int, after: str) -> Manifest:
         """Build the manifest of a part; the first one says what is true of the whole file, too."""
@@ -80,6 +117,7 @@ class _EncodingJob:
             part=number,
             parts=len(self.parts),
             after=after,
+            form=self.plan.find_form(self.parts[number]) if self.plan else CodedForm(),
         )
         if number:
             return manifest
@@ -137,10 +175,13 @@ def encode_file(
     Returns:
         What was written: ``path``, ``format``, ``codec``, ``bytes``, numbers of ``parts``, ``tensors`` and
         ``parameters``, ``bits_per_parameter``, ``ratio_fp32`` and ``ratio_bf16``, and ``captured``, the share of the
-        energy that a decoder gets.
+        energy that a decoder gets. Of an adapter without a base that is the energy of the change that it makes;
+        then there are ``error``, the relative error of the change, ``worst_module`` and ``worst_error``,
+        ``coded_parameters``, ``exact_bytes``, and ``exact``, a row for each reason why tensors are coded exactly.
 
     Raises:
-        ConfigError: an option is wrong, or the base does not fit.
+        ConfigError: an option is wrong, the base does not fit, an adapter has empty tensors, or the codec would lose
+            more than all of what an adapter does.
         StateError: a file does not parse.
         NonFiniteError: a value is NaN or infinite; names the tensor.
     """
@@ -149,8 +190,8 @@ def encode_file(
     if out.is_dir():
         raise ConfigError("-o", out, "must be a file, not a folder")
     job = _prepare(path, base, choose_codec(codec, budget), seed, part_entries)
-    distortion, size = _write_parts(job, out, progress)
-    return {"path": str(out), **_describe(job, size), "captured": distortion.captured}
+    written = _write_parts(job, out, progress)
+    return {"path": str(out), **_describe(job, written.size), **_describe_loss(job, written)}
 
 
 def _describe(job: _EncodingJob, size: int) -> dict[str, Any]:
@@ -167,23 +208,59 @@ def _describe(job: _EncodingJob, size: int) -> dict[str, Any]:
     }
 
 
+def _describe_loss(job: _EncodingJob, written: _Written) -> dict[str, Any]:
+    """Say what was lost of what was encoded: of an adapter without a base, of the change that it makes."""
+    if job.plan is None or job.effects is None or not isinstance(written.distortion, EffectDistortion):
+        return {"captured": written.distortion.captured}
+    summary = written.distortion.summarize(worst=1)
+    facts: dict[str, Any] = {"captured": summary["captured"], "error": summary["error"]}
+    for row in summary["worst_modules"]:
+        facts |= {"worst_module": row["module"], "worst_error": row["error"]}
+    exact = [job.source.layout.by_name[n] for n in sorted(job.plan.exact)]
+    facts["coded_parameters"] = job.plan.layout.numel
+    facts["exact_bytes"] = written.exact_bytes
+    reasons: dict[str, list[TensorSpec]] = {}
+    for spec in exact:
+        reasons.setdefault(job.effects.exact.get(spec.name, "singular values that are in the factors"), []).append(spec)
+    facts["exact"] = [
+        {"why": why, "tensors": len(specs), "parameters": sum(t.numel for t in specs), "example": specs[0].name}
+        for why, specs in reasons.items()
+    ]
+    return facts
+
+
 def _prepare(path: Path, base: Path | None, spec: CodecSpec, seed: int, part_entries: int) -> _EncodingJob:
     """Read and compare headers, and cut the layout, before any value is read."""
     source = open_source(path)
+    check_gathered(source)
     base_source = open_source(base, "--base") if base is not None else None
     if base_source is not None:
         base_source.check_fits(source.layout, "--base")
-    spec.assign(source.layout)
+    effects = find_effects(source) if base is None else None
+    plan = EffectPlan(source, effects, spec) if effects is not None else None
+    spec.assign(plan.layout if plan is not None else source.layout)
     parts = split_layout(source.layout, part_entries)
     if len(parts) > MAX_PARTS:
         raise ConfigError("PATH", path, f"at most {MAX_PARTS} parts of {part_entries} entries")
-    return _EncodingJob(source=source, base=base_source, spec=spec, parts=parts, seed=seed)
+    return _EncodingJob(source=source, base=base_source, spec=spec, parts=parts, seed=seed, effects=effects, plan=plan)
 
 
-def _write_parts(job: _EncodingJob, out: Path, progress: Progress) -> tuple[Distortion, int]:
+def _check_error(job: _EncodingJob, error: float) -> None:
+    """Raise ``ConfigError`` if a model would be nearer to the adapter's without it than with what is decoded."""
+    if error > MAX_ERROR:
+        rule = (
+            f"misses the change that the adapter makes by {error:.3g} of it: must be at most 1, which is without any "
+            f"adapter; use another codec, or give --base"
+        )
+        raise ConfigError("--codec", str(job.spec), rule)
+
+
+def _write_parts(job: _EncodingJob, out: Path, progress: Progress) -> _Written:
     """Write the parts one after another; return what was lost in them, and the bytes of the file."""
+    effect = EffectDistortion(job.effects, job.source) if job.effects is not None else None
     distortion = Distortion()
     size = 0
+    exact_bytes = 0
     done = 0
     after = ""
     temporary = out.with_name(out.name + ".part")
@@ -194,12 +271,18 @@ def _write_parts(job: _EncodingJob, out: Path, progress: Progress) -> tuple[Dist
             for number, slices in enumerate(job.parts):
                 part = job.encode_part(number, after)
                 file.write(part.data)
-                distortion.add(slices, part.values, part.decoded)
+                if effect is not None:
+                    effect.add(slices, part.decoded)
+                else:
+                    distortion.add(slices, part.values, part.decoded)
                 size += len(part.data)
+                exact_bytes += part.exact_bytes
                 after = digest_of(part.data).hex()
                 done += sum(s.spec.numel for s in slices)
                 progress(done, job.source.layout.numel)
+        if effect is not None:
+            _check_error(job, effect.summarize()["error"])
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
-    return distortion, size
+    return _Written(distortion=effect or distortion, size=size, exact_bytes=exact_bytes)

@@ -13,6 +13,8 @@ from fedcompress.codecs import CodecSpec, decode_sections
 from fedcompress.errors import ConfigError
 from fedcompress.files.container import Container, compute_size_ratios, open_container
 from fedcompress.files.distortion import Distortion
+from fedcompress.files.effect.measure import EffectDistortion
+from fedcompress.files.effect.units import find_effects
 from fedcompress.files.part_values import decode_part, open_base, read_base
 from fedcompress.files.progress import Progress, ignore_progress
 from fedcompress.files.statistics import SourceStatistics
@@ -34,7 +36,8 @@ def inspect_file(
 
     Args:
         path: one of the three.
-        reference: only for a .fcu file: what was encoded; adds how much of its energy was captured.
+        reference: only for a .fcu file: what was encoded; adds how much of its energy was captured, of an adapter
+            without a base that of the changes that it makes, with the modules that lost most.
         base: only with a reference: what the .fcu file was encoded against.
         progress: is called with the entries that are done and the entries in all.
 
@@ -120,14 +123,16 @@ def _describe_container(container: Container) -> dict[str, Any]:
 
 
 def _describe_sections(container: Container) -> list[dict[str, Any]]:
-    """Sum up bytes and parameters by clause of the codec, over all parts."""
+    """Sum up bytes and parameters by clause of the codec, and of what is coded exactly, over all parts."""
     whole_codec = container.manifests[0].codec
     clauses = CodecSpec.parse(whole_codec, field="manifest.codec").clauses if whole_codec else ()
     names = [str(clause) for clause in clauses]
     rows: list[dict[str, Any]] = []
+    exact: dict[str, Any] = {"clause": "exact", "bytes": 0, "parameters": 0}
     for part in container.parts:
         codec = parse_codec(part.header)
-        assigned = codec.assign(layout_of_slices(part.slices))
+        assert part.manifest is not None
+        assigned = codec.assign(part.manifest.coded_layout)
         sizes = part.section_sizes[1:]  # the first one is the manifest
         for number, (clause, members) in enumerate(zip(codec.clauses, assigned, strict=True)):
             if number == len(rows):
@@ -135,15 +140,23 @@ def _describe_sections(container: Container) -> list[dict[str, Any]]:
                 rows.append({"clause": name, "bytes": 0, "parameters": 0})
             rows[number]["bytes"] += sizes[number] if number < len(sizes) else 0
             rows[number]["parameters"] += sum(m.numel for m in members)
+        if part.manifest.form.exact:
+            exact["bytes"] += sizes[-1]
+            exact["parameters"] += part.manifest.layout.numel - part.manifest.coded_layout.numel
+    rows += [exact] if exact["parameters"] else []
     for row in rows:
         row["bits_per_parameter"] = 8 * row["bytes"] / row["parameters"] if row["parameters"] else 0.0
     return rows
 
 
-def _measure_file(container: Container, source: TensorSource, base: Path | None, progress: Progress) -> Distortion:
-    """Measure what a file with its layout inside has lost of its source."""
+def _measure_file(
+    container: Container, source: TensorSource, base: Path | None, progress: Progress
+) -> Distortion | EffectDistortion:
+    """Measure what a file with its layout inside has lost of its source; without a base, of what an adapter does."""
     source.check_fits(container.layout, "--reference")
     base_source = open_base(container, base)
+    effects = find_effects(source) if base_source is None else None
+    effect = EffectDistortion(effects, source) if effects is not None else None
     distortion = Distortion()
     done = 0
     for part in container.parts:
@@ -152,10 +165,14 @@ def _measure_file(container: Container, source: TensorSource, base: Path | None,
         layout.check(values, what="--reference")
         if base_source is not None:
             values = subtract(values, read_base(base_source, part.header, part.slices))
-        distortion.add(part.slices, values, decode_part(container, part))
+        decoded = decode_part(container, part)
+        if effect is not None:
+            effect.add(part.slices, decoded)
+        else:
+            distortion.add(part.slices, values, decoded)
         done += layout.numel
         progress(done, source.layout.numel)
-    return distortion
+    return effect or distortion
 
 
 def _measure_update(container: Container, source: TensorSource, base: Path | None, progress: Progress) -> Distortion:

@@ -12,9 +12,11 @@ from typing import Any
 from fedcompress.adapters.safetensors_io import METADATA, PEFT, SAFETENSORS
 from fedcompress.chunks import MAX_CHUNK_ENTRIES, TensorSlice, layout_of_slices
 from fedcompress.errors import FedCompressError, LimitError, PayloadError
+from fedcompress.files.coded_form import KEYS, CodedForm, parse_form
 from fedcompress.types import Layout
 
-VERSION = 1  # first byte of the section
+VERSION = 2  # first byte of the section
+PLAIN_VERSION = 1  # where all tensors are coded as they are; written, too, so that older readers can read these
 MAX_BYTES = 1 << 24  # bytes of the JSON, inflated
 MAX_PARTS = 100_000  # in one file
 _AFTER = re.compile(r"(?:[0-9a-f]{64})?")  # a digest in hex; nothing for the first part
@@ -32,11 +34,17 @@ class Manifest:
     codec: str = ""  # codec of the whole file; only the first part has it, and what follows
     adapter_config: Mapping[str, Any] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)  # of the safetensors file
+    form: CodedForm = field(default_factory=CodedForm)  # how tensors of the part are coded
 
     @property
     def layout(self) -> Layout:
         """Return the layout of the part."""
         return layout_of_slices(self.pieces)
+
+    @property
+    def coded_layout(self) -> Layout:
+        """Return the layout of what the codec sees of the part."""
+        return self.form.coded_layout(self.layout)
 
     def to_section(self) -> bytes:
         """Serialize to a section: a byte with the version, then deflated JSON.
@@ -57,10 +65,11 @@ class Manifest:
                 entries[key] = value
         if self.adapter_config is not None:
             entries["adapter_config"] = dict(self.adapter_config)
+        entries |= self.form.to_entries(self.layout)
         text = json.dumps(entries, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
         if len(text) > MAX_BYTES:
             raise LimitError(f"manifest: {len(text)} bytes: at most {MAX_BYTES}")
-        return bytes([VERSION]) + zlib.compress(text, 9)
+        return bytes([PLAIN_VERSION if self.form.is_plain else VERSION]) + zlib.compress(text, 9)
 
 
 def parse_manifest(section: bytes) -> Manifest:
@@ -70,8 +79,8 @@ def parse_manifest(section: bytes) -> Manifest:
         LimitError: the section expands to too much, or promises too many entries.
         PayloadError: the section is malformed.
     """
-    if section[:1] != bytes([VERSION]):
-        raise PayloadError(f"manifest.version: {section[:1].hex()}: this library reads {VERSION}")
+    if section[:1] not in (bytes([PLAIN_VERSION]), bytes([VERSION])):
+        raise PayloadError(f"manifest.version: {section[:1].hex()}: this library reads {PLAIN_VERSION} and {VERSION}")
     inflater = zlib.decompressobj()
     try:
         text = inflater.decompress(section[1:], MAX_BYTES + 1)
@@ -83,6 +92,8 @@ def parse_manifest(section: bytes) -> Manifest:
         raise PayloadError("manifest: the zlib stream does not end where the section ends")
     try:
         entries = json.loads(text)
+        if section[0] == PLAIN_VERSION and any(key in entries for key in KEYS):
+            raise ValueError(f"{KEYS}: must not be in version {PLAIN_VERSION}")
         manifest = _build_manifest(entries)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, FedCompressError) as error:
         if isinstance(error, LimitError):
@@ -115,6 +126,7 @@ def _build_manifest(entries: dict[str, Any]) -> Manifest:
         codec=entries.get("codec", ""),
         adapter_config=entries.get("adapter_config"),
         metadata=entries.get("metadata", {}),
+        form=parse_form(entries, layout),
     )
     _check(manifest, rows)
     return manifest

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedcompress.adapters.safetensors_io import TensorSource, open_source
 from fedcompress.chunks import TensorSlice, layout_of_slices
-from fedcompress.codecs import decode_sections
-from fedcompress.errors import ConfigError, MismatchError
+from fedcompress.codecs import CodecSpec, decode_sections
+from fedcompress.errors import ConfigError, MismatchError, PayloadError
+from fedcompress.files.coded_form import read_exact
 from fedcompress.files.container import Container, EnvelopeEntry
+from fedcompress.files.manifest import Manifest
 from fedcompress.pipeline.coding import parse_codec
 from fedcompress.types import Layout, Tensors, state_digest
 from fedcompress.wire import Header
@@ -69,6 +72,28 @@ def decode_part(container: Container, part: EnvelopeEntry) -> Tensors:
     Raises:
         WireError: the envelope has changed since the file was opened, or a section does not decode.
     """
-    codec = parse_codec(part.header)
+    assert part.manifest is not None
     sections = container.read(part).sections[1:]  # the first one is the manifest
-    return decode_sections(codec, layout_of_slices(part.slices), sections)
+    return restore_sections(parse_codec(part.header), part.manifest, sections)
+
+
+def restore_sections(codec: CodecSpec, manifest: Manifest, sections: Sequence[bytes]) -> Tensors:
+    """Restore the tensors of a part from its sections.
+
+    Args:
+        codec: of the part.
+        manifest: of the part.
+        sections: those of the codec, and one more if the part has tensors that the codec does not see.
+
+    Returns:
+        Finite float32 arrays by name; differences if the file has a base.
+
+    Raises:
+        PayloadError: a section does not decode.
+    """
+    form = manifest.form
+    if form.exact and not sections:
+        raise PayloadError("section: exact: absent: must be the last section")
+    exact = read_exact(manifest.layout, form.exact, sections[-1]) if form.exact else {}
+    coded = decode_sections(codec, manifest.coded_layout, sections[: len(sections) - bool(form.exact)])
+    return form.restore(manifest.layout, coded, exact)

@@ -62,6 +62,22 @@ def test_there_and_back(call, work: Path) -> None:
     assert "captured" in call("encode", work / "new", "-o", work / "x.fcu").out
 
 
+def test_the_error_of_an_adapter_is_of_its_change(call, work: Path) -> None:
+    text = call("encode", work / "new", "-o", work / "x.fcu", "--codec", "int(bits=8)").out
+    assert all(word in text for word in ("error", "worst_module", "exact_bytes", "whole copies", "head.bias"))
+    facts = call("encode", work / "new", "-o", work / "x.fcu", "--codec", "int(bits=8)", "--json").facts
+    assert 0 < facts["error"] < 0.02
+    assert facts["coded_parameters"] == 384
+    measured = call("inspect", work / "x.fcu", "--reference", work / "new", "--json").facts
+    assert measured["error"] == facts["error"]
+    assert {row["module"] for row in measured["worst_modules"]} == {"m0", "m1"}
+    text = call("encode", work / "new", "-o", work / "x.fcu", "--codec", "none").out
+    assert "\nexact " not in text
+    refused = call("encode", work / "new", "-o", work / "x.fcu", "--codec", "lora: int8; head: int4")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "give --base" in refused.err
+
+
 def test_a_difference_and_its_distortion(call, work: Path) -> None:
     options = ("--base", work / "old")
     call("encode", work / "new", "-o", work / "d.fcu", *options, "--codec", "int8")

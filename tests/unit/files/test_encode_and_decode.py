@@ -164,7 +164,7 @@ def test_budgets(tmp_path: Path) -> None:
         ({"budget": "much"}, "--budget: much: must be a size"),
         ({"budget": "1,rank=2"}, "--budget: 1,rank=2: must be a size"),
         ({"codec": "zip"}, "--codec: zip: must be one of"),
-        ({"codec": "lora: int8"}, "needs a clause for group 'head'"),
+        ({"codec": "head: int8"}, "needs a clause for group 'lora_a'"),
         ({"seed": -1}, "--seed: -1: must be from 0"),
     ],
 )
