@@ -66,7 +66,8 @@ def _untie_adapted(model: Any) -> None:
     if source is None or output is None or not layers:
         return
     shared, own = (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer for layer in (source, output))
-    if not hasattr(shared, "weight") or shared.weight is not getattr(own, "weight", None):
+    is_shared = hasattr(shared, "weight") and shared.weight is getattr(own, "weight", None)
+    if not is_shared:
         return
     own.weight = torch.nn.Parameter(shared.weight.detach().clone(), requires_grad=False)
     for config in {id(c): c for c in (base.config, base.config.get_text_config())}.values():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from clients.commands.__main__ import NAMES
+from clients.commands.__main__ import NAMES as COMMANDS
 from clients.commands.__main__ import main as command_main
 from fedcompress.cli import site
 from fedcompress.cli.help import App
@@ -28,6 +28,8 @@ LINES = {
     "logs": ["site.toml", "-f", "--rank", "1", "--lines", "7"],
     "train": ["site.toml", "--local", "--template", "t", "--steps", "3", "--lr", "0.1", "-o", "out"],
 }
+
+NAMES = [name for name in COMMANDS if name != "evaluate"]  # which is `fedcompress evaluate --data`
 
 
 @pytest.fixture
