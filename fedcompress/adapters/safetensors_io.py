@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import struct
@@ -16,6 +17,7 @@ import numpy as np
 
 from fedcompress.adapters import group_of
 from fedcompress.adapters.folder import CONFIG_FILE, STORED_AS, WEIGHTS_FILE, from_float32, to_float32
+from fedcompress.adapters.kept_tensors import MAX_BYTES, WIDTHS, KeptTensor
 from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.types import DTYPES, Array, Layout, Tensors, TensorSpec
@@ -24,6 +26,14 @@ PEFT = "peft"  # format of a PEFT folder
 SAFETENSORS = "safetensors"  # format of a single file
 METADATA = "__metadata__"  # the only name in a header that is no tensor
 SUFFIX = ".safetensors"
+# files that are looked for in a folder, the first that is there counts
+ADAPTER_WEIGHTS = (WEIGHTS_FILE, "adapter_model.bin")
+MODEL_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
 _CODES = {dtype: code for code, dtype in STORED_AS.items()}
 
 
@@ -36,8 +46,10 @@ class TensorSource:
     layout: Layout  # sorted by name
     metadata: Mapping[str, str]
     config: Mapping[str, Any] | None  # the JSON of adapter_config.json; None for a single file
-    weights: Path  # the safetensors file
+    weights: Path  # the safetensors file, or the first of several
     offsets: Mapping[str, int] = field(repr=False)  # bytes from the beginning of the file, by name
+    files: Mapping[str, Path] = field(repr=False, default_factory=dict)  # where a tensor is, if not in ``weights``
+    kept: Mapping[str, KeptTensor] = field(repr=False, default_factory=dict)  # what is no part of the layout
 
     def read(self, piece: TensorSlice) -> Array:
         """Read a slice as float32; its dtype in the file counts, and not that in ``piece``.
@@ -48,11 +60,12 @@ class TensorSource:
         dtype = self.layout.by_name[piece.spec.name].dtype
         width = DTYPES[dtype]
         size = piece.spec.numel * width
-        with self.weights.open("rb") as file:
+        weights = self.files.get(piece.spec.name, self.weights)
+        with weights.open("rb") as file:
             file.seek(self.offsets[piece.spec.name] + piece.at * width)
             data = file.read(size)
         if len(data) != size:
-            raise StateError(f"{self.weights}: {piece.spec.name}: {len(data)} bytes: must be {size}")
+            raise StateError(f"{weights}: {piece.spec.name}: {len(data)} bytes: must be {size}")
         return to_float32(data, dtype).reshape(piece.spec.shape)
 
     def values(self, pieces: list[TensorSlice]) -> Tensors:
@@ -79,47 +92,119 @@ class TensorSource:
                 raise ConfigError(field, self.path, rule)
 
 
-def open_source(path: Path, field: str = "PATH") -> TensorSource:
-    """Open a PEFT folder or a safetensors file and read its header.
+def open_source(path: Path, field: str = "PATH", *, keep: bool = False) -> TensorSource:
+    """Open a PEFT folder, a model's folder or a file of weights, and read its header.
 
-    In a single file, tensors have groups as in a PEFT folder if any of them is named like an adapter's; otherwise
-    all are in the group ``other``.
+    Weights are safetensors, in one file or in several with an index, or what torch has pickled, which is converted
+    once. In what is no PEFT folder, tensors have groups as in one if any of them is named like an adapter's;
+    otherwise all are in the group ``other``.
 
     Args:
         path: of the folder or the file.
         field: what errors call the path.
+        keep: tensors that are no floats of 2 or 4 bytes are ``kept``; else they are refused.
+
+    Returns:
+        The source, of which nothing but the header is in memory.
 
     Raises:
-        ConfigError: a file is missing, or a dtype is not a float of 2 or 4 bytes.
+        ConfigError: a file is missing, or a dtype is not a float of 2 or 4 bytes and not kept.
         StateError: a file does not parse.
     """
-    is_folder = path.is_dir()
-    weights = path / WEIGHTS_FILE if is_folder else path
-    if not weights.is_file() or (is_folder and not (path / CONFIG_FILE).is_file()):
-        rule = f"must be a PEFT folder, with {CONFIG_FILE} and {WEIGHTS_FILE}, or a {SUFFIX} file"
-        raise ConfigError(field, path, rule)
-    header, data_start = read_header(weights)
-    metadata = header.pop(METADATA, {})
-    is_adapter = is_folder or any(group_of(name) != "head" for name in header)
-    specs = []
-    offsets = {}
-    for name in sorted(header):
-        entry = header[name]
+    files = [_as_safetensors(file, field) for file in _find_weights(path, field)]
+    is_peft = (path / CONFIG_FILE).is_file()
+    entries: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        header, data_start = read_header(file)
+        metadata |= header.pop(METADATA, {})
+        entries |= {name: (file, data_start, entry) for name, entry in header.items()}
+    is_adapter = is_peft or any(group_of(name) != "head" for name in entries)
+    specs: list[TensorSpec] = []
+    offsets: dict[str, int] = {}
+    kept: dict[str, KeptTensor] = {}
+    for name in sorted(entries):
+        file, data_start, entry = entries[name]
         dtype = STORED_AS.get(entry["dtype"])
         if dtype is None:
-            raise ConfigError(f"{field}.{name}.dtype", entry["dtype"], f"one of {list(STORED_AS)}")
+            kept[name] = _keep(file, data_start, entry, field=f"{field}.{name}", keep=keep)
+            continue
         group = group_of(name) if is_adapter else "other"
         specs.append(TensorSpec(name=name, shape=tuple(entry["shape"]), dtype=dtype, group=group))
         offsets[name] = data_start + entry["data_offsets"][0]
+    if sum(len(tensor.data) for tensor in kept.values()) > MAX_BYTES:
+        largest = max(kept, key=lambda name: len(kept[name].data))
+        rule = (
+            f"all tensors that are no floats of 2 or 4 bytes may have {MAX_BYTES >> 20} MiB: they are kept as they are"
+        )
+        raise ConfigError(f"{field}.{largest}.dtype", kept[largest].dtype, rule)
     return TensorSource(
         path=path,
-        format=PEFT if is_folder else SAFETENSORS,
+        format=PEFT if is_peft else SAFETENSORS,
         layout=Layout(tuple(specs)),
         metadata=metadata,
-        config=_read_config(path / CONFIG_FILE) if is_folder else None,
-        weights=weights,
+        config=_read_config(path / CONFIG_FILE) if is_peft else None,
+        weights=files[0],
         offsets=offsets,
+        files={name: entries[name][0] for name in offsets},
+        kept=kept,
     )
+
+
+def _find_weights(path: Path, field: str) -> list[Path]:
+    """Find the files of weights that a path means.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if path.is_file():
+        return [path]
+    names = ADAPTER_WEIGHTS if (path / CONFIG_FILE).is_file() else MODEL_WEIGHTS
+    for name in names:
+        file = path / name
+        if not file.is_file():
+            continue
+        if file.suffix != ".json":
+            return [file]
+        try:
+            shards = sorted(set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise StateError(f"{file}: does not parse: {type(error).__name__}: {error}") from error
+        for shard in shards:
+            if not isinstance(shard, str) or Path(shard).name != shard or not (path / shard).is_file():
+                raise ConfigError(field, file, f"names {shard!r}, which must be a file beside it")
+        return [path / shard for shard in shards]
+    rule = f"must be a PEFT folder, with {CONFIG_FILE} and {WEIGHTS_FILE}, a model's folder, or a {SUFFIX} file"
+    raise ConfigError(field, path, rule)
+
+
+def _as_safetensors(file: Path, field: str) -> Path:
+    """Return a file of weights as safetensors; one that torch has pickled is converted."""
+    if file.suffix == SUFFIX:
+        return file
+    from fedcompress.adapters.torch_files import SUFFIXES, convert_torch_file
+
+    if file.suffix in SUFFIXES:
+        return convert_torch_file(file, field)
+    raise ConfigError(field, file, f"must end in {SUFFIX}, or as what torch saves: {', '.join(SUFFIXES)}")
+
+
+def _keep(file: Path, data_start: int, entry: Mapping[str, Any], *, field: str, keep: bool) -> KeptTensor:
+    """Read a tensor that is kept as it is.
+
+    Raises:
+        ConfigError: it must not be kept, is of a dtype that nobody knows, or is too large.
+    """
+    dtype = str(entry["dtype"])
+    begin, end = entry["data_offsets"]
+    if not keep or dtype not in WIDTHS or end - begin > MAX_BYTES:
+        rule = f"one of {list(STORED_AS)}"
+        if keep and dtype in WIDTHS:
+            rule += f": others are kept as they are, and may have {MAX_BYTES >> 20} MiB: encode what is not quantised"
+        raise ConfigError(f"{field}.dtype", dtype, rule)
+    with file.open("rb") as stream:
+        stream.seek(data_start + begin)
+        return KeptTensor(dtype=dtype, shape=tuple(entry["shape"]), data=stream.read(end - begin))
 
 
 def read_header(weights: Path) -> tuple[dict[str, Any], int]:
@@ -161,23 +246,25 @@ class Sink:
         path: the file to write; its folder is made where it is missing.
         layout: of the tensors; their order in the file is that of the safetensors library.
         metadata: texts for the header.
+        kept: tensors that are written as they are.
     """
 
-    def __init__(self, path: Path, layout: Layout, metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, path: Path, layout: Layout, metadata: Mapping[str, str], kept: Mapping[str, KeptTensor] | None = None
+    ) -> None:
         self._path = path
         self._temporary = path.with_name(path.name + ".part")
         self._offsets: dict[str, int] = {}
         header: dict[str, Any] = {METADATA: dict(sorted(metadata.items()))} if metadata else {}
         offset = 0
+        self._kept = dict(kept or {})
+        rows = [(DTYPES[t.dtype], t.name, _CODES[t.dtype], t.shape) for t in layout.tensors]
+        rows += [(WIDTHS[t.dtype], name, t.dtype, t.shape) for name, t in self._kept.items()]
         # Wide dtypes first, then by name: the order of the library, which keeps all values aligned.
-        for spec in sorted(layout.tensors, key=lambda t: (-DTYPES[t.dtype], t.name)):
-            size = spec.numel * DTYPES[spec.dtype]
-            header[spec.name] = {
-                "dtype": _CODES[spec.dtype],
-                "shape": list(spec.shape),
-                "data_offsets": [offset, offset + size],
-            }
-            self._offsets[spec.name] = offset
+        for width, name, code, shape in sorted(rows, key=lambda row: (-row[0], row[1])):
+            size = math.prod(shape) * width
+            header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [offset, offset + size]}
+            self._offsets[name] = offset
             offset += size
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         self._header = text + b" " * (-len(text) % 8)
@@ -193,6 +280,9 @@ class Sink:
         self._file = self._temporary.open("wb")
         self._file.write(struct.pack("<Q", len(self._header)) + self._header)
         self._file.truncate(self._size)
+        for name, tensor in self._kept.items():
+            self._file.seek(self._data_start + self._offsets[name])
+            self._file.write(tensor.data)
         return self
 
     def write(self, piece: TensorSlice, values: Array) -> None:

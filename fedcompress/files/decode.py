@@ -54,7 +54,7 @@ def decode_file(
     weights_file = _choose_weights_file(out, container.manifests[0].format)
     done = 0
     progress(0, layout.numel)
-    with Sink(weights_file, layout, container.manifests[0].metadata) as sink:
+    with Sink(weights_file, layout, container.manifests[0].metadata, container.manifests[0].kept) as sink:
         for part in container.parts:
             values = _restore_part(container, part, base_source)
             for tensor_slice in part.slices:

@@ -122,7 +122,8 @@ class _EncodingJob:
         if number:
             return manifest
         config, metadata = self.source.config, self.source.metadata
-        return replace(manifest, codec=str(self.spec), adapter_config=config, metadata=metadata)
+        kept = self.source.kept
+        return replace(manifest, codec=str(self.spec), adapter_config=config, metadata=metadata, kept=kept)
 
 
 def choose_codec(codec: str = "", budget: str = "") -> CodecSpec:
@@ -141,7 +142,9 @@ def choose_codec(codec: str = "", budget: str = "") -> CodecSpec:
         try:
             return CodecSpec((Clause((), Transform(budget=budget.strip())),))
         except ConfigError as error:
-            raise ConfigError("--budget", budget, "must be a size (1000B, 64KiB, 2MiB) or bits a parameter") from error
+            raise ConfigError(
+                "--budget", budget, "must be a size (1000B, 64KB, 64 KiB, 2MiB, 1GiB) or bits a parameter"
+            ) from error
     return CodecSpec.parse(codec or DEFAULT_CODEC, field="--codec")
 
 
@@ -231,9 +234,9 @@ def _describe_loss(job: _EncodingJob, written: _Written) -> dict[str, Any]:
 
 def _prepare(path: Path, base: Path | None, spec: CodecSpec, seed: int, part_entries: int) -> _EncodingJob:
     """Read and compare headers, and cut the layout, before any value is read."""
-    source = open_source(path)
+    source = open_source(path, keep=True)
     check_gathered(source)
-    base_source = open_source(base, "--base") if base is not None else None
+    base_source = open_source(base, "--base", keep=True) if base is not None else None
     if base_source is not None:
         base_source.check_fits(source.layout, "--base")
     effects = find_effects(source) if base is None else None

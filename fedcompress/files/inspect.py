@@ -8,6 +8,7 @@ from typing import Any
 
 from fedcompress.adapters import adapter_digest
 from fedcompress.adapters.safetensors_io import SUFFIX, TensorSource, open_source
+from fedcompress.adapters.torch_files import SUFFIXES as TORCH_SUFFIXES
 from fedcompress.chunks import TensorSlice, layout_of_slices
 from fedcompress.codecs import CodecSpec, decode_sections
 from fedcompress.errors import ConfigError
@@ -51,16 +52,16 @@ def inspect_file(
         MismatchError: ``base`` or ``reference`` is another one.
         StateError: an adapter does not parse.
     """
-    has_values = path.is_dir() or path.suffix == SUFFIX
+    has_values = path.is_dir() or path.suffix in (SUFFIX, *TORCH_SUFFIXES)
     for name, option in (("--reference", reference), ("--base", base)):
         if option is not None and (has_values or reference is None):
             raise ConfigError(name, option, "is for an .fcu file; --base is for a --reference")
     if has_values:
-        return _describe_values(open_source(path), progress)
+        return _describe_values(open_source(path, keep=True), progress)
     container = open_container(path)
     description = _describe_container(container)
     if reference is not None:
-        source = open_source(reference, "--reference")
+        source = open_source(reference, "--reference", keep=True)
         measure = _measure_file if container.manifests else _measure_update
         description |= measure(container, source, base, progress).summarize()
     return description
@@ -185,7 +186,7 @@ def _measure_update(container: Container, source: TensorSource, base: Path | Non
     values = source.values(slices)
     layout.check(values, what="--reference")
     if base is not None:
-        base_source = open_source(base, "--base")
+        base_source = open_source(base, "--base", keep=True)
         base_source.check_fits(layout, "--base")
         values = subtract(values, read_base(base_source, part.header, slices))
     distortion = Distortion()

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedcompress.adapters.kept_tensors import KeptTensor, kept_to_json, parse_kept
 from fedcompress.adapters.safetensors_io import METADATA, PEFT, SAFETENSORS
 from fedcompress.chunks import MAX_CHUNK_ENTRIES, TensorSlice, layout_of_slices
 from fedcompress.errors import FedCompressError, LimitError, PayloadError
@@ -17,6 +18,7 @@ from fedcompress.types import Layout
 
 VERSION = 2  # first byte of the section
 PLAIN_VERSION = 1  # where all tensors are coded as they are; written, too, so that older readers can read these
+KEPT = "kept"  # key of tensors that are kept as they are
 MAX_BYTES = 1 << 24  # bytes of the JSON, inflated
 MAX_PARTS = 100_000  # in one file
 _AFTER = re.compile(r"(?:[0-9a-f]{64})?")  # a digest in hex; nothing for the first part
@@ -35,6 +37,7 @@ class Manifest:
     adapter_config: Mapping[str, Any] | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)  # of the safetensors file
     form: CodedForm = field(default_factory=CodedForm)  # how tensors of the part are coded
+    kept: Mapping[str, KeptTensor] = field(default_factory=dict)  # of the whole file; only in the first part
 
     @property
     def layout(self) -> Layout:
@@ -66,10 +69,12 @@ class Manifest:
         if self.adapter_config is not None:
             entries["adapter_config"] = dict(self.adapter_config)
         entries |= self.form.to_entries(self.layout)
+        if self.kept:
+            entries[KEPT] = kept_to_json(self.kept)
         text = json.dumps(entries, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
         if len(text) > MAX_BYTES:
             raise LimitError(f"manifest: {len(text)} bytes: at most {MAX_BYTES}")
-        return bytes([PLAIN_VERSION if self.form.is_plain else VERSION]) + zlib.compress(text, 9)
+        return bytes([PLAIN_VERSION if self.form.is_plain and not self.kept else VERSION]) + zlib.compress(text, 9)
 
 
 def parse_manifest(section: bytes) -> Manifest:
@@ -92,8 +97,8 @@ def parse_manifest(section: bytes) -> Manifest:
         raise PayloadError("manifest: the zlib stream does not end where the section ends")
     try:
         entries = json.loads(text)
-        if section[0] == PLAIN_VERSION and any(key in entries for key in KEYS):
-            raise ValueError(f"{KEYS}: must not be in version {PLAIN_VERSION}")
+        if section[0] == PLAIN_VERSION and any(key in entries for key in (*KEYS, KEPT)):
+            raise ValueError(f"{(*KEYS, KEPT)}: must not be in version {PLAIN_VERSION}")
         manifest = _build_manifest(entries)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, FedCompressError) as error:
         if isinstance(error, LimitError):
@@ -127,6 +132,7 @@ def _build_manifest(entries: dict[str, Any]) -> Manifest:
         adapter_config=entries.get("adapter_config"),
         metadata=entries.get("metadata", {}),
         form=parse_form(entries, layout),
+        kept=parse_kept(entries.get(KEPT, {})),
     )
     _check(manifest, rows)
     return manifest
@@ -134,6 +140,7 @@ def _build_manifest(entries: dict[str, Any]) -> Manifest:
 
 def _check(manifest: Manifest, unknown_rows: Mapping[str, object]) -> None:
     config, metadata = manifest.adapter_config, manifest.metadata
+    names = {p.spec.name for p in manifest.pieces}
     json.dumps(metadata, ensure_ascii=False).encode()  # raises on lone surrogates
     is_valid = {
         "format": manifest.format in (PEFT, SAFETENSORS),
@@ -143,6 +150,7 @@ def _check(manifest: Manifest, unknown_rows: Mapping[str, object]) -> None:
         "rows": not unknown_rows and all(p.start >= 0 and (p.total or not p.start) for p in manifest.pieces),
         "layout": all(p.spec.name != METADATA for p in manifest.pieces),
         "codec": isinstance(manifest.codec, str),
+        KEPT: not manifest.kept or (not manifest.part and names.isdisjoint(manifest.kept)),
         "adapter_config": config is None or isinstance(config, dict),
         "metadata": isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()),
     }

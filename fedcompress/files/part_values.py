@@ -31,7 +31,7 @@ def open_base(container: Container, path: Path | None) -> TensorSource | None:
         raise ConfigError("--base", path, "must be left out: the file has the values themselves")
     if path is None:
         return None
-    base = open_source(path, "--base")
+    base = open_source(path, "--base", keep=True)
     base.check_fits(container.layout, "--base")
     return base
 

@@ -37,7 +37,17 @@ from fedcompress.types import Array, TensorSpec
 
 TRIES = 5  # encodings that are tried for a budget
 ENOUGH = 0.96  # share of the budget that ends the search for a better step
-_UNITS = {"b": 1, "kib": 1 << 10, "mib": 1 << 20}  # bytes
+# bytes by unit, the longest names first: powers of 1000 without an i, of 1024 with one
+_UNITS = {
+    "kib": 1 << 10,
+    "mib": 1 << 20,
+    "gib": 1 << 30,
+    "kb": 1000,
+    "mb": 1000**2,
+    "gb": 1000**3,
+    "bytes": 1,
+    "b": 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,13 +98,13 @@ class Transform:
             ConfigError: the budget is not a number of bits, or a size, above 0.
         """
         text = self.budget.strip().lower()
-        unit = next((u for u in ("kib", "mib", "b") if text.endswith(u)), "")
+        unit = next((u for u in _UNITS if text.endswith(u)), "")
         try:
             number = float(text.removesuffix(unit))
         except ValueError:
             number = math.nan
         if not 0 < number < math.inf:
-            rule = "must be bits a parameter (0.25) or a size (1000B, 64KiB, 2MiB), above 0"
+            rule = "must be bits a parameter (0.25) or a size (1000B, 64KB, 64 KiB, 2MiB, 1GiB), above 0"
             raise ConfigError("codec.transform.budget", self.budget, rule)
         return number * 8 * _UNITS[unit] if unit else number * parameters
 
