@@ -12,6 +12,7 @@ import numpy as np
 
 from fedcompress.errors import ConfigError
 from fedcompress.files.merge.entrywise import merge_entries
+from fedcompress.files.merge.experts import stack_factors
 from fedcompress.files.merge.factors import FactorUpdates, list_pairs
 from fedcompress.files.merge.peft_types import ENTRIES
 from fedcompress.files.merge.reduction import (
@@ -25,7 +26,14 @@ from fedcompress.files.merge.reduction import (
 )
 from fedcompress.files.merge.report import Statistics
 from fedcompress.files.merge.sources import Site, check_together, find_type, is_magnitude, open_sites
-from fedcompress.files.merge.writer import MergedAdapter, choose_dtype, list_means, merge_configs, write_adapter
+from fedcompress.files.merge.writer import (
+    MergedAdapter,
+    choose_dtype,
+    level_ranks,
+    list_means,
+    merge_configs,
+    write_adapter,
+)
 from fedcompress.merging import Pair
 from fedcompress.merging.base import Elementwise, Floats, State
 from fedcompress.merging.engine import merge_with_state, normalize_weights
@@ -118,8 +126,8 @@ def _load_module(name: str, sites: Sequence[Site], weights: Floats) -> ModuleFac
     terms = []
     for i in members:
         own = sites[i].modules[name]
-        a = sites[i].read(own.a)
-        b = sites[i].read(own.b)
+        a = sites[i].read_a(own)
+        b = sites[i].read_b(own)
         terms.append(Term(own.scaling, b.reshape(b.shape[0], -1), a.reshape(a.shape[0], -1)))
     return ModuleFactors(
         name=name, shape=sites[members[0]].modules[name].shape, members=members, terms=terms, weights=weights
@@ -175,22 +183,32 @@ def _merge_tensors(
 
 
 def _assemble(sites: Sequence[Site], merged: dict[str, FactorPair], dtype: str) -> MergedAdapter:
-    """Put the merged factors into the shapes that PEFT stores, and add config and other tensors."""
+    """Put the merged factors into the tensors that PEFT stores, and add config and other tensors.
+
+    Their scaling by PEFT is that of the config, so B takes what this is not 1 times.
+    """
+    experts: dict[str, list[str]] = {}  # by module of the file: names of its experts, or its own
+    located = {name: next(s.modules[name] for s in sites if name in s.modules) for name in merged}
+    for name in sorted(merged, key=lambda n: located[n].expert):
+        experts.setdefault(located[name].module, []).append(name)
+    ranks = {module: max(merged[n].a.shape[0] for n in names) for module, names in experts.items()}
+    ranks = level_ranks(ranks, {located[n].module: located[n].keys for n in merged})
+    config = merge_configs(sites, ranks)
     specs: list[TensorSpec] = []
     factors: dict[str, Array] = {}
-    for name, pair in merged.items():
-        own = next(s.modules[name] for s in sites if name in s.modules)
-        rank = pair.a.shape[0]
+    for module, rank in ranks.items():
+        own = located[experts[module][0]]
+        a, b = stack_factors([(merged[n].a, merged[n].b) for n in experts[module]], rank)
+        scaling = 1.0 if config["alpha_pattern"] else config["lora_alpha"] / rank
         for old, values, shape in (
-            (own.a, pair.a, (rank, *own.a.shape[1:])),
-            (own.b, pair.b, (own.b.shape[0], rank, *own.b.shape[2:])),
+            (own.a, a, (a.shape[0], *own.a.shape[1:])),
+            (own.b, b / scaling, (own.b.shape[0], b.shape[1], *own.b.shape[2:])),
         ):
             spec = TensorSpec(name=old.name, shape=shape, dtype=dtype or "float32", group=old.group)
             specs.append(spec)
             factors[spec.name] = values.astype(np.float32).reshape(shape)
     means = list_means(sites, dtype, scaled=True)
     layout = Layout(tuple(sorted([*specs, *means], key=lambda t: t.name)))
-    config = merge_configs(sites, {name: pair.a.shape[0] for name, pair in merged.items()})
     return MergedAdapter(config=config, layout=layout, factors=factors, means=means)
 
 
