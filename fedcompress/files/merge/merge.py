@@ -14,6 +14,7 @@ from fedcompress.errors import ConfigError
 from fedcompress.files.merge.entrywise import merge_entries
 from fedcompress.files.merge.experts import stack_factors
 from fedcompress.files.merge.factors import FactorUpdates, list_pairs
+from fedcompress.files.merge.missing import check_missing, find_missing
 from fedcompress.files.merge.peft_types import ENTRIES
 from fedcompress.files.merge.reduction import (
     PRODUCT,
@@ -95,6 +96,7 @@ def merge_adapters(
     with tempfile.TemporaryDirectory(prefix="fedcompress-merge-") as scratch:
         sites = open_sites(paths, base, Path(scratch))
         check_together(sites, other_bases)
+        check_missing(sites)
         row = find_type(paths[0], sites[0].config)
         if row.merge == ENTRIES:
             return merge_entries(sites, shares, options, row, out, dtype, progress) | {"why": row.why}
@@ -104,7 +106,8 @@ def merge_adapters(
 def _merge_lora(
     sites: Sequence[Site], weights: Floats, options: MergeOptions, out: Path, dtype: str, progress: Progress
 ) -> dict[str, Any]:
-    statistics = Statistics(weights=weights)
+    is_dora = any(is_magnitude(t.name) for s in sites for t in s.others)
+    statistics = Statistics(weights=weights, is_known=not is_dora)
     merged: dict[str, FactorPair] = {}
     names = sorted({n for s in sites for n in s.modules})
     reduce = _choose_reduction(sites, weights, options)
@@ -222,11 +225,6 @@ def _report(
     size: int,
 ) -> dict[str, Any]:
     ranks = [m["rank"] for m in statistics.modules]
-    notes = []
-    if any(is_magnitude(t.name) for t in result.means):
-        notes.append("DoRA: means of direction and of magnitude, each; not the mean of the adapted weights")
-    if len({len(s.modules) for s in sites}) > 1:
-        notes.append("modules that an adapter lacks count as a zero update of it")
     return {
         "path": str(out),
         "peft_type": "LORA",
@@ -236,7 +234,7 @@ def _report(
         "parameters": result.layout.numel,
         "rank": [min(ranks), max(ranks)] if ranks else [],
         **statistics.summarize(),
-        "notes": notes,
+        "notes": _list_notes(sites, statistics),
         "sites": [
             {
                 "path": str(s.path),
@@ -250,3 +248,20 @@ def _report(
         ],
         "modules": statistics.modules,
     }
+
+
+def _list_notes(sites: Sequence[Site], statistics: Statistics) -> list[str]:
+    notes = []
+    if not statistics.is_known:
+        notes.append(
+            "DoRA: means of direction and of magnitude, each; not the mean of the adapted weights. How far from it "
+            "they are depends on the base model, so there are no figures"
+        )
+    missing = find_missing(sites)
+    if missing:
+        whole = len({f.module for s in sites for f in s.modules.values()})
+        lacks = ", ".join(f"{sites[i].path} lacks {len(names)} of {whole}" for i, names in missing.items())
+        notes.append(f"modules that an adapter lacks count as a zero update of it: {lacks}")
+    if len({s.config.get("base_model_name_or_path") or "" for s in sites}) > 1:
+        notes.append("the base model has different names: the result has that of the first adapter")
+    return notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from fedcompress.files.merge.peft_types import REFUSED, TYPES, TypeRow
 from fedcompress.files.merge.sparse_indices import with_float_indices
 from fedcompress.types import Array, TensorSpec
 
+_COPY = re.compile(r"(-unsloth)?-bnb-4bit$")  # endings of names of copies in 4 bits
 FCU = ".fcu"  # suffix of files that hold an encoded adapter
 SPARSE = ("SHIRA", "SUPERTUNING")  # PEFT types that store the indices of their values
 PREFIX = "base_model.model."  # of names in PEFT's files
@@ -35,6 +37,8 @@ _NOT_PLAIN = {
     "use_bdlora": "has factors in blocks",
     "use_qalora": "has inputs that are pooled",
 }
+# Fields that say which base model an adapter is for.
+_BASES = ("base_model_name_or_path", "revision")
 # Options of LoRA that must be equal at all sites.
 _EQUAL = ("alora_invocation_tokens", "bias", "layer_replication", "trainable_token_indices", "use_dora")
 # What may differ between sites of a type that is averaged entry by entry.
@@ -196,11 +200,24 @@ def _open(path: Path, folder: Path) -> Site:
     row = find_type(path, config)
     if row.merge == REFUSED:
         raise ConfigError(f"{path}: peft_type", config["peft_type"], f"cannot be merged: it {row.why}")
+    _check_gathered(path, source)
     modules: dict[str, Factors] = {}
     if config["peft_type"] == "LORA":
         _check_plain(path, config)
         modules = _find_modules(path, source, config)
     return Site(path=path, source=source, config=config, modules=modules)
+
+
+def _check_gathered(path: Path, source: TensorSource) -> None:
+    """Raise if a tensor has no entries, as DeepSpeed's ZeRO-3 leaves those that are spread over processes."""
+    empty = [t for t in source.layout.tensors if not t.numel]
+    if empty:
+        rule = (
+            f"must not be empty: {len(empty)} of {len(source.layout.tensors)} tensors are. ZeRO-3 leaves that where "
+            "weights are not gathered before saving: save again inside deepspeed.zero.GatheredParameters, or with "
+            "stage3_gather_16bit_weights_on_model_save"
+        )
+        raise ConfigError(f"{path}: {empty[0].name}", list(empty[0].shape), rule)
 
 
 def find_type(path: Path, config: Mapping[str, Any]) -> TypeRow:
@@ -324,7 +341,7 @@ def check_together(sites: Sequence[Site], other_bases: bool) -> None:
     for site in sites[1:]:
         keys: list[str] = ["peft_type"]
         if not other_bases:
-            keys += ["base_model_name_or_path", "revision"]
+            keys += _BASES
         if site.config["peft_type"] == first.config["peft_type"]:
             together = {*first.config, *site.config}
             keys += _EQUAL if site.config["peft_type"] == "LORA" else sorted(together - {*_FREE})
@@ -332,6 +349,8 @@ def check_together(sites: Sequence[Site], other_bases: bool) -> None:
             ours, theirs = (_normalize_option(key, s.config.get(key)) for s in (first, site))
             if ours != theirs:
                 rule = f"must be as in {first.path}: {first.config.get(key)}"
+                if key in _BASES:
+                    rule += "; give --other-bases if both are one model in different places"
                 raise ConfigError(f"{site.path}: {key}", site.config.get(key), rule)
     located: dict[str, tuple[Site, Factors]] = {}  # by name in the file: the first site that has it
     for site in sites:
@@ -340,9 +359,21 @@ def check_together(sites: Sequence[Site], other_bases: bool) -> None:
     _check_others(sites)
 
 
+def normalize_base(name: str) -> str | None:
+    """Return the name of a base model without what says nothing of the model.
+
+    That is slashes that are doubled or at the end, ``./`` at the beginning, and the endings of copies in 4 bits
+    (``-bnb-4bit``), whose adapters fit the model that was quantized.
+    """
+    plain = posixpath.normpath(name.strip()) if name.strip() else ""
+    return _COPY.sub("", plain) or None
+
+
 def _normalize_option(key: str, value: Any) -> Any:
     if key == "revision" and value in (None, "", "main"):
         return None
+    if key == "base_model_name_or_path" and isinstance(value, str):
+        return normalize_base(value)
     if key == "bias" and value is None:
         return "none"
     if isinstance(value, list) and all(isinstance(v, str) for v in value):

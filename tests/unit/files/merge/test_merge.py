@@ -28,6 +28,7 @@ from torch import nn
 from fedcompress.errors import ConfigError, NonFiniteError, StateError
 from fedcompress.files import encode_file
 from fedcompress.files.merge import TYPES, merge_adapters
+from fedcompress.files.merge.plot import draw
 
 WEIGHTS = [1.0, 2.0, 3.0]
 SHARES = np.array(WEIGHTS) / 6
@@ -286,7 +287,11 @@ def test_heads_biases_and_dtypes(tmp_path: Path) -> None:
 def test_dora_loads_and_says_that_it_is_approximate(tmp_path: Path) -> None:
     folders = sites(tmp_path, [lora(use_dora=True), lora(use_dora=True, r=2)])
     report = merge_adapters(folders, tmp_path / "out")
-    assert any("DoRA" in note for note in report["notes"])
+    assert any("DoRA" in note and "no figures" in note for note in report["notes"])
+    assert report["merge_error"] is None
+    assert not {"norm", "mean_norm", "site_norms", "cosines", "contribution"} & set(report)
+    assert {m["merge_error"] for m in report["modules"]} == {None}
+    draw(report, tmp_path / "report.png")
     name = "base_model.model.up.lora_magnitude_vector"
     raw = [load_file(f / "adapter_model.safetensors")[name] for f in folders]
     assert np.allclose(load_file(tmp_path / "out" / "adapter_model.safetensors")[name], sum(raw) / 2, atol=1e-6)
@@ -405,8 +410,87 @@ def test_configs_that_do_not_go_together(tmp_path: Path, changes: dict[str, Any]
         merge_adapters(folders, tmp_path / "out")
     assert "s1" in str(caught.value)
     assert not (tmp_path / "out").exists()
+    assert ("--other-bases" in str(caught.value)) == bool({"base_model_name_or_path", "revision"} & set(changes))
     if "base_model_name_or_path" in changes:
         merge_adapters(folders, tmp_path / "out", other_bases=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "goes"),
+    [
+        ("/models/llama/", "/models/llama", True),
+        ("./models//llama", "models/llama/", True),
+        ("unsloth/llama-3-8b", "unsloth/llama-3-8b-bnb-4bit", True),
+        ("unsloth/llama-3-8b-unsloth-bnb-4bit/", "unsloth/llama-3-8b-bnb-4bit", True),
+        (None, "", True),
+        (None, "org/model", False),
+        ("org/model", "unsloth/model-bnb-4bit", False),
+        ("/models/llama", "/models/llama2", False),
+        ("/models/llama", "models/llama", False),
+    ],
+)
+def test_names_of_one_base(tmp_path: Path, one: str | None, other: str, goes: bool) -> None:
+    folders = sites(tmp_path, [lora(), lora()])
+    for folder, name in zip(folders, (one, other), strict=True):
+        change_config(folder, base_model_name_or_path=name)
+    if not goes:
+        with pytest.raises(ConfigError, match=r"s1: base_model_name_or_path: .*; give --other-bases if"):
+            merge_adapters(folders, tmp_path / "no")
+    report = merge_adapters(folders, tmp_path / "out", other_bases=not goes)
+    assert any("different names" in note for note in report["notes"]) == bool(one or other)
+    assert config_in(tmp_path / "out")["base_model_name_or_path"] == one
+
+
+def test_tensors_without_entries_are_refused_with_the_reason(tmp_path: Path) -> None:
+    """ZeRO-3 leaves them so: in one of two adapters, in all of them, in a type that is averaged."""
+    folders = sites(tmp_path, [lora(), lora(), ENTRIES["ia3"]])
+    for count, folder in enumerate((folders[1], folders[0], folders[2])):
+        change_tensors(folder, lambda t: t.update(dict.fromkeys(t, np.zeros(0, np.float32))))
+        with pytest.raises(ConfigError, match=r"s\d: base.*: \[0\]: must not be empty: . of . tensors.*gathered"):
+            merge_adapters(folders[2:] if count == 2 else folders[:2], tmp_path / "no")
+
+
+def test_modules_are_compared_as_sets(tmp_path: Path) -> None:
+    """Other modules of equal number; and a module that only one site has, beside shared ones."""
+    folders = sites(tmp_path, [lora(target_modules=t) for t in (["up"], ["down"], ["up", "down", "conv"])])
+    report = merge_adapters(folders[:2], tmp_path / "out")
+    assert "s0 lacks 1 of 2, " in report["notes"][0]
+    assert report["notes"][0].endswith("s1 lacks 1 of 2")
+    assert error(deltas(tmp_path / "out"), mean_of(folders[:2], np.array([0.5, 0.5]))) < 1e-6
+    report = merge_adapters(folders, tmp_path / "out")
+    assert "s0 lacks 2 of 3" in report["notes"][0]
+    assert "s2" not in report["notes"][0]
+    assert merge_adapters(folders[2:] * 2, tmp_path / "out")["notes"] == []
+
+
+@pytest.mark.parametrize("targets", [["up", "down"], r"(up|down)", ["model.up", "down", "up"]])
+def test_a_module_that_the_config_names_must_be_in_the_file(tmp_path: Path, targets: Any) -> None:
+    folders = sites(tmp_path, [lora(), lora(), lora(target_modules=targets)])
+    change_tensors(folders[2], lambda t: [t.pop(n) for n in list(t) if ".up." in n])
+    with pytest.raises(ConfigError, match=r"s2: base_model.model.up: missing: .*names that are no numbers"):
+        merge_adapters(folders, tmp_path / "no")
+    for options in ({"exclude_modules": ["up"]}, {"modules_to_save": ["up"]}, {"target_modules": ["down"]}):
+        before = config_in(folders[2])
+        change_config(folders[2], **options)
+        report = merge_adapters(folders, tmp_path / "out")
+        assert "s2 lacks 1 of 2" in report["notes"][0]
+        change_config(folders[2], **before)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_with_numbers_for_names(tmp_path: Path) -> None:
+    """PEFT writes each without the layers whose number is the name of another one."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    small = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    base = LlamaForCausalLM(LlamaConfig(**small, num_hidden_layers=4))
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+    model = get_peft_model(base, config, adapter_name="0")
+    for name in "12":
+        model.add_adapter(name, config)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"/0: .*layers\.1\.self_attn\.q_proj: missing: "):
+        merge_adapters([tmp_path / n for n in "012"], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
