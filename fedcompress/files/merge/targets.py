@@ -25,7 +25,7 @@ def targets_module(config: Mapping[str, Any], module: str) -> bool:
         return False
     if isinstance(saved, list) and any(_matches(rf"(^|.*\.){name}($|\..*)", module) for name in saved):
         return False
-    if isinstance(targets, str):
+    if isinstance(targets, str) or module in targets:  # a whole name counts in any layer
         return _is_named(targets, module)
     return _is_named(targets, module) and _is_in_layers(config, module)
 
