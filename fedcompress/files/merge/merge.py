@@ -27,6 +27,7 @@ from fedcompress.files.merge.reduction import (
 )
 from fedcompress.files.merge.report import Statistics
 from fedcompress.files.merge.sources import Site, check_together, find_type, is_magnitude, open_sites
+from fedcompress.files.merge.weights import check_sum, check_weights, scale_weights
 from fedcompress.files.merge.writer import (
     MergedAdapter,
     choose_dtype,
@@ -37,7 +38,7 @@ from fedcompress.files.merge.writer import (
 )
 from fedcompress.merging import Pair
 from fedcompress.merging.base import Elementwise, Floats, State
-from fedcompress.merging.engine import merge_with_state, normalize_weights
+from fedcompress.merging.engine import merge_with_state
 from fedcompress.merging.lowrank import Term, dense_spectrum
 from fedcompress.merging.product import DenseProducts
 from fedcompress.merging.updates import Updates, UpdateSubset
@@ -56,6 +57,7 @@ def merge_adapters(
     rank: int | None = None,
     energy: float | None = None,
     weights: Sequence[float] | None = None,
+    as_sum: bool = False,
     base: Path | None = None,
     dtype: str = "",
     other_bases: bool = False,
@@ -70,7 +72,9 @@ def merge_adapters(
         space: for rules that merge entry by entry: ``factors`` or ``product``.
         rank: rank to keep, for ``exact``, ``fedex`` and ``product``; all that there is if left out.
         energy: instead of a rank, the share of the squared norm of each module to keep; ranks then differ by module.
-        weights: weights of the adapters, which are divided by their sum here; equal ones if left out.
+        weights: weights of the adapters, which are divided by their sum here; equal ones if left out. Negative ones,
+            which make the model forget (Ilharco et al. 2023, arXiv:2212.04089), are for what is linear in them.
+        as_sum: take the weights as they are: the result is the sum of the weighted changes, not their mean.
         base: what .fcu files were encoded against, if they were.
         dtype: dtype to store; if empty, float32 for factors, and the adapters' own for all else.
         other_bases: accept different base model names, where they are one model in different places.
@@ -87,9 +91,8 @@ def merge_adapters(
         WireError: a .fcu file is malformed.
     """
     options = check_options(rule, space, rank, energy)
-    shares = np.zeros(0)
-    if paths:
-        shares = normalize_weights([1.0] * len(paths) if weights is None else weights, len(paths))
+    shares = scale_weights(weights, len(paths), as_sum) if paths else np.zeros(0)
+    check_weights(shares, options, as_sum)
     choose_dtype("", [], dtype)  # raises if the dtype is unknown
     if out.exists() and (not out.is_dir() or any(out.resolve() == p.resolve() for p in paths)):
         raise ConfigError("-o", out, "must be a folder, and none of those that are merged")
@@ -97,6 +100,8 @@ def merge_adapters(
         sites = open_sites(paths, base, Path(scratch))
         check_together(sites, other_bases)
         check_missing(sites)
+        if as_sum:
+            check_sum(sites, shares)
         row = find_type(paths[0], sites[0].config)
         if row.merge == ENTRIES:
             return merge_entries(sites, shares, options, row, out, dtype, progress) | {"why": row.why}

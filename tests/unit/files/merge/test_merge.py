@@ -542,7 +542,13 @@ def test_options(tmp_path: Path) -> None:
         ({"rule": "ties", "space": "product"}, "--rank: missing: must be given"),
         ({"weights": [0, 0]}, "weights"),
         ({"weights": [1]}, "weights"),
-        ({"weights": [1, -1]}, "weights"),
+        ({"weights": [1, -1]}, r"--weights: \[1.0, -1.0\]: must have a sum above 0.*give --sum"),
+        ({"weights": [1, -3]}, "must have a sum above 0"),
+        ({"weights": [0, 0], "as_sum": True}, "must not all be 0"),
+        ({"weights": [1, -0.5], "rule": "ties"}, r"--weights: \[2.0, -1.0\]: a negative weight is for exact and flora"),
+        ({"weights": [1, -0.5], "rule": "mean"}, "a negative weight is for exact and flora.*mean weighs factors"),
+        ({"weights": [1, -0.5], "rule": "fedex"}, "a negative weight is for exact and flora.*fedex"),
+        ({"as_sum": True, "rule": "lora-ridge"}, "--sum: given: is for exact and flora"),
         ({"weights": [1, float("nan")]}, "weights"),
         ({"dtype": "int8"}, "--dtype: int8: one of"),
     ):
@@ -557,6 +563,46 @@ def test_options(tmp_path: Path) -> None:
     (folders[1] / "adapter_config.json").write_text("{")
     with pytest.raises(StateError, match="does not parse"):
         merge_adapters(folders, tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [{}, {"rule": "flora"}, {"rule": "mean", "space": "product", "energy": 1.0}])
+@pytest.mark.parametrize(("weights", "as_sum"), [([1, -0.5, 0.25], False), ([1, -0.5, 0.25], True), ([1, -1, 0], True)])
+def test_negative_weights(tmp_path: Path, options: dict[str, Any], weights: list[float], as_sum: bool) -> None:
+    """Over their sum, or as they are; opposite ones leave the difference."""
+    folders = sites(tmp_path, MIXED)
+    report = merge_adapters(folders, tmp_path / "out", weights=weights, as_sum=as_sum, **options)
+    shares = np.array(weights) / (1 if as_sum else sum(weights))
+    assert [s["weight"] for s in report["sites"]] == pytest.approx(shares.tolist())
+    target = mean_of(folders, shares)
+    assert error(deltas(tmp_path / "out"), target) < 1e-5
+    assert report["merge_error"] < 1e-5
+    assert report["norm"] == pytest.approx(np.sqrt(sum(np.sum(v**2) for v in target.values())), rel=1e-5)
+
+
+def test_task_negation_is_that_of_peft(tmp_path: Path) -> None:
+    """Adapters of one rank, by PEFT's own linear combination of products."""
+    folders = sites(tmp_path, [lora(), lora(lora_alpha=3)])
+    merge_adapters(folders, tmp_path / "out", weights=[1, -0.5], as_sum=True)
+    model = PeftModel.from_pretrained(Net(), folders[0], adapter_name="a")
+    model.load_adapter(folders[1], "b")
+    model.add_weighted_adapter(["a", "b"], [1.0, -0.5], "c", combination_type="cat")
+    theirs = {n: m.get_delta_weight("c") for n, m in model.named_modules() if "c" in getattr(m, "lora_A", {})}
+    assert error(deltas(tmp_path / "out"), {n: v.detach().double().numpy() for n, v in theirs.items()}) < 1e-6
+
+
+def test_a_sum_of_whole_values_has_no_sense(tmp_path: Path) -> None:
+    folders = sites(tmp_path, [lora(modules_to_save=["head"])] * 2)
+    with pytest.raises(ConfigError, match=r"--sum: given: must be left out.*head\..* is saved whole"):
+        merge_adapters(folders, tmp_path / "no", weights=[1, -0.5], as_sum=True)
+    raw = [load_file(f / "adapter_model.safetensors")["base_model.model.head.weight"] for f in folders]
+    for weights, as_sum in (([1, -0.5], False), ([2, -1], True)):
+        merge_adapters(folders, tmp_path / "out", weights=weights, as_sum=as_sum)
+        found = load_file(tmp_path / "out" / "adapter_model.safetensors")["base_model.model.head.weight"]
+        assert np.allclose(found, 2 * raw[0] - raw[1], atol=1e-5)
+    averaged = sites(tmp_path / "ia3", [ENTRIES["ia3"]] * 2)
+    merge_adapters(averaged, tmp_path / "out", weights=[1, -0.5])
+    with pytest.raises(ConfigError, match="is saved whole"):
+        merge_adapters(averaged, tmp_path / "no", weights=[1, -0.5], as_sum=True)
 
 
 def test_zero_weight_and_zero_update(tmp_path: Path) -> None:
