@@ -15,6 +15,7 @@ import numpy as np
 
 from fedcompress.adapters.folder import CONFIG_FILE
 from fedcompress.adapters.safetensors_io import TensorSource, open_source
+from fedcompress.adapters.scaling import PREFIX, match_pattern
 from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.files.merge.experts import find_parameters, select_b
@@ -25,7 +26,6 @@ from fedcompress.types import Array, TensorSpec
 _COPY = re.compile(r"(-unsloth)?-bnb-4bit$")  # endings of names of copies in 4 bits
 FCU = ".fcu"  # suffix of files that hold an encoded adapter
 SPARSE = ("SHIRA", "SUPERTUNING")  # PEFT types that store the indices of their values
-PREFIX = "base_model.model."  # of names in PEFT's files
 _FACTOR = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 # Values of init_lora_weights that leave the base model as it is.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
@@ -290,31 +290,6 @@ def _find_rank(path: Path, name: str, config: Mapping[str, Any], keys: Sequence[
         rule = "must be the same for all of them: the file does not say which one this is"
         raise ConfigError(f"{path}: {name}", f"rank and alpha of {', '.join(keys)}", rule)
     return found[0]
-
-
-def match_pattern(path: Path, config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:
-    """Find a module's value in a pattern as PEFT does: that of the first key which matches the end of its name.
-
-    Args:
-        path: the adapter, for the message.
-        config: its adapter_config.json.
-        field: ``rank_pattern`` or ``alpha_pattern``.
-        module: name of the module, without ``PREFIX``.
-        default: the value if no key matches.
-
-    Returns:
-        The value.
-
-    Raises:
-        ConfigError: a key is no regular expression.
-    """
-    for key, value in (config.get(field) or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        except re.error as error:
-            raise ConfigError(f"{path}: {field}", key, f"must be a regular expression: {error}") from error
-    return default
 
 
 def is_magnitude(name: str) -> bool:

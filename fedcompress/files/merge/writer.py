@@ -15,9 +15,10 @@ import numpy as np
 from fedcompress.adapters import group_of
 from fedcompress.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedcompress.adapters.safetensors_io import Sink
+from fedcompress.adapters.scaling import PREFIX, match_pattern
 from fedcompress.chunks import TensorSlice, split_layout
 from fedcompress.errors import ConfigError, NonFiniteError
-from fedcompress.files.merge.sources import PREFIX, Site, is_bias, match_pattern
+from fedcompress.files.merge.sources import Site, is_bias
 from fedcompress.merging.base import Floats
 from fedcompress.types import DTYPES, Array, Layout, TensorSpec
 

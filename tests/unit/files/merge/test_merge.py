@@ -664,7 +664,8 @@ def test_one_alpha_says_the_scaling(tmp_path: Path) -> None:
 
 
 def test_patterns_do_not_match_modules_with_a_longer_name(tmp_path: Path) -> None:
-    from fedcompress.files.merge.sources import match_pattern, open_sites
+    from fedcompress.adapters.scaling import match_pattern
+    from fedcompress.files.merge.sources import open_sites
     from fedcompress.files.merge.writer import merge_configs
 
     held = open_sites([site(tmp_path / "s", lora(), 0)], None, tmp_path)
