@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -191,14 +191,71 @@ def add(left: Mapping[str, Array], right: Mapping[str, Array]) -> Tensors:
     """Add two states elementwise in float32.
 
     The result has the names and order of ``left``. Overflow gives infinity, without a warning.
+
+    Raises:
+        LayoutError: names or shapes differ.
     """
+    check_alike("add", left, right)
     with np.errstate(over="ignore"):
         return {name: left[name] + right[name] for name in left}
 
 
 def subtract(left: Mapping[str, Array], right: Mapping[str, Array]) -> Tensors:
-    """Subtract two states elementwise in float32; the result has the names and order of ``left``."""
+    """Subtract two states elementwise in float32; the result has the names and order of ``left``.
+
+    Raises:
+        LayoutError: names or shapes differ.
+    """
+    check_alike("subtract", left, right)
     return {name: left[name] - right[name] for name in left}
+
+
+def combine(states: Sequence[Mapping[str, Array]], weights: Sequence[float]) -> Tensors:
+    """Compute the weighted sum ``sum_i weights_i * states_i`` elementwise in float64.
+
+    Args:
+        states: one or more states, of the same names and shapes.
+        weights: one finite number for each, of either sign; they are not divided by their sum.
+
+    Returns:
+        The sum, float32, with the names and order of the first state.
+
+    Raises:
+        ConfigError: there is no state, or the weights are not one finite number for each.
+        LayoutError: names or shapes differ.
+    """
+    if not states or len(weights) != len(states) or not all(math.isfinite(w) for w in weights):
+        raise ConfigError("weights", list(weights), f"must be {len(states)} finite numbers, at least one")
+    for state in states[1:]:
+        check_alike("combine", states[0], state)
+    sums = {}
+    for name, first in states[0].items():
+        total = np.zeros(first.shape)
+        for weight, state in zip(weights, states, strict=True):
+            total += weight * state[name].astype(np.float64)
+        with np.errstate(over="ignore"):
+            sums[name] = np.asarray(total, np.float32)
+    return sums
+
+
+def check_alike(what: str, left: Mapping[str, Array], right: Mapping[str, Array]) -> None:
+    """Check that two states have the same names and shapes; the order may differ.
+
+    Args:
+        what: is done with them; the error message begins with it.
+        left: one state.
+        right: the other one.
+
+    Raises:
+        LayoutError: a name or a shape differs.
+    """
+    if left.keys() != right.keys():
+        missing = [name for name in left if name not in right]
+        extra = [name for name in right if name not in left]
+        raise LayoutError(f"{what}: names differ: missing {missing[:3]}, extra {extra[:3]}")
+    for name, value in left.items():
+        if value.shape != right[name].shape:
+            raise LayoutError(f"{what}: {name}: shape {list(right[name].shape)}: must be {list(value.shape)}")
 
 
 def l2_norm(tensors: Iterable[Array]) -> float:

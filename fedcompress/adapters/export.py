@@ -12,6 +12,7 @@ import numpy as np
 
 from fedcompress.adapters.constants import select_initial_factors
 from fedcompress.adapters.folder import save_adapter
+from fedcompress.adapters.scaling import write_one_alpha
 from fedcompress.adapters.template import Template
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array, Layout
@@ -25,7 +26,8 @@ def export_adapter(folder: Path, template: Template, state: Mapping[str, Array],
 
     The base that sites train on may be reduced by initial factors: W - s B0 A0, with the scaling s. They are put
     beside the factors that are trained, with the other sign, at twice the rank, so that the folder is for the base
-    as it was: W - s B0 A0 + s B A = W + s [B, -B0] [A; A0]. Constants that PEFT saves are saved.
+    as it was: W - s B0 A0 + s B A = W + s [B, -B0] [A; A0]. Constants that PEFT saves are saved. The scaling of LoRA
+    is written with one alpha, see ``write_one_alpha``.
 
     Args:
         folder: where to write.
@@ -48,7 +50,7 @@ def export_adapter(folder: Path, template: Template, state: Mapping[str, Array],
     if "mask_type" in config:
         config["mask_type"] = "random"  # the mask itself is saved
     if not initial_factors:
-        save_adapter(folder, config, adapter.layout, state, saved)
+        save_adapter(folder, *write_one_alpha(config, adapter.layout, state), saved)
         return
     tensors = dict(state)
     for name, initial in initial_factors.items():
@@ -61,7 +63,8 @@ def export_adapter(folder: Path, template: Template, state: Mapping[str, Array],
             rule = "must start as the others do: at twice the rank there is nothing to add"
             raise ConfigError("adapter", spec.name, rule)
     shapes = {n: tuple(v.shape) for n, v in tensors.items()}
-    save_adapter(folder, _double_rank(config), _replace_shapes(adapter.layout, shapes), tensors, saved)
+    layout = _replace_shapes(adapter.layout, shapes)
+    save_adapter(folder, *write_one_alpha(_double_rank(config), layout, tensors), saved)
 
 
 def _double_rank(config: Mapping[str, Any]) -> dict[str, Any]:

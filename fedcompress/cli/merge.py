@@ -31,7 +31,8 @@ def merge(
     energy: Annotated[
         float | None, typer.Option(help="Instead: share of each module's squared norm to keep, as 0.999.")
     ] = None,
-    weights: Annotated[str, typer.Option(help="One for each adapter, as 1,1,2. [default: equal]")] = "",
+    weights: Annotated[str, typer.Option(help="One for each adapter, as 1,1,2 or 1,-0.5. [default: equal]")] = "",
+    as_sum: Annotated[bool, typer.Option("--sum", help="Take weights as they are, not over their sum.")] = False,
     base: Annotated[Path | None, typer.Option(help="What the .fcu files are a difference from.")] = None,
     dtype: Annotated[str, typer.Option(help="To store: float32, bfloat16, float16. [default: float32 factors]")] = "",
     other_bases: Annotated[
@@ -48,10 +49,13 @@ def merge(
     Examples:
       fedcompress merge north south -o merged
       fedcompress merge north south west.fcu --rank 16 --weights 1,1,2 -o merged --report merge.png
+      fedcompress merge task unwanted --weights 1,-0.5 --sum -o merged
       fedcompress merge north south --rule "ties(density=0.2)" --space product --energy 0.999 -o merged
     """
-    options = {"rule": rule, "space": space, "rank": rank, "energy": energy, "dtype": dtype, "other_bases": other_bases}
-    _run(paths, out, options | {"weights": _parse_weights(weights), "base": base}, report, as_json)
+    options: dict[str, Any] = {"rule": rule, "space": space, "rank": rank, "energy": energy}
+    options |= {"dtype": dtype, "other_bases": other_bases}
+    options |= {"weights": _parse_weights(weights), "as_sum": as_sum, "base": base}
+    _run(paths, out, options, report, as_json)
 
 
 def _run(paths: list[Path], out: Path, options: dict[str, Any], report: Path | None, as_json: bool) -> None:

@@ -17,7 +17,7 @@ from fedcompress.codecs.byte_io import Reader, Writer
 from fedcompress.codecs.sections import decode_sections, encode_sections
 from fedcompress.codecs.spec import CodecSpec
 from fedcompress.errors import ConfigError, StateError, WireError
-from fedcompress.types import Array, Layout, Tensors, subtract
+from fedcompress.types import Array, Layout, Tensors, check_alike, subtract
 
 STORES = ("none", "bf16", "int8")  # codecs that a residual may be stored by
 _MAGIC = b"FCR1"
@@ -70,7 +70,11 @@ class ErrorFeedback:
 
         Returns:
             The target, float32. Overflow gives infinity without a warning; encoding refuses it.
+
+        Raises:
+            LayoutError: names or shapes differ.
         """
+        check_alike("error feedback", delta, residual)
         decay = np.float32(self.decay_at(round_)) if round_ < _AFTER_WARMUP else np.float32(self.decay)
         with np.errstate(over="ignore"):
             return {name: delta[name] + decay * residual[name] for name in delta}

@@ -32,6 +32,7 @@ class MagnitudeBounds:
 
     low: Mapping[str, Array]  # by tensor (sites,), float32: smallest magnitude that stays; infinity if nothing does
     high: Mapping[str, Array] | None = None  # by tensor (sites,), float32: largest magnitude that stays; None: no limit
+    factors: Mapping[str, Floats] | None = None  # by tensor (sites,), float64: what is left is scaled by; None: 1
 
 
 def check_density(field: str, density: float) -> None:

@@ -14,10 +14,12 @@ from fedcompress.merging.lora_rules.ridge import LoraRidge
 from fedcompress.merging.lora_rules.rolora import RoLoRA
 from fedcompress.merging.lora_rules.svd import LoraSvd
 from fedcompress.merging.rules.breadcrumbs import Breadcrumbs
+from fedcompress.merging.rules.bulyan import Bulyan
 from fedcompress.merging.rules.clip import Clip
 from fedcompress.merging.rules.dare import Dare
 from fedcompress.merging.rules.dare_ties import DareTies
 from fedcompress.merging.rules.darex_q import DarexQ
+from fedcompress.merging.rules.della import Della
 from fedcompress.merging.rules.disjoint_mean import DisjointMean
 from fedcompress.merging.rules.geometric_median import GeometricMedian
 from fedcompress.merging.rules.krum import Krum
@@ -38,6 +40,7 @@ SMALL = "constant: blocks of all sites"
 GRAM = "sites x sites numbers, then blocks of all sites"
 ONE_TENSOR = "one tensor of one site, then blocks of all sites"
 FACTORS = "factors of one module from all sites"
+LEVELS = "one tensor of one site, then blocks of all sites, and 4 kB for each tensor of each site"
 SCORES = "blocks of all sites, and 0.5 MB for each site"
 
 
@@ -73,6 +76,13 @@ RULES: dict[str, RuleRow] = {
         identity="breadcrumbs(beta=0,gamma=0)",
         paper="Davari and Belilovsky 2023 (arXiv:2312.06795)",
     ),
+    "bulyan": RuleRow(
+        config=Bulyan,
+        law="select n - 2 malicious updates by krum; mean of the n - 4 malicious values next to each entry's median",
+        memory=GRAM,
+        identity="bulyan",
+        paper="El Mhamdi et al. 2018 (arXiv:1802.07927)",
+    ),
     "clip": RuleRow(
         config=Clip,
         law="mean of updates scaled to at most a norm; norm=0: the median norm of the cohort",
@@ -103,6 +113,14 @@ RULES: dict[str, RuleRow] = {
         identity="darex-q(density=1,q=1)",
         paper="Deng et al. 2025 (arXiv:2410.09344)",
         after_sparse="drops what a codec has left: accuracy .170, and .048 after sparse ternary",
+    ),
+    "della": RuleRow(
+        config=Della,
+        law="keep with a probability that grows with the rank, by seed, and divide by it; then ties without trim",
+        memory=LEVELS,
+        identity="della(density=1,epsilon=0)",
+        paper="Deep et al. 2024 (arXiv:2406.11617)",
+        after_sparse="drops what a codec has left, as dare-ties does, and has not been measured",
     ),
     "disjoint-mean": RuleRow(
         config=DisjointMean,

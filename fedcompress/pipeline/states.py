@@ -102,7 +102,7 @@ def stream_delta(
         for part in slices:
             name = part.spec.name
             start = read_slices(base, [part])
-            reached = add(start, decoded)
+            reached = add(start, {name: decoded[name]})
             layout_of_slices([part]).check(reached, what="encode_delta: state reached")
             before.update(start)
             after.update(reached)

@@ -9,7 +9,7 @@ import pytest
 
 from fedcompress.codecs import ErrorFeedback
 from fedcompress.errors import ConfigError, LayoutError, NonFiniteError, StateError
-from fedcompress.types import Layout, TensorSpec, add, from_bytes, l2_norm, state_digest, to_bytes
+from fedcompress.types import Layout, TensorSpec, add, combine, from_bytes, l2_norm, state_digest, subtract, to_bytes
 from tests.support import equal, lora_layout, normal
 
 LAYOUT = lora_layout()
@@ -60,6 +60,43 @@ def test_overflow_gives_infinity_without_a_warning() -> None:
         assert np.isinf(total["w"]).all()
         with pytest.raises(NonFiniteError, match="w: contains NaN or infinity"):
             layout.check(total, what="sum")
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"a": np.zeros(2, np.float32)}, r"names differ: missing \['b'\], extra \[\]"),
+        (dict.fromkeys("abc", np.zeros(2, np.float32)), r"names differ: missing \[\], extra \['c'\]"),
+        ({"a": np.zeros(2, np.float32), "b": np.zeros((2, 1), np.float32)}, r"b: shape \[2, 1\]: must be \[2\]"),
+        ({"a": np.zeros((), np.float32), "b": np.zeros(2, np.float32)}, r"a: shape \[\]: must be \[2\]"),
+    ],
+)
+def test_states_that_differ_are_refused(other: dict[str, np.ndarray], words: str) -> None:
+    state = dict.fromkeys("ab", np.ones(2, np.float32))
+    feedback = ErrorFeedback()
+    for name, do in (
+        ("add", add),
+        ("subtract", subtract),
+        ("combine", lambda a, b: combine([a, b], [1, 1])),
+        ("error feedback", feedback.target),
+        ("subtract", feedback.residual),
+    ):
+        with pytest.raises(LayoutError, match=f"^{name}: {words}"):
+            do(state, other)
+
+
+def test_weighted_sums_of_states() -> None:
+    """Also with negative weights, and in another order of names."""
+    one, two = normal(LAYOUT, 1), normal(LAYOUT, 2)
+    found = combine([one, dict(reversed(two.items())), one], [1, -0.5, 2])
+    assert list(found) == list(one)
+    for name, value in found.items():
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value, 3 * one[name] - two[name] / 2, rtol=1e-6, atol=1e-6)
+    assert not any(v.any() for v in combine([one, one], [1, -1]).values())
+    for states, weights in (([one], [1, 1]), ([], []), ([one], [np.inf])):
+        with pytest.raises(ConfigError, match=r"weights: .*finite numbers"):
+            combine(states, weights)
 
 
 def test_norm_of_huge_values_is_finite() -> None:

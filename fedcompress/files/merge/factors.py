@@ -34,11 +34,12 @@ def list_pairs(sites: Sequence[Site], rule: str, *, pad: bool) -> list[Pair]:
             reason = f"the adapters have ranks {ranks} in {name}: entries correspond only at equal ranks; "
             raise ConfigError("--space", "factors", f"{reason}use --space product for {rule}, or --rule exact")
         rows, columns = modules[0].shape
+        part = name.removeprefix(modules[0].module)  # which expert; nothing for a module without
         pairs.append(
             Pair(
                 name,
-                TensorSpec(name=modules[0].a.name, shape=(ranks[-1], columns), group="lora_a"),
-                TensorSpec(name=modules[0].b.name, shape=(rows, ranks[-1]), group="lora_b"),
+                TensorSpec(name=modules[0].a.name + part, shape=(ranks[-1], columns), group="lora_a"),
+                TensorSpec(name=modules[0].b.name + part, shape=(rows, ranks[-1]), group="lora_b"),
             )
         )
     return pairs
@@ -91,10 +92,10 @@ class FactorUpdates:
         module = self._sites[site].modules.get(pair.name)
         if module is None:
             return self._average_a(pair, name, first, last) if group == "lora_a" else out
-        spec = module.a if group == "lora_a" else module.b
-        end = min(last, spec.shape[0])
+        end = min(last, module.rank if group == "lora_a" else module.shape[0])
         if first < end:
-            values = self._sites[site].read(spec, first, end).reshape(end - first, -1)
+            read = self._sites[site].read_a if group == "lora_a" else self._sites[site].read_b
+            values = read(module, first, end).reshape(end - first, -1)
             if group == "lora_b":
                 values = np.float32(module.scaling) * values
             out[: end - first, : values.shape[1]] = values

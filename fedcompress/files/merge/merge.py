@@ -12,7 +12,9 @@ import numpy as np
 
 from fedcompress.errors import ConfigError
 from fedcompress.files.merge.entrywise import merge_entries
+from fedcompress.files.merge.experts import stack_factors
 from fedcompress.files.merge.factors import FactorUpdates, list_pairs
+from fedcompress.files.merge.missing import check_missing, find_missing
 from fedcompress.files.merge.peft_types import ENTRIES
 from fedcompress.files.merge.reduction import (
     PRODUCT,
@@ -25,10 +27,18 @@ from fedcompress.files.merge.reduction import (
 )
 from fedcompress.files.merge.report import Statistics
 from fedcompress.files.merge.sources import Site, check_together, find_type, is_magnitude, open_sites
-from fedcompress.files.merge.writer import MergedAdapter, choose_dtype, list_means, merge_configs, write_adapter
+from fedcompress.files.merge.weights import check_sum, check_weights, scale_weights
+from fedcompress.files.merge.writer import (
+    MergedAdapter,
+    choose_dtype,
+    level_ranks,
+    list_means,
+    merge_configs,
+    write_adapter,
+)
 from fedcompress.merging import Pair
 from fedcompress.merging.base import Elementwise, Floats, State
-from fedcompress.merging.engine import merge_with_state, normalize_weights
+from fedcompress.merging.engine import merge_with_state
 from fedcompress.merging.lowrank import Term, dense_spectrum
 from fedcompress.merging.product import DenseProducts
 from fedcompress.merging.updates import Updates, UpdateSubset
@@ -47,6 +57,7 @@ def merge_adapters(
     rank: int | None = None,
     energy: float | None = None,
     weights: Sequence[float] | None = None,
+    as_sum: bool = False,
     base: Path | None = None,
     dtype: str = "",
     other_bases: bool = False,
@@ -61,7 +72,9 @@ def merge_adapters(
         space: for rules that merge entry by entry: ``factors`` or ``product``.
         rank: rank to keep, for ``exact``, ``fedex`` and ``product``; all that there is if left out.
         energy: instead of a rank, the share of the squared norm of each module to keep; ranks then differ by module.
-        weights: weights of the adapters, which are divided by their sum here; equal ones if left out.
+        weights: weights of the adapters, which are divided by their sum here; equal ones if left out. Negative ones,
+            which make the model forget (Ilharco et al. 2023, arXiv:2212.04089), are for what is linear in them.
+        as_sum: take the weights as they are: the result is the sum of the weighted changes, not their mean.
         base: what .fcu files were encoded against, if they were.
         dtype: dtype to store; if empty, float32 for factors, and the adapters' own for all else.
         other_bases: accept different base model names, where they are one model in different places.
@@ -78,15 +91,17 @@ def merge_adapters(
         WireError: a .fcu file is malformed.
     """
     options = check_options(rule, space, rank, energy)
-    shares = np.zeros(0)
-    if paths:
-        shares = normalize_weights([1.0] * len(paths) if weights is None else weights, len(paths))
+    shares = scale_weights(weights, len(paths), as_sum) if paths else np.zeros(0)
+    check_weights(shares, options, as_sum)
     choose_dtype("", [], dtype)  # raises if the dtype is unknown
     if out.exists() and (not out.is_dir() or any(out.resolve() == p.resolve() for p in paths)):
         raise ConfigError("-o", out, "must be a folder, and none of those that are merged")
     with tempfile.TemporaryDirectory(prefix="fedcompress-merge-") as scratch:
         sites = open_sites(paths, base, Path(scratch))
         check_together(sites, other_bases)
+        check_missing(sites)
+        if as_sum:
+            check_sum(sites, shares)
         row = find_type(paths[0], sites[0].config)
         if row.merge == ENTRIES:
             return merge_entries(sites, shares, options, row, out, dtype, progress) | {"why": row.why}
@@ -96,7 +111,8 @@ def merge_adapters(
 def _merge_lora(
     sites: Sequence[Site], weights: Floats, options: MergeOptions, out: Path, dtype: str, progress: Progress
 ) -> dict[str, Any]:
-    statistics = Statistics(weights=weights)
+    is_dora = any(is_magnitude(t.name) for s in sites for t in s.others)
+    statistics = Statistics(weights=weights, is_known=not is_dora)
     merged: dict[str, FactorPair] = {}
     names = sorted({n for s in sites for n in s.modules})
     reduce = _choose_reduction(sites, weights, options)
@@ -118,8 +134,8 @@ def _load_module(name: str, sites: Sequence[Site], weights: Floats) -> ModuleFac
     terms = []
     for i in members:
         own = sites[i].modules[name]
-        a = sites[i].read(own.a)
-        b = sites[i].read(own.b)
+        a = sites[i].read_a(own)
+        b = sites[i].read_b(own)
         terms.append(Term(own.scaling, b.reshape(b.shape[0], -1), a.reshape(a.shape[0], -1)))
     return ModuleFactors(
         name=name, shape=sites[members[0]].modules[name].shape, members=members, terms=terms, weights=weights
@@ -175,22 +191,32 @@ def _merge_tensors(
 
 
 def _assemble(sites: Sequence[Site], merged: dict[str, FactorPair], dtype: str) -> MergedAdapter:
-    """Put the merged factors into the shapes that PEFT stores, and add config and other tensors."""
+    """Put the merged factors into the tensors that PEFT stores, and add config and other tensors.
+
+    Their scaling by PEFT is that of the config, so B takes what this is not 1 times.
+    """
+    experts: dict[str, list[str]] = {}  # by module of the file: names of its experts, or its own
+    located = {name: next(s.modules[name] for s in sites if name in s.modules) for name in merged}
+    for name in sorted(merged, key=lambda n: located[n].expert):
+        experts.setdefault(located[name].module, []).append(name)
+    ranks = {module: max(merged[n].a.shape[0] for n in names) for module, names in experts.items()}
+    ranks = level_ranks(ranks, {located[n].module: located[n].keys for n in merged})
+    config = merge_configs(sites, ranks)
     specs: list[TensorSpec] = []
     factors: dict[str, Array] = {}
-    for name, pair in merged.items():
-        own = next(s.modules[name] for s in sites if name in s.modules)
-        rank = pair.a.shape[0]
+    for module, rank in ranks.items():
+        own = located[experts[module][0]]
+        a, b = stack_factors([(merged[n].a, merged[n].b) for n in experts[module]], rank)
+        scaling = 1.0 if config["alpha_pattern"] else config["lora_alpha"] / rank
         for old, values, shape in (
-            (own.a, pair.a, (rank, *own.a.shape[1:])),
-            (own.b, pair.b, (own.b.shape[0], rank, *own.b.shape[2:])),
+            (own.a, a, (a.shape[0], *own.a.shape[1:])),
+            (own.b, b / scaling, (own.b.shape[0], b.shape[1], *own.b.shape[2:])),
         ):
             spec = TensorSpec(name=old.name, shape=shape, dtype=dtype or "float32", group=old.group)
             specs.append(spec)
             factors[spec.name] = values.astype(np.float32).reshape(shape)
     means = list_means(sites, dtype, scaled=True)
     layout = Layout(tuple(sorted([*specs, *means], key=lambda t: t.name)))
-    config = merge_configs(sites, {name: pair.a.shape[0] for name, pair in merged.items()})
     return MergedAdapter(config=config, layout=layout, factors=factors, means=means)
 
 
@@ -204,11 +230,6 @@ def _report(
     size: int,
 ) -> dict[str, Any]:
     ranks = [m["rank"] for m in statistics.modules]
-    notes = []
-    if any(is_magnitude(t.name) for t in result.means):
-        notes.append("DoRA: means of direction and of magnitude, each; not the mean of the adapted weights")
-    if len({len(s.modules) for s in sites}) > 1:
-        notes.append("modules that an adapter lacks count as a zero update of it")
     return {
         "path": str(out),
         "peft_type": "LORA",
@@ -218,7 +239,7 @@ def _report(
         "parameters": result.layout.numel,
         "rank": [min(ranks), max(ranks)] if ranks else [],
         **statistics.summarize(),
-        "notes": notes,
+        "notes": _list_notes(sites, statistics),
         "sites": [
             {
                 "path": str(s.path),
@@ -232,3 +253,20 @@ def _report(
         ],
         "modules": statistics.modules,
     }
+
+
+def _list_notes(sites: Sequence[Site], statistics: Statistics) -> list[str]:
+    notes = []
+    if not statistics.is_known:
+        notes.append(
+            "DoRA: means of direction and of magnitude, each; not the mean of the adapted weights. How far from it "
+            "they are depends on the base model, so there are no figures"
+        )
+    missing = find_missing(sites)
+    if missing:
+        whole = len({f.module for s in sites for f in s.modules.values()})
+        lacks = ", ".join(f"{sites[i].path} lacks {len(names)} of {whole}" for i, names in missing.items())
+        notes.append(f"modules that an adapter lacks count as a zero update of it: {lacks}")
+    if len({s.config.get("base_model_name_or_path") or "" for s in sites}) > 1:
+        notes.append("the base model has different names: the result has that of the first adapter")
+    return notes

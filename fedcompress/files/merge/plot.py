@@ -62,7 +62,7 @@ def _label_sites(setter: Callable[..., object], names: list[str]) -> None:
 def _draw_cosines(figure: Figure, axis: Axes, values: list[list[float]] | None, names: list[str]) -> None:
     axis.set_title("cosine of the sites' changes")
     if values is None:
-        axis.text(0.5, 0.5, "left out: too many sites", ha="center")
+        axis.text(0.5, 0.5, "left out: too many sites, or DoRA", ha="center")
         return
     image = axis.imshow(values, vmin=-1, vmax=1, cmap="RdBu_r")
     figure.colorbar(image, ax=axis)

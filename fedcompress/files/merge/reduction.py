@@ -108,7 +108,7 @@ class ModuleFactors:
     shape: tuple[int, int]  # (rows, columns) of the product
     members: Sequence[int]  # numbers of the sites that have the module
     terms: Sequence[Term]  # for each of these its scaling, B (rows, rank) and A (rank, columns)
-    weights: Floats  # (sites,): weights of all sites, which add up to 1
+    weights: Floats  # (sites,): weights of all sites; unless they are taken as they are, they add up to 1
 
     @property
     def weighted(self) -> list[Term]:

@@ -13,6 +13,8 @@ from fedcompress.merging.base import Floats
 from fedcompress.merging.lowrank import Term, grams, norm
 
 ROWS = 32  # rows of a product that are sampled for signs, evenly spaced
+# Columns of a module that are numbers of its change.
+FIGURES = ("truncation_error", "merge_error", "norm", "mean_norm", "sign_conflict")
 MAX_SITES = 256  # sites up to which the inner products of all pairs of them are computed
 
 
@@ -42,7 +44,8 @@ def measure_sign_conflict(module: ModuleFactors) -> float:
 class Statistics:
     """Collects the numbers of the report, module by module."""
 
-    weights: Floats  # (sites,): weights of all sites, which add up to 1
+    weights: Floats  # (sites,): weights of all sites
+    is_known: bool = True  # whether changes are B A alone; where they are not, as with DoRA, there are no figures
     modules: list[dict[str, Any]] = field(default_factory=list)  # the report's row of each module
     gram: Floats = field(init=False)  # (sites, sites): inner products of the sites' changes, over all modules
     squared_target: float = 0.0  # squared norm of the mean change, over all modules
@@ -59,18 +62,27 @@ class Statistics:
 
     def add(self, module: ModuleFactors, merged: FactorPair) -> None:
         """Add one LoRA module and its merged factors."""
-        target = norm(module.weighted, module.shape)
-        missed = norm([*module.weighted, Term(-1.0, merged.b, merged.a)], module.shape)
-        size = norm([Term(1.0, merged.b, merged.a)], module.shape)
-        self.squared_target += target**2
-        self.squared_miss += missed**2
-        self.squared_result += size**2
         row: dict[str, Any] = {
             "name": module.name,
             "shape": list(module.shape),
             "rank": merged.a.shape[0],
             "ranks": [t.b.shape[1] for t in module.terms],
             "sites": len(module.members),
+            **dict.fromkeys(FIGURES),
+        }
+        self.modules.append(row)
+        if self.is_known:
+            self._measure(row, module, merged)
+
+    def _measure(self, row: dict[str, Any], module: ModuleFactors, merged: FactorPair) -> None:
+        """Put the figures of a module into its row, and add them to the sums."""
+        target = norm(module.weighted, module.shape)
+        missed = norm([*module.weighted, Term(-1.0, merged.b, merged.a)], module.shape)
+        size = norm([Term(1.0, merged.b, merged.a)], module.shape)
+        self.squared_target += target**2
+        self.squared_miss += missed**2
+        self.squared_result += size**2
+        row |= {
             "truncation_error": merged.error,
             "merge_error": _relative_error(missed, target),
             "norm": size,
@@ -82,10 +94,11 @@ class Statistics:
             own[np.ix_(list(module.members), list(module.members))] = grams(module.terms)
             self.gram += own
             row |= {"site_norms": _norms(own), "contribution": compute_contribution(own, self.weights)}
-        self.modules.append(row)
 
     def summarize(self) -> dict[str, Any]:
-        """Return the numbers over all modules, as they stand in the report."""
+        """Return the numbers over all modules, as they stand in the report; without figures but one that is None."""
+        if not self.is_known:
+            return {"merge_error": None}
         target = math.sqrt(self.squared_target)
         missed = math.sqrt(self.squared_miss)
         size = math.sqrt(self.squared_result)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ import numpy as np
 
 from fedcompress.adapters.folder import CONFIG_FILE
 from fedcompress.adapters.safetensors_io import TensorSource, open_source
+from fedcompress.adapters.scaling import PREFIX, match_pattern
 from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, NonFiniteError
+from fedcompress.files.merge.experts import find_parameters, select_b
 from fedcompress.files.merge.peft_types import REFUSED, TYPES, TypeRow
 from fedcompress.files.merge.sparse_indices import with_float_indices
 from fedcompress.types import Array, TensorSpec
 
+_COPY = re.compile(r"(-unsloth)?-bnb-4bit$")  # endings of names of copies in 4 bits
 FCU = ".fcu"  # suffix of files that hold an encoded adapter
 SPARSE = ("SHIRA", "SUPERTUNING")  # PEFT types that store the indices of their values
-PREFIX = "base_model.model."  # of names in PEFT's files
 _FACTOR = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
 # Values of init_lora_weights that leave the base model as it is.
 _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
@@ -31,10 +34,11 @@ _NOT_PLAIN = {
     "arrow_config": "has a router",
     "kasa_config": "has a diagonal between the factors",
     "monteclora_config": "has random factors",
-    "target_parameters": "has factors of several experts in one tensor",
     "use_bdlora": "has factors in blocks",
     "use_qalora": "has inputs that are pooled",
 }
+# Fields that say which base model an adapter is for.
+_BASES = ("base_model_name_or_path", "revision")
 # Options of LoRA that must be equal at all sites.
 _EQUAL = ("alora_invocation_tokens", "bias", "layer_replication", "trainable_token_indices", "use_dora")
 # What may differ between sites of a type that is averaged entry by entry.
@@ -45,14 +49,18 @@ _FREE = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_vers
 class Factors:
     """Says where the two factors of a module are, at one site, and what their product is multiplied with."""
 
-    a: TensorSpec  # (rank, columns) or (rank, columns, *kernel)
-    b: TensorSpec  # (rows, rank) or (rows, rank, 1, ...)
+    a: TensorSpec  # (rank, columns), (rank, columns, *kernel) or (experts * rank, columns)
+    b: TensorSpec  # (rows, rank), (rows, rank, 1, ...) or (rows, rank * experts)
     scaling: float  # alpha / rank, or alpha / sqrt(rank) with rsLoRA
+    module: str  # the module's name in the file, which its experts share
+    keys: tuple[str, ...]  # its name in patterns of the config; several for a wrapper of which it is not known
+    expert: int = 0  # which of the experts in A and B
+    experts: int = 1  # number of experts in A and B
 
     @property
     def rank(self) -> int:
-        """Return the rank: the number of rows of A."""
-        return self.a.shape[0]
+        """Return the rank of the module, or of one expert of it."""
+        return self.a.shape[0] // self.experts
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,7 +75,8 @@ class Site:
     path: Path  # as the user gave it
     source: TensorSource  # reads the tensors
     config: Mapping[str, Any]  # adapter_config.json
-    modules: Mapping[str, Factors]  # LoRA modules by their name in the file
+    modules: Mapping[str, Factors]  # LoRA modules by their name in the file; with [3] behind it for an expert
+    held: dict[tuple[str, int, int | None], Array] = field(default_factory=dict, repr=False)  # rows of one stacked B
 
     def read(self, spec: TensorSpec, start: int = 0, stop: int | None = None) -> Array:
         """Read rows of a tensor.
@@ -92,6 +101,43 @@ class Site:
         if not np.isfinite(values).all():
             raise NonFiniteError(f"{self.path}: {spec.name}: contains NaN or infinity: all values must be finite")
         return values
+
+    def read_a(self, factors: Factors, start: int = 0, stop: int | None = None) -> Array:
+        """Read rows of A of a module or expert.
+
+        Args:
+            factors: where they are.
+            start: the first row.
+            stop: the row behind the last; all rows of the rank if left out.
+
+        Returns:
+            Shape (stop - start, ...), float32.
+        """
+        first = factors.expert * factors.rank
+        return self.read(factors.a, first + start, first + (factors.rank if stop is None else stop))
+
+    def read_b(self, factors: Factors, start: int = 0, stop: int | None = None) -> Array:
+        """Read rows of B of a module or expert.
+
+        What was read last of several experts is held, since the next one lies between its entries.
+
+        Args:
+            factors: where they are.
+            start: the first row.
+            stop: the row behind the last; all rows if left out.
+
+        Returns:
+            Shape (stop - start, rank, ...), float32.
+        """
+        if factors.experts == 1:
+            return self.read(factors.b, start, stop)
+        part = (factors.b.name, start, stop)
+        stacked = self.held.get(part)
+        if stacked is None:
+            stacked = self.read(factors.b, start, stop)
+            self.held.clear()
+            self.held[part] = stacked
+        return select_b(stacked, factors.expert, factors.experts)
 
     @property
     def others(self) -> list[TensorSpec]:
@@ -154,11 +200,24 @@ def _open(path: Path, folder: Path) -> Site:
     row = find_type(path, config)
     if row.merge == REFUSED:
         raise ConfigError(f"{path}: peft_type", config["peft_type"], f"cannot be merged: it {row.why}")
+    _check_gathered(path, source)
     modules: dict[str, Factors] = {}
     if config["peft_type"] == "LORA":
         _check_plain(path, config)
         modules = _find_modules(path, source, config)
     return Site(path=path, source=source, config=config, modules=modules)
+
+
+def _check_gathered(path: Path, source: TensorSource) -> None:
+    """Raise if a tensor has no entries, as DeepSpeed's ZeRO-3 leaves those that are spread over processes."""
+    empty = [t for t in source.layout.tensors if not t.numel]
+    if empty:
+        rule = (
+            f"must not be empty: {len(empty)} of {len(source.layout.tensors)} tensors are. ZeRO-3 leaves that where "
+            "weights are not gathered before saving: save again inside deepspeed.zero.GatheredParameters, or with "
+            "stage3_gather_16bit_weights_on_model_save"
+        )
+        raise ConfigError(f"{path}: {empty[0].name}", list(empty[0].shape), rule)
 
 
 def find_type(path: Path, config: Mapping[str, Any]) -> TypeRow:
@@ -186,52 +245,51 @@ def _find_modules(path: Path, source: TensorSource, config: Mapping[str, Any]) -
             factors.setdefault(match.group(1), {})[match.group(2)] = spec
         elif ".lora_" in spec.name and not is_magnitude(spec.name) and not is_bias(spec.name):
             raise ConfigError(f"{path}: tensor", spec.name, "is no tensor of plain LoRA or DoRA")
-    modules = {}
+    wrapped = find_parameters(config, [name.removeprefix(PREFIX) for name in factors])
+    modules: dict[str, Factors] = {}
     for name, pair in sorted(factors.items()):
         for letter in "AB":
             if letter not in pair:
                 other = next(iter(pair.values())).name
                 raise ConfigError(f"{path}: {name}", f"no lora_{letter}", f"must come with {other}")
-        modules[name] = _locate_factors(path, name, pair["A"], pair["B"], config)
+        modules |= _locate_factors(path, name, pair["A"], pair["B"], config, wrapped.get(name.removeprefix(PREFIX)))
     return modules
 
 
-def _locate_factors(path: Path, name: str, a: TensorSpec, b: TensorSpec, config: Mapping[str, Any]) -> Factors:
+def _locate_factors(
+    path: Path, name: str, a: TensorSpec, b: TensorSpec, config: Mapping[str, Any], wrapped: tuple[str, ...] | None
+) -> dict[str, Factors]:
+    """Find the factors of a module, or of each expert of a parameter, which has the names ``wrapped``."""
     if len(a.shape) < 2 or len(a.shape) != len(b.shape) or b.shape[1] != a.shape[0] or set(b.shape[2:]) - {1}:
         raise ConfigError(f"{path}: {name}", f"A {a.shape}, B {b.shape}", "must multiply: (r, columns) and (rows, r)")
-    module = name.removeprefix(PREFIX)
-    rank = match_pattern(path, config, "rank_pattern", module, config.get("r"))
-    alpha = match_pattern(path, config, "alpha_pattern", module, config.get("lora_alpha"))
-    if rank != a.shape[0] or not rank:
-        raise ConfigError(f"{path}: {name}", f"A {a.shape}", f"must have the rank of {CONFIG_FILE}: {rank}")
+    keys = wrapped or (name.removeprefix(PREFIX),)
+    rank, alpha = _find_rank(path, name, config, keys)
+    experts = a.shape[0] // rank if wrapped and isinstance(rank, int) and rank > 0 else 1
+    if not rank or rank * experts != a.shape[0] or not experts:
+        also = ", times a number of experts" if wrapped else ""
+        raise ConfigError(f"{path}: {name}", f"A {a.shape}", f"must have the rank of {CONFIG_FILE}: {rank}{also}")
     if not isinstance(alpha, int | float) or not math.isfinite(alpha):
         raise ConfigError(f"{path}: lora_alpha", alpha, "must be a finite number")
-    return Factors(a=a, b=b, scaling=alpha / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    whole = Factors(a=a, b=b, scaling=scaling, module=name, keys=keys, experts=experts)
+    if experts == 1:
+        return {name: whole}
+    return {f"{name}[{i}]": replace(whole, expert=i) for i in range(experts)}
 
 
-def match_pattern(path: Path, config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:
-    """Find a module's value in a pattern as PEFT does: that of the first key which matches the end of its name.
-
-    Args:
-        path: the adapter, for the message.
-        config: its adapter_config.json.
-        field: ``rank_pattern`` or ``alpha_pattern``.
-        module: name of the module, without ``PREFIX``.
-        default: the value if no key matches.
-
-    Returns:
-        The value.
-
-    Raises:
-        ConfigError: a key is no regular expression.
-    """
-    for key, value in (config.get(field) or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        except re.error as error:
-            raise ConfigError(f"{path}: {field}", key, f"must be a regular expression: {error}") from error
-    return default
+def _find_rank(path: Path, name: str, config: Mapping[str, Any], keys: Sequence[str]) -> tuple[Any, Any]:
+    """Return rank and alpha of a module by its names in patterns, or raise if these have different ones."""
+    found = [
+        (
+            match_pattern(path, config, "rank_pattern", key, config.get("r")),
+            match_pattern(path, config, "alpha_pattern", key, config.get("lora_alpha")),
+        )
+        for key in keys
+    ]
+    if any(pair != found[0] for pair in found):
+        rule = "must be the same for all of them: the file does not say which one this is"
+        raise ConfigError(f"{path}: {name}", f"rank and alpha of {', '.join(keys)}", rule)
+    return found[0]
 
 
 def is_magnitude(name: str) -> bool:
@@ -258,7 +316,7 @@ def check_together(sites: Sequence[Site], other_bases: bool) -> None:
     for site in sites[1:]:
         keys: list[str] = ["peft_type"]
         if not other_bases:
-            keys += ["base_model_name_or_path", "revision"]
+            keys += _BASES
         if site.config["peft_type"] == first.config["peft_type"]:
             together = {*first.config, *site.config}
             keys += _EQUAL if site.config["peft_type"] == "LORA" else sorted(together - {*_FREE})
@@ -266,15 +324,31 @@ def check_together(sites: Sequence[Site], other_bases: bool) -> None:
             ours, theirs = (_normalize_option(key, s.config.get(key)) for s in (first, site))
             if ours != theirs:
                 rule = f"must be as in {first.path}: {first.config.get(key)}"
+                if key in _BASES:
+                    rule += "; give --other-bases if both are one model in different places"
                 raise ConfigError(f"{site.path}: {key}", site.config.get(key), rule)
-        for name, factors in site.modules.items():
-            _check_shapes(name, factors, site, sites)
+    located: dict[str, tuple[Site, Factors]] = {}  # by name in the file: the first site that has it
+    for site in sites:
+        for factors in site.modules.values():
+            _check_shapes(factors, site, *located.setdefault(factors.module, (site, factors)))
     _check_others(sites)
+
+
+def normalize_base(name: str) -> str | None:
+    """Return the name of a base model without what says nothing of the model.
+
+    That is slashes that are doubled or at the end, ``./`` at the beginning, and the endings of copies in 4 bits
+    (``-bnb-4bit``), whose adapters fit the model that was quantized.
+    """
+    plain = posixpath.normpath(name.strip()) if name.strip() else ""
+    return _COPY.sub("", plain) or None
 
 
 def _normalize_option(key: str, value: Any) -> Any:
     if key == "revision" and value in (None, "", "main"):
         return None
+    if key == "base_model_name_or_path" and isinstance(value, str):
+        return normalize_base(value)
     if key == "bias" and value is None:
         return "none"
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
@@ -282,12 +356,15 @@ def _normalize_option(key: str, value: Any) -> Any:
     return value or None
 
 
-def _check_shapes(name: str, factors: Factors, site: Site, sites: Sequence[Site]) -> None:
-    other = next(s for s in sites if name in s.modules)
-    known = other.modules[name]
-    if (factors.a.shape[1:], factors.b.shape[0], factors.a.name, factors.b.name) != (
+def _check_shapes(factors: Factors, site: Site, other: Site, known: Factors) -> None:
+    name = factors.module
+    if factors.keys != known.keys:
+        rule = f"must be of the same parameter as in {other.path}, {', '.join(known.keys)}: set target_parameters alike"
+        raise ConfigError(f"{site.path}: {name}", ", ".join(factors.keys), rule)
+    if (factors.a.shape[1:], factors.b.shape[0], factors.experts, factors.a.name, factors.b.name) != (
         known.a.shape[1:],
         known.b.shape[0],
+        known.experts,
         known.a.name,
         known.b.name,
     ):

@@ -15,9 +15,10 @@ import numpy as np
 from fedcompress.adapters import group_of
 from fedcompress.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
 from fedcompress.adapters.safetensors_io import Sink
+from fedcompress.adapters.scaling import PREFIX, match_pattern
 from fedcompress.chunks import TensorSlice, split_layout
 from fedcompress.errors import ConfigError, NonFiniteError
-from fedcompress.files.merge.sources import PREFIX, Site, is_bias, match_pattern
+from fedcompress.files.merge.sources import Site, is_bias
 from fedcompress.merging.base import Floats
 from fedcompress.types import DTYPES, Array, Layout, TensorSpec
 
@@ -32,8 +33,27 @@ class MergedAdapter:
     means: Sequence[TensorSpec]  # tensors that are averaged entry by entry
 
 
+def level_ranks(ranks: Mapping[str, int], keys: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Give one rank to all wrappers of which the file does not say what they wrap, so that it needs not be known.
+
+    Args:
+        ranks: rank of each module of the result, by name in the file.
+        keys: names of each module in patterns, by name in the file.
+
+    Returns:
+        The ranks; some may be higher than before.
+    """
+    unknown = [name for name in ranks if len(keys[name]) > 1]
+    highest = max((ranks[name] for name in unknown), default=0)
+    return {name: highest if name in unknown else rank for name, rank in ranks.items()}
+
+
 def merge_configs(sites: Sequence[Site], ranks: Mapping[str, int]) -> dict[str, Any]:
-    """Make the config of a merged LoRA: scaling 1 in every module, patterns only where ranks differ.
+    """Make the config of a merged LoRA: one alpha, and patterns of ranks only where they differ.
+
+    The scaling of a module is ``lora_alpha / rank``, which readers that know no ``alpha_pattern`` and no
+    ``use_rslora`` compute too; so it is not 1 where ranks differ, and B has the rest. With DoRA and with a bias of
+    B it is 1 in every module, by a pattern of alphas.
 
     Args:
         sites: the adapters; what they share is taken from the first one.
@@ -43,24 +63,40 @@ def merge_configs(sites: Sequence[Site], ranks: Mapping[str, int]) -> dict[str, 
         What adapter_config.json is to hold.
     """
     config = dict(sites[0].config)
-    modules = {name.removeprefix(PREFIX): rank for name, rank in ranks.items()}
-    common = Counter(modules.values()).most_common(1)[0][0] if modules else config.get("r", 1)
-    others = {name: rank for name, rank in modules.items() if rank != common}
+    located = {f.module: f.keys for s in sites for f in s.modules.values()}
+    keys = {name: located.get(name, (name.removeprefix(PREFIX),)) for name in ranks}
+    unknown = [rank for name, rank in ranks.items() if len(keys[name]) > 1]
+    known = {keys[name][0]: rank for name, rank in ranks.items() if len(keys[name]) == 1}
+    common = Counter(unknown or known.values()).most_common(1)[0][0] if ranks else config.get("r", 1)
+    others = {key: rank for key, rank in known.items() if rank != common}
     config |= {"r": common, "lora_alpha": common, "use_rslora": False, "init_lora_weights": True}
-    config |= {"rank_pattern": others, "alpha_pattern": dict(others), "inference_mode": True}
-    if any(match_pattern(sites[0].path, config, "rank_pattern", n, common) != r for n, r in modules.items()):
-        anchored = {"^" + name.replace(".", r"\."): rank for name, rank in others.items()}
-        config |= {"rank_pattern": anchored, "alpha_pattern": dict(anchored)}
-    targets = [s.config.get("target_modules") for s in sites]
-    limits = ("exclude_modules", "layers_to_transform", "layers_pattern")
-    same = all(_same(targets[0], t) for t in targets) and all(
-        _same(sites[0].config.get(key), s.config.get(key)) for s in sites for key in limits
-    )
-    if not same:
-        config |= {"target_modules": sorted(modules), **dict.fromkeys(limits)}
+    config |= {"rank_pattern": others, "alpha_pattern": {}, "inference_mode": True}
+    if any(match_pattern(sites[0].path, config, "rank_pattern", n, common) != r for n, r in known.items()):
+        config["rank_pattern"] = {"^" + name.replace(".", r"\."): rank for name, rank in others.items()}
     if any(s.config.get("lora_bias") for s in sites):
         config["lora_bias"] = True
-    return config
+    if config.get("use_dora") or config.get("lora_bias"):
+        config["alpha_pattern"] = dict(config["rank_pattern"])
+    return config | _merge_targets(sites, located)
+
+
+def _merge_targets(sites: Sequence[Site], located: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return which modules and parameters the result has, where the sites' configs differ in it."""
+    limits = ("exclude_modules", "layers_to_transform", "layers_pattern")
+    named: dict[str, Any] = {}
+    if not _all_same(sites, ("target_parameters",)):
+        named["target_parameters"] = sorted({n for s in sites for n in s.config.get("target_parameters") or []})
+        named["lora_dropout"] = 0.0  # PEFT has none for parameters
+    if not _all_same(sites, ("target_modules", *limits)):
+        modules = {n.removeprefix(PREFIX) for n, keys in located.items() if keys == (n.removeprefix(PREFIX),)}
+        named |= {"target_modules": sorted(modules), **dict.fromkeys(limits)}
+    return named
+
+
+def _all_same(sites: Sequence[Site], fields: Sequence[str]) -> bool:
+    return all(
+        _same(sites[0].config.get(field) or None, s.config.get(field) or None) for s in sites for field in fields
+    )
 
 
 def _same(left: Any, right: Any) -> bool:

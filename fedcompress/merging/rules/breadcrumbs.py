@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedcompress.errors import ConfigError
 from fedcompress.merging.base import Block, Elementwise, Floats
+from fedcompress.merging.rescaling import check_rescale, find_factors, trim_and_scale
 from fedcompress.merging.rules.mean import weighted_sum
 from fedcompress.merging.rules.task_arithmetic import check_scale
 from fedcompress.merging.statistics import MagnitudeBounds, check_scope, count_kept, find_magnitudes
-from fedcompress.merging.ties_steps import trim
 from fedcompress.merging.updates import Updates
 
 
@@ -22,13 +22,15 @@ class Breadcrumbs(Elementwise[MagnitudeBounds]):
     ``floor(beta * n)`` are dropped from below and ``floor(gamma * n)`` from above; an entry as large as the last one
     that stays, stays too. So an update whose entries have one magnitude, as ternary codes make it, keeps all of them,
     or none if they are no more than ``gamma * n``: use the rule on dense updates. mergekit is given the final
-    density, ``1 - beta - gamma``, instead of beta, and has an empty mask where gamma drops nothing.
+    density, ``1 - beta - gamma``, instead of beta, and keeps ``int(density * n)`` entries; here both counts that are
+    dropped are rounded down, so that one or two entries more may stay, and an update of a few entries is not emptied.
 
     Args:
         beta: share of the smallest entries that are dropped, from 0 to below 1.
         gamma: share of the largest entries that are dropped, from 0 to below 1 - beta.
         scope: ``tensor`` counts in each tensor, ``global`` in the whole update.
         scale: factor of the weighted mean, as of ``task-arithmetic``; the paper's is a factor of the sum.
+        rescale: ``none``, or the norm that each tensor of a site retains: ``l1``, ``l2`` or ``linf``, as in mergekit.
 
     Raises:
         ConfigError: a share is below 0, nothing would be left, or another parameter is out of range.
@@ -44,6 +46,7 @@ class Breadcrumbs(Elementwise[MagnitudeBounds]):
     gamma: float = 0.01
     scope: str = "tensor"
     scale: float = 1.0
+    rescale: str = "none"
 
     def __post_init__(self) -> None:
         for field in ("beta", "gamma"):
@@ -53,12 +56,14 @@ class Breadcrumbs(Elementwise[MagnitudeBounds]):
             raise ConfigError("rule.breadcrumbs.gamma", self.gamma, f"must be below 1 - beta, {1 - self.beta:g}")
         check_scope("rule.breadcrumbs.scope", self.scope)
         check_scale("rule.breadcrumbs.scale", self.scale)
+        check_rescale("rule.breadcrumbs.rescale", self.rescale)
 
     def collect_statistics(self, updates: Updates, weights: Floats) -> MagnitudeBounds:
-        """Find the smallest and the largest magnitude that stay."""
+        """Find the smallest and the largest magnitude that stay, and what is left is scaled by."""
         low = find_magnitudes(updates, self._count_from_above, self.scope)
         high = find_magnitudes(updates, self._rank_of_largest, self.scope)
-        return MagnitudeBounds(low=low, high=high)
+        bounds = MagnitudeBounds(low=low, high=high)
+        return replace(bounds, factors=find_factors(updates, bounds, self.rescale))
 
     def _count_from_above(self, size: int) -> int:
         """Return the rank of the smallest entry that stays; 1 is the largest entry of all."""
@@ -72,6 +77,4 @@ class Breadcrumbs(Elementwise[MagnitudeBounds]):
 
     def merge_block(self, block: Block, state: MagnitudeBounds) -> Floats:
         """Return the scaled mean of what is kept, float64, shape (n,)."""
-        assert state.high is not None
-        trimmed = trim(block.values, state.low[block.name], state.high[block.name])
-        return self.scale * weighted_sum(trimmed, block.weights)
+        return self.scale * weighted_sum(trim_and_scale(block.name, block.values, state), block.weights)

@@ -56,13 +56,30 @@ def rank_sites(rule: str, updates: Updates, weights: Floats, malicious: int) -> 
     count = len(present)
     needed = count_needed_sites(malicious)
     if count < needed:
-        rule_text = f"must be 0 with {count} sites that have a weight: {rule} needs 2 * malicious + 3 = {needed}"
+        most = max((count - 3) // 2, 0)
+        rule_text = (
+            f"must be at most {most} with {count} sites that have a weight: {rule} needs 2 * malicious + 3 = {needed} "
+            "sites (Blanchard et al. 2017)"
+        )
         raise ConfigError(f"rule.{rule}.malicious", malicious, rule_text)
     products = compute_gram(updates)[np.ix_(present, present)]
+    return present[order_by_score(products, weights[present], malicious)]
+
+
+def order_by_score(products: Floats, weights: Floats, malicious: int) -> NDArray[np.int64]:
+    """Order sites by their Krum score, as ``rank_sites`` does.
+
+    Args:
+        products: inner products of their updates, shape (sites, sites).
+        weights: shape (sites,).
+        malicious: number of malicious sites to withstand.
+
+    Returns:
+        Positions in ``products``, shape (sites,), the one with the least score first.
+    """
     distances = np.sort(compute_squared_distances(products), axis=1)
-    scores = distances[:, 1 : 1 + max(count - malicious - 2, 1)].sum(axis=1)
-    order = np.lexsort((np.diagonal(products), -weights[present], scores))
-    return present[order]
+    scores = distances[:, 1 : 1 + max(len(weights) - malicious - 2, 1)].sum(axis=1)
+    return np.lexsort((np.diagonal(products), -weights, scores))
 
 
 @dataclass(frozen=True, kw_only=True)

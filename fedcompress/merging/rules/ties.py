@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fedcompress.merging.base import Block, Elementwise, Floats
+from fedcompress.merging.rescaling import check_rescale, find_factors, trim_and_scale
 from fedcompress.merging.statistics import MagnitudeBounds, check_density, check_scope, find_thresholds
-from fedcompress.merging.ties_steps import check_election, disjoint_mean, elect_sign, sum_by_sign, trim
+from fedcompress.merging.ties_steps import check_election, disjoint_mean, elect_sign, sum_by_sign
 from fedcompress.merging.updates import Updates
 
 
@@ -26,9 +27,11 @@ class Ties(Elementwise[MagnitudeBounds]):
         scope: ``tensor`` counts in each tensor, ``global`` in the whole update.
         election: ``mass`` elects the sign of the weighted sum of entries, ``count`` the one of more weight of sites.
         scale: factor of the result; the paper's lambda.
+        rescale: ``none``, or the norm that each trimmed tensor of a site retains: ``l1``, ``l2`` or ``linf``, as in
+            mergekit.
 
     Raises:
-        ConfigError: density, scope or election is out of range.
+        ConfigError: density, scope, election or rescale is out of range.
 
     Examples:
         >>> from fedcompress.merging import merge_arrays, parse_rule
@@ -41,19 +44,22 @@ class Ties(Elementwise[MagnitudeBounds]):
     scope: str = "tensor"
     election: str = "mass"
     scale: float = 1.0
+    rescale: str = "none"
 
     def __post_init__(self) -> None:
         check_density("rule.ties.density", self.density)
         check_scope("rule.ties.scope", self.scope)
         check_election("rule.ties.election", self.election)
+        check_rescale("rule.ties.rescale", self.rescale)
 
     def collect_statistics(self, updates: Updates, weights: Floats) -> MagnitudeBounds:
-        """Find the smallest magnitude that the trim keeps."""
-        return MagnitudeBounds(low=find_thresholds(updates, self.density, self.scope))
+        """Find the smallest magnitude that the trim keeps, and what is left is scaled by."""
+        bounds = MagnitudeBounds(low=find_thresholds(updates, self.density, self.scope))
+        return replace(bounds, factors=find_factors(updates, bounds, self.rescale))
 
     def merge_block(self, block: Block, state: MagnitudeBounds) -> Floats:
         """Return the mean of the trimmed entries that have the elected sign, float64, shape (n,)."""
-        trimmed = trim(block.values, state.low[block.name])
+        trimmed = trim_and_scale(block.name, block.values, state)
         sums = sum_by_sign(trimmed, block.weights)
         sign = elect_sign(sums, self.election)
         return self.scale * disjoint_mean(sums, sign)

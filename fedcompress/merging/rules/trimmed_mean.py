@@ -25,6 +25,8 @@ class TrimmedMean(Stateless):
 
     Args:
         beta: share of the weight that is dropped at either end, from 0 to below 0.5.
+        whole: drop ``floor(beta * n)`` whole sites of n at either end, whatever their weights, as Flower and SciPy
+            do, and average those that are left by their weights; this drops nobody where beta * n is below 1.
 
     Raises:
         ConfigError: ``beta`` is not from 0 to below 0.5.
@@ -33,10 +35,13 @@ class TrimmedMean(Stateless):
         >>> from fedcompress.merging import merge_arrays, parse_rule
         >>> print(merge_arrays(parse_rule("trimmed-mean(beta=0.25)"), [[1, 5], [2, 6], [3, 7], [100, -9]]))
         [2.5 5.5]
+        >>> print(merge_arrays(parse_rule("trimmed-mean(beta=0.3,whole=true)"), [[1], [2], [3], [100]]))
+        [2.5]
     """
 
     name: ClassVar[str] = "trimmed-mean"
     beta: float = 0.1
+    whole: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < 0.5:
@@ -44,7 +49,9 @@ class TrimmedMean(Stateless):
 
     def merge_block(self, block: Block, state: None) -> Floats:
         """Return the trimmed mean of each entry, float64, shape (n,)."""
-        values, weights = sort_with_weights(block.values, block.weights)
+        present = block.weights > 0
+        cohort = block.values[present] if self.whole else block.values
+        values, weights = sort_with_weights(cohort, block.weights[present] if self.whole else block.weights)
         total = np.zeros(values.shape[1])
         scaled = np.empty(values.shape[1])
         for row, share in zip(values, self._trim_weights(weights), strict=True):
@@ -52,7 +59,17 @@ class TrimmedMean(Stateless):
         return total
 
     def _trim_weights(self, weights: Floats) -> Floats:
-        """Return the part of each sorted weight between ``beta`` and ``1 - beta`` of the sum, scaled to add up to 1."""
+        """Return the part of each sorted weight between ``beta`` and ``1 - beta`` of the sum, scaled to add up to 1.
+
+        With ``whole``, the weights of the sites between the ones that are dropped.
+        """
+        if self.whole:
+            count = int(np.floor(round(self.beta * len(weights), 6)))
+            shares = weights.copy()
+            shares[:count] = 0
+            shares[len(weights) - count :] = 0
+            kept: Floats = shares / shares.sum(axis=0)
+            return kept
         above = np.cumsum(weights, axis=0)
         shares = np.minimum(above, 1 - self.beta) - np.maximum(above - weights, self.beta)
         shares[shares < _ROUNDING] = 0

@@ -11,6 +11,7 @@ import pytest
 
 from fedcompress.adapters import load_adapter, save_adapter
 from fedcompress.cli.main import main
+from fedcompress.types import Layout
 from tests.support import lora_layout, normal
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["m0", "m1"], "modules_to_save": ["head"]}
@@ -91,6 +92,8 @@ def test_reports(call, work: Path) -> None:
         (["a", "b", "-o", "out", "--rule", "lora-ridge(ridge=0)"], "error: rule.lora-ridge.ridge: 0.0: must be from"),
         (["a", "b", "-o", "out", "--weights", "1,x"], "error: --weights: '1,x': must be numbers"),
         (["a", "b", "-o", "out", "--weights", "1"], "error: weights: [1.0]: must be 2 finite numbers"),
+        (["a", "b", "-o", "out", "--weights", "1,-1"], "error: --weights: [1.0, -1.0]: must have a sum above 0"),
+        (["a", "b", "-o", "out", "--weights", "-1,2", "--rule", "krum"], "error: --weights: [-1.0, 2.0]: a negative"),
         (["a", "b", "-o", "out", "--rank", "0"], "error: --rank: 0: must be at least 1"),
         (["a", "b", "-o", "out", "--report", "x.pdf"], "error: --report: x.pdf: must be a name that ends in"),
         (["a", "b", "-o", "a"], "error: -o: a: must be a folder, and none"),
@@ -104,6 +107,21 @@ def test_bad_input_is_one_line_and_exit_2(call, work: Path, args: list[str], sta
     assert err.startswith(start)
     assert err.count("\n") == 1
     assert not (work / "out").exists()
+
+
+def test_negative_weights(call, work: Path) -> None:
+    for folder in "ab":  # heads are saved whole
+        tensors = load_adapter(work / folder)
+        kept = Layout(tuple(t for t in tensors.layout.tensors if "lora" in t.name))
+        save_adapter(work / folder, CONFIG, kept, {t.name: tensors.tensors[t.name] for t in kept.tensors})
+    code, out, _ = call("merge", "a", "b", "--weights", "1,-0.5", "--sum", "-o", "out", "--json")
+    assert code == 0
+    assert [s["weight"] for s in json.loads(out)["sites"]] == [1, -0.5]
+    for module in range(2):
+        found = product(work / "out", module)
+        assert np.allclose(found, product(work / "a", module) - product(work / "b", module) / 2, atol=1e-5)
+    assert call("merge", "a", "b", "--weights", "1,-0.5", "-o", "out", "--json")[0] == 0
+    assert np.allclose(product(work / "out", 0), 2 * product(work / "a", 0) - product(work / "b", 0), atol=1e-5)
 
 
 def test_help_has_examples(call) -> None:

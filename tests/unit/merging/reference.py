@@ -104,6 +104,46 @@ def dared(updates: list[Update], density: float, q: float, seed: int, round_: in
     ]
 
 
+def rank_shares(values: list[float]) -> list[float]:
+    """Ranks of magnitudes from 0 to 1; equal ones share the middle of theirs."""
+    sizes = [abs(v) for v in values]
+    if len(values) == 1:
+        return [0.5]
+    return [(sum(s < v for s in sizes) + sum(s <= v for s in sizes) - 1) / 2 / (len(values) - 1) for v in sizes]
+
+
+def della_kept(updates: list[Update], density: float, epsilon: float, seed: int, round_: int = 1) -> list[Update]:
+    """What is kept, scaled, from a Philox in Python integers."""
+    out = []
+    for i, update in enumerate(updates):
+        kept = {}
+        for name, values in update.items():
+            key = int.from_bytes(hashlib.sha256(f"{seed}/della/{round_}/{i}/{name}".encode()).digest()[:16], "little")
+            raw = philox(key, len(values) // 2 + 1)
+            halves = [half for word in raw for half in (word & 0xFFFFFFFF, word >> 32)]
+            keep = [density + epsilon * (2 * r - 1) for r in rank_shares(values)] if values else []
+            kept[name] = [
+                v / p if halves[k] < math.floor(p * 2**32) else 0.0
+                for k, (v, p) in enumerate(zip(values, keep, strict=True))
+            ]
+        out.append(kept)
+    return out
+
+
+def rescaled(before: Update, after: Update, norm: str) -> Update:
+    """Each tensor with the norm of before."""
+    sizes = {
+        "l1": lambda v: math.fsum(abs(x) for x in v),
+        "l2": lambda v: math.sqrt(math.fsum(x * x for x in v)),
+        "linf": lambda v: max((abs(x) for x in v), default=0.0),
+    }[norm]
+    out = {}
+    for name, values in after.items():
+        left = sizes(values)
+        out[name] = [x * sizes(before[name]) / left for x in values] if left else values
+    return out
+
+
 def sparse_mean(updates: list[Update], weights: list[int], lambda_: float) -> Update:
     out = mean(updates, weights)
     for name, values in out.items():

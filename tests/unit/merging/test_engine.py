@@ -249,7 +249,7 @@ def test_a_bad_parameter_is_no_unknown_name(text: str) -> None:
 
 
 def test_what_rules_need() -> None:
-    needed = {"krum(malicious=2)": 7, "multi-krum(malicious=1)": 5, "krum": 1}
+    needed = {"krum(malicious=2)": 7, "multi-krum(malicious=1)": 5, "krum": 1, "bulyan(malicious=2)": 11}
     for text in (*RULES, *needed):
         rule = parse_rule(text)
         assert rule.min_updates == needed.get(text, 1), text

@@ -28,6 +28,7 @@ from torch import nn
 from fedcompress.errors import ConfigError, NonFiniteError, StateError
 from fedcompress.files import encode_file
 from fedcompress.files.merge import TYPES, merge_adapters
+from fedcompress.files.merge.plot import draw
 
 WEIGHTS = [1.0, 2.0, 3.0]
 SHARES = np.array(WEIGHTS) / 6
@@ -127,7 +128,7 @@ def test_mixed_ranks_scalings_and_kinds_of_layers(tmp_path: Path, rule: str) -> 
     assert report["merge_error"] < 1e-6
     config = config_in(tmp_path / "out")
     assert config["use_rslora"] is False
-    assert config["alpha_pattern"] == config["rank_pattern"]
+    assert config["alpha_pattern"] == {}
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert [s["ranks"] for s in report["sites"]] == [[4], [9], [2, 5]]
 
@@ -286,7 +287,11 @@ def test_heads_biases_and_dtypes(tmp_path: Path) -> None:
 def test_dora_loads_and_says_that_it_is_approximate(tmp_path: Path) -> None:
     folders = sites(tmp_path, [lora(use_dora=True), lora(use_dora=True, r=2)])
     report = merge_adapters(folders, tmp_path / "out")
-    assert any("DoRA" in note for note in report["notes"])
+    assert any("DoRA" in note and "no figures" in note for note in report["notes"])
+    assert report["merge_error"] is None
+    assert not {"norm", "mean_norm", "site_norms", "cosines", "contribution"} & set(report)
+    assert {m["merge_error"] for m in report["modules"]} == {None}
+    draw(report, tmp_path / "report.png")
     name = "base_model.model.up.lora_magnitude_vector"
     raw = [load_file(f / "adapter_model.safetensors")[name] for f in folders]
     assert np.allclose(load_file(tmp_path / "out" / "adapter_model.safetensors")[name], sum(raw) / 2, atol=1e-6)
@@ -393,7 +398,6 @@ def test_refused_types_say_why(tmp_path: Path) -> None:
         ({"init_lora_weights": "pissa"}, "init_lora_weights: pissa: changes the base model"),
         ({"init_lora_weights": "corda"}, "init_lora_weights: corda: changes the base model"),
         ({"init_lora_weights": "olora"}, "init_lora_weights: olora: changes the base model"),
-        ({"target_parameters": ["x"]}, "target_parameters.*several experts"),
         ({"r": 5}, r"must have the rank of adapter_config.json: 5"),
         ({"lora_alpha": None}, "lora_alpha: None: must be a finite number"),
         ({"rank_pattern": {"(": 4}}, "rank_pattern.*must be a regular expression"),
@@ -406,8 +410,87 @@ def test_configs_that_do_not_go_together(tmp_path: Path, changes: dict[str, Any]
         merge_adapters(folders, tmp_path / "out")
     assert "s1" in str(caught.value)
     assert not (tmp_path / "out").exists()
+    assert ("--other-bases" in str(caught.value)) == bool({"base_model_name_or_path", "revision"} & set(changes))
     if "base_model_name_or_path" in changes:
         merge_adapters(folders, tmp_path / "out", other_bases=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "goes"),
+    [
+        ("/models/llama/", "/models/llama", True),
+        ("./models//llama", "models/llama/", True),
+        ("unsloth/llama-3-8b", "unsloth/llama-3-8b-bnb-4bit", True),
+        ("unsloth/llama-3-8b-unsloth-bnb-4bit/", "unsloth/llama-3-8b-bnb-4bit", True),
+        (None, "", True),
+        (None, "org/model", False),
+        ("org/model", "unsloth/model-bnb-4bit", False),
+        ("/models/llama", "/models/llama2", False),
+        ("/models/llama", "models/llama", False),
+    ],
+)
+def test_names_of_one_base(tmp_path: Path, one: str | None, other: str, goes: bool) -> None:
+    folders = sites(tmp_path, [lora(), lora()])
+    for folder, name in zip(folders, (one, other), strict=True):
+        change_config(folder, base_model_name_or_path=name)
+    if not goes:
+        with pytest.raises(ConfigError, match=r"s1: base_model_name_or_path: .*; give --other-bases if"):
+            merge_adapters(folders, tmp_path / "no")
+    report = merge_adapters(folders, tmp_path / "out", other_bases=not goes)
+    assert any("different names" in note for note in report["notes"]) == bool(one or other)
+    assert config_in(tmp_path / "out")["base_model_name_or_path"] == one
+
+
+def test_tensors_without_entries_are_refused_with_the_reason(tmp_path: Path) -> None:
+    """ZeRO-3 leaves them so: in one of two adapters, in all of them, in a type that is averaged."""
+    folders = sites(tmp_path, [lora(), lora(), ENTRIES["ia3"]])
+    for count, folder in enumerate((folders[1], folders[0], folders[2])):
+        change_tensors(folder, lambda t: t.update(dict.fromkeys(t, np.zeros(0, np.float32))))
+        with pytest.raises(ConfigError, match=r"s\d: base.*: \[0\]: must not be empty: . of . tensors.*gathered"):
+            merge_adapters(folders[2:] if count == 2 else folders[:2], tmp_path / "no")
+
+
+def test_modules_are_compared_as_sets(tmp_path: Path) -> None:
+    """Other modules of equal number; and a module that only one site has, beside shared ones."""
+    folders = sites(tmp_path, [lora(target_modules=t) for t in (["up"], ["down"], ["up", "down", "conv"])])
+    report = merge_adapters(folders[:2], tmp_path / "out")
+    assert "s0 lacks 1 of 2, " in report["notes"][0]
+    assert report["notes"][0].endswith("s1 lacks 1 of 2")
+    assert error(deltas(tmp_path / "out"), mean_of(folders[:2], np.array([0.5, 0.5]))) < 1e-6
+    report = merge_adapters(folders, tmp_path / "out")
+    assert "s0 lacks 2 of 3" in report["notes"][0]
+    assert "s2" not in report["notes"][0]
+    assert merge_adapters(folders[2:] * 2, tmp_path / "out")["notes"] == []
+
+
+@pytest.mark.parametrize("targets", [["up", "down"], r"(up|down)", ["model.up", "down", "up"]])
+def test_a_module_that_the_config_names_must_be_in_the_file(tmp_path: Path, targets: Any) -> None:
+    folders = sites(tmp_path, [lora(), lora(), lora(target_modules=targets)])
+    change_tensors(folders[2], lambda t: [t.pop(n) for n in list(t) if ".up." in n])
+    with pytest.raises(ConfigError, match=r"s2: base_model.model.up: missing: .*names that are no numbers"):
+        merge_adapters(folders, tmp_path / "no")
+    for options in ({"exclude_modules": ["up"]}, {"modules_to_save": ["up"]}, {"target_modules": ["down"]}):
+        before = config_in(folders[2])
+        change_config(folders[2], **options)
+        report = merge_adapters(folders, tmp_path / "out")
+        assert "s2 lacks 1 of 2" in report["notes"][0]
+        change_config(folders[2], **before)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_adapters_with_numbers_for_names(tmp_path: Path) -> None:
+    """PEFT writes each without the layers whose number is the name of another one."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    small = {"vocab_size": 16, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    base = LlamaForCausalLM(LlamaConfig(**small, num_hidden_layers=4))
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+    model = get_peft_model(base, config, adapter_name="0")
+    for name in "12":
+        model.add_adapter(name, config)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"/0: .*layers\.1\.self_attn\.q_proj: missing: "):
+        merge_adapters([tmp_path / n for n in "012"], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -459,7 +542,13 @@ def test_options(tmp_path: Path) -> None:
         ({"rule": "ties", "space": "product"}, "--rank: missing: must be given"),
         ({"weights": [0, 0]}, "weights"),
         ({"weights": [1]}, "weights"),
-        ({"weights": [1, -1]}, "weights"),
+        ({"weights": [1, -1]}, r"--weights: \[1.0, -1.0\]: must have a sum above 0.*give --sum"),
+        ({"weights": [1, -3]}, "must have a sum above 0"),
+        ({"weights": [0, 0], "as_sum": True}, "must not all be 0"),
+        ({"weights": [1, -0.5], "rule": "ties"}, r"--weights: \[2.0, -1.0\]: a negative weight is for exact and flora"),
+        ({"weights": [1, -0.5], "rule": "mean"}, "a negative weight is for exact and flora.*mean weighs factors"),
+        ({"weights": [1, -0.5], "rule": "fedex"}, "a negative weight is for exact and flora.*fedex"),
+        ({"as_sum": True, "rule": "lora-ridge"}, "--sum: given: is for exact and flora"),
         ({"weights": [1, float("nan")]}, "weights"),
         ({"dtype": "int8"}, "--dtype: int8: one of"),
     ):
@@ -474,6 +563,46 @@ def test_options(tmp_path: Path) -> None:
     (folders[1] / "adapter_config.json").write_text("{")
     with pytest.raises(StateError, match="does not parse"):
         merge_adapters(folders, tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [{}, {"rule": "flora"}, {"rule": "mean", "space": "product", "energy": 1.0}])
+@pytest.mark.parametrize(("weights", "as_sum"), [([1, -0.5, 0.25], False), ([1, -0.5, 0.25], True), ([1, -1, 0], True)])
+def test_negative_weights(tmp_path: Path, options: dict[str, Any], weights: list[float], as_sum: bool) -> None:
+    """Over their sum, or as they are; opposite ones leave the difference."""
+    folders = sites(tmp_path, MIXED)
+    report = merge_adapters(folders, tmp_path / "out", weights=weights, as_sum=as_sum, **options)
+    shares = np.array(weights) / (1 if as_sum else sum(weights))
+    assert [s["weight"] for s in report["sites"]] == pytest.approx(shares.tolist())
+    target = mean_of(folders, shares)
+    assert error(deltas(tmp_path / "out"), target) < 1e-5
+    assert report["merge_error"] < 1e-5
+    assert report["norm"] == pytest.approx(np.sqrt(sum(np.sum(v**2) for v in target.values())), rel=1e-5)
+
+
+def test_task_negation_is_that_of_peft(tmp_path: Path) -> None:
+    """Adapters of one rank, by PEFT's own linear combination of products."""
+    folders = sites(tmp_path, [lora(), lora(lora_alpha=3)])
+    merge_adapters(folders, tmp_path / "out", weights=[1, -0.5], as_sum=True)
+    model = PeftModel.from_pretrained(Net(), folders[0], adapter_name="a")
+    model.load_adapter(folders[1], "b")
+    model.add_weighted_adapter(["a", "b"], [1.0, -0.5], "c", combination_type="cat")
+    theirs = {n: m.get_delta_weight("c") for n, m in model.named_modules() if "c" in getattr(m, "lora_A", {})}
+    assert error(deltas(tmp_path / "out"), {n: v.detach().double().numpy() for n, v in theirs.items()}) < 1e-6
+
+
+def test_a_sum_of_whole_values_has_no_sense(tmp_path: Path) -> None:
+    folders = sites(tmp_path, [lora(modules_to_save=["head"])] * 2)
+    with pytest.raises(ConfigError, match=r"--sum: given: must be left out.*head\..* is saved whole"):
+        merge_adapters(folders, tmp_path / "no", weights=[1, -0.5], as_sum=True)
+    raw = [load_file(f / "adapter_model.safetensors")["base_model.model.head.weight"] for f in folders]
+    for weights, as_sum in (([1, -0.5], False), ([2, -1], True)):
+        merge_adapters(folders, tmp_path / "out", weights=weights, as_sum=as_sum)
+        found = load_file(tmp_path / "out" / "adapter_model.safetensors")["base_model.model.head.weight"]
+        assert np.allclose(found, 2 * raw[0] - raw[1], atol=1e-5)
+    averaged = sites(tmp_path / "ia3", [ENTRIES["ia3"]] * 2)
+    merge_adapters(averaged, tmp_path / "out", weights=[1, -0.5])
+    with pytest.raises(ConfigError, match="is saved whole"):
+        merge_adapters(averaged, tmp_path / "no", weights=[1, -0.5], as_sum=True)
 
 
 def test_zero_weight_and_zero_update(tmp_path: Path) -> None:
@@ -515,8 +644,28 @@ def test_many_sites(tmp_path: Path) -> None:
     assert config_in(tmp_path / "out")["r"] == 8
 
 
+@pytest.mark.filterwarnings("ignore:Adapter 'default'.*invalid shape")  # PEFT takes a bias for a broken factor
+def test_one_alpha_says_the_scaling(tmp_path: Path) -> None:
+    """Also to readers that know neither alpha_pattern nor use_rslora: lora_alpha over the rank of the tensor."""
+    folders = sites(tmp_path, MIXED)
+    for options in ({}, {"rule": "flora"}, {"energy": 0.9}, {"rank": 3}):
+        merge_adapters(folders, tmp_path / "out", weights=WEIGHTS, **options)
+        config = config_in(tmp_path / "out")
+        assert (config["use_rslora"], config["alpha_pattern"]) == (False, {})
+        assert bool(config["rank_pattern"]) == ("rule" in options or "energy" in options)
+        model = PeftModel.from_pretrained(Net(), tmp_path / "out")
+        for name, module in model.named_modules():
+            if "default" in getattr(module, "r", {}):
+                expected = config["lora_alpha"] / module.r["default"]
+                assert module.scaling["default"] == pytest.approx(expected, rel=1e-6), name
+    biased = sites(tmp_path / "b", [lora(lora_bias=True, r=r, rank_pattern={"up": 2}) for r in (3, 4)])
+    merge_adapters(biased, tmp_path / "b" / "out", rule="flora")
+    assert config_in(tmp_path / "b" / "out")["alpha_pattern"] == {"up": 4}  # the bias of B is scaled too
+
+
 def test_patterns_do_not_match_modules_with_a_longer_name(tmp_path: Path) -> None:
-    from fedcompress.files.merge.sources import match_pattern, open_sites
+    from fedcompress.adapters.scaling import match_pattern
+    from fedcompress.files.merge.sources import open_sites
     from fedcompress.files.merge.writer import merge_configs
 
     held = open_sites([site(tmp_path / "s", lora(), 0)], None, tmp_path)
@@ -525,4 +674,3 @@ def test_patterns_do_not_match_modules_with_a_longer_name(tmp_path: Path) -> Non
     for name, rank in ranks.items():
         module = name.removeprefix("base_model.model.")
         assert match_pattern(tmp_path, config, "rank_pattern", module, config["r"]) == rank
-        assert match_pattern(tmp_path, config, "alpha_pattern", module, config["lora_alpha"]) == rank

@@ -101,6 +101,42 @@ def test_dare_rules_are_their_twins(kind: str, round_: int) -> None:
         same(ours, reference.vote(left, SOME, election))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("election", ["mass", "count"])
+def test_della_is_its_twin(kind: str, election: str) -> None:
+    updates = two_tensors(kind)
+    for density, epsilon, round_ in ((0.6, 0.3, 1), (0.5, 0.0, 4), (0.9, 0.1, 2)):
+        left = reference.della_kept(lists(updates), density, epsilon, 11, round_)
+        call = f"della(density={density},epsilon={epsilon},seed=11,election={election})"
+        same(merged(call, updates, SOME, round_), reference.vote(left, SOME, election))
+
+
+def test_della_keeps_large_entries_more_often() -> None:
+    """Shares by deciles of the magnitude, of a tensor of more entries than levels; the mean is the entry itself."""
+    generator = np.random.default_rng(5)
+    value = generator.standard_normal(20_000).astype(np.float32)
+    order = np.argsort(np.abs(value))
+    found = [merged_tensor(f"della(density=0.5,epsilon=0.4,seed={seed})", [value], [1]) for seed in range(10)]
+    stays = np.mean([f != 0 for f in found], axis=0)[order].reshape(10, -1).mean(axis=1)
+    np.testing.assert_allclose(stays, 0.1 + 0.8 * (np.arange(10) + 0.5) / 10, atol=0.02)
+    top = order[-2000:]
+    assert np.mean([np.abs(f[top]).mean() for f in found]) == pytest.approx(np.abs(value[top]).mean(), rel=0.02)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+@pytest.mark.parametrize("scope", SCOPES)
+def test_rescaled_rules_are_their_twins(kind: str, norm: str, scope: str) -> None:
+    updates = two_tensors(kind)
+    twins = [reference.rescaled(u, reference.trimmed(u, 0.3, scope), norm) for u in lists(updates)]
+    options = f"density=0.3,scope={scope},rescale={norm}"
+    same(merged(f"magnitude-prune({options})", updates, SOME), reference.mean(twins, SOME))
+    same(merged(f"ties({options})", updates, SOME), reference.vote(twins, SOME, "mass"))
+    twins = [reference.rescaled(u, reference.trimmed(u, 0.6, scope, 0.1), norm) for u in lists(updates)]
+    ours = merged(f"breadcrumbs(beta=0.4,gamma=0.1,scope={scope},rescale={norm})", updates, SOME)
+    same(ours, reference.mean(twins, SOME))
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "sparse"])
 def test_means_over_senders_are_their_twins(kind: str) -> None:
     updates = two_tensors("normal" if kind == "sparse" else kind)
@@ -320,9 +356,11 @@ CALLS = [
     "dare(density=0.5)",
     "dare-ties(density=0.5)",
     "darex-q(density=0.5,q=0.7)",
+    "della(density=0.5,epsilon=0.2)",
     "disjoint-mean",
     "magnitude-prune(density=0.4)",
     "magnitude-prune(scope=global)",
+    "magnitude-prune(density=0.4,rescale=l2)",
     "mean",
     "pcb(ratio=0.5)",
     "pcb(ratio=0.3,scope=global)",
@@ -332,6 +370,7 @@ CALLS = [
     "task-arithmetic(scale=1.5)",
     "ties(density=0.4)",
     "ties(density=0.4,election=count,scope=global)",
+    "ties(density=0.4,rescale=l1)",
     "wise-ft",
 ]
 OWN = {row_name for row_name, row in RULES.items() if row.kind == "elementwise"}
@@ -422,7 +461,9 @@ def test_blocks_give_equal_bits_on_normal_updates(call: str) -> None:
 def test_nothing_is_made_up(call: str, case: tuple[list[Tensors], list[int]]) -> None:
     """Finite; 0 where all sent 0; between the least and the largest that was sent, times what scales up."""
     updates, weights = case
-    gain = {"dare": 2, "dare-ties": 2, "darex-q": 1 / 0.7, "task-arithmetic": 1.5}.get(parse_rule(call).name, 1)
+    gain = {"dare": 2, "dare-ties": 2, "darex-q": 1 / 0.7, "task-arithmetic": 1.5, "della": 1 / 0.3}.get(
+        parse_rule(call).name, 20 if "rescale" in call else 1
+    )
     found = merged(call, updates, weights)
     for name, value in found.items():
         sent = np.stack([u[name] for u in updates])
@@ -444,6 +485,16 @@ def test_nothing_is_made_up(call: str, case: tuple[list[Tensors], list[int]]) ->
         ("dare(density=0)", "rule.dare.density"),
         ("dare(q=1e-9)", "rule.dare.q"),
         ("dare(seed=-1)", "rule.dare.seed"),
+        ("breadcrumbs(rescale=l3)", "rule.breadcrumbs.rescale"),
+        ("magnitude-prune(rescale=max)", "rule.magnitude-prune.rescale"),
+        ("ties(rescale=yes)", "rule.ties.rescale"),
+        ("della(density=0)", "rule.della.density"),
+        ("della(density=0.3,epsilon=0.3)", "rule.della.epsilon"),
+        ("della(density=0.9,epsilon=0.2)", "rule.della.epsilon"),
+        ("della(epsilon=-0.1)", "rule.della.epsilon"),
+        ("della(election=size)", "rule.della.election"),
+        ("della(scale=1e7)", "rule.della.scale"),
+        ("della(seed=-1)", "rule.della.seed"),
         ("dare-ties(density=2)", "rule.dare-ties.density"),
         ("dare-ties(election=size)", "rule.dare-ties.election"),
         ("dare-ties(seed=9223372036854775808)", "rule.dare-ties.seed"),

@@ -18,6 +18,7 @@ from fedcompress.types import Layout, Tensors, TensorSpec, zeros
 LAYOUT = Layout((TensorSpec(name="a", shape=(5, 7)), TensorSpec(name="b", shape=(11,)), TensorSpec(name="s", shape=())))
 Matrix = NDArray[np.float64]
 CALLS = ["clip", "clip(norm=0.5)", "geometric-median", "krum", "krum(malicious=1)", "median", "multi-krum"]
+CALLS += ["bulyan", "bulyan(malicious=1)", "trimmed-mean(beta=0.2,whole=true)"]
 CALLS += ["multi-krum(malicious=2,kept=3)", "trimmed-mean", "trimmed-mean(beta=0.3)", "trimmed-mean(beta=0)"]
 
 
@@ -78,6 +79,30 @@ def trimmed_twin(rows: Matrix, weights: list[float], beta: float) -> list[float]
     return out
 
 
+def whole_twin(rows: Matrix, weights: list[float], beta: float) -> list[float]:
+    count = int(beta * len(rows))
+    out = []
+    for column in rows.T:
+        left = sorted(zip(column, weights, strict=True))[count : len(rows) - count]
+        out.append(sum(v * w for v, w in left) / sum(w for _, w in left))
+    return out
+
+
+def bulyan_twin(rows: Matrix, weights: list[float], malicious: int) -> list[float]:
+    """Two that are nearest to each other have one score: the larger weight, then the smaller norm goes first."""
+    left, selected = list(zip(rows, weights, strict=True)), []
+    while len(selected) < len(rows) - 2 * malicious:
+        scores = scores_twin(np.array([row for row, _ in left]), malicious)
+        keys = [(s, -w, float(row @ row)) for s, (row, w) in zip(scores, left, strict=True)]
+        selected.append(left.pop(keys.index(min(keys)))[0])
+    out = []
+    for column in np.array(selected).T:
+        middle = float(np.median(column))
+        near = sorted(column, key=lambda v: abs(v - middle))[: len(rows) - 4 * malicious]
+        out.append(sum(near) / len(near))
+    return out
+
+
 def scores_twin(rows: Matrix, malicious: int) -> list[float]:
     out = []
     for i, one in enumerate(rows):
@@ -120,6 +145,9 @@ TWINS: dict[str, Callable[[Matrix, list[float]], Any]] = {
     "multi-krum": lambda rows, weights: krum_twin(rows, weights, 0, len(rows)),
     "multi-krum(malicious=2)": lambda rows, weights: krum_twin(rows, weights, 2, len(rows) - 2),
     "multi-krum(malicious=1,kept=3)": lambda rows, weights: krum_twin(rows, weights, 1, 3),
+    "trimmed-mean(beta=0.3,whole=true)": lambda rows, weights: whole_twin(rows, weights, 0.3),
+    "bulyan": lambda rows, weights: rows.mean(axis=0),
+    "bulyan(malicious=1)": lambda rows, weights: bulyan_twin(rows, weights, 1),
     "clip": lambda rows, weights: clip_twin(rows, weights, 0),
     "clip(norm=2.5)": lambda rows, weights: clip_twin(rows, weights, 2.5),
     "clip(norm=1e9)": lambda rows, weights: np.average(rows, axis=0, weights=weights),
@@ -157,7 +185,12 @@ def test_statistics() -> None:
 
 @pytest.mark.parametrize("sites", [7, 8, 10])
 def test_flower_agrees(sites: int) -> None:
-    from flwr.server.strategy.aggregate import aggregate_krum, aggregate_median, aggregate_trimmed_avg
+    from flwr.server.strategy.aggregate import (
+        aggregate_bulyan,
+        aggregate_krum,
+        aggregate_median,
+        aggregate_trimmed_avg,
+    )
 
     rows, examples = cohort(sites), [3 + i for i in range(sites)]
     results = [([row], n) for row, n in zip(rows, examples, strict=True)]
@@ -165,6 +198,12 @@ def test_flower_agrees(sites: int) -> None:
     beta = 2 / sites  # a whole number of sites
     trimmed = aggregate_trimmed_avg(results, beta + 1e-9)[0]
     assert np.allclose(merge(f"trimmed-mean(beta={beta})", rows), trimmed, atol=1e-6)
+    for share in (0.1, 0.2, 0.3, 0.45):
+        trimmed = aggregate_trimmed_avg(results, share)[0]
+        assert np.allclose(merge(f"trimmed-mean(beta={share},whole=true)", rows), trimmed, atol=1e-6)
+    by_norm = sorted(results, key=lambda result: float(np.linalg.norm(result[0][0])))  # theirs breaks ties by position
+    selected = aggregate_bulyan(by_norm, 1, aggregate_krum, to_keep=0)[0]
+    assert np.allclose(merge("bulyan(malicious=1)", rows), selected, atol=1e-6)
     weights = [float(n) for n in examples]
     for malicious in (0, 1, 2):
         one = aggregate_krum(results, malicious, 0)[0]
@@ -198,7 +237,7 @@ def test_the_order_of_sites_does_not_matter(call: str) -> None:
         assert np.allclose(merge(call, rows[order], [weights[i] for i in order]), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("call", [c for c in CALLS if not c.startswith("krum") and "kept" not in c])
+@pytest.mark.parametrize("call", [c for c in CALLS if not c.startswith(("krum", "bulyan(")) and "kept" not in c])
 def test_opposite_updates_cancel(call: str) -> None:
     """Not where some updates are chosen: those may all be of one side."""
     half = cohort(4)
@@ -218,7 +257,7 @@ def test_weights_that_are_zero_leave_a_site_out(call: str) -> None:
 @pytest.mark.parametrize("call", CALLS)
 def test_weights_count_like_copies(call: str) -> None:
     """A weight of 2 is a site that is there twice, for rules whose law is one of weights."""
-    if "krum" in call or call == "clip":
+    if "krum" in call or "bulyan" in call or "whole" in call or call == "clip":
         pytest.skip("counts sites")
     rows = cohort(5)
     assert np.allclose(merge(call, rows, [2.0, 1, 1, 1, 1]), merge(call, np.concatenate([rows[:1], rows])), atol=2e-6)
@@ -294,6 +333,18 @@ def test_krum_stays_in_the_honest_neighbourhood(rule: str, attack: str) -> None:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
+def test_bulyan_stays_among_honest_values(attack: str) -> None:
+    """Of 13 sites 2: every entry is as near to the median as honest ones, so within twice their range of them."""
+    honest = cohort(11, 3)
+    everyone = np.insert(honest, [2, 6], ATTACKS[attack](honest)[:2], axis=0)
+    merged = merge("bulyan(malicious=2)", everyone)
+    width = honest.max(0) - honest.min(0)
+    assert (merged >= honest.min(0) - width - 1e-5).all()
+    assert (merged <= honest.max(0) + width + 1e-5).all()
+    assert np.linalg.norm(merged - honest.mean(0)) < np.linalg.norm(honest - honest.mean(0), axis=1).max()
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
 @pytest.mark.parametrize("norm", [0.0, 2.0])
 def test_clipping_bounds_what_a_site_can_do(norm: float, attack: str) -> None:
     """The bound: no result is longer than the norm, and the malicious part of it no longer than their share."""
@@ -326,8 +377,15 @@ def test_what_is_not_finite_does_not_come_so_far(call: str, value: float) -> Non
 @pytest.mark.parametrize(
     ("call", "sites", "words"),
     [
-        ("krum(malicious=1)", 4, r"rule\.krum\.malicious: 1: must be 0 with 4 sites .* krum needs .* = 5"),
-        ("krum(malicious=3)", 8, r"with 8 sites .* = 9"),
+        (
+            "krum(malicious=1)",
+            4,
+            r"rule\.krum\.malicious: 1: must be at most 0 with 4 sites .* krum needs .* = 5 sites",
+        ),
+        ("krum(malicious=3)", 8, r"at most 2 with 8 sites .* = 9 sites"),
+        ("krum(malicious=1)", 3, r"at most 0 with 3 sites .* = 5 sites"),
+        ("bulyan(malicious=1)", 6, r"rule\.bulyan\.malicious: 1: must be at most 0 with 6 sites .* = 7 sites"),
+        ("bulyan(malicious=3)", 12, r"at most 2 with 12 sites .* = 15 sites"),
         ("multi-krum(malicious=2)", 6, r"rule\.multi-krum\.malicious: 2: .* with 6 sites .* multi-krum needs .* = 7"),
         ("multi-krum(malicious=1,kept=5)", 5, r"rule\.multi-krum\.kept: 5: must be at most 4: multi-krum has 5 sites"),
         ("multi-krum(kept=3)", 2, "at most 2"),
@@ -350,6 +408,7 @@ def test_a_site_without_weight_is_not_counted() -> None:
         ("trimmed-mean(beta=-0.1)", "from 0 to below 0.5"),
         ("clip(norm=-1)", "at least 0"),
         ("krum(malicious=-1)", r"rule\.krum\.malicious: -1: must be at least 0"),
+        ("bulyan(malicious=-1)", r"rule\.bulyan\.malicious: -1: must be at least 0"),
         ("multi-krum(malicious=-1)", r"rule\.multi-krum\.malicious"),
         ("multi-krum(kept=-1)", r"rule\.multi-krum\.kept"),
         ("multi-krum(kept=1.5)", "type int"),
