@@ -18,6 +18,12 @@ from fedcompress.types import DTYPES, Array, TensorSpec
 CHUNK = 1 << 20  # entries that are widened to float64 at a time
 DENSITY = 0.05  # share of entries that the ternary bound keeps
 LARGE = 4.0  # heads with so many times the bytes of the factors are worth a note
+# Heads that PEFT trains and saves by its task type; older versions did not say so in modules_to_save.
+HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 FACTORS = ("lora_a", "lora_b")  # the groups of LoRA's factors
 EXAMPLES = 3  # names of tensors in a note
 
@@ -156,10 +162,12 @@ class SourceStatistics(Mapping[str, Array]):
         """Return True if a tensor that is no factor has a reason to be in an adapter."""
         config = self._source.config or {}
         parts = name.split(".")
-        saved_modules = config.get("modules_to_save") or []
+        saved_modules = [*(config.get("modules_to_save") or ()), *HEADS.get(str(config.get("task_type")), ())]
+        # PEFT trains and saves a module whose name ends with an entry, as pre_classifier with classifier
+        paths = [".".join(parts[:end]) for end in range(1, len(parts))]
         if config.get("bias", "none") != "none" and parts[-1] == "bias":
             return True
-        is_saved = any(isinstance(m, str) and f".{m}." in f".{name}." for m in saved_modules)
+        is_saved = any(isinstance(m, str) and path.endswith(m) for m in saved_modules for path in paths)
         return is_saved or any(p.startswith("lora_") for p in parts) or "trainable_tokens" in name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fedcompress.call_syntax import format_call
@@ -61,10 +62,7 @@ def build_optimizer(
         raise ConfigError("model", type(model).__name__, "must have a parameter that requires a gradient")
     other_rule = parse_optimizer(rest, field="rest") if rest else parse_optimizer(f"adamw(state={rule.state})")
     other_lr = lr if rest_lr is None else rest_lr
-    chosen = [p for p in parameters if _accepts(rule, p, also)]
-    others = [p for p in parameters if not _accepts(rule, p, also)]
-    for parameter in chosen:
-        rule.check(parameter.name, parameter.shape)
+    chosen, others = split_parameters(rule, parameters, also)
     groups = [
         *_build_groups(rule, chosen, lr, weight_decay),
         *_build_groups(other_rule, others, other_lr, weight_decay),
@@ -78,6 +76,43 @@ def _check_settings(rates: dict[str, float], also: tuple[str, ...]) -> None:
     unknown = sorted(set(also) - set(EXTRAS))
     if unknown:
         raise ConfigError("also", unknown, f"must be of {list(EXTRAS)}")
+
+
+def split_parameters(
+    rule: OptimizerRule, parameters: Sequence[NamedParameter], also: Sequence[str] = ()
+) -> tuple[list[NamedParameter], list[NamedParameter]]:
+    """Split parameters into those that a rule steps, and those that are left to the rule of the rest.
+
+    A matrix whose smaller side is below the rule's rank, as a gate of one row, is left to the rest: one such matrix
+    is no reason to refuse a model.
+
+    Args:
+        rule: that was asked for.
+        parameters: of the model.
+        also: roles besides that of a matrix that the rule is to step.
+
+    Returns:
+        Those of the rule, and the others.
+
+    Raises:
+        ConfigError: the rule accepts matrices by their role, and none of them is large enough.
+    """
+    accepted = [p for p in parameters if _accepts(rule, p, tuple(also))]
+    fitting = [p for p in accepted if _fits(rule, p)]
+    if accepted and not fitting:
+        largest = max(accepted, key=lambda p: min(p.shape, default=0))
+        rule.check(largest.name, largest.shape)
+    names = {p.name for p in fitting}
+    return fitting, [p for p in parameters if p.name not in names]
+
+
+def _fits(rule: OptimizerRule, parameter: NamedParameter) -> bool:
+    """Return whether a rule can step a parameter of this shape."""
+    try:
+        rule.check(parameter.name, parameter.shape)
+    except ConfigError:
+        return False
+    return True
 
 
 def _accepts(rule: OptimizerRule, parameter: NamedParameter, also: tuple[str, ...]) -> bool:

@@ -197,3 +197,43 @@ def test_kept_tensors_that_lie_are_refused(tmp_path: Path) -> None:
             parse_manifest(section(kept))
     with pytest.raises(PayloadError, match="must not be in version 1"):
         parse_manifest(section(good, version=1))
+
+
+def notes_of(folder: Path) -> set[str]:
+    return {note["code"] for note in inspect_file(folder)["worth_dropping"]}
+
+
+HEADS = [
+    ("SEQ_CLS", "ForSequenceClassification"),
+    ("TOKEN_CLS", "ForTokenClassification"),
+    ("QUESTION_ANS", "ForQuestionAnswering"),
+]
+
+
+@pytest.mark.parametrize(("task", "head"), HEADS)
+@pytest.mark.parametrize("older", [False, True])
+def test_heads_that_peft_trains_are_no_copies_of_the_base(task: str, head: str, older: bool, tmp_path: Path) -> None:
+    import transformers
+    from peft import LoraConfig, get_peft_model
+
+    config = transformers.DistilBertConfig(vocab_size=30, dim=16, hidden_dim=24, n_layers=1, n_heads=2)
+    torch.manual_seed(0)
+    base = getattr(transformers, f"DistilBert{head}")(config)
+    model = get_peft_model(base, LoraConfig(task_type=task, target_modules=["q_lin"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "a")
+    trained = {n for n, p in model.named_parameters() if p.requires_grad and "lora_" not in n}
+    assert trained, "PEFT trains a head"
+    if older:  # as versions wrote it that trained the head all the same
+        path = tmp_path / "a" / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "modules_to_save": None}))
+    assert "not-trainable" not in notes_of(tmp_path / "a")
+
+
+def test_a_copy_of_the_base_is_still_noted(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(sites.llama(tmp_path / "base"))
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "a", save_embedding_layers=True)
+    assert "not-trainable" in notes_of(tmp_path / "a")
