@@ -105,7 +105,8 @@ def _print(facts: dict[str, Any], as_json: bool) -> None:
     if "contribution" in shown:
         shown["contribution"] = [f"{value:.3f}" for value in shown["contribution"]]
     shown["sites"] = facts["sites"]
-    worst = sorted(facts["modules"], key=lambda m: m["merge_error"] or 0.0, reverse=True)[:10]
+    known = [m for m in facts["modules"] if m["norm"] is not None]  # DoRA has no figures
+    worst = sorted(known, key=lambda m: m["merge_error"] or 0.0, reverse=True)[:10]
     if worst:
         shown["largest errors"] = [{key: module[key] for key in ROW} for module in worst]
     show(shown, False)

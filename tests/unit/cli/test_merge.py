@@ -11,7 +11,7 @@ import pytest
 
 from fedcompress.adapters import load_adapter, save_adapter
 from fedcompress.cli.main import main
-from fedcompress.types import Layout
+from fedcompress.types import Layout, TensorSpec
 from tests.support import lora_layout, normal
 
 CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["m0", "m1"], "modules_to_save": ["head"]}
@@ -122,6 +122,20 @@ def test_negative_weights(call, work: Path) -> None:
         assert np.allclose(found, product(work / "a", module) - product(work / "b", module) / 2, atol=1e-5)
     assert call("merge", "a", "b", "--weights", "1,-0.5", "-o", "out", "--json")[0] == 0
     assert np.allclose(product(work / "out", 0), 2 * product(work / "a", 0) - product(work / "b", 0), atol=1e-5)
+
+
+def test_dora_shows_no_figures(call, work: Path) -> None:
+    for folder in "ab":
+        adapter = load_adapter(work / folder)
+        magnitude = TensorSpec(name="m0.lora_magnitude_vector", shape=(24,), group="other")
+        layout = Layout(tuple(sorted((*adapter.layout.tensors, magnitude), key=lambda t: t.name)))
+        tensors = {t.name: adapter.tensors.get(t.name, np.ones(t.shape, np.float32)) for t in layout.tensors}
+        save_adapter(work / folder, {**CONFIG, "use_dora": True}, layout, tensors)
+    code, out, _ = call("merge", "a", "b", "-o", "out")
+    assert code == 0
+    assert "no figures" in " ".join(out.split())
+    assert not any(word in out for word in ("merge_error", "largest errors", "None"))
+    assert json.loads(call("merge", "a", "b", "-o", "out", "--json")[1])["merge_error"] is None
 
 
 def test_help_has_examples(call) -> None:
