@@ -81,9 +81,13 @@ def fuse(optimizer: LowMemoryOptimizer, *, accumulation: int = 1, clip_norm: flo
 
 
 def _build_hook(optimizer: LowMemoryOptimizer, group: dict[str, Any], name: str) -> Callable[[Tensor], None]:
-    """Build a hook that steps a parameter and drops its gradient."""
+    """Build a hook that steps a parameter and drops its gradient; a second gradient before the next step is refused."""
 
     def step(parameter: Tensor) -> None:
+        if name in optimizer.stepped_in_backward:
+            text = f"{name}: a second gradient before optimizer.step() or zero_grad()"
+            raise TrainingError("fused-accumulation", f"{text}: fused backward accumulates nothing")
+        optimizer.stepped_in_backward.add(name)
         optimizer.step_parameter(group, name, parameter)
         parameter.grad = None
 

@@ -20,6 +20,7 @@ from fedcompress.optim.engine.owners import Exchange, assign_owners, build_excha
 from fedcompress.optim.engine.ranks import gather_objects, get_collective_device, get_world_size, sum_over_ranks
 from fedcompress.optim.engine.shards import Shard, find_shards
 from fedcompress.optim.engine.state_store import StateStore
+from fedcompress.optim.engine.torch_contract import TorchContract
 from fedcompress.optim.state.moment_storage import move_to_device
 from fedcompress.optim.table import parse_optimizer
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 ROUND_STATES = ("reset", "keep")  # what may become of the state when a round begins
 
 
-class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
+class LowMemoryOptimizer(TorchContract):
     """A low-memory optimizer runs one rule for each parameter group.
 
     It steps whole parameters, ZeRO's flat partitions and FSDP2's DTensors. Beside ``lr`` and ``weight_decay``, groups
@@ -82,6 +83,7 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             with torch.enable_grad():
                 loss = closure()
         if self.fused:
+            self.stepped_in_backward.clear()
             return loss
         resolved = [(g, *find_shards(g, self._find_living())) for g in self.param_groups if g["params"]]
         names = [name for _, group_names, _ in resolved for name in group_names]
@@ -253,18 +255,14 @@ class LowMemoryOptimizer(torch.optim.Optimizer):  # type: ignore[misc]
             )
         self._store.start_round(epoch, reset=state == "reset")
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of this rank with its place in each parameter; ``combine_rank_states`` joins all ranks'."""
+    def export_state(self) -> dict[str, Any]:
+        """Return the state of this rank with its place in each parameter."""
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
-        time = {"seed": self._seed, "epoch": self._store.epoch}
-        return {"fedcompress": FORMAT, **time, "memory": self._store.export_entries(), "param_groups": groups}
+        state = {"fedcompress": FORMAT, "seed": self._seed, "epoch": self._store.epoch}
+        return {**state, "memory": self._store.export_entries(), "param_groups": groups}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state dict of this rank, or from one of whole parameters; its tensors are only read.
-
-        Raises:
-            StateError: it is of another rule or of other parameters.
-        """
+    def import_state(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state of this rank or of whole parameters; another rule's is a ``StateError``."""
         _check_state_dict(state_dict, self.param_groups, self._seed)
         for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in loaded.items() if k != "params"})

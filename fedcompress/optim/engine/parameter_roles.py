@@ -10,6 +10,8 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fedcompress.parameter_names import strip_wrappers
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -73,7 +75,8 @@ def list_named_parameters(model: Any) -> list[NamedParameter]:
         if parameter.requires_grad:
             shape = read_shape(parameter)
             role = _find_role(name, shape, owners[name], output_layer)
-            parameters.append(NamedParameter(name, shape, role, parse_layer(name), parameter))
+            plain = strip_wrappers(name)  # a compiled model is the same model
+            parameters.append(NamedParameter(plain, shape, role, parse_layer(plain), parameter))
     return parameters
 
 

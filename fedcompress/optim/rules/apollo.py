@@ -35,7 +35,7 @@ class Apollo(SubspaceRule):
 
     Zhu et al. 2024 (arXiv:2412.05270, algorithm 1), from the paper alone. P is Gaussian with variance ``1 / rank`` and
     drawn anew every ``update_gap`` steps; the moments stay. The limiter is Fira's. As there, it sees Adam's direction
-    before the correction of its bias, and a norm of 0 does not limit the next one (``limit_growth``). Each matrix
+    before the correction of its bias, and a norm of 0 is passed over (``limit_growth``). Each matrix
     refreshes at steps of its own.
 
     >>> from fedcompress.optim.preview import preview_step

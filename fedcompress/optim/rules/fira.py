@@ -28,7 +28,7 @@ class Fira(GaLoreRule):
     (arXiv:2410.01623): norm-based scaling, and the norm-growth limiter, with the defaults of the released code. As
     there, the limiter sees Adam's direction before the correction of its bias. The rest is ``g - P R`` as in the paper;
     the released code takes off only ``scale * P R``, so that with scale 0.25 three quarters of R are stepped twice. A
-    norm of 0 does not limit the next one (``limit_growth``).
+    norm of 0 is passed over (``limit_growth``).
 
     >>> from fedcompress.optim.preview import preview_step
     >>> preview_step("fira(rank=2)")

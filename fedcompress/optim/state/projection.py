@@ -120,15 +120,15 @@ def limit_growth(matrix: Tensor, last: Tensor | None, growth: float) -> tuple[Te
 
     This is the norm-growth limiter of Fira (Chen et al. 2024, arXiv:2410.01623). The released code adds 1e-8 to the
     last norm. A gradient that is 0 once, as that of LoRA's A at the first step, then holds the norm near 1e-8 for
-    thousands of steps; here a norm of 0 does not limit the next one.
+    thousands of steps; here the last norm that is not 0 limits the next one, and none if there was none.
 
     Args:
         matrix: float32; it is written to.
-        last: norm of the last step, a 0-d tensor; None at the first step, which is not limited.
+        last: last norm that was not 0, or 0, a 0-d tensor; None at the first step, which is not limited.
         growth: largest growth of the norm from one step to the next; at least 1.
 
     Returns:
-        The matrix and its norm, a 0-d tensor.
+        The matrix and the norm to compare the next one with, a 0-d tensor.
     """
     import torch
 
@@ -136,4 +136,5 @@ def limit_growth(matrix: Tensor, last: Tensor | None, growth: float) -> tuple[Te
     if last is None:
         return matrix, norm
     over = torch.where(last > 0, (norm / (growth * last)).clamp_(min=1), 1)
-    return matrix.div_(over), norm / over
+    limited = norm / over
+    return matrix.div_(over), torch.where(limited > 0, limited, last)

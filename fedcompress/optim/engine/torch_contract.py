@@ -1,0 +1,69 @@
+"""Keeps what torch promises of every optimizer beside its steps: hooks around states, and groups."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from typing import Any
+
+import torch
+
+from fedcompress.errors import ConfigError
+
+
+class TorchContract(torch.optim.Optimizer):  # type: ignore[misc]
+    """Keeps torch's promises for an optimizer whose state is not in torch's ``state``.
+
+    Attributes:
+        stepped_in_backward: with fused backward, the parameters that were stepped since the last ``step``.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
+        super().__init__(groups, defaults)
+        self.stepped_in_backward: set[str] = set()
+        self._has_all_groups = True
+
+    @abstractmethod
+    def export_state(self) -> dict[str, Any]:
+        """Return the state, without hooks."""
+
+    @abstractmethod
+    def import_state(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state that nobody else holds, without hooks."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of this rank with its place in each parameter; ``combine_rank_states`` joins all ranks'."""
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self)
+        state = self.export_state()
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            state = hook(self, state) or state
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state dict of this rank, or from one of whole parameters; its tensors are copied.
+
+        Raises:
+            StateError: it is of another rule or of other parameters.
+        """
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        self.import_state(copy.deepcopy(state_dict))  # the giver goes on changing what it has given
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of ``build_optimizer``; parameters that are unfrozen later need a new optimizer.
+
+        Raises:
+            ConfigError: the optimizer has its groups.
+        """
+        if getattr(self, "_has_all_groups", False):
+            rule = "cannot be added later: build the optimizer anew, and load what state_dict gave for the others"
+            raise ConfigError("param_group", f"{len(param_group.get('params', ()))} parameters", rule)
+        super().add_param_group(param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients; with fused backward, a new step begins."""
+        self.stepped_in_backward.clear()
+        super().zero_grad(set_to_none)
