@@ -15,13 +15,21 @@ PART = re.compile(
 )
 
 
+# Factors that hold those of all experts of a module of transformers: PEFT stacks A by expert and B by component, so
+# that a column of B and the row of A at the same place do not belong together: they are no factors of one matrix.
+EXPERTS = re.compile(r"\.experts(?:\.base_layer)*\.lora_[AB]\.")
+
+
 def group_of(name: str) -> str:
     """Return the group of a tensor by its name.
 
     Returns:
-        ``lora_a`` or ``lora_b`` for LoRA's factors, ``other`` for a tensor of another adapter type, and ``head`` for
-        any other: it is of a module that is trained and saved whole.
+        ``lora_a`` or ``lora_b`` for LoRA's factors, ``other`` for a tensor of another adapter type and for factors of
+        several experts, which are merged entry by entry, and ``head`` for any other: it is of a module that is trained
+        and saved whole.
     """
+    if EXPERTS.search(name):
+        return "other"
     if FACTOR_A.search(name):
         return "lora_a"
     if FACTOR_B.search(name):

@@ -14,6 +14,7 @@ from fedcompress.adapters.attach import build_peft_config
 from fedcompress.adapters.base_model import BaseModel, build_base
 from fedcompress.adapters.merged import save_merged
 from fedcompress.config.objective import CausalLM
+from fedcompress.merging import InMemoryUpdates, Merger, parse_rule
 from tests.support import normal
 from tests.unit.adapters import sites
 
@@ -89,6 +90,25 @@ def test_a_mixture_of_experts_is_whole_in_its_template(make: Any, call: str, tmp
     found, expected = (sites.outputs(model, CausalLM()) for model in (stock, site.model))
     assert torch.allclose(found, expected, atol=1e-4)
     assert not torch.allclose(found, sites.outputs(build_base(BaseModel(path=base), CausalLM()).eval(), CausalLM()))
+
+
+@pytest.mark.parametrize("make", MIXTURES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("rule", ["lora-ridge", "mean", "fedit"])
+def test_factors_of_experts_are_merged_apart_from_those_of_matrices(make: Any, rule: str, tmp_path: Path) -> None:
+    """A rule that solves for products must not take a stack of experts for one matrix: entries are averaged."""
+    base = save(make(), tmp_path / "base")
+    named = "targets=q_proj,target_parameters=mlp.experts.gate_up_proj+mlp.experts.down_proj"
+    call = f"lora(r=2,{named})" if make is gpt_oss else "lora(r=2)"
+    run = sites.run_of(tmp_path / "run", base, call, CausalLM())
+    layout, start = run.template.adapter.layout, run.template.adapter.tensors
+    stacked = [t.name for t in layout.tensors if ".experts." in t.name]
+    assert stacked
+    assert {layout.by_name[name].group for name in stacked} == {"other"}
+    updates = [normal(layout, seed, 0.1) for seed in (1, 2)]
+    step = Merger(rule=parse_rule(rule), layout=layout).merge(start, [1.0, 3.0], InMemoryUpdates(layout, updates))
+    for name in stacked:
+        expected = 0.25 * updates[0][name] + 0.75 * updates[1][name]
+        assert abs(step[name] - expected).max() < 1e-6
 
 
 @pytest.mark.parametrize("call", ["dora(r=4)", "vera(r=8)", "pissa(r=4)", "ia3"])
