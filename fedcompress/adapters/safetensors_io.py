@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -15,17 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from fedcompress.adapters import group_of
 from fedcompress.adapters.folder import CONFIG_FILE, STORED_AS, WEIGHTS_FILE, from_float32, to_float32
+from fedcompress.adapters.groups import FACTOR_A, FACTOR_B, group_of
 from fedcompress.adapters.kept_tensors import MAX_BYTES, WIDTHS, KeptTensor
 from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, StateError
+from fedcompress.parameter_names import strip_wrappers
 from fedcompress.types import DTYPES, Array, Layout, Tensors, TensorSpec
 
 PEFT = "peft"  # format of a PEFT folder
 SAFETENSORS = "safetensors"  # format of a single file
 METADATA = "__metadata__"  # the only name in a header that is no tensor
 SUFFIX = ".safetensors"
+PREFIX = "base_model.model."  # of names in a PEFT folder
 # files that are looked for in a folder, the first that is there counts
 ADAPTER_WEIGHTS = (WEIGHTS_FILE, "adapter_model.bin")
 MODEL_WEIGHTS = (
@@ -92,17 +94,18 @@ class TensorSource:
                 raise ConfigError(field, self.path, rule)
 
 
-def open_source(path: Path, field: str = "PATH", *, keep: bool = False) -> TensorSource:
+def open_source(path: Path, field: str = "PATH", *, keep: bool = False, prefixed: bool = False) -> TensorSource:
     """Open a PEFT folder, a model's folder or a file of weights, and read its header.
 
     Weights are safetensors, in one file or in several with an index, or what torch has pickled, which is converted
-    once. In what is no PEFT folder, tensors have groups as in one if any of them is named like an adapter's;
-    otherwise all are in the group ``other``.
+    once. Names in a PEFT folder are without what wraps a model, as torch.compile. In what is none, tensors have
+    groups as in one if any of them is named like an adapter's; otherwise all are in the group ``other``.
 
     Args:
         path: of the folder or the file.
         field: what errors call the path.
         keep: tensors that are no floats of 2 or 4 bytes are ``kept``; else they are refused.
+        prefixed: factors have the names that PEFT gives them, or get them.
 
     Returns:
         The source, of which nothing but the header is in memory.
@@ -113,12 +116,7 @@ def open_source(path: Path, field: str = "PATH", *, keep: bool = False) -> Tenso
     """
     files = [_as_safetensors(file, field) for file in _find_weights(path, field)]
     is_peft = (path / CONFIG_FILE).is_file()
-    entries: dict[str, tuple[Path, int, dict[str, Any]]] = {}
-    metadata: dict[str, str] = {}
-    for file in files:
-        header, data_start = read_header(file)
-        metadata |= header.pop(METADATA, {})
-        entries |= {name: (file, data_start, entry) for name, entry in header.items()}
+    entries, metadata = _read_entries(files, field, unwrapped=is_peft, prefixed=prefixed)
     is_adapter = is_peft or any(group_of(name) != "head" for name in entries)
     specs: list[TensorSpec] = []
     offsets: dict[str, int] = {}
@@ -176,6 +174,50 @@ def _find_weights(path: Path, field: str) -> list[Path]:
         return [path / shard for shard in shards]
     rule = f"must be a PEFT folder, with {CONFIG_FILE} and {WEIGHTS_FILE}, a model's folder, or a {SUFFIX} file"
     raise ConfigError(field, path, rule)
+
+
+def _read_entries(
+    files: Sequence[Path], field: str, *, unwrapped: bool, prefixed: bool
+) -> tuple[dict[str, tuple[Path, int, dict[str, Any]]], dict[str, str]]:
+    """Read the headers of files.
+
+    Args:
+        files: of safetensors.
+        field: what errors call the path.
+        unwrapped: names lose what wraps a model.
+        prefixed: factors get PEFT's prefix.
+
+    Returns:
+        By name, the file, the byte at which its data begins, and the entry of its header; and the metadata of all files.
+
+    Raises:
+        ConfigError: two tensors have one name.
+    """
+    entries: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+    metadata: dict[str, str] = {}
+    for file in files:
+        header, data_start = read_header(file)
+        metadata |= header.pop(METADATA, {})
+        for stored, entry in header.items():
+            name = strip_wrappers(stored) if unwrapped else stored
+            name = _prefix_factor(name, field) if prefixed else name
+            if name in entries:
+                raise ConfigError(f"{field}.{name}", stored, "names a tensor that another name is for, too")
+            entries[name] = (file, data_start, entry)
+    return entries, metadata
+
+
+def _prefix_factor(name: str, field: str) -> str:
+    """Return the name of an adapter's tensor with PEFT's prefix, which factors get that have none.
+
+    Raises:
+        ConfigError: a factor has a prefix that is not PEFT's.
+    """
+    if name.startswith(PREFIX) or not (FACTOR_A.search(name) or FACTOR_B.search(name)):
+        return name
+    if name.startswith("base_model."):
+        raise ConfigError(f"{field}.{name}", "its name", f"must begin with {PREFIX}, as PEFT writes it")
+    return PREFIX + name
 
 
 def _as_safetensors(file: Path, field: str) -> Path:

@@ -195,7 +195,7 @@ def _is_sparse(folder: Path) -> bool:
 def _open(path: Path, folder: Path) -> Site:
     if not folder.is_dir():
         raise ConfigError("PATH", path, "must be a PEFT folder or an .fcu file")
-    source = open_source(folder)
+    source = open_source(folder, prefixed=True)
     config = source.config or {}
     row = find_type(path, config)
     if row.merge == REFUSED:

@@ -15,6 +15,7 @@ from fedcompress.adapters.kept_tensors import MAX_BYTES
 from fedcompress.errors import ConfigError, LimitError, PayloadError
 from fedcompress.files import decode_file, encode_file, inspect_file
 from fedcompress.files.manifest import parse_manifest
+from fedcompress.files.merge import merge_adapters
 from tests.unit.adapters import sites
 
 TENSORS = {
@@ -237,3 +238,47 @@ def test_a_copy_of_the_base_is_still_noted(tmp_path: Path) -> None:
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], init_lora_weights=False))
     model.save_pretrained(tmp_path / "a", save_embedding_layers=True)
     assert "not-trainable" in notes_of(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda name: "_orig_mod." + name,
+        lambda name: "module." + name,
+        lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."),
+        lambda name: name.replace(".self_attn.", "._checkpoint_wrapped_module.self_attn."),
+        lambda name: name.replace("base_model.model.", ""),
+        lambda name: name.replace("base_model.model.", "module."),
+    ],
+)
+def test_names_of_wrapped_models_are_those_of_the_model(rename: Callable[[str], str], tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = sites.llama(tmp_path / "base")
+    config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    for seed, name in enumerate(("one", "other")):
+        torch.manual_seed(seed)
+        get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / name)
+    merge_adapters([tmp_path / "one", tmp_path / "other"], tmp_path / "expected")
+    file = tmp_path / "one" / "adapter_model.safetensors"
+    save_file({rename(name): value for name, value in load_file(file).items()}, file)
+    merge_adapters([tmp_path / "one", tmp_path / "other"], tmp_path / "found")
+    ids, logits = torch.arange(12)[None], {}
+    for name in ("expected", "found"):
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / name).eval()
+        with torch.no_grad():
+            logits[name] = model(ids).logits
+    assert torch.equal(logits["found"], logits["expected"])
+
+
+def test_names_with_another_prefix_are_refused(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(sites.llama(tmp_path / "base"))
+    get_peft_model(base, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    save_file({name.replace("base_model.model.", "base_model.net."): v for name, v in load_file(file).items()}, file)
+    with pytest.raises(ConfigError, match=r"its name: must begin with base_model.model."):
+        merge_adapters([tmp_path / "a"], tmp_path / "out")
