@@ -188,7 +188,7 @@ def _read_entries(
         prefixed: factors get PEFT's prefix.
 
     Returns:
-        By name, the file, the byte at which its data begins, and the entry of its header; and the metadata of all files.
+        By name: file, byte at which its data begins, and entry of its header; and the metadata of all files.
 
     Raises:
         ConfigError: two tensors have one name.
