@@ -105,7 +105,7 @@ def judge_log(text: str) -> tuple[bool | None, str]:
 
 
 def classify_reason(line: str) -> str:
-    """Classify the line that tells why there is no connection: a key of ``ADVICE``, or ``other``."""
+    """Determine what a line says is the matter with a connection: a key of ``ADVICE``, or ``other``."""
     low = line.lower()
     if "hostname mismatch" in low or "ip address mismatch" in low or "not valid for" in low:
         return "certificate-name"
