@@ -18,6 +18,7 @@ from clients.commands.common import (
     status_to_dict,
 )
 from clients.commands.supervisor import up_lock
+from clients.network.connection import describe_link, read_connection
 from clients.runtime.paths import lock_path
 from clients.site import SiteConfig
 from fedcompress.errors import ConfigError
@@ -68,6 +69,8 @@ def _show(site: SiteConfig, options: Options) -> int:
         return 0 if reply is not None else 1
     print("\n".join(worker_lines(site, reply)))
     if reply is None:
+        if holder(up_lock(site.state_dir)):
+            print(connection_line(site))
         return 1
     print(connection_line(site))
     return 0
@@ -76,10 +79,13 @@ def _show(site: SiteConfig, options: Options) -> int:
 def _to_json(site: SiteConfig, reply: worker_pb2.StatusReply | None) -> dict[str, Any]:
     """Return the status as values for JSON, also where no worker answers."""
     wire = read_wire(site.state_dir)
+    up = holder(up_lock(site.state_dir)) or None
+    link = read_connection(site.state_dir) if up else None
     result: dict[str, Any] = {
         "running": reply is not None,
         "held_by": holder(lock_path(site.state_dir)) or None,
-        "up_pid": holder(up_lock(site.state_dir)) or None,
+        "up_pid": up,
+        "connection": {**vars(link), "advice": link.advice} if link is not None else None,
         "wire": vars(wire) if wire else None,
     }
     if reply is None:
@@ -108,7 +114,9 @@ def worker_lines(site: SiteConfig, reply: worker_pb2.StatusReply | None) -> list
 def connection_line(site: SiteConfig) -> str:
     """Return who keeps the site's SuperNode up, and what has crossed its link, as a line below its status."""
     up = holder(up_lock(site.state_dir)) or None
-    return f"{'connected':<11}{describe_connection(up)}{describe_traffic(read_wire(site.state_dir))}"
+    link = read_connection(site.state_dir) if up else None
+    lost = f"{escaped(describe_link(link))}; kept up " if link is not None and link.connected is False else ""
+    return f"{'connected':<11}{lost}{describe_connection(up)}{describe_traffic(read_wire(site.state_dir))}"
 
 
 def status_lines(reply: worker_pb2.StatusReply) -> list[str]:

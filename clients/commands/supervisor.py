@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clients.network.connection import ADVICE, classify_reason
 from clients.runtime.paths import lock_path, make_state_dir
 from clients.site import SiteConfig
 from fedcompress.runtime.process_group import ProcessGroup
@@ -131,13 +132,16 @@ class SiteSupervisor:
             return
         child.running = False
         log = self.group.logs / f"{child.name}.log"
-        error = f"{child.name}: ended with exit code {code}: {reason(log, child.log_size)} (see {log})"
+        why = reason(log, child.log_size)
+        error = f"{child.name}: ended with exit code {code}: {why} (see {log})"
         if self.clock() - child.began > STEADY:
             child.pause = FIRST_PAUSE
         child.due = self.clock() + child.pause
         self.say(f"{error}: started again in {child.pause:.0f} s")
-        if child.name == NODE and self.advice:
-            self.say(f"supernode: {self.advice}")
+        kind = classify_reason(why)
+        advice = self.advice if kind in ("key", "other") else ADVICE[kind]
+        if child.name == NODE and advice:
+            self.say(f"supernode: {advice}")
         child.pause = min(2 * child.pause, LONGEST_PAUSE)
 
 

@@ -14,7 +14,16 @@ from typing import Any
 
 from clients.commands.common import is_terminal, progress_line, python_environment, read_worker_status, site_path
 from clients.commands.status import worker_lines
-from clients.commands.supervisor import SiteSupervisor, end_orphans, make_log_dir, up_file, up_lock, worker_command
+from clients.commands.supervisor import (
+    NODE,
+    SiteSupervisor,
+    end_orphans,
+    make_log_dir,
+    up_file,
+    up_lock,
+    worker_command,
+)
+from clients.network.connection import ConnectionWatch, connection_file
 from clients.network.proxy_route import find_route, proxy_variables, system_proxies
 from clients.runtime.paths import make_state_dir
 from clients.site import SiteConfig
@@ -203,6 +212,19 @@ def meter_link(options: Options, site: SiteConfig) -> Iterator[tuple[str, dict[s
         yield options.superlink if variables else relay.address, variables
 
 
+def watch_connection(options: Options, site: SiteConfig) -> ConnectionWatch:
+    """Return what finds out whether the SuperNode is connected, from its log as it grows from now on."""
+    host, port = host_and_port(options.superlink)
+    route = find_route(host, port, insecure=options.insecure, proxies=system_proxies())
+    return ConnectionWatch(
+        site.state_dir,
+        make_log_dir(site) / f"{NODE}.log",
+        address=options.superlink,
+        target=route.target if route is not None else (host, port),
+        through_proxy=route is not None and bool(route.proxy),
+    )
+
+
 def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
     """Keep both processes up, and show how they are, until this process is told to stop."""
     home = site.state_dir / "flower"
@@ -225,15 +247,19 @@ def _stay(options: Options, site: SiteConfig, site_file: Path) -> int:
             cwd=app_folder(),
             node_env={**site.link.environment(), **variables},
         )
+        watch = watch_connection(options, site)
         shown_at = 0.0
         while not stopped():
             supervisor.tick()
             if time.monotonic() - shown_at > LOOK:
+                if change := watch.look():
+                    view.say(change)
                 view.show()
                 shown_at = time.monotonic()
             time.sleep(POLL)
         view.say("stopping")
     up_file(site.state_dir).unlink(missing_ok=True)
+    connection_file(site.state_dir).unlink(missing_ok=True)
     print(f"{site.name}: down", flush=True)
     return 0
 

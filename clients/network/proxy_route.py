@@ -10,6 +10,8 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from fedcompress.runtime.flower_app import LOOPBACK
+
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
@@ -45,7 +47,9 @@ def find_route(host: str, port: int, *, insecure: bool, proxies: Mapping[str, st
     all_exceptions = [entry.strip() for entry in proxies.get("no", "").split(",") if entry.strip()]
     exceptions = tuple(entry for entry in all_exceptions if not _matches(entry, host))
     configured = proxies.get("http" if insecure else "https") or proxies.get("all") or ""
-    proxy = configured if len(exceptions) == len(all_exceptions) else ""  # an exception matches: no proxy for this host
+    # an exception matches, or it is this machine: no proxy for this host
+    is_direct = len(exceptions) < len(all_exceptions) or host.lower() in LOOPBACK
+    proxy = "" if is_direct else configured
     if not proxy:
         return Route(target=(host, port), tunnel=not insecure, exceptions=exceptions)
     url = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
@@ -63,7 +67,8 @@ def proxy_variables(route: Route, relay: str) -> dict[str, str]:
         return {}
     user, at, _ = urllib.parse.urlsplit(route.proxy).netloc.rpartition("@")
     no_proxy = ",".join(route.exceptions)
-    return {"https_proxy": f"http://{user}{at}{relay}", "no_proxy": no_proxy, "http_proxy": "", "all_proxy": ""}
+    found = {"https_proxy": f"http://{user}{at}{relay}", "http_proxy": "", "all_proxy": ""}
+    return {**found, "no_proxy": no_proxy, "NO_PROXY": no_proxy}
 
 
 def _matches(entry: str, host: str) -> bool:

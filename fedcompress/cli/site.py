@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fedcompress.cli.help import SITE_SECTION, App
+from fedcompress.cli.kit import join, kit
 from fedcompress.runtime.app_commands import encode_command, execute
 
 SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="Path of site.toml.")]
@@ -51,8 +52,8 @@ _ANSWERS = {
 
 def register(app: App) -> None:
     """Add the group of commands to the app."""
-    group = App(help="Run a site: init, doctor, up, status, logs, down, train.")
-    for command in (init, doctor, up, status, logs, down, train, worker, node):
+    group = App(help="Run a site: init, kit, join, doctor, up, status, logs, down, train.")
+    for command in (init, kit, join, doctor, up, status, logs, down, train, worker, node):
         group.add(command)
     app.add_group(group, "site", section=SITE_SECTION)
 

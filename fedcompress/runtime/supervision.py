@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import psutil
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # escape sequences for colours in a log
+BOX_BEGIN = "╭┌┏╔"  # first characters of a box's first, last and other lines
+BOX_END = "╰└┗╚"
+BOX_SIDE = "│┃║"
 PATIENCE = 10.0  # seconds between SIGTERM and SIGKILL
 MAX_TAIL = 1 << 16  # bytes at the end of a log in which a reason is looked for
 MAX_LOG = 8 << 20  # bytes; a log that is larger is put aside at the next start
@@ -28,8 +31,9 @@ SAME_BIRTH = 0.01  # seconds by which two readings of one process's time of birt
 def reason(log: Path, start: int) -> str:
     """Find in its log why a process has ended.
 
-    Flower writes ``Exit Code: N``, then the reason, and then that its servers were stopped. Without that, the last
-    line that tells of an error counts, or else the last line.
+    Flower writes ``Exit Code: N``, then the reason, with a detail in brackets on the next line, and then that its
+    servers were stopped. Without that, the last line that tells of an error counts, or else the last line, which may
+    be a box: then it is the text in the box.
 
     Args:
         log: file with the output of the process, possibly of several starts.
@@ -41,12 +45,31 @@ def reason(log: Path, start: int) -> str:
     with log.open("rb") as stream:
         stream.seek(max(start, log.stat().st_size - MAX_TAIL))
         lines = COLOUR.sub("", stream.read().decode("utf-8", "replace")).splitlines()
-    lines = [line.strip() for line in lines if line.strip()]
+    lines = _unbox([line.strip() for line in lines if line.strip()])
     for number, line in enumerate(lines[:-1]):
         if "Exit Code:" in line:
-            return lines[number + 1]
+            detail = lines[number + 2] if number + 2 < len(lines) else ""
+            return f"{lines[number + 1]} {detail}" if detail.startswith("[") else lines[number + 1]
     errors = [line for line in lines if line.startswith(("ERROR", "error:"))]
     return (errors or lines or ["no output"])[-1]
+
+
+def _unbox(lines: list[str]) -> list[str]:
+    """Return lines with a box drawn around text replaced by one line, its text; other lines are as they were."""
+    found: list[str] = []
+    inside: list[str] | None = None
+    for line in lines:
+        if line[0] in BOX_BEGIN:
+            inside = []
+        elif line[0] in BOX_END and inside is not None:
+            found += [" ".join(inside)] if inside else []
+            inside = None
+        elif inside is not None and line[0] in BOX_SIDE:
+            text = line.strip(BOX_SIDE).strip()
+            inside += [text] if text else []
+        else:
+            found.append(line)
+    return [*found, *(inside or [])]
 
 
 def put_aside(log: Path) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from clients.network.connection import classify_reason, judge_log
 from fedcompress.demo.federation import Federation
 from fedcompress.identity import PrivateKey, PublicKey, Registry
 from fedcompress.identity.audit import verify
@@ -53,6 +54,8 @@ def test_a_superlink_knows_its_nodes_and_a_node_its_superlink(tmp_path: Path) ->
                 alive=lambda: group.check("superlink"),
             )
         assert "SuperNode ID:" not in log("unknown") + log("stray")
+        assert judge_log(log("registered"))[0] is True
+        assert [classify_reason(judge_log(log(name))[1]) for name in ("unknown", "stray")] == ["key", "certificate"]
         assert log("superlink").count("Activated node_id=") == 1
         plain = [script("flower-supernode"), "--superlink", address, "--port", str(free_port()), "--insecure"]
         group.start("plain", [*plain, "--max-retries", "1"], cwd=tmp_path)

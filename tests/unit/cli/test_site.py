@@ -14,13 +14,14 @@ from typer.testing import CliRunner
 
 from clients.commands.__main__ import NAMES as COMMANDS
 from clients.commands.__main__ import main as command_main
-from fedcompress.cli import site
+from fedcompress.cli import kit, site
 from fedcompress.cli.help import App
 
 APP = App(help="")
 site.register(APP)
 LINES = {
     "init": ["--name", "north", "--model", "m", "--ranks", "2", "--max-update-norm", "1.5", "--yes"],
+    "join": ["n.kit", "-d", "new", "--train", "rows.csv", "--passphrase-file", "secret", "--yes"],
     "doctor": ["site.toml", "--superlink", "h:1", "--run-template", "t", "--max-length", "9"],
     "up": ["site.toml", "--superlink", "h:1", "--insecure", "--detach"],
     "down": ["site.toml", "--timeout", "3"],
@@ -35,7 +36,8 @@ NAMES = [name for name in COMMANDS if name != "evaluate"]  # which is `fedcompre
 @pytest.fixture
 def executed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     seen: list[tuple[str, ...]] = []
-    monkeypatch.setattr(site, "execute", lambda *words: seen.append(words))
+    for module in (site, kit):
+        monkeypatch.setattr(module, "execute", lambda *words: seen.append(words))
     return seen
 
 
@@ -57,6 +59,13 @@ def test_options_reach_their_command(name: str, executed: list[tuple[str, ...]])
         "init": {
             "answers": {"site.name": "north", "model.path": "m", "engine.ranks": 2, "privacy.max_update_norm": 1.5}
         },
+        "join": {
+            "kit": "n.kit",
+            "folder": "new",
+            "answers": {"data.train": "rows.csv"},
+            "passphrase_file": "secret",
+            "yes": True,
+        },
         "doctor": {"run_template": "t", "max_length": 9},
         "up": {"insecure": True, "detach": True},
         "down": {"timeout": 3.0},
@@ -67,7 +76,7 @@ def test_options_reach_their_command(name: str, executed: list[tuple[str, ...]])
     assert {key: getattr(made, key) for key in expected} == expected
 
 
-@pytest.mark.parametrize("name", [*NAMES, "worker"])
+@pytest.mark.parametrize("name", [*NAMES, "kit", "worker"])
 def test_help_has_examples(name: str) -> None:
     text = CliRunner().invoke(APP, ["site", name, "--help"]).output
     assert "Example" in text

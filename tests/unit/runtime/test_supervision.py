@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedcompress.runtime.supervision import end_noted, end_process, read_facts, remember, stop_signals
+from fedcompress.runtime.supervision import end_noted, end_process, read_facts, reason, remember, stop_signals
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(100)"]
 # A session leader with a child; says the child's id.
@@ -74,3 +74,31 @@ def test_signals_are_noted_and_given_back() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopped()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+BOXES = {
+    "╭─ Error ─╮\n│ Connection to the SuperLink │\n│ is unavailable.             │\n╰─────────╯\n": (
+        "Connection to the SuperLink is unavailable."
+    ),
+    "Loading\n┏━━━━┓\n┃ no ┃\n┗━━━━┛\n": "no",
+    "one\n╭──╮\n│  │\n╰──╯\n": "one",
+    "╭──╮\n│ torn │\n": "torn",
+    "ERROR : real\n╭──╮\n│ later │\n╰──╯\n": "ERROR : real",
+}
+
+
+@pytest.mark.parametrize("text", BOXES)
+def test_the_reason_is_the_text_in_a_box(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.log").write_text(text)
+    assert reason(tmp_path / "a.log", 0) == BOXES[text]
+
+
+@pytest.mark.parametrize(
+    "detail",
+    ["[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed", "[code: 2004] Failed to activate SuperNode."],
+)
+def test_the_detail_of_an_exit_is_quoted(tmp_path: Path, detail: str) -> None:
+    """Flower's line after the reason says what it was."""
+    head = "ERROR :     Exit Code: 305\nFailed to initialize the connection to the SuperLink.\n"
+    (tmp_path / "a.log").write_text(f"{head}{detail}\nThe SuperNode could not establish a connection.\n")
+    assert reason(tmp_path / "a.log", 0) == f"Failed to initialize the connection to the SuperLink. {detail}"

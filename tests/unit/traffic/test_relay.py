@@ -185,10 +185,13 @@ def test_routes(insecure: bool, proxies: dict[str, str], route: Route | None) ->
 def test_variables_lead_through_the_relay() -> None:
     assert proxy_variables(Route(target=("a", 1)), "127.0.0.1:5") == {}
     own = proxy_variables(Route(target=("a", 1), tunnel=True, exceptions=("b", "c")), "127.0.0.1:5")
-    assert own == {"https_proxy": "http://127.0.0.1:5", "no_proxy": "b,c", "http_proxy": "", "all_proxy": ""}
+    through = {"https_proxy": "http://127.0.0.1:5", "http_proxy": "", "all_proxy": ""}
+    assert own == {**through, "no_proxy": "b,c", "NO_PROXY": "b,c"}
     theirs = proxy_variables(Route(target=("out", 1), proxy="http://me:x@out:1"), "127.0.0.1:5")
     assert theirs["https_proxy"] == "http://me:x@127.0.0.1:5"
-    assert find_route("::1", 9, insecure=False, proxies={}) == Route(target=("::1", 9), tunnel=True)
+    for host in ("::1", "127.0.0.1", "localhost"):
+        for proxies in ({}, {"https": "http://out:1"}, {"all": "http://out:1"}):
+            assert find_route(host, 9, insecure=False, proxies=proxies) == Route(target=(host, 9), tunnel=True)
 
 
 def test_a_count_that_has_ended_writes_nowhere(tmp_path: Path) -> None:

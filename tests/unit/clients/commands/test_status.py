@@ -14,11 +14,14 @@ import pytest
 
 from clients.commands.common import read_worker_status
 from clients.commands.status import Options, run, status_lines
+from clients.commands.supervisor import up_lock
+from clients.network.connection import ConnectionWatch
 from clients.state.counters import Counters
 from clients.worker.main import lease
 from fedcompress.errors import ConfigError, TrainingError
 from fedcompress.formatting import duration, size
 from fedcompress.proto.v1 import worker_pb2
+from fedcompress.storage.locks import hold
 from tests.unit.clients.worker.test_service import START, FakeRank, Worker, task, train
 
 
@@ -105,6 +108,24 @@ def test_no_worker_and_a_held_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert "does not answer" in found["reason"]
     with pytest.raises(ConfigError, match="site init"):
         run(Options(site=str(tmp_path / "absent.toml")))
+
+
+def test_a_lost_connection_is_said_while_up_runs(worker: Worker, capsys: pytest.CaptureFixture[str]) -> None:
+    """Notes of an `up` that has ended do not count."""
+    state = worker.site.state_dir
+    watch = ConnectionWatch(state, state / "supernode.log", address="h:9", target=("no-such-host.invalid", 9))
+    (state / "supernode.log").write_text("WARNING : Connection attempt failed, retrying in 0.79 seconds")
+    watch.look()
+    assert facts(worker, capsys)["connection"] is None
+    with hold(up_lock(state), "held by"):
+        found = facts(worker, capsys)["connection"]
+        assert (found["address"], found["connected"], found["kind"]) == ("h:9", False, "name")
+        assert "the name is not known here" in found["advice"]
+        assert abs(found["since"] - time.time()) < 60
+        assert run(Options(site=str(worker.file))) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("connected")]
+    assert "no connection to h:9 since" in line
+    assert f"kept up by `site up`, pid {os.getpid()}" in line
 
 
 def test_gpus_and_figures_for_people() -> None:

@@ -96,6 +96,28 @@ def test_a_supernode_that_dies_is_started_again_and_waits_longer(site_file: Path
     it.group.check("worker")
 
 
+@pytest.mark.parametrize(
+    ("detail", "advice"),
+    [
+        (
+            "[SSL: CERTIFICATE_VERIFY_FAILED] unable to get local issuer certificate",
+            "not of the CA in root_certificates",
+        ),
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] Hostname mismatch, certificate is not valid for 'x'.", "lacks the name"),
+        ("[code: 2004] Failed to activate SuperNode.", "ask"),
+    ],
+)
+def test_advice_follows_the_reason(site_file: Path, groups: list[ProcessGroup], detail: str, advice: str) -> None:
+    """What is wrong with a certificate is not said of the key."""
+    text = f"ERROR : Exit Code: 305\nFailed to initialize the connection to the SuperLink.\n{detail}\n"
+    it = kept(groups, site_file, [sys.executable, "-c", f"print({text!r}); raise SystemExit(3)"], SLEEP)
+    it.supervisor.tick()
+    it.until_ended("supernode")
+    it.supervisor.tick()
+    assert detail in next(line for line in it.said if "started again" in line)
+    assert advice in it.said[-1]
+
+
 def test_a_worker_that_was_there_is_used(site_file: Path, groups: list[ProcessGroup]) -> None:
     it = kept(groups, site_file, SLEEP, SLEEP)
     with lease(it.site.state_dir):
