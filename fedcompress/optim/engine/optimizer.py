@@ -21,7 +21,7 @@ from fedcompress.optim.engine.ranks import gather_objects, get_collective_device
 from fedcompress.optim.engine.shards import Shard, find_shards
 from fedcompress.optim.engine.state_store import StateStore
 from fedcompress.optim.engine.torch_contract import TorchContract
-from fedcompress.optim.state.moment_storage import move_to_device
+from fedcompress.optim.state.moment_storage import copy_tensors, move_to_device
 from fedcompress.optim.table import parse_optimizer
 
 if TYPE_CHECKING:
@@ -256,10 +256,10 @@ class LowMemoryOptimizer(TorchContract):
         self._store.start_round(epoch, reset=state == "reset")
 
     def export_state(self) -> dict[str, Any]:
-        """Return the state of this rank with its place in each parameter."""
+        """Return copies of this rank's state with its place in each parameter, which later steps do not change."""
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
         state = {"fedcompress": FORMAT, "seed": self._seed, "epoch": self._store.epoch}
-        return {**state, "memory": self._store.export_entries(), "param_groups": groups}
+        return {**state, "memory": copy_tensors(self._store.export_entries()), "param_groups": groups}
 
     def import_state(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state of this rank or of whole parameters; another rule's is a ``StateError``."""

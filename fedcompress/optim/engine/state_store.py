@@ -85,7 +85,7 @@ class StateStore:
         self.epoch = epoch
 
     def export_entries(self) -> dict[str, Entry]:
-        """Return the checkpoint entries of all states, by parameter."""
+        """Return the checkpoint entries of all states, by parameter; later steps write to their tensors."""
         loaded = {n: {**entry, "before": self._steps_before.get(n, 0)} for n, entry in self._loaded.items()}
         stepped = {
             name: build_entry(self._shards[name], self._steps_before.get(name, 0), packed)

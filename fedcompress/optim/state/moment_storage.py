@@ -132,6 +132,17 @@ def move_to_device(value: Any, device: Any, *, copy: bool = False) -> Any:
     return value
 
 
+def copy_tensors(value: Any) -> Any:
+    """Return a value of a state whose tensors have memory of their own, where they are."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: copy_tensors(item) for key, item in value.items()}
+    return value
+
+
 def _round_at_random(values: Tensor, start: int, seed: int) -> Tensor:
     """Round to bfloat16, up or down with the probabilities that keep the mean.
 

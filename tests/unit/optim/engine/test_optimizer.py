@@ -33,6 +33,50 @@ def test_a_loaded_state_dict_is_not_written_to(call: str) -> None:
             torch.testing.assert_close(given["memory"][name]["state"][key], value, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("call", ["adamw", "lion", "frugal(carry=keep)", "galore(rank=4)", "adamw(state=8bit)"])
+def test_a_state_dict_stays_as_it_was_when_its_optimizer_steps_on(call: str) -> None:
+    """A trial step can be taken back, and another optimizer starts from what it was given, not from what came after."""
+    model = net(width=64)
+    optimizer = build_optimizer(model, call, lr=1e-2)
+    train(model, optimizer, 0, 3)
+    start, given = state(model), optimizer.state_dict()
+    kept = copy.deepcopy(given)
+    other = net(width=64)
+    second = build_optimizer(other, call, lr=1e-2)
+    second.load_state_dict(given)
+    train(model, optimizer, 3, 6)
+    optimizer.load_state_dict(given)
+    ends = [run_on(model, optimizer, start), run_on(other, second, start)]
+    third = build_optimizer(other, call, lr=1e-2)
+    third.load_state_dict(kept)
+    right = run_on(other, third, start)
+    for end in ends:
+        assert all(torch.equal(end[name], right[name]) for name in right)
+
+
+@pytest.mark.parametrize("call", ["adamw", "galore(rank=4)"])
+def test_a_whole_state_dict_and_one_that_no_step_has_used_stay_as_they_were(call: str) -> None:
+    model = net()
+    optimizer = build_optimizer(model, call, lr=1e-2)
+    train(model, optimizer, 0, 3)
+    whole = optimizer.whole_state_dict()
+    second = build_optimizer(net(), call, lr=1e-2)
+    second.load_state_dict(whole)
+    given = [whole, second.state_dict()]
+    kept = copy.deepcopy(given)
+    train(model, optimizer, 3, 5)
+    for now, before in zip(given, kept, strict=True):
+        for name, entry in before["memory"].items():
+            assert all(torch.equal(now["memory"][name]["state"][k], entry["state"][k]) for k in ("m", "v"))
+
+
+def run_on(model: torch.nn.Module, optimizer: torch.optim.Optimizer, start: dict) -> dict[str, torch.Tensor]:
+    """Weights after three more steps from the given ones."""
+    model.load_state_dict(start)
+    train(model, optimizer, 3, 6)
+    return state(model)
+
+
 def test_a_part_of_a_loaded_state_does_not_hold_the_whole() -> None:
     """As under ZeRO: a run of entries, in a copy of the weights."""
     model = net()
