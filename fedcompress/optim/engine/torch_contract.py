@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from typing import Any
 
@@ -29,7 +28,7 @@ class TorchContract(torch.optim.Optimizer):  # type: ignore[misc]
 
     @abstractmethod
     def import_state(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state that nobody else holds, without hooks."""
+        """Continue from a state, whose tensors are only read, without hooks."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this rank with its place in each parameter; ``combine_rank_states`` joins all ranks'."""
@@ -41,14 +40,14 @@ class TorchContract(torch.optim.Optimizer):  # type: ignore[misc]
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state dict of this rank, or from one of whole parameters; its tensors are copied.
+        """Continue from a state dict of this rank, or from one of whole parameters; its tensors are only read.
 
         Raises:
             StateError: it is of another rule or of other parameters.
         """
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        self.import_state(copy.deepcopy(state_dict))  # the giver goes on changing what it has given
+        self.import_state(state_dict)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
