@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from fedcompress.errors import ConfigError, ProcessError
 from fedcompress.runtime.process_tree import find_processes, is_alive
+from fedcompress.runtime.supervision import unbox
 
 if TYPE_CHECKING:
     import psutil
@@ -165,10 +166,11 @@ class ProcessGroup:
         return code == 0
 
     def last_line(self, name: str) -> str:
-        """Return the last line that a process has printed, and where the rest is."""
+        """Return the last line that a process has printed, or the text of a box, and where the rest is."""
         path = self.logs / f"{name}.log"
-        lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
-        return f"{lines[-1].strip() if lines else 'no output'} (see {path})"
+        text = path.read_text(errors="replace") if path.exists() else ""
+        lines = unbox([line.strip() for line in text.splitlines() if line.strip()])
+        return f"{lines[-1] if lines else 'no output'} (see {path})"
 
     def _members(self, *names: str) -> dict[int, psutil.Process]:
         """Find the living processes in the sessions of the named processes, or of all, and their descendants.

@@ -45,7 +45,7 @@ def reason(log: Path, start: int) -> str:
     with log.open("rb") as stream:
         stream.seek(max(start, log.stat().st_size - MAX_TAIL))
         lines = COLOUR.sub("", stream.read().decode("utf-8", "replace")).splitlines()
-    lines = _unbox([line.strip() for line in lines if line.strip()])
+    lines = unbox([line.strip() for line in lines if line.strip()])
     for number, line in enumerate(lines[:-1]):
         if "Exit Code:" in line:
             detail = lines[number + 2] if number + 2 < len(lines) else ""
@@ -54,7 +54,7 @@ def reason(log: Path, start: int) -> str:
     return (errors or lines or ["no output"])[-1]
 
 
-def _unbox(lines: list[str]) -> list[str]:
+def unbox(lines: list[str]) -> list[str]:
     """Return lines with a box drawn around text replaced by one line, its text; other lines are as they were."""
     found: list[str] = []
     inside: list[str] | None = None

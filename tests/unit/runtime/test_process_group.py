@@ -80,3 +80,8 @@ def test_a_process_that_ends_is_reported_with_its_last_line(tmp_path: Path) -> N
             group.check()
         with pytest.raises(ProcessError, match="not ready after 0 s"):
             wait_until(lambda: False, timeout=0, what="x", alive=lambda: None)
+
+
+def test_the_last_line_is_not_the_edge_of_a_box(tmp_path: Path) -> None:
+    (tmp_path / "a.log").write_text("before\n╭─ Error ─╮\n│ no way  │\n│ out     │\n╰─────────╯\n")
+    assert ProcessGroup(tmp_path, {}).last_line("a") == f"no way out (see {tmp_path / 'a.log'})"
