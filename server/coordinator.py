@@ -12,6 +12,7 @@ from typing import Any
 from fedcompress.adapters import Template, load_template
 from fedcompress.adapters.constants import CONSTANTS, load_constants
 from fedcompress.adapters.full.export import check_run
+from fedcompress.adapters.positions import check_length
 from fedcompress.config.run_config import RunConfig
 from fedcompress.pipeline.states import encode_snapshot
 from fedcompress.storage.failpoints import failpoint
@@ -76,6 +77,7 @@ class Coordinator:
         self._template = replace(template, adapter=replace(template.adapter, tensors={}))
         self._constants = (folder / CONSTANTS).read_bytes() if template.constants else b""
         self.layout: Layout = template.adapter.layout
+        check_length(config.max_length, template.positions, "max-length")
         check_run(template, config.codec, config.downlink_codec)
         key = load_coordinator_key(config.state_path, required=config.require_signatures)
         self.ledger = self._open_ledger(template)

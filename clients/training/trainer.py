@@ -25,6 +25,7 @@ from fedcompress.adapters import base_fingerprint, load_adapter
 from fedcompress.adapters.attach import AdaptedModel
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.adapters.full import Layers, load_trainable_set, trains_base_weights
+from fedcompress.adapters.positions import check_length, count_positions
 from fedcompress.config.drift import FedProx, parse_drift_correction
 from fedcompress.config.schedules import parse_schedule
 from fedcompress.config.train_task import TrainTask
@@ -138,6 +139,7 @@ class Trainer:
         self.drop()  # before another is built
         progress(phase="load", text=str(self.site.model.path))
         tokenizer = load_tokenizer(self.site.model.path)
+        check_length(task.max_length, count_positions(self.site.model.path), "task.max_length")
         self.objective = task_for(task.learns, self.site.data, tokenizer, task.max_length)
         place = Place(
             folder=self.site.state_dir / "tokens",

@@ -41,6 +41,7 @@ class Template:
         constants: digest of the constants, hex; empty if there are none.
         saved: names of the constants that PEFT saves.
         quantization: with which sites must load the base; empty if it is theirs to choose.
+        positions: tokens that the base has positions for; 0: it has no such limit.
     """
 
     adapter: Adapter
@@ -52,6 +53,7 @@ class Template:
     constants: str = ""
     saved: tuple[str, ...] = ()
     quantization: str = ""
+    positions: int = 0
 
 
 def load_template(folder: Path) -> Template:
@@ -70,13 +72,16 @@ def load_template(folder: Path) -> Template:
         freeze = tuple(manifest["freeze"])
         saved = tuple(manifest["saved"])
         objective = manifest["objective"]
+        positions = int(manifest.get("positions", 0))
     except FileNotFoundError:
         raise ConfigError("initial-adapter", path, "must exist: `fedcompress template` makes such a folder") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StateError(f"initial-adapter: {path}: does not parse: {type(error).__name__}: {error}") from error
     if version != VERSION:
         raise ConfigError("initial-adapter", version, f"must be of version {VERSION}")
-    return Template(adapter=adapter, objective=objective_from(objective), freeze=freeze, saved=saved, **texts)
+    return Template(
+        adapter=adapter, objective=objective_from(objective), freeze=freeze, saved=saved, positions=positions, **texts
+    )
 
 
 def save_template(folder: Path, template: Template, constants: Mapping[str, Any]) -> None:
@@ -101,4 +106,6 @@ def save_template(folder: Path, template: Template, constants: Mapping[str, Any]
         "saved": list(template.saved),
         **{key: getattr(template, key) for key in _TEXT_KEYS},
     }
+    if template.positions:
+        manifest["positions"] = template.positions
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")

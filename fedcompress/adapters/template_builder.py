@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedcompress.adapters.constants import INITIAL_FACTOR_SUFFIX, constants_digest, to_numpy
 from fedcompress.adapters.fingerprint import base_fingerprint
 from fedcompress.adapters.folder import Adapter
+from fedcompress.adapters.positions import count_positions
 from fedcompress.adapters.seeded_init import seeded_init
 from fedcompress.adapters.spec import AdapterSpec
 from fedcompress.adapters.template import Template, save_template
@@ -71,6 +72,7 @@ def write_template(
     template = Template(
         adapter=Adapter(config=_make_portable(config, attached, base), layout=layout, tensors=tensors),
         objective=objective,
+        positions=count_positions(base.path),
         name=spec.name,
         freeze=spec.freeze,
         quantization=spec.row.quantization,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters import load_template
+from fedcompress.adapters.positions import check_length
 from fedcompress.errors import ConfigError, ProcessError
 from fedcompress.identity.keys import write_file
 from fedcompress.runtime.app_commands import STOPPED
@@ -130,9 +131,10 @@ def _keep_template(settings: Settings) -> Path:
             raise ConfigError("run.initial-adapter", original, rule)
         return copy
     try:
-        load_template(original)
+        template = load_template(original)
     except ConfigError as error:
         raise ConfigError("run.initial-adapter", error.value, error.rule) from error
+    check_length(settings.run.max_length, template.positions, "run.max-length")
     part = copy.with_name(f"{copy.name}.part")
     for folder in (part, copy):
         shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,7 @@ from clients.training.data.rows import read_rows
 from clients.training.tasks import task_for
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.adapters.fingerprint import SOURCE, WEIGHTS, base_fingerprint
+from fedcompress.adapters.positions import check_length, count_positions
 from fedcompress.errors import ConfigError, FedCompressError
 from fedcompress.formatting import size
 
@@ -109,6 +110,10 @@ def check_data(subject: Subject) -> list[Check]:
         except FedCompressError:
             tokenizer = None  # another check says so
         if tokenizer is not None:
+            try:
+                check_length(subject.max_length, count_positions(subject.site.model.path), "--max-length")
+            except ConfigError as error:
+                return [fail("max-length", str(error.value), error.rule)]
             task = task_for(subject.template.objective, data, tokenizer, subject.max_length)
     return [_part(subject, part, task) for part in ("train", "heldout")]
 

@@ -15,6 +15,7 @@ from fedcompress.adapters.folder import Adapter
 from fedcompress.adapters.full.attach import FullWeightsModel, attach_weights
 from fedcompress.adapters.full.base_files import BaseWeights
 from fedcompress.adapters.full.modes import parse_trainable_set, trainable_set_config
+from fedcompress.adapters.positions import count_positions
 from fedcompress.adapters.spec import AdapterSpec
 from fedcompress.adapters.template import Template, save_template
 from fedcompress.chunks import TensorSlice
@@ -60,6 +61,7 @@ def write_weights_template(folder: Path, base: BaseModel, objective: Objective, 
     template = Template(
         adapter=Adapter(config=config, layout=layout, tensors=zeros(layout)),
         objective=objective,
+        positions=count_positions(base.path),
         name=spec.name,
         freeze=spec.freeze,
         base_fingerprint=base_fingerprint(base.path).hex(),
