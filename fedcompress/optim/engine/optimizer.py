@@ -23,6 +23,7 @@ from fedcompress.optim.engine.state_store import StateStore
 from fedcompress.optim.engine.torch_contract import TorchContract
 from fedcompress.optim.state.moment_storage import copy_tensors, move_to_device
 from fedcompress.optim.table import parse_optimizer
+from fedcompress.parameter_names import strip_wrappers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -263,6 +264,7 @@ class LowMemoryOptimizer(TorchContract):
 
     def import_state(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state of this rank or of whole parameters; another rule's is a ``StateError``."""
+        state_dict = _strip_wrapped_names(state_dict)
         _check_state_dict(state_dict, self.param_groups, self._seed)
         for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in loaded.items() if k != "params"})
@@ -328,6 +330,17 @@ def _check_state_dict(state_dict: dict[str, Any], groups: Sequence[dict[str, Any
     if state_dict["seed"] != seed:
         rule = f"must be {seed}: its selections would be others"
         raise StateError(f"optimizer state: seed: {state_dict['seed']}: {rule}")
+
+
+def _strip_wrapped_names(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict in which names are those of the model inside of what wrapped it when the state was saved."""
+    if state_dict.get("fedcompress") != FORMAT:
+        return state_dict
+    groups = [
+        {**group, "names": [strip_wrappers(name) for name in group["names"]]} for group in state_dict["param_groups"]
+    ]
+    memory = {strip_wrappers(name): entry for name, entry in state_dict["memory"].items()}
+    return {**state_dict, "param_groups": groups, "memory": memory}
 
 
 def _to_lists(value: Any) -> Any:

@@ -61,6 +61,21 @@ def test_a_wrapped_model_takes_the_state_of_the_model(call: str, wrap: Any) -> N
     assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(wrapped), strict=True))
 
 
+def test_a_state_that_was_saved_under_wrapped_names_is_taken() -> None:
+    plain, other = net(), net()
+    first, second = (build_optimizer(model, "adamw", lr=1e-2) for model in (plain, other))
+    step(plain, first, 0)
+    state = first.state_dict()
+    for group in state["param_groups"]:  # as earlier versions wrote them
+        group["names"] = [f"_orig_mod.{name}" for name in group["names"]]
+    state["memory"] = {f"_orig_mod.{name}": entry for name, entry in state["memory"].items()}
+    other.load_state_dict(plain.state_dict())
+    second.load_state_dict(state)
+    step(plain, first, 1)
+    step(other, second, 1)
+    assert all(torch.equal(a, b) for a, b in zip(weights(plain), weights(other), strict=True))
+
+
 def test_a_group_that_is_added_later_is_refused_at_once() -> None:
     model = net()
     model[1].weight.requires_grad_(False)
