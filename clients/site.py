@@ -174,8 +174,9 @@ class Data:
                 parse_source(text, name).check()
         if self.streaming_above < 0:
             raise ConfigError("data.streaming_above", self.streaming_above, "must be at least 0")
-        if len(self.delimiter) > 1:
-            raise ConfigError("data.delimiter", repr(self.delimiter), "must be one character, such as ; or \\t")
+        if len(self.delimiter) > 1 or self.delimiter in ("\n", "\r", '"'):
+            rule = "must be one character, such as ; or \\t, no quote and no line end"
+            raise ConfigError("data.delimiter", repr(self.delimiter), rule)
         if not 0 < self.heldout_share < 1:
             raise ConfigError("data.heldout_share", self.heldout_share, "must be between 0 and 1")
 

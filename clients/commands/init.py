@@ -55,7 +55,11 @@ QUESTIONS = (
     ),
     Question(key="model.dtype", text=f"Precision of its weights ({', '.join(DTYPES)})"),
     Question(key="model.quantization", text=f"Quantisation of the frozen base ({', '.join(QUANTIZATIONS)})"),
-    Question(key="data.train", text="Training rows, one JSON object a line", required=True),
+    Question(
+        key="data.train",
+        text="Training rows: .jsonl, .csv, .tsv, .parquet or another source",
+        required=True,
+    ),
     Question(key="data.heldout", text="Held-out rows (empty: cut from the training rows)"),
     Question(key="engine.ranks", text="Training processes"),
     Question(key="engine.zero_stage", text="DeepSpeed ZeRO stage (0 to 3)"),

@@ -6,14 +6,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from clients.commands.checks.base import Check, Subject, fail, ok, warn
 from clients.data_sources import Row
+from clients.data_sources.base import describe_columns
 from clients.training.data.rows import read_rows
 from clients.training.tasks import task_for
+from clients.training.tasks.turns import columns_of_turns
 from fedcompress.adapters.base_model import load_tokenizer, tokenizer_digest
 from fedcompress.adapters.fingerprint import SOURCE, WEIGHTS, base_fingerprint
 from fedcompress.adapters.positions import check_length, count_positions
@@ -141,8 +142,9 @@ def _part(subject: Subject, part: str, task: Any) -> Check:
     except (OSError, UnicodeError) as error:
         return fail(name, f"{type(error).__name__}: {error}", "make the file readable for this user")
     if not count:
-        remedy = "lower or raise data.heldout_share" if not data.heldout else f"put rows in the file of data.{part}"
-        return fail(name, "0 rows", remedy)
+        source = "train" if part == "train" or not data.heldout else part
+        more = "" if data.heldout else ", two at least: one is held out"
+        return fail(name, "0 rows", f"put rows in the file of data.{source}{more}")
     if defect:
         return warn(name, f"{count:,} rows; {defect}", "name the fields in [data]; --run-template checks all rows")
     if checked < count:
@@ -153,10 +155,13 @@ def _part(subject: Subject, part: str, task: Any) -> Check:
 def _find_lack(row: Row, subject: Subject) -> str:
     """Return what a row lacks for any objective; empty if it suits one."""
     data = subject.site.data
-    choices: Iterable[tuple[str, ...]] = ((data.text, data.label), (data.prompt, data.completion), (data.messages,))
+    *forms, text = columns_of_turns(data)
+    choices: list[tuple[str, ...]] = [(data.text, data.label), *forms]
+    if set(row.values) == set(text):  # with other columns, it may be a label that has another name
+        choices.append(text)
     if any(all(key in row.values for key in keys) for keys in choices):
         return ""
-    return f"{row.where} has {sorted(row.values)[:6]}, none of the fields of [data]"
+    return f"{row.where} has {describe_columns(row.values)}, none of the fields of [data]"
 
 
 def nearest_existing(path: Path) -> Path:

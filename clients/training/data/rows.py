@@ -103,6 +103,11 @@ def _check_columns(source: DataSource, row: Row, wants: Sequence[Sequence[str]])
     """Raise ``ConfigError`` unless a row has all columns of one of ``wants``."""
     if not wants or any(set(names) <= set(row.values) for names in wants):
         return
+    wanted = {name for names in wants for name in names}
+    blank = next((name for name in row.values if name != name.strip() and name.strip() in wanted), "")
+    if blank:
+        rule = f"must be {blank.strip()!r}, without blanks around it: correct the header, or name it so in [data]"
+        raise ConfigError(f"{source.field}: {row.where}", f"the column {blank!r}", rule)
     needed = ", or ".join(" and ".join(repr(name) for name in names) for names in wants)
     rule = f"must have {needed}; other names are told under [data] in site.toml"
     raise ConfigError(f"{source.field}: {row.where}", describe_columns(row.values), rule)

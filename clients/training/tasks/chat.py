@@ -9,6 +9,7 @@ from clients.training.tasks.base import IGNORED
 from clients.training.tasks.turns import ANSWERS, name_roles
 from fedcompress.errors import ConfigError
 
+MOST_WORDS = 300  # characters of an error that are looked at
 Turns = Sequence[Mapping[str, str]]
 
 
@@ -64,7 +65,7 @@ def _written(tokenizer: Any, turns: Turns, where: str, *, prompt: bool) -> str:
 
 def _own_words(message: str, template: str) -> str:
     """Return what a template's own text says in an error, without what it took from a row; empty if that is nothing."""
-    for end in range(len(message), 7, -1):
+    for end in range(min(len(message), MOST_WORDS), 7, -1):
         if message[:end] in template:
             return message[:end].strip()
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ from fedcompress.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_WHOLE = re.compile(r"-?\d+\.0+")  # a whole number that is written as a fraction
 
 
 class ClassificationTask:
@@ -62,8 +65,9 @@ class ClassificationTask:
 def _names_of(label: Any) -> list[str]:
     """Return the names that a value of the label's column may stand for, the most exact one first.
 
-    Numbers and truth values are what a CSV file has of them: 1 is ``1``, and so is 1.0, as pandas writes whole numbers
-    of a column with gaps; True is ``True``, ``true`` or ``1``. Text is itself, or itself without blanks around it.
+    Numbers and truth values are what a CSV file has of them: 1 is ``1``, and so is 1.0, also as text, as pandas writes
+    whole numbers of a column with gaps; True is ``True``, ``true`` or ``1``. Text is itself, or itself without blanks
+    around it.
     """
     match label:
         case bool():
@@ -75,7 +79,8 @@ def _names_of(label: Any) -> list[str]:
         case float():
             return [str(label)]
         case str():
-            return [label, label.strip()]
+            plain = label.strip()
+            return [label, plain, plain.rpartition(".")[0] if _WHOLE.fullmatch(plain) else plain]
         case _:
             return []
 

@@ -12,7 +12,14 @@ from clients.training.tasks.base import IGNORED, BatchSums, Example
 from clients.training.tasks.chat import tokenize_chat
 from clients.training.tasks.packing import compute_packed_logits, keeps_examples_apart, position_ids
 from clients.training.tasks.padding import pad_rows
-from clients.training.tasks.turns import ANSWERS, columns_of_turns, read_pair, read_turns
+from clients.training.tasks.turns import (
+    ANSWERS,
+    columns_of_pairs,
+    columns_of_turns,
+    is_plain_text,
+    read_pair,
+    read_turns,
+)
 from fedcompress.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +33,7 @@ class CausalTask:
         self._data = data
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self.columns = (*columns_of_turns(data), (data.text,))
+        self.columns = columns_of_turns(data)
         self.packs = max_length if data.packing else None
         self._is_apart = False  # whether the model was seen to keep packed examples apart
         self._is_narrow: bool | None = None  # whether it computes logits only where it is asked; None: not known
@@ -38,7 +45,7 @@ class CausalTask:
         its end.
         """
         turns = read_turns(row, self._data)
-        if self._tokenizer.chat_template and len(turns) > 1:  # plain text is no chat
+        if self._tokenizer.chat_template and not is_plain_text(row, self._data):
             tokens, labels = tokenize_chat(self._tokenizer, turns, row.where)
         else:
             tokens, labels = self._plain(turns)
@@ -116,7 +123,7 @@ class Seq2SeqTask:
         self._data = data
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self.columns = columns_of_turns(data)[2:]
+        self.columns = columns_of_pairs(data)
         self.packs = None
 
     def example(self, row: Row) -> Example:

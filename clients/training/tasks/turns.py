@@ -3,8 +3,8 @@
 Forms, the first that a row has counts; a field that is null is not there:
 
 - ``messages``: a list of ``{"role", "content"}``, where content is text or a list of parts of type ``text``;
-- ``conversations``: a list of ``{"from", "value"}``, as ShareGPT has it, from ``human``, ``gpt``, ``system``;
 - ``prompt`` and ``completion``;
+- ``conversations``: a list of ``{"from", "value"}``, as ShareGPT has it, from ``human``, ``gpt``, ``system``;
 - ``instruction``, ``input`` (which may be empty or absent) and ``output``, as Alpaca has it;
 - ``text``: all of it is to be learnt.
 """
@@ -41,9 +41,20 @@ ROLES = ("system", "developer", "user", ANSWERS, "tool", "function")  # that a m
 Turn = dict[str, str]
 
 
+def columns_of_pairs(data: Data) -> tuple[tuple[str, ...], ...]:
+    """Return the sets of columns that make a prompt and a completion, the first that a row has counts."""
+    return ((data.prompt, data.completion), (INSTRUCTION, OUTPUT))
+
+
 def columns_of_turns(data: Data) -> tuple[tuple[str, ...], ...]:
-    """Return the sets of columns of which a row must have one: chats first, then pairs."""
-    return ((data.messages,), (CONVERSATIONS,), (data.prompt, data.completion), (INSTRUCTION, OUTPUT))
+    """Return the sets of columns that make something to learn for a language model; the first that a row has counts."""
+    own_pair, alpaca = columns_of_pairs(data)
+    return ((data.messages,), own_pair, (CONVERSATIONS,), alpaca, (data.text,))
+
+
+def is_plain_text(row: Row, data: Data) -> bool:
+    """Return True if a row has none of the forms but text, all of which is to be learnt."""
+    return _find_columns(row, data) == (data.text,)
 
 
 def read_turns(row: Row, data: Data) -> list[Turn]:
@@ -52,13 +63,20 @@ def read_turns(row: Row, data: Data) -> list[Turn]:
     Raises:
         ConfigError: it has none of the forms, or a turn is malformed; says which and why, not what is in it.
     """
-    for column in (data.messages, CONVERSATIONS):
-        if row.values.get(column) is not None:
-            return _read_chat(row, column)
-    if not _has_pair(row, data) and isinstance(row.values.get(data.text), str):
+    columns = _find_columns(row, data)
+    if columns in ((data.messages,), (CONVERSATIONS,)):
+        return _read_chat(row, columns[0])
+    if columns == (data.text,):
         return [{"role": ANSWERS, "content": row.text(data.text)}]
     prompt, completion = read_pair(row, data)
     return [{"role": "user", "content": prompt}, {"role": ANSWERS, "content": completion}]
+
+
+def _find_columns(row: Row, data: Data) -> tuple[str, ...]:
+    """Return the first set of columns that a row has, none of them null; the site's own pair if it has none."""
+    sets = columns_of_turns(data)
+    found = (names for names in sets if all(row.values.get(name) is not None for name in names))
+    return next(found, columns_of_pairs(data)[0])
 
 
 def read_pair(row: Row, data: Data) -> tuple[str, str]:
@@ -67,8 +85,9 @@ def read_pair(row: Row, data: Data) -> tuple[str, str]:
     Raises:
         ConfigError: it has no such pair, or one that is no text.
     """
-    has_own = row.values.get(data.prompt) is not None or row.values.get(data.completion) is not None
-    if has_own or row.values.get(INSTRUCTION) is None:
+    own_pair, alpaca = columns_of_pairs(data)
+    has_own = any(row.values.get(name) is not None for name in own_pair)
+    if has_own or any(row.values.get(name) is None for name in alpaca):
         return row.text(data.prompt), row.text(data.completion)
     more = row.text(INPUT) if row.values.get(INPUT) is not None else ""
     instruction = row.text(INSTRUCTION)
@@ -79,10 +98,6 @@ def name_roles(turns: Sequence[Mapping[str, str]]) -> str:
     """Return who speaks in the first turns, for a message, as ``, of user, assistant``; empty if there is no turn."""
     roles = [turn["role"] if turn["role"] in ROLES else "another" for turn in turns[:8]]
     return f", of {', '.join(roles)}{', ...' if len(turns) > 8 else ''}" if roles else ""
-
-
-def _has_pair(row: Row, data: Data) -> bool:
-    return any(row.values.get(name) is not None for name in (data.prompt, data.completion, INSTRUCTION, OUTPUT))
 
 
 def _read_chat(row: Row, column: str) -> list[Turn]:

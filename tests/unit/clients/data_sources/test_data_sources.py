@@ -171,15 +171,18 @@ def test_lines_of_a_csv(tmp_path: Path) -> None:
         ("bars.csv", b"text|label\r\nx, y|a\r\nz|b\r\n"),
         ("told.csv", b"\xef\xbb\xbfsep=;\r\ntext;label\r\nx, y;a\r\nz;b\r\n"),
         ("mark.csv", b'\xef\xbb\xbftext,label\n"x, y",a\nz,b\n'),
-        ("blanks.csv", b'text, label\n"x, y", a\nz, b\n'),
+        ("comma-in-a-name.csv", b'text;label;"note, more"\nx, y;a;\nz;b;\n'),
+        ("blank-first.csv", b"\n\ntext;label\nx, y;a\nz;b\n"),
+        ("commas.tsv", b'text,label\n"x, y",a\nz,b\n'),
+        ("empty-last.csv", b'text,label\n"x, y",a\nz,b\n,\n  \n'),
         ("rows.tsv", b"text\tlabel\nx, y\ta\nz\tb\n"),
         ("list.json", b'[{"text": "x, y", "label": "a"},\n {"text": "z", "label": "b"}]'),
         ("mark.jsonl", b'\xef\xbb\xbf{"text": "x, y", "label": "a"}\n{"text": "z", "label": "b"}\n'),
     ],
 )
 def test_files_as_spreadsheets_and_exports_write_them(tmp_path: Path, name: str, content: bytes) -> None:
-    found = rows_in(tmp_path, name, content)
-    assert [dict(row.values) for row in found] == [{"text": "x, y", "label": "a"}, {"text": "z", "label": "b"}]
+    found = [{k: row.values[k] for k in ("text", "label")} for row in rows_in(tmp_path, name, content)]
+    assert found == [{"text": "x, y", "label": "a"}, {"text": "z", "label": "b"}]
 
 
 def test_an_index_of_pandas_is_a_column_as_pandas_reads_it(tmp_path: Path) -> None:
@@ -199,6 +202,22 @@ def test_a_delimiter_that_site_toml_names(tmp_path: Path) -> None:
     assert dict(found[0].values) == {"text": "x,y", "label": "a"}
     with pytest.raises(ConfigError, match=r"data.delimiter: '##': must be one character"):
         Data(train=str(path), delimiter="##")
+
+
+def test_a_name_with_blanks_keeps_them_and_is_named_where_it_is_wanted(tmp_path: Path) -> None:
+    """Names are in the hash that cuts rows into two parts: reading them otherwise would move rows."""
+    content = b"text, label\nx,a\n"
+    assert list(rows_in(tmp_path, "rows.csv", content)[0].values) == ["text", " label"]
+    with pytest.raises(ConfigError, match=r"the column ' label': must be 'label', without blanks around it"):
+        rows_in(tmp_path, "rows.csv", content, (("text", "label"),))
+    assert rows_in(tmp_path, "rows.csv", content, (("text", " label"),))
+
+
+@pytest.mark.parametrize("delimiter", ["\n", "\r", '"'])
+def test_what_cannot_be_a_delimiter(tmp_path: Path, delimiter: str) -> None:
+    (tmp_path / "rows.csv").write_text("text\n")
+    with pytest.raises(ConfigError, match=r"data.delimiter: .*no quote and no line end"):
+        Data(train=str(tmp_path / "rows.csv"), delimiter=delimiter)
 
 
 def test_another_encoding_is_named(tmp_path: Path) -> None:

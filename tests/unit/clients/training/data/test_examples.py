@@ -71,6 +71,9 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, line: str, words: l
         ("true", ("false", "true")),
         ("true", ("0", "1")),
         ('" 1 "', ("0", "1")),
+        ('"1.0"', ("0", "1")),
+        ('"-1.00"', ("1", "-1")),
+        ('"1.0"', ("1", "1.0")),
         ("-1", ("1", "-1")),
         ("0.5", ("0.25", "0.5")),
     ],
@@ -83,7 +86,7 @@ def test_labels_that_are_numbers_or_truth_values(tmp_path: Path, value: str, lab
     assert rows[0].labels == [1]
 
 
-@pytest.mark.parametrize("value", ["2", "1.5", "null", '["1"]'])
+@pytest.mark.parametrize("value", ["2", "1.5", "null", '["1"]', '"1.5"', '"v1.0"'])
 def test_labels_that_are_none_of_the_names(tmp_path: Path, value: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"text": "t", "label": {value}}}')

@@ -163,3 +163,12 @@ def test_a_tokenizer_without_a_template(tokenizer: Any) -> None:
 def test_the_model_is_where_it_is_said(tokenizer: Any) -> None:
     assert Path(tokenizer.name_or_path).is_dir()
     assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_a_chat_of_one_answer_is_a_chat_and_plain_text_is_none(tokenizer: Any) -> None:
+    """What asks for an answer is written first, and a template has nothing to write for nobody."""
+    with pytest.raises(ConfigError, match=r"7: 0 messages: must be what the tokenizer's chat template accepts"):
+        example(tokenizer, {"messages": [{"role": "assistant", "content": "Hello."}]})
+    plain = example(tokenizer, {"text": "Hello."})
+    assert tokenizer.decode(plain.tokens) == f"Hello.{tokenizer.eos_token}"
+    assert plain.predictions == len(plain.tokens) - 1

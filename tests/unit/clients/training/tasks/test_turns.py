@@ -24,6 +24,7 @@ SHAREGPT = [
     {"from": "gpt", "value": "Hello."},
 ]
 ADDED = [{"role": "user", "content": "Add\n\n1 2"}, {"role": "assistant", "content": "3"}]
+WHOLE = [{"role": "assistant", "content": "A whole text."}]
 PAIR = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
 
@@ -53,7 +54,12 @@ def row(**values: Any) -> Row:
         ({"instruction": "Hi", "input": None, "output": "Hello.", "prompt": None}, PAIR),
         ({"instruction": "Hi", "output": "Hello."}, PAIR),
         ({"instruction": "Add", "input": "1 2", "output": "3"}, ADDED),
-        ({"text": "A whole text."}, [{"role": "assistant", "content": "A whole text."}]),
+        ({"conversations": "id-17", "prompt": "Hi", "completion": "Hello."}, PAIR),
+        ({"conversations": SHAREGPT, "prompt": "Hi", "completion": "Hello."}, PAIR),
+        ({"conversations": SHAREGPT, "instruction": "Add", "output": "3"}, CHAT),
+        ({"instruction": "Hi", "output": "Hello.", "text": "both in one"}, PAIR),
+        ({"instruction": "a column of something else", "text": "A whole text."}, WHOLE),
+        ({"text": "A whole text."}, WHOLE),
     ],
 )
 def test_forms(values: dict[str, Any], expected: list[dict[str, str]], data: Data) -> None:
