@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+PREFIX = "base_model.model."  # of the names of tensors in PEFT's files
 # The factors A and B of LoRA; a layer of embeddings has an underscore where others have a dot.
 FACTOR_A = re.compile(r"\.lora_(?:embedding_A|A\.)")
 FACTOR_B = re.compile(r"\.lora_(?:embedding_B|B\.)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ WIDTHS = {
     "F8_E5M2": 1,
 }
 MAX_BYTES = 4 << 20  # of all kept tensors of a file
+# Ends of names of weights of few bits; their scales are floats, which a code would change.
+_PACKED = re.compile(r"(^|[._])(weight|qweight|qzeros|weight_packed|SCB|g_idx|quant_state\..+)$")
+_BUFFERS = ("BOOL", "F64")  # dtypes that no weights of few bits have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +46,11 @@ class KeptTensor:
     dtype: str
     shape: tuple[int, ...]
     data: bytes
+
+
+def is_packed(name: str, dtype: str) -> bool:
+    """Return True if a tensor is one of weights of few bits, as bitsandbytes, GPTQ, AWQ and FP8 checkpoints have."""
+    return dtype not in _BUFFERS and bool(_PACKED.search(name))
 
 
 def kept_to_json(kept: Mapping[str, KeptTensor]) -> dict[str, Any]:
@@ -70,8 +79,11 @@ def parse_kept(raw: Mapping[str, Any]) -> dict[str, KeptTensor]:
             raise LimitError(f"manifest.kept: more than {MAX_BYTES} bytes: at most these")
         left -= size
         inflater = zlib.decompressobj()
-        data = inflater.decompress(base64.b64decode(entry["data"], validate=True), size + 1)
-        if len(data) != size or inflater.unconsumed_tail or inflater.unused_data:
-            raise PayloadError(f"manifest.kept.{name}: {len(data)} bytes: must be {size}")
+        try:
+            data = inflater.decompress(base64.b64decode(entry["data"], validate=True), size + 1)
+        except zlib.error as error:
+            raise PayloadError(f"manifest.kept.{name}: not a zlib stream: {error}") from error
+        if len(data) != size or not inflater.eof or inflater.unused_data:
+            raise PayloadError(f"manifest.kept.{name}: must be a zlib stream of {size} bytes")
         kept[name] = KeptTensor(dtype=dtype, shape=tuple(shape), data=data)
     return kept

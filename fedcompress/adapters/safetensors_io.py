@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from fedcompress.adapters.folder import CONFIG_FILE, STORED_AS, WEIGHTS_FILE, from_float32, to_float32
-from fedcompress.adapters.groups import FACTOR_A, FACTOR_B, group_of
-from fedcompress.adapters.kept_tensors import MAX_BYTES, WIDTHS, KeptTensor
+from fedcompress.adapters.groups import FACTOR_A, FACTOR_B, PREFIX, group_of
+from fedcompress.adapters.kept_tensors import MAX_BYTES, WIDTHS, KeptTensor, is_packed
 from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, StateError
 from fedcompress.parameter_names import strip_wrappers
@@ -27,7 +27,6 @@ PEFT = "peft"  # format of a PEFT folder
 SAFETENSORS = "safetensors"  # format of a single file
 METADATA = "__metadata__"  # the only name in a header that is no tensor
 SUFFIX = ".safetensors"
-PREFIX = "base_model.model."  # of names in a PEFT folder
 # files that are looked for in a folder, the first that is there counts
 ADAPTER_WEIGHTS = (WEIGHTS_FILE, "adapter_model.bin")
 MODEL_WEIGHTS = (
@@ -93,6 +92,24 @@ class TensorSource:
                 rule = f"must have the same names and shapes: {name} is {own}, not {needed}"
                 raise ConfigError(field, self.path, rule)
 
+    def check_gathered(self, path: Path | None = None) -> None:
+        """Raise ``ConfigError`` if a tensor has no entries, as DeepSpeed's ZeRO-3 leaves what is spread over ranks.
+
+        Args:
+            path: what the error names; the source's own if left out.
+
+        Raises:
+            ConfigError: names the first such tensor, and what to do.
+        """
+        empty = [t for t in self.layout.tensors if not t.numel]
+        if empty:
+            rule = (
+                f"must not be empty: {len(empty)} of {len(self.layout.tensors)} tensors are. ZeRO-3 leaves that where "
+                "weights are not gathered before saving: save again inside deepspeed.zero.GatheredParameters, or with "
+                "stage3_gather_16bit_weights_on_model_save"
+            )
+            raise ConfigError(f"{path or self.path}: {empty[0].name}", list(empty[0].shape), rule)
+
 
 def open_source(path: Path, field: str = "PATH", *, keep: bool = False, prefixed: bool = False) -> TensorSource:
     """Open a PEFT folder, a model's folder or a file of weights, and read its header.
@@ -114,7 +131,7 @@ def open_source(path: Path, field: str = "PATH", *, keep: bool = False, prefixed
         ConfigError: a file is missing, or a dtype is not a float of 2 or 4 bytes and not kept.
         StateError: a file does not parse.
     """
-    files = [_as_safetensors(file, field) for file in _find_weights(path, field)]
+    files = locate_weights(path, field)
     is_peft = (path / CONFIG_FILE).is_file()
     entries, metadata = _read_entries(files, field, unwrapped=is_peft, prefixed=prefixed)
     is_adapter = is_peft or any(group_of(name) != "head" for name in entries)
@@ -125,7 +142,7 @@ def open_source(path: Path, field: str = "PATH", *, keep: bool = False, prefixed
         file, data_start, entry = entries[name]
         dtype = STORED_AS.get(entry["dtype"])
         if dtype is None:
-            kept[name] = _keep(file, data_start, entry, field=f"{field}.{name}", keep=keep)
+            kept[name] = _keep(name, file, data_start, entry, field=f"{field}.{name}", keep=keep)
             continue
         group = group_of(name) if is_adapter else "other"
         specs.append(TensorSpec(name=name, shape=tuple(entry["shape"]), dtype=dtype, group=group))
@@ -147,6 +164,23 @@ def open_source(path: Path, field: str = "PATH", *, keep: bool = False, prefixed
         files={name: entries[name][0] for name in offsets},
         kept=kept,
     )
+
+
+def locate_weights(path: Path, field: str = "PATH") -> list[Path]:
+    """Find the files of weights that a path means, as safetensors; what torch has pickled is converted.
+
+    Args:
+        path: of a PEFT folder, a model's folder, or a file.
+        field: what errors call it.
+
+    Returns:
+        One file, or all shards.
+
+    Raises:
+        ConfigError: there are none, or one is in no form that is read.
+        StateError: an index does not parse.
+    """
+    return [_as_safetensors(file, field) for file in _find_weights(path, field)]
 
 
 def _find_weights(path: Path, field: str) -> list[Path]:
@@ -231,14 +265,17 @@ def _as_safetensors(file: Path, field: str) -> Path:
     raise ConfigError(field, file, f"must end in {SUFFIX}, or as what torch saves: {', '.join(SUFFIXES)}")
 
 
-def _keep(file: Path, data_start: int, entry: Mapping[str, Any], *, field: str, keep: bool) -> KeptTensor:
+def _keep(name: str, file: Path, data_start: int, entry: Mapping[str, Any], *, field: str, keep: bool) -> KeptTensor:
     """Read a tensor that is kept as it is.
 
     Raises:
-        ConfigError: it must not be kept, is of a dtype that nobody knows, or is too large.
+        ConfigError: it must not be kept, is of weights of few bits, of a dtype that nobody knows, or too large.
     """
     dtype = str(entry["dtype"])
     begin, end = entry["data_offsets"]
+    if keep and is_packed(name, dtype):
+        rule = "are weights of few bits, whose scales would be changed: encode the model that is not quantised"
+        raise ConfigError(f"{field}.dtype", dtype, rule)
     if not keep or dtype not in WIDTHS or end - begin > MAX_BYTES:
         rule = f"one of {list(STORED_AS)}"
         if keep and dtype in WIDTHS:

@@ -12,12 +12,42 @@ from typing import Any
 
 import numpy as np
 
-from fedcompress.adapters.groups import group_of
+from fedcompress.adapters.groups import PREFIX, group_of
 from fedcompress.errors import ConfigError
 from fedcompress.types import Array, Layout, Tensors
 
-PREFIX = "base_model.model."  # of names in PEFT's files
+# Values of init_lora_weights that leave the base model as it is.
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 _B = re.compile(r"\.lora_(embedding_)?B(?=\.|$)")
+
+
+def has_plain_start(config: Mapping[str, Any]) -> bool:
+    """Return True if a LoRA config starts from factors that leave the base model as it is."""
+    start = config.get("init_lora_weights", True)
+    return any(start is known or (isinstance(start, str) and start == known) for known in _PLAIN_STARTS)
+
+
+def find_keys(pattern: Mapping[str, Any], module: str) -> list[str]:
+    """Find the keys of a pattern that match the end of a module's name, in order; PEFT takes the first.
+
+    Args:
+        pattern: a ``rank_pattern`` or ``alpha_pattern``.
+        module: name of the module, without ``PREFIX``.
+
+    Returns:
+        The keys.
+
+    Raises:
+        ConfigError: a key is no regular expression.
+    """
+    found = []
+    for key in pattern:
+        try:
+            if re.match(rf"(.*\.)?({key})$", module):
+                found.append(key)
+        except re.error as error:
+            raise ConfigError("pattern", key, f"must be a regular expression: {error}") from error
+    return found
 
 
 def match_pattern(path: Path, config: Mapping[str, Any], field: str, module: str, default: Any) -> Any:
@@ -34,15 +64,16 @@ def match_pattern(path: Path, config: Mapping[str, Any], field: str, module: str
         The value.
 
     Raises:
-        ConfigError: a key is no regular expression.
+        ConfigError: the pattern is none, or a key is no regular expression.
     """
-    for key, value in (config.get(field) or {}).items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
-                return value
-        except re.error as error:
-            raise ConfigError(f"{path}: {field}", key, f"must be a regular expression: {error}") from error
-    return default
+    pattern = config.get(field) or {}
+    if not isinstance(pattern, Mapping):
+        raise ConfigError(f"{path}: {field}", pattern, "must be numbers by parts of names")
+    try:
+        keys = find_keys(pattern, module)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {field}", error.value, error.rule) from error
+    return pattern[keys[0]] if keys else default
 
 
 def write_one_alpha(

@@ -50,7 +50,10 @@ def convert_torch_file(file: Path, field: str = "PATH") -> Path:
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in found.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f"{out.name}.{os.getpid()}.part")
-    save_file(tensors, temporary, {"format": "pt"})
+    try:
+        save_file(tensors, temporary, {"format": "pt"})
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise ConfigError(field, file, f"has tensors that safetensors cannot hold: {error}") from error
     os.replace(temporary, out)
     return out
 

@@ -88,6 +88,16 @@ class Container:
         return bool(self.parts[0].header.base_digest)
 
 
+# What files begin with that people have beside .fcu files -> what they are.
+_FOREIGN = {
+    b"PK\x03\x04": "what torch has saved, or another zip archive",
+    b"\x80\x02": "what torch has pickled",
+    b"GGUF": "a GGUF file: `fedcompress template` and sites take it as a base model",
+    b"{": "JSON",
+    b"#": "text",
+}
+
+
 def open_container(path: Path, field: str = "PATH") -> Container:
     """Open a file and check all its envelopes, and that they belong together.
 
@@ -101,6 +111,12 @@ def open_container(path: Path, field: str = "PATH") -> Container:
     """
     if not path.is_file():
         raise ConfigError(field, path, "must be an .fcu file or an adapter folder")
+    with path.open("rb") as file:
+        start = file.read(10)
+    foreign = next((what for magic, what in _FOREIGN.items() if start.startswith(magic)), "")
+    if foreign or start[8:10] == b'{"':
+        foreign = foreign or "a safetensors file, whose name must end in .safetensors"
+        raise ConfigError(field, path, f"must be an .fcu file: it is {foreign}")
     parts: list[EnvelopeEntry] = []
     end = path.stat().st_size
     offset = 0
@@ -170,6 +186,9 @@ def _check_together(parts: list[EnvelopeEntry]) -> None:
         raise PayloadError("manifest.adapter_config: must be there for a folder, and only there")
     if config is not None and adapter_digest(config) != first.adapter_digest:
         raise HeaderError("header.adapter_digest: not that of the manifest's adapter_config")
+    names = {p.spec.name for m in manifests for p in m.pieces}
+    if not names.isdisjoint(manifests[0].kept):
+        raise PayloadError("manifest.kept: names a tensor that a part has, too")
     _check_rows([p for m in manifests for p in m.pieces])
 
 

@@ -179,8 +179,9 @@ def encode_file(
         What was written: ``path``, ``format``, ``codec``, ``bytes``, numbers of ``parts``, ``tensors`` and
         ``parameters``, ``bits_per_parameter``, ``ratio_fp32`` and ``ratio_bf16``, and ``captured``, the share of the
         energy that a decoder gets. Of an adapter without a base that is the energy of the change that it makes;
-        then there are ``error``, the relative error of the change, ``worst_module`` and ``worst_error``,
-        ``coded_parameters``, ``exact_bytes``, and ``exact``, a row for each reason why tensors are coded exactly.
+        then there are ``error``, the relative error of the change, ``worst_module`` and ``worst_error``, a ``note`` if
+        nothing is left of it, ``coded_parameters``, ``exact_bytes``, and ``exact``, a row for each reason why tensors
+        are coded exactly. ``kept_bytes`` are those of tensors that are no parameters, if there are any.
 
     Raises:
         ConfigError: an option is wrong, the base does not fit, an adapter has empty tensors, or the codec would lose
@@ -208,6 +209,7 @@ def _describe(job: _EncodingJob, size: int) -> dict[str, Any]:
         "tensors": len(layout.tensors),
         "parameters": layout.numel,
         **compute_size_ratios(size, layout),
+        **({"kept_bytes": sum(len(t.data) for t in job.source.kept.values())} if job.source.kept else {}),
     }
 
 
@@ -217,6 +219,8 @@ def _describe_loss(job: _EncodingJob, written: _Written) -> dict[str, Any]:
         return {"captured": written.distortion.captured}
     summary = written.distortion.summarize(worst=1)
     facts: dict[str, Any] = {"captured": summary["captured"], "error": summary["error"]}
+    if summary["error"] == 1:
+        facts["note"] = "nothing is left of the change that the adapter makes: give it more bits"
     for row in summary["worst_modules"]:
         facts |= {"worst_module": row["module"], "worst_error": row["error"]}
     exact = [job.source.layout.by_name[n] for n in sorted(job.plan.exact)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters import adapter_digest
+from fedcompress.adapters.kept_tensors import KeptTensor
 from fedcompress.adapters.safetensors_io import SUFFIX, TensorSource, open_source
 from fedcompress.adapters.torch_files import SUFFIXES as TORCH_SUFFIXES
 from fedcompress.chunks import TensorSlice, layout_of_slices
@@ -89,9 +91,17 @@ def _describe_values(source: TensorSource, progress: Progress) -> dict[str, Any]
         "layout_digest": layout.digest.hex(),
         "adapter_digest": adapter_digest(source.config).hex() if source.config is not None else "",
         "state_digest": digest.hex(),
+        **_describe_kept(source.kept),
         "groups": statistics.groups(),
         "worth_dropping": statistics.notes(),
     }
+
+
+def _describe_kept(kept: Mapping[str, KeptTensor]) -> dict[str, Any]:
+    """Describe tensors that are kept as they are, which are no parameters; nothing if there are none."""
+    if not kept:
+        return {}
+    return {"kept_tensors": len(kept), "kept_bytes": sum(len(t.data) for t in kept.values())}
 
 
 def _describe_container(container: Container) -> dict[str, Any]:
@@ -118,6 +128,7 @@ def _describe_container(container: Container) -> dict[str, Any]:
         "parameters": layout.numel,
         "parameters_by_group": _count_by_group(layout),
         **compute_size_ratios(container.size, layout),
+        **_describe_kept(container.manifests[0].kept),
         "manifest_bytes": sum(p.section_sizes[0] for p in container.parts),
         "sections": _describe_sections(container),
     }

@@ -140,7 +140,6 @@ def _build_manifest(entries: dict[str, Any]) -> Manifest:
 
 def _check(manifest: Manifest, unknown_rows: Mapping[str, object]) -> None:
     config, metadata = manifest.adapter_config, manifest.metadata
-    names = {p.spec.name for p in manifest.pieces}
     json.dumps(metadata, ensure_ascii=False).encode()  # raises on lone surrogates
     is_valid = {
         "format": manifest.format in (PEFT, SAFETENSORS),
@@ -150,7 +149,7 @@ def _check(manifest: Manifest, unknown_rows: Mapping[str, object]) -> None:
         "rows": not unknown_rows and all(p.start >= 0 and (p.total or not p.start) for p in manifest.pieces),
         "layout": all(p.spec.name != METADATA for p in manifest.pieces),
         "codec": isinstance(manifest.codec, str),
-        KEPT: not manifest.kept or (not manifest.part and names.isdisjoint(manifest.kept)),
+        KEPT: not manifest.kept or (not manifest.part and METADATA not in manifest.kept),
         "adapter_config": config is None or isinstance(config, dict),
         "metadata": isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()),
     }

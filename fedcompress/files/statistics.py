@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fedcompress.adapters.groups import PREFIX
 from fedcompress.adapters.safetensors_io import TensorSource
 from fedcompress.chunks import TensorSlice
 from fedcompress.types import DTYPES, Array, TensorSpec
@@ -118,6 +119,8 @@ class SourceStatistics(Mapping[str, Array]):
                 ("non-finite", "values are NaN or infinite: cannot be encoded"),
                 ("zeros", "every value is 0: need not be stored"),
                 ("bf16-in-fp32", "float32 copies of bfloat16 values: half of the bytes are zero"),
+                ("empty", "no values: weights were not gathered before saving, as under ZeRO-3: of no use"),
+                ("no-prefix", f"factors whose names do not begin with {PREFIX}: PEFT does not load them"),
                 ("not-trainable", "neither a factor nor in modules_to_save: a saved copy of the base?"),
             )
             if self._findings[code]
@@ -155,6 +158,10 @@ class SourceStatistics(Mapping[str, Array]):
             self._findings["zeros"].append(spec)
         if flat.size and is_bfloat16 and not is_zero:
             self._findings["bf16-in-fp32"].append(spec)
+        if not flat.size and self._source.config is not None:
+            self._findings["empty"].append(spec)
+        if self._source.config is not None and spec.group in FACTORS and not spec.name.startswith(PREFIX):
+            self._findings["no-prefix"].append(spec)
         if spec.group == "head" and not self._is_trainable(spec.name):
             self._findings["not-trainable"].append(spec)
 

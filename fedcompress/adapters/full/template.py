@@ -61,7 +61,7 @@ def write_weights_template(folder: Path, base: BaseModel, objective: Objective, 
     template = Template(
         adapter=Adapter(config=config, layout=layout, tensors=zeros(layout)),
         objective=objective,
-        positions=count_positions(base.path),
+        positions=count_positions(base.path, {}),
         name=spec.name,
         freeze=spec.freeze,
         base_fingerprint=base_fingerprint(base.path).hex(),

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedcompress.adapters.scaling import has_plain_start
+
 FACTOR = "factor"  # part of a product, which is judged
 VALUE = "value"  # 0 means no change, and an error of the value is one of the change
 ONE = "one"  # 1 means no change
@@ -102,8 +104,6 @@ UNJUDGED_SETTINGS: dict[str, str] = {
     "monteclora_config": "factors that are random",
     "use_bdlora": "factors in blocks",
 }
-# Values of init_lora_weights that leave the base as it is.
-PLAIN_STARTS: tuple[Any, ...] = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 OTHER_START = "factors that start from weights of the base, and are judged from there"
 
 
@@ -114,7 +114,6 @@ def find_unjudged(config: Mapping[str, Any]) -> str:
         return UNJUDGED_TYPES[kind]
     if kind != "LORA":
         return ""
-    start = config.get("init_lora_weights", True)
-    if not any(start is known or (isinstance(start, str) and start == known) for known in PLAIN_STARTS):
+    if not has_plain_start(config):
         return OTHER_START
     return next((why for key, why in UNJUDGED_SETTINGS.items() if config.get(key)), "")

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedcompress.adapters.groups import PART
+from fedcompress.adapters.groups import PART, PREFIX
 from fedcompress.adapters.safetensors_io import TensorSource
+from fedcompress.adapters.scaling import match_pattern
 from fedcompress.chunks import TensorSlice
-from fedcompress.errors import ConfigError
 from fedcompress.files.effect.kinds import (
     EXACT,
     FACTOR,
@@ -26,7 +26,6 @@ from fedcompress.files.effect.kinds import (
 )
 from fedcompress.types import TensorSpec
 
-PREFIX = "base_model.model."  # of names in PEFT's files
 _PATTERNS = tuple((re.compile(f"(?:{row.pattern})$"), row) for row in KINDS)
 
 
@@ -120,10 +119,7 @@ def check_gathered(source: TensorSource) -> None:
     """Raise ``ConfigError`` if a tensor of an adapter is empty; other files may have such."""
     if not _is_adapter(source, {spec.name: _find_row(spec.name) for spec in source.layout.tensors}):
         return
-    for spec in source.layout.tensors:
-        if not spec.numel:
-            rule = "must have values: they were not gathered from all ranks before saving, as under ZeRO-3"
-            raise ConfigError(f"{source.path}: {spec.name}: shape", list(spec.shape), rule)
+    source.check_gathered()
 
 
 def _is_adapter(source: TensorSource, rows: Mapping[str, tuple[str, KindRow]]) -> bool:
@@ -162,7 +158,7 @@ def _build_lora(
     experts = _count_experts(a.shape[0], name, config)
     if not experts:
         return None
-    alpha = _match_pattern(source, "alpha_pattern", name, config.get("lora_alpha"))
+    alpha = match_pattern(source.path, config, "alpha_pattern", name, config.get("lora_alpha"))
     if "alpha" in members and members["alpha"].numel == 1:
         alpha = float(source.read(TensorSlice(spec=members["alpha"])).reshape(()))
     own = a.shape[0] // experts
@@ -260,16 +256,3 @@ def _divide(alpha: Any, rank: Any) -> float:
     """Return alpha / rank; 1 if a config lacks them."""
     numbers = all(isinstance(v, int | float) and math.isfinite(v) for v in (alpha, rank))
     return abs(alpha / rank) if numbers and rank and alpha else 1.0
-
-
-def _match_pattern(source: TensorSource, key: str, module: str, default: Any) -> Any:
-    """Find a module's value in a pattern as PEFT does: of the first key that matches the end of its name."""
-    pattern = (source.config or {}).get(key)
-    for part, value in (pattern if isinstance(pattern, dict) else {}).items():
-        try:
-            if re.match(rf"(.*\.)?({part})$", module):
-                return value
-        except re.error as error:
-            rule = f"must be a regular expression: {error}"
-            raise ConfigError(f"{source.path}: {key}", part, rule) from error
-    return default

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from fedcompress.adapters.folder import CONFIG_FILE
+from fedcompress.adapters.groups import PREFIX
 from fedcompress.adapters.safetensors_io import TensorSource, open_source
-from fedcompress.adapters.scaling import PREFIX, match_pattern
+from fedcompress.adapters.scaling import has_plain_start, match_pattern
 from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.files.merge.experts import find_parameters, select_b
@@ -27,8 +28,6 @@ _COPY = re.compile(r"(-unsloth)?-bnb-4bit$")  # endings of names of copies in 4 
 FCU = ".fcu"  # suffix of files that hold an encoded adapter
 SPARSE = ("SHIRA", "SUPERTUNING")  # PEFT types that store the indices of their values
 _FACTOR = re.compile(r"(.+)\.lora_(?:embedding_)?([AB])(?:\.weight)?")
-# Values of init_lora_weights that leave the base model as it is.
-_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 # Options of LoRA whose change is not scaling times B A, or is not that on every input.
 _NOT_PLAIN = {
     "arrow_config": "has a router",
@@ -200,24 +199,12 @@ def _open(path: Path, folder: Path) -> Site:
     row = find_type(path, config)
     if row.merge == REFUSED:
         raise ConfigError(f"{path}: peft_type", config["peft_type"], f"cannot be merged: it {row.why}")
-    _check_gathered(path, source)
+    source.check_gathered(path)
     modules: dict[str, Factors] = {}
     if config["peft_type"] == "LORA":
         _check_plain(path, config)
         modules = _find_modules(path, source, config)
     return Site(path=path, source=source, config=config, modules=modules)
-
-
-def _check_gathered(path: Path, source: TensorSource) -> None:
-    """Raise if a tensor has no entries, as DeepSpeed's ZeRO-3 leaves those that are spread over processes."""
-    empty = [t for t in source.layout.tensors if not t.numel]
-    if empty:
-        rule = (
-            f"must not be empty: {len(empty)} of {len(source.layout.tensors)} tensors are. ZeRO-3 leaves that where "
-            "weights are not gathered before saving: save again inside deepspeed.zero.GatheredParameters, or with "
-            "stage3_gather_16bit_weights_on_model_save"
-        )
-        raise ConfigError(f"{path}: {empty[0].name}", list(empty[0].shape), rule)
 
 
 def find_type(path: Path, config: Mapping[str, Any]) -> TypeRow:
@@ -229,10 +216,9 @@ def find_type(path: Path, config: Mapping[str, Any]) -> TypeRow:
 
 
 def _check_plain(path: Path, config: Mapping[str, Any]) -> None:
-    init = config.get("init_lora_weights", True)
-    if not any(init is known or (isinstance(init, str) and init == known) for known in _PLAIN_INITS):
+    if not has_plain_start(config):
         rule = "changes the base model: merge what save_pretrained(path_initial_model_for_weight_conversion=...) writes"
-        raise ConfigError(f"{path}: init_lora_weights", init, rule)
+        raise ConfigError(f"{path}: init_lora_weights", config["init_lora_weights"], rule)
     for key, why in _NOT_PLAIN.items():
         if config.get(key):
             raise ConfigError(f"{path}: {key}", config[key], f"cannot be merged: it {why}")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedcompress.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
+from fedcompress.adapters.safetensors_io import locate_weights
 from fedcompress.errors import ConfigError, StateError
 
 _INTEGERS = {"I32": "<i4", "I64": "<i8"}  # safetensors dtype to numpy dtype
@@ -35,9 +36,7 @@ def with_float_indices(folder: Path, scratch: Path) -> Path:
     from safetensors import SafetensorError, deserialize, serialize
     from safetensors import TensorSpec as Entry
 
-    weights = folder / WEIGHTS_FILE
-    if not weights.is_file():
-        return folder
+    (weights,) = locate_weights(folder)
     try:
         entries: list[tuple[str, Any]] = deserialize(weights.read_bytes())  # type: ignore[no-untyped-call]
     except (SafetensorError, ValueError) as error:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from fedcompress.adapters import group_of
 from fedcompress.adapters.folder import CONFIG_FILE, WEIGHTS_FILE
+from fedcompress.adapters.groups import PREFIX, group_of
 from fedcompress.adapters.safetensors_io import Sink
-from fedcompress.adapters.scaling import PREFIX, match_pattern
+from fedcompress.adapters.scaling import match_pattern
 from fedcompress.chunks import TensorSlice, split_layout
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.files.merge.sources import Site, is_bias

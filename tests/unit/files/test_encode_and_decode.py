@@ -494,7 +494,7 @@ def test_what_is_worth_dropping(tmp_path: Path) -> None:
     )
     (tmp_path / "adapter_config.json").write_text(json.dumps({"modules_to_save": ["head"], "bias": "none"}))
     notes = {n["code"]: n for n in inspect_file(tmp_path)["worth_dropping"]}
-    assert set(notes) == {"zeros", "bf16-in-fp32", "not-trainable", "large-heads"}
+    assert set(notes) == {"zeros", "bf16-in-fp32", "not-trainable", "large-heads", "no-prefix"}
     assert notes["zeros"]["examples"] == ["m.x.lora_B.weight"]
     assert notes["bf16-in-fp32"]["examples"] == ["m.norm.weight"]
     assert notes["not-trainable"]["examples"] == ["m.embed.weight", "m.norm.weight"]

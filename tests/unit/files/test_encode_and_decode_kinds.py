@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fedcompress.adapters.kept_tensors import MAX_BYTES
-from fedcompress.errors import ConfigError, LimitError, PayloadError
+from fedcompress.errors import ConfigError, LimitError, PayloadError, WireError
 from fedcompress.files import decode_file, encode_file, inspect_file
+from fedcompress.files.container import open_container
 from fedcompress.files.manifest import parse_manifest
 from fedcompress.files.merge import merge_adapters
+from fedcompress.wire import digest_of, pack
 from tests.unit.adapters import sites
 
 TENSORS = {
@@ -188,8 +191,11 @@ def test_kept_tensors_that_lie_are_refused(tmp_path: Path) -> None:
         ({"n": {"dtype": "I64", "shape": [2], "data": data}}, PayloadError),
         ({"n": {"dtype": "I64", "shape": [1], "data": bomb}}, PayloadError),
         ({"n": {"dtype": "I64", "shape": [1 << 30], "data": data}}, LimitError),
+        ({"n": {"dtype": "I64", "shape": [1], "data": base64.b64encode(bytes(20)).decode()}}, PayloadError),
+        ({"n": {"dtype": "I64", "shape": [1], "data": "?"}}, PayloadError),
+        ({"n": {"dtype": "I64", "shape": [1], "data": data[:-8]}}, PayloadError),
+        ({"__metadata__": {"dtype": "I64", "shape": [1], "data": data}}, PayloadError),
         ({"n": {"dtype": "I64", "shape": [-1], "data": data}}, PayloadError),
-        ({"w": {"dtype": "I64", "shape": [1], "data": data}}, PayloadError),
         ([], PayloadError),
     ]
     assert parse_manifest(section(good)).kept["n"].data == bytes(8)
@@ -198,6 +204,98 @@ def test_kept_tensors_that_lie_are_refused(tmp_path: Path) -> None:
             parse_manifest(section(kept))
     with pytest.raises(PayloadError, match="must not be in version 1"):
         parse_manifest(section(good, version=1))
+
+
+def test_a_kept_tensor_that_a_later_part_has_too_is_refused(tmp_path: Path) -> None:
+    """The names of one part alone do not tell; a header's own key is no name of a tensor either."""
+    save_file({"a": torch.ones(4, 4), "b": torch.ones(4, 4), "ids": torch.arange(3)}, tmp_path / "x.safetensors")
+    encode_file(tmp_path / "x.safetensors", tmp_path / "x.fcu", codec="none", part_entries=16)
+    container = open_container(tmp_path / "x.fcu")
+    assert len(container.parts) == 2
+    envelopes = [container.read(part) for part in container.parts]
+    manifests = container.manifests
+    for name, words in (("c", ""), ("b", "names a tensor that a part has, too"), ("__metadata__", "not as specified")):
+        changed = replace(manifests[0], kept={name: manifests[0].kept["ids"]})
+        first = pack(envelopes[0].header, (changed.to_section(), *envelopes[0].sections[1:]))
+        follows = replace(manifests[1], after=digest_of(first).hex())
+        second = pack(envelopes[1].header, (follows.to_section(), *envelopes[1].sections[1:]))
+        (tmp_path / "y.fcu").write_bytes(first + second)
+        if not words:
+            assert list(open_container(tmp_path / "y.fcu").manifests[0].kept) == [name]
+            continue
+        with pytest.raises(WireError, match=words):
+            open_container(tmp_path / "y.fcu")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_checkpoint_of_few_bits_is_refused_however_small(bits: int, tmp_path: Path) -> None:
+    """Its packed weights would be exact and their scales would not, so that the model would be another."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    base = sites.llama(tmp_path / "base")
+    config = BitsAndBytesConfig(load_in_4bit=True) if bits == 4 else BitsAndBytesConfig(load_in_8bit=True)
+    AutoModelForCausalLM.from_pretrained(base, quantization_config=config).save_pretrained(tmp_path / "few")
+    with pytest.raises(ConfigError, match=r"are weights of few bits, .*encode the model that is not quantised"):
+        encode_file(tmp_path / "few", tmp_path / "x.fcu")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("l.qweight", torch.ones(4, 4, dtype=torch.int32)),
+        ("l.qzeros", torch.ones(4, 4, dtype=torch.int32)),
+        ("l.weight_packed", torch.ones(4, 4, dtype=torch.int32)),
+        ("l.weight", torch.ones(4, 4).to(torch.float8_e4m3fn)),
+    ],
+)
+def test_weights_of_few_bits_by_others(name: str, value: torch.Tensor, tmp_path: Path) -> None:
+    save_file({name: value, "l.scales": torch.ones(4)}, tmp_path / "x.safetensors")
+    with pytest.raises(ConfigError, match=rf"PATH.{name}.dtype: .*are weights of few bits"):
+        encode_file(tmp_path / "x.safetensors", tmp_path / "x.fcu")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("x.gguf", b"GGUF" + bytes(80), "it is a GGUF file"),
+        ("x.zip", b"PK\x03\x04" + bytes(80), "it is what torch has saved, or another zip archive"),
+        ("x.json", b'{"a": 1}', "it is JSON"),
+        ("README", b"# Title", "it is text"),
+        ("weights", bytes(8) + b'{"w":' + bytes(80), "it is a safetensors file, whose name must end in .safetensors"),
+    ],
+)
+def test_files_that_are_no_fcu_are_named_as_people_know_them(
+    name: str, content: bytes, words: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"must be an .fcu file: {words}"):
+        inspect_file(tmp_path / name)
+
+
+def test_inspect_tells_of_kept_empty_and_foreign_tensors(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(4, 4), "ids": torch.arange(1000)}, tmp_path / "x.safetensors")
+    facts = inspect_file(tmp_path / "x.safetensors")
+    assert (facts["kept_tensors"], facts["kept_bytes"], facts["bytes"]) == (1, 8000, 64)
+    encode_file(tmp_path / "x.safetensors", tmp_path / "x.fcu")
+    assert inspect_file(tmp_path / "x.fcu")["kept_bytes"] == 8000
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2}))
+    tensors = {"base_model.model.q.lora_A.weight": torch.zeros(0), "model.q.lora_B.weight": torch.ones(4, 2)}
+    save_file(tensors, tmp_path / "a" / "adapter_model.safetensors")
+    assert {"empty", "no-prefix"} <= notes_of(tmp_path / "a")
+
+
+def test_a_budget_that_leaves_nothing_says_so(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(sites.llama(tmp_path / "base"))
+    config = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(base, config).save_pretrained(tmp_path / "a")
+    facts = encode_file(tmp_path / "a", tmp_path / "x.fcu", budget="1B")
+    assert facts["error"] == 1
+    assert "nothing is left" in facts["note"]
+    assert "note" not in encode_file(tmp_path / "a", tmp_path / "x.fcu", budget="2")
 
 
 def notes_of(folder: Path) -> set[str]:
