@@ -11,7 +11,7 @@ from typing import Any
 
 from fedcompress.adapters import Template, load_template
 from fedcompress.adapters.constants import CONSTANTS, load_constants
-from fedcompress.adapters.full.export import check_run
+from fedcompress.adapters.full.export import check_run, export_run
 from fedcompress.adapters.positions import check_length
 from fedcompress.config.run_config import RunConfig
 from fedcompress.pipeline.states import encode_snapshot
@@ -28,7 +28,7 @@ from server.events import (
     RunStopped,
     WarningIssued,
 )
-from server.exported import gather_facts, write_export
+from server.exported import gather_facts
 from server.ledger.ledger import Ledger
 from server.ledger.reader import LedgerReader
 from server.ledger.versions import PublishedState
@@ -213,5 +213,5 @@ class Coordinator:
         settings = {"codec": config.codec, "rule": config.rule}
         with LedgerReader(config.state_path) as reader:
             facts = gather_facts(reader, config.run, published.version, settings)
-        write_export(folder, self._template, published.state, constants, facts)
+        export_run(folder, self._template, published.state, constants, facts)
         return folder

@@ -23,6 +23,7 @@ from clients.runtime.logs import log_file
 from clients.runtime.paths import log_dir, make_state_dir, socket_path
 from clients.site import SiteConfig
 from clients.training.job import DELTA
+from fedcompress.adapters.card import RunFacts
 from fedcompress.adapters.constants import CONSTANTS, load_constants
 from fedcompress.adapters.full.export import export_run
 from fedcompress.adapters.template import Template, load_template
@@ -89,13 +90,15 @@ def run(options: Options) -> int:
     constants = _constants(options, template)
     out = Path(options.out).absolute()
     shutil.rmtree(private.state_dir / "session", ignore_errors=True)
-    export_run(out, template, state, load_constants(constants) if constants else {})
+    after = quality(metrics_by_round[-1])
+    facts = RunFacts(run=RUN, version=options.rounds, sites=1, accuracy=after["accuracy"], loss=after["loss"])
+    export_run(out, template, state, load_constants(constants) if constants else {}, facts)
     result = {
         "site": site.name,
         "rounds": options.rounds,
         "steps": int(sum(metrics.get("steps_done", options.steps) for metrics in metrics_by_round[:-1])),
         "before": quality(metrics_by_round[0]),
-        "after": quality(metrics_by_round[-1]),
+        "after": after,
         "by_round": [quality(metrics) for metrics in metrics_by_round],
         "train_loss": [metrics["train_loss"] for metrics in metrics_by_round[:-1]],
         "train_examples": int(metrics_by_round[0]["examples"]),

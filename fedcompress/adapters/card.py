@@ -6,12 +6,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedcompress.adapters.classifier import USAGE
+from fedcompress.adapters.classifier import CODE, USAGE
 from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM
 
 CARD = "README.md"
 LABELS = "labels.json"  # of a classifier: its head, and class names in the order of the head's rows
-FORMS = ("adapter", "model")  # a PEFT folder, or a model folder with all weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,28 +77,16 @@ from transformers import {kind}, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained({folder})
 model = {kind}.from_pretrained({folder}).eval()
 """
-_POOLED_MODEL = """\
-import torch
+# How a classifier with the mean-pooled head is loaded from a model folder.
+_POOLED_MODEL = f"""\
+{CODE}
+
 from safetensors.torch import load_file
-from transformers import AutoModel
 
-
-class Classifier(torch.nn.Module):
-    def __init__(self, folder: str, labels: int) -> None:
-        super().__init__()
-        self.encoder = AutoModel.from_pretrained(folder)
-        self.classifier = torch.nn.Linear(self.encoder.config.hidden_size, labels)
-        head = load_file(folder + "/classifier.safetensors")
-        self.classifier.load_state_dict({name.rpartition(".")[2]: value for name, value in head.items()})
-
-    def forward(self, input_ids, attention_mask):
-        states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-        return self.classifier(16 * torch.nn.functional.normalize(mean, dim=1))
-
-
-model = Classifier(FOLDER, len(LABELS)).eval()
+model = Classifier(FOLDER, len(LABELS))
+head = load_file(FOLDER + "/classifier.safetensors")
+model.classifier.load_state_dict({{name.rpartition(".")[2]: value for name, value in head.items()}})
+model.eval()
 """
 # How a text gets its class; ``{logits}`` is what the logits are called in the model's answer.
 _PREDICT = """
@@ -145,7 +132,7 @@ def format_model_usage(objective: Objective) -> str:
             return _MODEL.format(kind="AutoModelForSeq2SeqLM", folder="FOLDER")
 
 
-def write_card(folder: Path, base: str, objective: Objective, facts: RunFacts, *, form: str = FORMS[0]) -> None:
+def write_card(folder: Path, base: str, objective: Objective, facts: RunFacts, *, is_adapter: bool = True) -> None:
     """Write ``README.md`` into a folder that a run has exported, and ``labels.json`` beside it for a classifier.
 
     Args:
@@ -153,9 +140,8 @@ def write_card(folder: Path, base: str, objective: Objective, facts: RunFacts, *
         base: of an adapter, the base model's folder or hub id, as it stands in the example.
         objective: what was learnt.
         facts: of the run.
-        form: ``adapter`` or ``model``, what the folder holds.
+        is_adapter: whether the folder is a PEFT folder; else it is a model's, with all weights.
     """
-    is_adapter = form == FORMS[0]
     pooled = isinstance(objective, Classification) and objective.head == "mean-pool-linear"
     paths = f'BASE = {base!r}\nADAPTER = "."\n' if is_adapter else 'FOLDER = "."\n'
     usage = paths + (format_usage(objective) if is_adapter else format_model_usage(objective))
@@ -165,7 +151,7 @@ def write_card(folder: Path, base: str, objective: Objective, facts: RunFacts, *
     text = _HEADER.format(
         library="peft" if is_adapter else "transformers",
         base_line=f"base_model: {json.dumps(base)}\n" if is_adapter else "",
-        form_title=form.capitalize(),
+        form_title="Adapter" if is_adapter else "Model",
         facts=_format_facts(objective, facts),
         loader="PEFT" if is_adapter else "transformers",
         usage=usage,

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
-USAGE = """\
+CODE = """\
 import torch
-from peft import PeftModel
 from transformers import AutoModel
 
 
@@ -35,14 +34,19 @@ class Classifier(torch.nn.Module):
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
         mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
         return self.classifier(16 * torch.nn.functional.normalize(mean, dim=1))
+"""
+# How an adapter is put on it.
+USAGE = f"""\
+{CODE}
 
+from peft import PeftModel
 
 model = PeftModel.from_pretrained(Classifier(BASE, len(LABELS)), ADAPTER).eval()
 """
 
 
 def build_classifier(path: Path, labels: int, options: Mapping[str, Any] | None) -> Module:
-    """Build the module of ``USAGE``.
+    """Build the module of ``CODE``.
 
     Args:
         path: folder of the encoder.

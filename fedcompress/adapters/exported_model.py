@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from fedcompress.adapters.base_model import BaseModel, build_base
 from fedcompress.adapters.card import LABELS
+from fedcompress.adapters.folder import CONFIG_FILE
 from fedcompress.adapters.full.export import HEAD
+from fedcompress.adapters.safetensors_io import open_source
 from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM, objective_from
 from fedcompress.errors import ConfigError, MismatchError
 
 if TYPE_CHECKING:
     from torch.nn import Module
 
-CONFIG = "adapter_config.json"
+# Ends of the names of input embeddings.
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight", "embed_in.weight")
 _BY_TASK_TYPE: dict[str, Objective] = {"CAUSAL_LM": CausalLM(), "SEQ_2_SEQ_LM": Seq2SeqLM()}
 _BY_CLASS: dict[str, Objective] = {"ForCausalLM": CausalLM(), "LMHeadModel": CausalLM()}
 _BY_CLASS |= {"ForConditionalGeneration": Seq2SeqLM()}
@@ -24,7 +27,16 @@ _BY_CLASS |= {"ForConditionalGeneration": Seq2SeqLM()}
 
 def is_adapter(folder: Path) -> bool:
     """Return True if a folder is an adapter's."""
-    return (folder / CONFIG).is_file()
+    return (folder / CONFIG_FILE).is_file()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the config of an adapter; empty for a model's folder.
+
+    Raises:
+        ConfigError: the config cannot be read.
+    """
+    return _read_json(folder / CONFIG_FILE) if is_adapter(folder) else {}
 
 
 def read_base_name(folder: Path) -> str:
@@ -33,7 +45,7 @@ def read_base_name(folder: Path) -> str:
     Raises:
         ConfigError: the config cannot be read.
     """
-    return str(_read_json(folder / CONFIG).get("base_model_name_or_path") or "")
+    return str(read_config(folder).get("base_model_name_or_path") or "")
 
 
 def read_objective(folder: Path, labels: tuple[str, ...] = ()) -> Objective:
@@ -56,7 +68,7 @@ def read_objective(folder: Path, labels: tuple[str, ...] = ()) -> Objective:
         if labels and isinstance(known, Classification) and labels != known.labels:
             raise ConfigError("--labels", list(labels), f"must be those of {LABELS}: {list(known.labels)}")
         return known
-    config = _read_json(folder / (CONFIG if is_adapter(folder) else "config.json"))
+    config = _read_json(folder / (CONFIG_FILE if is_adapter(folder) else "config.json"))
     task_type = str(config.get("task_type") or "")
     kinds = [str(name) for name in config.get("architectures") or ()]
     if task_type == "SEQ_CLS" or any(kind.endswith("ForSequenceClassification") for kind in kinds):
@@ -132,18 +144,8 @@ def put_adapter(module: Module, folder: Path) -> Any:
 
 def _count_embedding_rows(folder: Path) -> int:
     """Count the rows of the input embedding that an adapter's folder brings whole; 0 if it brings none."""
-    from safetensors import SafetensorError, safe_open
-
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        return 0
-    names = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "shared.weight", "embed_in.weight")
-    try:
-        with safe_open(path, "np") as file:
-            found = [name for name in file.keys() if name.endswith(names)]  # noqa: SIM118  # safe_open is no mapping
-            return int(file.get_slice(found[0]).get_shape()[0]) if found else 0
-    except SafetensorError as error:
-        raise ConfigError("FOLDER", path, f"must be safetensors: {error}") from error
+    tensors = open_source(folder, "FOLDER", keep=True).layout.tensors
+    return next((t.shape[0] for t in tensors if t.name.endswith(_EMBEDDINGS)), 0)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

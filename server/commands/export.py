@@ -15,11 +15,12 @@ from fedcompress.adapters import load_template
 from fedcompress.adapters.card import write_card
 from fedcompress.adapters.constants import CONSTANTS, MANIFEST, load_constants
 from fedcompress.adapters.export import export_adapter
+from fedcompress.adapters.full.export import export_run
 from fedcompress.adapters.full.modes import trains_base_weights
 from fedcompress.adapters.template import Template
 from fedcompress.errors import ConfigError, MismatchError, MissingPackageError
 from fedcompress.types import Tensors, state_digest
-from server.exported import gather_facts, write_export
+from server.exported import gather_facts
 from server.ledger.reader import LedgerReader
 from server.ledger.state_replay import replay_version
 from server.runs import find_run, load_saved_settings, run_settings, template_copy_path
@@ -75,9 +76,9 @@ def run(options: Options) -> int:
     if options.merged:
         with redirect_stdout(sys.stderr):  # deepspeed logs to stdout when PEFT imports it
             _write_merged(options, template, state=state, constants=constants, fingerprint=fingerprint)
-            write_card(out, "", template.objective, facts, form="model")
+            write_card(out, "", template.objective, facts, is_adapter=False)
     else:
-        write_export(out, template, state, constants, facts)
+        export_run(out, template, state, constants, facts)
     result = {
         "run": name,
         "version": version,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.adapters.base_model import TOKENIZER_FILES
+from fedcompress.adapters.card import RunFacts, write_card
 from fedcompress.adapters.export import export_adapter
 from fedcompress.adapters.folder import STORED_AS
 from fedcompress.adapters.full.base_files import BaseWeights, Entry
@@ -67,7 +68,13 @@ def check_run(template: Template, codec: str, downlink_codec: str) -> None:
                 raise ConfigError(field, text, f"must be {call}, with bits as you like: so only coefficients travel")
 
 
-def export_run(folder: Path, template: Template, state: Mapping[str, Array], constants: Mapping[str, Any]) -> None:
+def export_run(
+    folder: Path,
+    template: Template,
+    state: Mapping[str, Array],
+    constants: Mapping[str, Any],
+    facts: RunFacts | None = None,
+) -> None:
     """Export what a run has learnt: a model if it trained the base's own weights, else a stock PEFT adapter.
 
     Args:
@@ -75,14 +82,20 @@ def export_run(folder: Path, template: Template, state: Mapping[str, Array], con
         template: what the run started from.
         state: float32 values by name, as in the template's layout.
         constants: numpy arrays by name, as in the template's constants.safetensors.
+        facts: of the run; with them, card and labels are written beside the weights.
 
     Raises:
         ConfigError: the base of a model is not where it was when the template was made.
     """
-    if trains_base_weights(template.adapter.config):
+    config = template.adapter.config
+    is_model = trains_base_weights(config)
+    if is_model:
         export_model(folder, template, state)
     else:
         export_adapter(folder, template, state, constants)
+    if facts is not None:
+        base = str(config.get("base_model_name_or_path") or "BASE")
+        write_card(folder, base, template.objective, facts, is_adapter=not is_model)
 
 
 def export_model(folder: Path, template: Template, state: Mapping[str, Array]) -> None:

@@ -48,7 +48,7 @@ def test_the_code_of_a_card_loads_what_was_trained(
     if form == "model":
         save_merged(tmp_path / "merged", BaseModel(path=base), folder, objective)
         folder = tmp_path / "merged"
-    write_card(folder, str(base), objective, FACTS, form=form)
+    write_card(folder, str(base), objective, FACTS, is_adapter=form == "adapter")
     loaded = run_card(folder, monkeypatch)
     assert float((outputs(loaded["model"], objective) - expected).abs().max()) < 1e-4
     text = (folder / "README.md").read_text(encoding="utf-8")
