@@ -15,7 +15,15 @@ from clients.site import Data
 from clients.training.data.examples import load_examples
 from clients.training.tasks import Example, Task, task_for
 from fedcompress.adapters.base_model import DTYPES, BaseModel, load_tokenizer, resolve_model
-from fedcompress.adapters.exported_model import is_adapter, load_base, put_adapter, read_base_name, read_objective
+from fedcompress.adapters.exported_model import (
+    is_adapter,
+    load_base,
+    put_adapter,
+    read_base_name,
+    read_config,
+    read_objective,
+)
+from fedcompress.adapters.positions import check_length, count_positions
 from fedcompress.config.objective import Classification, Objective
 from fedcompress.errors import ConfigError
 
@@ -114,9 +122,10 @@ def _measure_all(
     """
     source = make_absolute(options.data, Path.cwd())
     data = Data(train=source, heldout=source, text=options.text, label=options.label)
-    module: Any = load_base(folder, BaseModel(path=path, dtype=options.dtype), objective)
+    check_length(options.max_length, count_positions(path, read_config(folder)), "--max-length")
     task = task_for(objective, data, load_tokenizer(path), options.max_length)
     rows = _load_rows(options, data, task)
+    module: Any = load_base(folder, BaseModel(path=path, dtype=options.dtype), objective)
     if not is_adapter(folder):
         return len(rows), {"model": measure(module, task, rows, objective, options.batch_size)}
     scores = {}

@@ -139,7 +139,7 @@ class Trainer:
         self.drop()  # before another is built
         progress(phase="load", text=str(self.site.model.path))
         tokenizer = load_tokenizer(self.site.model.path)
-        check_length(task.max_length, count_positions(self.site.model.path), "task.max_length")
+        check_length(task.max_length, count_positions(self.site.model.path, config), "task.max_length")
         self.objective = task_for(task.learns, self.site.data, tokenizer, task.max_length)
         place = Place(
             folder=self.site.state_dir / "tokens",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedcompress.errors import ConfigError
 
@@ -17,30 +19,42 @@ LEARNT = {
     "convbert": ("max_position_embeddings", 0),
     "distilbert": ("max_position_embeddings", 0),
     "electra": ("max_position_embeddings", 0),
+    "data2vec-text": ("max_position_embeddings", 2),
     "ernie": ("max_position_embeddings", 0),
     "gpt2": ("n_positions", 0),
     "gpt_bigcode": ("n_positions", 0),
     "gpt_neo": ("max_position_embeddings", 0),
     "mbart": ("max_position_embeddings", 0),
+    "megatron-bert": ("max_position_embeddings", 0),
+    "mobilebert": ("max_position_embeddings", 0),
     "mpnet": ("max_position_embeddings", 2),
+    "openai-gpt": ("n_positions", 0),
     "opt": ("max_position_embeddings", 0),
     "roberta": ("max_position_embeddings", 2),
+    "roberta-prelayernorm": ("max_position_embeddings", 2),
+    "splinter": ("max_position_embeddings", 0),
+    "squeezebert": ("max_position_embeddings", 0),
     "xlm-roberta": ("max_position_embeddings", 2),
 }
 
 
-def count_positions(folder: Path) -> int:
-    """Count the tokens that a model has positions for; 0 if there is no such limit, or it is not known.
+def count_positions(folder: Path, config: Mapping[str, Any]) -> int:
+    """Count the tokens of a text that a model has positions for; 0 if there is no such limit, or it is not known.
 
     Rotary and relative positions have none: a model may be worse beyond what it was trained on, but it computes.
+
+    Args:
+        folder: of the base model.
+        config: the JSON of the adapter's config, whose virtual tokens take positions, too; it may be empty.
     """
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        key, unused = LEARNT.get(config.get("model_type"), ("", 0))
-        rows = config.get(key, 0)
+        model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        key, unused = LEARNT.get(model.get("model_type"), ("", 0))
+        rows = model.get(key, 0)
     except (OSError, ValueError, AttributeError, RecursionError):
         return 0
-    return max(0, rows - unused) if isinstance(rows, int) else 0
+    virtual = config.get("num_virtual_tokens") or 0
+    return max(1, rows - unused - virtual) if isinstance(rows, int) and rows else 0
 
 
 def check_length(max_length: int, positions: int, field: str) -> None:

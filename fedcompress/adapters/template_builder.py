@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fedcompress.adapters.constants import INITIAL_FACTOR_SUFFIX, constants_digest, to_numpy
 from fedcompress.adapters.fingerprint import base_fingerprint
 from fedcompress.adapters.folder import Adapter
+from fedcompress.adapters.groups import PREFIX
 from fedcompress.adapters.positions import count_positions
+from fedcompress.adapters.scaling import find_keys
 from fedcompress.adapters.seeded_init import seeded_init
 from fedcompress.adapters.spec import AdapterSpec
 from fedcompress.adapters.template import Template, save_template
@@ -69,10 +71,11 @@ def write_template(
         attached, constants = _attach_and_init(base, objective, config, spec, seed, texts)
         layout = attached.layout
         tensors = start_values(attached)
+    _check_targets(attached, config, spec.name)
     template = Template(
         adapter=Adapter(config=_make_portable(config, attached, base), layout=layout, tensors=tensors),
         objective=objective,
-        positions=count_positions(base.path),
+        positions=count_positions(base.path, config),
         name=spec.name,
         freeze=spec.freeze,
         quantization=spec.row.quantization,
@@ -103,7 +106,7 @@ def _make_portable(config: Mapping[str, Any], attached: AdaptedModel, base: Base
     if resolved.peft_type.value == "LORA":
         portable |= {"init_lora_weights": True, "eva_config": None, "corda_config": None}
         layers = [n for n, m in attached.model.named_modules() if hasattr(m, "lora_A")]
-        names = [name.removeprefix("base_model.model.") for name in layers]
+        names = [name.removeprefix(PREFIX) for name in layers]
         for key in ("rank_pattern", "alpha_pattern"):
             portable[key] = _anchor_pattern(config.get(key) or getattr(resolved, key), names)
     targets = getattr(resolved, "target_modules", None)
@@ -116,6 +119,20 @@ def _make_portable(config: Mapping[str, Any], attached: AdaptedModel, base: Base
     return portable
 
 
+def _check_targets(attached: AdaptedModel, config: Mapping[str, Any], name: str) -> None:
+    """Raise ``ConfigError`` if a listed target names no module of the base, which PEFT passes over beside others."""
+    asked = config.get("target_modules")
+    resolved = getattr(attached.model.peft_config["default"], "target_modules", None)
+    if not isinstance(asked, list) or not isinstance(resolved, set | list | tuple):
+        return
+    modules = [module_name for module_name, _ in attached.model.named_modules()]
+    # PEFT has taken those out that it turned into names of parameters
+    unused = sorted(t for t in set(asked) & set(resolved) if not any(m.endswith(f".{t}") for m in modules))
+    if unused:
+        rule = "must be names of modules of the base: correct or leave them out; experts may be target_parameters"
+        raise ConfigError(f"adapter.{name}.targets", "+".join(unused), rule)
+
+
 def _anchor_pattern(pattern: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
     """Write a pattern so that the order of its keys does not matter, since files are written with sorted keys.
 
@@ -126,7 +143,7 @@ def _anchor_pattern(pattern: Mapping[str, int], names: Sequence[str]) -> dict[st
     Returns:
         The pattern itself if no two keys match one module; else numbers by the anchored names of whole modules.
     """
-    matches = {name: [k for k in pattern if re.match(rf"(.*\.)?({k})$", name)] for name in names}
+    matches = {name: find_keys(pattern, name) for name in names}
     if all(len(keys) < 2 for keys in matches.values()):
         return dict(pattern)
     return {f"^{re.escape(name)}": pattern[keys[0]] for name, keys in matches.items() if keys}
@@ -189,7 +206,7 @@ def _collect_initial_factors(attached: AdaptedModel, before: Mapping[str, Tensor
 
     initial_factors = {}
     for module_name, layer in attached.model.named_modules():
-        plain_name = module_name.removeprefix("base_model.model.")
+        plain_name = module_name.removeprefix(PREFIX)
         if not hasattr(layer, "lora_A") or f"{plain_name}.weight" not in before:
             continue
         weight_before = before[f"{plain_name}.weight"]

@@ -112,7 +112,11 @@ def check_data(subject: Subject) -> list[Check]:
             tokenizer = None  # another check says so
         if tokenizer is not None:
             try:
-                check_length(subject.max_length, count_positions(subject.site.model.path), "--max-length")
+                check_length(
+                    subject.max_length,
+                    count_positions(subject.site.model.path, subject.template.adapter.config),
+                    "--max-length",
+                )
             except ConfigError as error:
                 return [fail("max-length", str(error.value), error.rule)]
             task = task_for(subject.template.objective, data, tokenizer, subject.max_length)

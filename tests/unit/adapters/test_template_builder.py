@@ -14,6 +14,7 @@ from fedcompress.adapters.attach import build_peft_config
 from fedcompress.adapters.base_model import BaseModel, build_base
 from fedcompress.adapters.merged import save_merged
 from fedcompress.config.objective import CausalLM
+from fedcompress.errors import ConfigError
 from fedcompress.merging import InMemoryUpdates, Merger, parse_rule
 from tests.support import normal
 from tests.unit.adapters import sites
@@ -190,3 +191,17 @@ def test_a_tied_model_whose_tied_matrices_are_left_alone_stays_tied(tmp_path: Pa
     run.stock(tmp_path / "adapter", normal(run.template.adapter.layout, 1, 0.3))
     save_merged(tmp_path / "merged", BaseModel(path=base), tmp_path / "adapter", CausalLM())
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+@pytest.mark.parametrize(
+    ("make", "targets", "unused"),
+    [
+        (tied_llama, "q_proj+query", "query"),
+        (tied_llama, "q_proj+v_prj+k_prj", r"k_prj\+v_prj"),
+        (qwen3_moe, "q_proj+w1+w2+w3", r"w1\+w2\+w3"),
+    ],
+)
+def test_targets_that_name_nothing_are_refused(make: Any, targets: str, unused: str, tmp_path: Path) -> None:
+    base = save(make(), tmp_path / "base")
+    with pytest.raises(ConfigError, match=rf"adapter\.lora\.targets: {unused}: must be names of modules"):
+        sites.run_of(tmp_path / "run", base, f"lora(r=2,targets={targets})", CausalLM())

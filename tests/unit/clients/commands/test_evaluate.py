@@ -184,3 +184,14 @@ def test_an_adapter_of_another_model_is_refused(base: Path, rows: Path, tmp_path
     (tmp_path / "out" / "adapter_config.json").write_text(json.dumps(targets))
     with pytest.raises(MismatchError, match="is of another model, or is incomplete"):
         run(Options(**options, text="utterance", label="scenario"))
+
+
+def test_texts_that_are_longer_than_the_model_are_refused_before_it_is_loaded(rows: Path, tmp_path: Path) -> None:
+    import transformers as t
+
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = t.BertConfig(**size, vocab_size=sites.WORDS, max_position_embeddings=12, num_labels=3)
+    t.BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    sites.tokenizer(tmp_path / "bert")
+    with pytest.raises(ConfigError, match=r"--max-length: 13: must be at most 12, the positions"):
+        run(Options(folder=str(tmp_path / "bert"), data=str(rows), labels="a,b,c", max_length=13))
