@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
-from fedcompress.errors import NonFiniteError
-from fedcompress.optim import build_optimizer
+from fedcompress.errors import NonFiniteError, StateError
+from fedcompress.optim import build_optimizer, combine_rank_states
 from fedcompress.optim.engine.optimizer import LowMemoryOptimizer
 
 CALLS = ["galore(rank=1,update_gap=2)", "adamp", "frugal(update_gap=2)"]
@@ -42,7 +42,7 @@ def train(prepared: torch.nn.Module, optimizer: LowMemoryOptimizer) -> None:
 def rank_of(rank: int, world: int, folder: str) -> None:
     limit = timedelta(seconds=20)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world, timeout=limit)
-    works = (replicated, by_rows, partly_by_rows, on_one_rank, loaded, not_finite)
+    works = (replicated, by_rows, partly_by_rows, on_one_rank, loaded, not_finite, resumed, of_one_rank)
     found = {work.__name__: work(rank) for work in works}
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
@@ -120,6 +120,50 @@ def loaded(rank: int) -> list[bool]:
     return [torch.equal(before[n]["state"]["m"], after[n]["state"]["m"]) for n, _ in model.named_parameters()]
 
 
+def resumed(rank: int) -> list[bool]:
+    """A run that goes on from the states of all ranks is the run that was not stopped."""
+    found = []
+    for call in CALLS:
+        whole = Model()
+        optimizer = build_optimizer(whole, call, lr=1e-2)
+        train(whole, optimizer)
+        weights, state = weights_of(whole), optimizer.whole_state_dict()
+        weights = {n: w.clone() for n, w in weights.items()}
+        train(whole, optimizer)
+        again = Model()
+        again.load_state_dict(weights)
+        optimizer = build_optimizer(again, call, lr=1e-2)
+        optimizer.load_state_dict(state)
+        train(again, optimizer)
+        found.append(all(torch.equal(weights_of(whole)[n], w) for n, w in weights_of(again).items()))
+    return found
+
+
+def of_one_rank(rank: int) -> list[str]:
+    """What each rank says of the state that the first one saved, as libraries save it that ask one rank."""
+    found = []
+    for call in CALLS:
+        optimizer = build_optimizer(Model(), call, lr=1e-2)
+        states = [optimizer.state_dict()]
+        dist.broadcast_object_list(states)
+        optimizer.load_state_dict(states[0])  # nothing was stepped: there is nothing to lack
+        model = Model()
+        optimizer = build_optimizer(model, call, lr=1e-2)
+        train(model, optimizer)
+        gathered: list = [None, None]
+        dist.all_gather_object(gathered, optimizer.state_dict())
+        optimizer.load_state_dict(gathered[rank])
+        said: list = [None, None]
+        try:
+            optimizer.load_state_dict(gathered[0])
+            mine = ""
+        except StateError as error:
+            mine = str(error)
+        dist.all_gather_object(said, mine)
+        found += said
+    return found
+
+
 def not_finite(rank: int) -> list[bool]:
     """A gradient that is not finite on one rank stops all; so does one on the rank of a parameter alone."""
     found = []
@@ -153,3 +197,29 @@ def test_a_rank_without_anything(found: dict[str, list]) -> None:
 @pytest.mark.parametrize(("work", "expected"), [("loaded", [False, True, True]), ("not_finite", [True] * 4)])
 def test_all_ranks_agree(work: str, expected: list[bool], found: dict[str, list]) -> None:
     assert found[work] == expected
+
+
+def test_a_resume_from_the_states_of_all_ranks_changes_nothing(found: dict[str, list]) -> None:
+    assert found["resumed"] == [True] * len(CALLS)
+
+
+def test_the_state_of_one_rank_is_refused_by_those_that_it_lacks_matrices_of(found: dict[str, list]) -> None:
+    galore, adamp, frugal = (found["of_one_rank"][i : i + 2] for i in (0, 2, 4))
+    assert galore[0] == adamp[0] == "", "the first rank has what it steps"
+    for said in (galore[1], adamp[1]):
+        assert "is of rank 0 of 2, and lacks " in said
+        assert "must be of all ranks: save optimizer.whole_state_dict()" in said
+    assert frugal == ["", ""], "what needs no whole matrix has its state on every rank"
+
+
+def test_one_process_refuses_the_state_of_one_rank_of_two() -> None:
+    model = Model()
+    optimizer = build_optimizer(model, CALLS[1], lr=1e-2)
+    train(model, optimizer)
+    state = optimizer.state_dict()
+    lost = [n for n, _ in model.named_parameters()][1:]
+    part = {**state, "ranks": 2, "memory": {n: e for n, e in state["memory"].items() if n not in lost}}
+    with pytest.raises(StateError, match="lacks 2 matrices that rank 0 steps"):
+        build_optimizer(Model(), CALLS[1], lr=1e-2).load_state_dict(part)
+    with pytest.raises(StateError, match=r"ranks \[0\]: must be each of 2 once"):
+        combine_rank_states([part])

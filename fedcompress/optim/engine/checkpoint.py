@@ -111,6 +111,9 @@ def combine_rank_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     if not states or any(s.get("fedcompress") != FORMAT for s in states):
         raise StateError(f"optimizer state: must be state dicts of format {FORMAT}, of all ranks")
+    ranks = sorted(state.get("rank", 0) for state in states)
+    if states[0].get("ranks", 1) > 1 and ranks != list(range(states[0]["ranks"])):
+        raise StateError(f"optimizer state: ranks {ranks}: must be each of {states[0]['ranks']} once")
     groups = states[0]["param_groups"]
     rules = {name: group["rule"] for group in groups for name in group["names"]}
     entries_by_name: dict[str, list[Entry]] = {}

@@ -17,7 +17,13 @@ from fedcompress.errors import ConfigError, NonFiniteError, StateError
 from fedcompress.optim.base import MATRIX, Decaying, OptimizerRule, ShardInfo, State, check_choice, survives_rounds
 from fedcompress.optim.engine.checkpoint import FORMAT, combine_rank_states, pack_state, unpack_state
 from fedcompress.optim.engine.owners import Exchange, assign_owners, build_exchange, split_into_waves
-from fedcompress.optim.engine.ranks import gather_objects, get_collective_device, get_world_size, sum_over_ranks
+from fedcompress.optim.engine.ranks import (
+    gather_objects,
+    get_collective_device,
+    get_rank,
+    get_world_size,
+    sum_over_ranks,
+)
 from fedcompress.optim.engine.shards import Shard, find_shards
 from fedcompress.optim.engine.state_store import StateStore
 from fedcompress.optim.engine.torch_contract import TorchContract
@@ -259,13 +265,15 @@ class LowMemoryOptimizer(TorchContract):
     def export_state(self) -> dict[str, Any]:
         """Return copies of this rank's state with its place in each parameter, which later steps do not change."""
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
-        state = {"fedcompress": FORMAT, "seed": self._seed, "epoch": self._store.epoch}
+        place = {"rank": get_rank(), "ranks": get_world_size()}
+        state = {"fedcompress": FORMAT, **place, "seed": self._seed, "epoch": self._store.epoch}
         return {**state, "memory": copy_tensors(self._store.export_entries()), "param_groups": groups}
 
     def import_state(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a state of this rank or of whole parameters; another rule's is a ``StateError``."""
+        """Continue from a state of this rank or of whole parameters; another rule's or rank's is a ``StateError``."""
         state_dict = _strip_wrapped_names(state_dict)
         _check_state_dict(state_dict, self.param_groups, self._seed)
+        _check_owners(state_dict, self._matrices)
         for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in loaded.items() if k != "params"})
         self._store.load_entries(state_dict["memory"], state_dict["epoch"])
@@ -330,6 +338,23 @@ def _check_state_dict(state_dict: dict[str, Any], groups: Sequence[dict[str, Any
     if state_dict["seed"] != seed:
         rule = f"must be {seed}: its selections would be others"
         raise StateError(f"optimizer state: seed: {state_dict['seed']}: {rule}")
+
+
+def _check_owners(state_dict: dict[str, Any], matrices: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise ``StateError`` if this rank steps matrices whose states another rank had when the state was saved.
+
+    Libraries that save one rank's state under data parallelism would else begin those matrices anew without a word.
+    """
+    rank, ranks = state_dict.get("rank", 0), state_dict.get("ranks", 1)
+    if ranks == 1 or not state_dict["memory"]:
+        return
+    owners_then, owners_now = assign_owners(matrices, ranks), assign_owners(matrices, get_world_size())
+    mine = [n for n in matrices if owners_now[n] == get_rank() and n not in state_dict["memory"]]
+    missing = [n for n in mine if owners_then[n] != rank]
+    if missing:
+        text = f"is of rank {rank} of {ranks}, and lacks {len(missing)} matrices that rank {get_rank()} steps"
+        rule = "must be of all ranks: save optimizer.whole_state_dict(), which all ranks call"
+        raise StateError(f"optimizer state: {text}, as {missing[0]}: {rule}")
 
 
 def _strip_wrapped_names(state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,13 @@ def get_world_size() -> int:
     return int(dist.get_world_size()) if dist.is_available() and dist.is_initialized() else 1
 
 
+def get_rank() -> int:
+    """Return the number of this rank, from 0."""
+    import torch
+
+    return int(torch.distributed.get_rank()) if get_world_size() > 1 else 0
+
+
 def get_collective_device(shards: Sequence[Shard]) -> Any:
     """Return the device on which collectives work: the current GPU under nccl, else the CPU.
 
