@@ -15,7 +15,10 @@ from fedcompress.runtime.app_commands import encode_command, execute
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 State = Annotated[Path, typer.Argument(metavar="DIR", help="State directory, or the CONFIG.toml that names it.")]
-Run = Annotated[str, typer.Option("--run", help="Name of the run; default: the last that was started.")]
+Run = Annotated[
+    str,
+    typer.Option("--run", help="Name of the run; default: that of the CONFIG.toml, else the last that was started."),
+]
 
 
 def register(app: App) -> None:
