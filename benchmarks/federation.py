@@ -43,10 +43,6 @@ class Merge:
     target: Tensors  # with what earlier downlinks left out
 
 
-def _codecs(text: str | Sequence[str], rounds: int) -> list[CodecSpec]:
-    return [CodecSpec.parse(t) for t in ([text] * rounds if isinstance(text, str) else text)]
-
-
 class _Sender:
     """One end that encodes, with its residual; counts bytes of sections."""
 
@@ -86,6 +82,7 @@ def federate(
     feedback: float = 1.0,
     store: str = "none",
     rule: str = "lora-ridge",
+    weights: Sequence[float] = (),
     every: int = 1,
     on_merge: Callable[[Merge], None] = lambda merge: None,
 ) -> Run:
@@ -100,6 +97,7 @@ def federate(
         feedback: decay of residuals.
         store: how residuals are kept between rounds.
         rule: of the merge.
+        weights: of the sites; their numbers of examples if left out.
         every: rounds between evaluations.
         on_merge: called in every round.
     """
@@ -113,7 +111,7 @@ def federate(
         for site in sites:
             delta = subtract(setting.train(state, site, round_, seed), state)
             updates.append(senders[site].send(ups[round_ - 1], delta, round_))
-        change = merger.merge(state, setting.examples, InMemoryUpdates(layout, updates), round_=round_)
+        change = merger.merge(state, weights or setting.examples, InMemoryUpdates(layout, updates), round_=round_)
         on_merge(Merge(state, setting.examples, updates, change, senders[-1].target(change)))
         state = add(state, senders[-1].send(downs[round_ - 1], change, round_))
         if round_ % every == 0 or round_ == rounds:

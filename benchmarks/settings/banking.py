@@ -10,6 +10,15 @@ from benchmarks.settings.texts import Texts, classification, dirichlet
 ALPHA = 0.3
 
 
+def labelled_rows() -> list[tuple[str, str]]:
+    """Return all texts with their intents, those to train on first."""
+    found = []
+    for name in ("train", "test"):
+        with (data_folder("banking77") / f"{name}.csv").open(newline="", encoding="utf-8") as stream:
+            found += [(row["text"], row["category"]) for row in csv.DictReader(stream)]
+    return found
+
+
 def banking(*, sites: int = 8, steps: int = 40, eval_rows: int = 1500) -> Setting:
     """All intents, by Dirichlet."""
     folder = data_folder("banking77")

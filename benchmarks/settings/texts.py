@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,13 +58,34 @@ def dirichlet(labels: Labels, classes: int, sites: int, alpha: float) -> list[li
 
 
 def classification(
-    name: str, train: Texts, test: Texts, sites: Sequence[Sequence[int]], *, classes: int, steps: int, eval_rows: int
+    name: str,
+    train: Texts,
+    test: Texts,
+    sites: Sequence[Sequence[int]],
+    *,
+    classes: int,
+    steps: int,
+    eval_rows: int = 0,
+    held_out: Sequence[Sequence[int]] = (),
+    on_accuracies: Callable[[list[float]], object] = lambda accuracies: None,
 ) -> Setting:
-    """Accuracy on ``eval_rows`` of the shuffled test set."""
+    """Build a setting whose metric is accuracy.
+
+    Args:
+        name: for tables.
+        train: rows that sites train on.
+        test: rows that are classified.
+        sites: numbers of the rows of each site.
+        classes: number of classes.
+        steps: local steps a round.
+        eval_rows: so many of the shuffled test rows count, where ``held_out`` is empty.
+        held_out: numbers of test rows in parts, one of each site, that count.
+        on_accuracies: is told the accuracy on each part.
+    """
     import torch
 
     order = np.random.default_rng(1).permutation(len(test.tokens))[:eval_rows]
-    by_length = sorted(order.tolist(), key=lambda i: len(test.tokens[i]))
+    parts = [sorted(p, key=lambda i: len(test.tokens[i])) for p in held_out or [order.tolist()]]
     attached = attach_adapter(build_classifier(model_folder(), classes, {"dtype": torch.float32}), CONFIG)
     model = attached.model
 
@@ -74,11 +95,13 @@ def classification(
         return torch.nn.functional.cross_entropy(train.logits(model, chosen), target)
 
     def evaluate() -> float:
-        right = 0
-        for at in range(0, len(by_length), EVAL_BATCH):
-            part = by_length[at : at + EVAL_BATCH]
-            right += int((test.logits(model, part).argmax(1).numpy() == test.labels[part]).sum())
-        return right / len(by_length)
+        right = [0] * len(parts)
+        for number, rows in enumerate(parts):
+            for at in range(0, len(rows), EVAL_BATCH):
+                some = rows[at : at + EVAL_BATCH]
+                right[number] += int((test.logits(model, some).argmax(1).numpy() == test.labels[some]).sum())
+        on_accuracies([r / len(rows) for r, rows in zip(right, parts, strict=True)])
+        return sum(right) / sum(map(len, parts))
 
     return Setting(
         name=name,

@@ -44,7 +44,7 @@ class RunConfig(TrainingOptions):
     downlink_codec: str = "lora-transform-down"  # codec of the states that the coordinator sends
     rule: str = "lora-ridge"  # merge rule, a row of RULES with its parameters
     space: str = "factors"  # what elementwise rules merge of LoRA modules: factors or product
-    weighting: str = "examples"  # how much a site counts, a row of WEIGHTINGS with its parameters
+    weighting: str = "processed"  # how much a site counts, a row of WEIGHTINGS with its parameters
     server_optimizer: str = "sgd"  # a row of SERVER_OPTIMIZERS with its parameters
     server_lr: float = 1.0  # learning rate of sgd; other server optimizers have their own parameter lr
     train_timeout: float = 0.0  # seconds that a site trains at most in a round; 0: no limit

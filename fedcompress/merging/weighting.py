@@ -17,7 +17,8 @@ LARGEST = 2.0**53  # largest weight of a site, before the discount
 class SiteReports:
     """Holds what is known of the sites of a round, one value for each site, in one order."""
 
-    examples: Sequence[float]  # training examples
+    examples: Sequence[float]  # training examples that the site has
+    processed: Sequence[float | None] | None = None  # distinct ones that it trained on in the round
     losses: Sequence[float | None] | None = None  # training loss
     given: Sequence[float | None] | None = None  # weight in the run's list
 
@@ -90,6 +91,34 @@ class Examples(_Discounted):
     def values(self, reports: SiteReports) -> Sequence[float | None] | None:
         """Return the numbers of examples."""
         return reports.examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processed(_Discounted):
+    """The policy weighs by the distinct training examples that a site processed in the round.
+
+    That is the work behind an update: the site's rows, but no more than the examples in the steps that it made. Sites
+    that made equally many steps count alike, however many more rows one has; a site with few rows, which saw them
+    several times, counts less. What a site can claim is bounded by what it was asked for.
+
+    Args:
+        stale: exponent of the discount of old updates, at least 0.
+
+    Raises:
+        ConfigError: ``stale`` is below 0.
+
+    Examples:
+        >>> from fedcompress.merging import parse_weighting, site_weights
+        >>> site_weights(parse_weighting("processed"), examples=[100, 3000, 9000], processed=[100, 640, 640])
+        [100.0, 640.0, 640.0]
+    """
+
+    name: ClassVar[str] = "processed"
+    column: ClassVar[str] = "processed"
+
+    def values(self, reports: SiteReports) -> Sequence[float | None] | None:
+        """Return the numbers of examples that were processed."""
+        return reports.processed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +240,11 @@ WEIGHTINGS: dict[str, WeightingRow] = {
     ),
     "given": WeightingRow(config=Given, law="a list of weights, sites=north:2|south:1" + _STALE, paper=""),
     "inverse-loss": WeightingRow(config=InverseLoss, law="1 / training loss" + _STALE, paper=""),
+    "processed": WeightingRow(
+        config=Processed,
+        law="min(examples, steps made x batch size) in the round" + _STALE,
+        paper="",
+    ),
     "uniform": WeightingRow(config=Uniform, law="1" + _STALE, paper=""),
 }
 
@@ -231,6 +265,7 @@ def site_weights(
     losses: Sequence[float | None] | None = None,
     staleness: Sequence[float] | None = None,
     given: Sequence[float | None] | None = None,
+    processed: Sequence[float | None] | None = None,
 ) -> list[float]:
     """Compute the weight of each site.
 
@@ -244,6 +279,7 @@ def site_weights(
         staleness: versions that were published since the one that each site trained from, at least 0; all 0 if left
             out.
         given: weight of each site; needed for ``given`` only.
+        processed: distinct examples that each site trained on in the round; needed for ``processed`` only.
 
     Returns:
         The weights: above 0, finite, and in general with a sum other than 1.
@@ -251,7 +287,7 @@ def site_weights(
     Raises:
         ConfigError: a number that is needed is missing, NaN, infinite, zero or negative; staleness may be zero.
     """
-    values = policy.values(SiteReports(examples=examples, losses=losses, given=given))
+    values = policy.values(SiteReports(examples=examples, processed=processed, losses=losses, given=given))
     ages = [0.0] * len(examples) if staleness is None else staleness
     column = policy.column
     if values is None or len(values) != len(examples) or len(ages) != len(examples):

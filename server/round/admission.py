@@ -12,7 +12,7 @@ import numpy as np
 
 from fedcompress.codecs import CodecSpec
 from fedcompress.errors import AdmissionError, ConfigError, MismatchError, WireError
-from fedcompress.merging.weighting import Examples, Weighting
+from fedcompress.merging.weighting import Processed, Weighting
 from fedcompress.pipeline.coding import decode_chunks, parse_codec
 from fedcompress.types import Layout, Tensors
 from fedcompress.wire import Envelope, Header, Kind, Limits, unpack
@@ -33,7 +33,7 @@ REASONS: dict[str, str] = {
     "base-model": "trained on another base model",
     "adapter": "trained with another adapter config",
     "codec": "coded otherwise than was asked",
-    "weight": "lacks what weighs it: a train_loss above 0, and not so small that it alone counts, or a listed weight",
+    "weight": "lacks what weighs it: steps, a train_loss above 0, and not so small that it alone counts, or a weight",
     "examples": "claims no training examples, or more than there can be",
     "metrics": "a measured value is larger than any can be",
     "duplicate-site": "another node has answered for this site, in this round or since this node was asked",
@@ -54,6 +54,8 @@ class Expected:
         adapter_digest: digest of PEFT's config, 32 bytes.
         base_fingerprint: of the base model, 32 bytes; empty: not known yet, any is taken.
         codec: of updates, as the run config has it.
+        steps: that the site was to make.
+        batch_size: examples in a step.
         weighting: how updates are weighed, and so what an update must report.
         signatures: which signatures count; None looks at none.
     """
@@ -65,7 +67,9 @@ class Expected:
     adapter_digest: bytes
     base_fingerprint: bytes
     codec: str
-    weighting: Weighting = field(default_factory=Examples)
+    steps: int
+    batch_size: int
+    weighting: Weighting = field(default_factory=Processed)
     signatures: SignaturePolicy | None = None
 
 
@@ -92,7 +96,7 @@ def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str])
         if abs(value) > MAX_CLAIM:
             raise AdmissionError("metrics", f"metrics.{name}: {value}: {REASONS['metrics']}")
     if kind is Kind.UPDATE:
-        _check_weight(header, expected.weighting)
+        _check_weight(header, expected)
 
 
 def _check_origin(header: Header, expected: Expected, kind: Kind) -> None:
@@ -115,10 +119,10 @@ def _check_origin(header: Header, expected: Expected, kind: Kind) -> None:
         raise AdmissionError("base-model", f"base_fingerprint: {base}: {rule}")
 
 
-def _check_weight(header: Header, weighting: Weighting) -> None:
+def _check_weight(header: Header, expected: Expected) -> None:
     """Raise ``AdmissionError`` if the update could not be weighed in the merge, which would fail for all updates."""
     try:
-        compute_site_weights(weighting, [header])
+        compute_site_weights(expected.weighting, [header], steps=expected.steps, batch_size=expected.batch_size)
     except ConfigError as error:
         raise AdmissionError("weight", f"weight: {header.site}: {REASONS['weight']}: {error}") from error
 

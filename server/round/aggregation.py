@@ -160,7 +160,10 @@ def _compute_step(
     merger = Merger(rule=parse_rule(config.rule), layout=layout, space=config.space)
     updates = InMemoryUpdates(layout, [update.tensors for update in ordered])
     ages = [published.version - update.version for update in ordered]
-    weights = compute_site_weights(config.weigh_by, [update.envelope.header for update in ordered], ages)
+    headers = [update.envelope.header for update in ordered]
+    weights = compute_site_weights(
+        config.weigh_by, headers, steps=config.steps, batch_size=config.batch_size, ages=ages
+    )
     merged = merger.merge(published.state, weights, updates, round_=round_)
     return config.outer.update(merged, load_optimizer_state(config, layout, published))
 

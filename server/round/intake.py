@@ -276,6 +276,8 @@ class ReplyIntake:
             adapter_digest=self._adapter_digest,
             base_fingerprint=bytes.fromhex(self._ledger.base_fingerprint),
             codec=self._config.codec,
+            steps=self._config.steps,
+            batch_size=self._config.batch_size,
             weighting=self._config.weigh_by,
             signatures=self._signatures,
         )

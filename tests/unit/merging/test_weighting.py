@@ -9,8 +9,14 @@ import pytest
 from fedcompress.errors import ConfigError
 from fedcompress.merging import WEIGHTINGS, parse_weighting, site_weights
 
-COLUMNS: dict[str, Any] = {"examples": [10, 30], "losses": [0.5, 2.0], "given": [3.0, 1.0]}
-CALLS = {"examples": [10, 30], "uniform": [1, 1], "inverse-loss": [2, 0.5], "given(sites=a:3|b:1)": [3, 1]}
+COLUMNS: dict[str, Any] = {"examples": [10, 30], "processed": [10, 16], "losses": [0.5, 2.0], "given": [3.0, 1.0]}
+CALLS = {
+    "examples": [10, 30],
+    "given(sites=a:3|b:1)": [3, 1],
+    "inverse-loss": [2, 0.5],
+    "processed": [10, 16],
+    "uniform": [1, 1],
+}
 
 
 def test_every_policy_is_tried() -> None:
@@ -34,7 +40,13 @@ def test_old_updates_count_less(call: str) -> None:
 
 @pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), None])
 @pytest.mark.parametrize(
-    ("call", "column"), [("examples", "examples"), ("inverse-loss", "losses"), ("given(sites=a:1)", "given")]
+    ("call", "column"),
+    [
+        ("examples", "examples"),
+        ("given(sites=a:1)", "given"),
+        ("inverse-loss", "losses"),
+        ("processed", "processed"),
+    ],
 )
 def test_bad_numbers(call: str, column: str, bad: Any) -> None:
     with pytest.raises(ConfigError, match=rf"weighting\.{column}\[1\]: .*: must be a finite number above 0"):

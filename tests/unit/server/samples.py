@@ -35,6 +35,8 @@ EXPECTED = Expected(
     adapter_digest=b"a" * 32,
     base_fingerprint=b"f" * 32,
     codec=CODEC,
+    steps=20,
+    batch_size=16,
 )
 
 

@@ -59,6 +59,12 @@ def test_numbers_that_would_outweigh_or_overflow_are_refused(code: str, changes:
     is_refused(update(**changes), code)
 
 
+@pytest.mark.parametrize("steps", [0.0, -3.0])
+def test_an_update_of_no_steps_weighs_nothing_and_is_refused(steps: float) -> None:
+    with pytest.raises(AdmissionError, match="weight: north"):
+        admit_reply(update(metrics={"steps_done": steps}), EXPECTED, Kind.UPDATE, set())
+
+
 def is_refused(data: bytes, code: str) -> None:
     expected = replace(EXPECTED, weighting=InverseLoss()) if code == "weight" else EXPECTED
     with pytest.raises(AdmissionError) as caught:

@@ -41,17 +41,19 @@ def test_next_version_does_not_depend_on_arrival_and_keeps_the_residual(ledger: 
     ("weighting", "expected"),
     [
         ("examples", [7, 14, 21]),
+        ("processed", [7, 14, 16]),  # one step of 16 of two: the third made one of them
         ("uniform", [1, 1, 1]),
         ("inverse-loss", [1, 1 / 2, 1 / 3]),
         ("given(sites=west:5|east:1|north:3)", [1, 3, 5]),
     ],
 )
 def test_next_version_weighs(ledger: Ledger, weighting: str, expected: list[float]) -> None:
-    config = RunConfig(run="run", state_dir="x", initial_adapter="x", rule="mean", weighting=weighting)
+    config = RunConfig(run="run", state_dir="x", initial_adapter="x", rule="mean", weighting=weighting, steps=2)
     published = PublishedState(0, state_digest(LAYOUT, BASE), BASE, zeros(LAYOUT))
     admitted = []
     for number, site in enumerate(("east", "north", "west"), 1):
-        header = replace(update_header(LAYOUT, BASE), site=site, examples=7 * number, metrics={"train_loss": number})
+        metrics = {"train_loss": float(number)} | ({"steps_done": 1.0} if site == "west" else {})
+        header = replace(update_header(LAYOUT, BASE), site=site, examples=7 * number, metrics=metrics)
         admitted.append(AdmittedUpdate(site, Envelope(header=header, sections=(), digest=b""), normal(LAYOUT, number)))
     one, _ = aggregate_round(config, LAYOUT, published, admitted, 1, blobs=ledger.blobs)
     for name in one.state:
