@@ -21,6 +21,7 @@ from clients.commands.supervisor import up_lock
 from clients.network.connection import describe_link, read_connection
 from clients.runtime.paths import lock_path
 from clients.site import SiteConfig
+from clients.state.baseline import Baseline
 from fedcompress.errors import ConfigError
 from fedcompress.formatting import ago, duration, escaped, size
 from fedcompress.proto.v1 import worker_pb2
@@ -68,6 +69,7 @@ def _show(site: SiteConfig, options: Options) -> int:
         print(json.dumps(_to_json(site, reply)))
         return 0 if reply is not None else 1
     print("\n".join(worker_lines(site, reply)))
+    print(baseline_line(site), end="")
     if reply is None:
         if holder(up_lock(site.state_dir)):
             print(connection_line(site))
@@ -80,6 +82,7 @@ def _to_json(site: SiteConfig, reply: worker_pb2.StatusReply | None) -> dict[str
     """Return the status as values for JSON, also where no worker answers."""
     wire = read_wire(site.state_dir)
     up = holder(up_lock(site.state_dir)) or None
+    alone = Baseline.load(site.state_dir)
     link = read_connection(site.state_dir) if up else None
     result: dict[str, Any] = {
         "running": reply is not None,
@@ -87,6 +90,7 @@ def _to_json(site: SiteConfig, reply: worker_pb2.StatusReply | None) -> dict[str
         "up_pid": up,
         "connection": {**vars(link), "advice": link.advice} if link is not None else None,
         "wire": vars(wire) if wire else None,
+        "alone": {**vars(alone), "accuracy": alone.accuracy} if alone else None,
     }
     if reply is None:
         return {**result, "site": site.name, "reason": no_worker(site.state_dir)}
@@ -101,7 +105,10 @@ def _watch(site: SiteConfig, options: Options) -> int:
 
     with Live(console=Console(), auto_refresh=False) as live:
         while True:
-            lines = [*worker_lines(site, read_worker_status(site.state_dir)), connection_line(site)]
+            lines = [
+                *worker_lines(site, read_worker_status(site.state_dir)),
+                baseline_line(site) + connection_line(site),
+            ]
             live.update(Text("\n".join(lines)), refresh=True)
             time.sleep(options.interval)
 
@@ -117,6 +124,15 @@ def connection_line(site: SiteConfig) -> str:
     link = read_connection(site.state_dir) if up else None
     lost = f"{escaped(describe_link(link))}; kept up " if link is not None and link.connected is False else ""
     return f"{'connected':<11}{lost}{describe_connection(up)}{describe_traffic(read_wire(site.state_dir))}"
+
+
+def baseline_line(site: SiteConfig) -> str:
+    """Return what the site reaches alone, as a line below its status; empty if it has not tried."""
+    alone = Baseline.load(site.state_dir)
+    if alone is None:
+        return ""
+    text = f"accuracy {alone.accuracy:.4f}, loss {alone.loss:.4f} after {alone.steps} steps, by `site train --local`"
+    return f"{'alone':<11}{text}\n"
 
 
 def status_lines(reply: worker_pb2.StatusReply) -> list[str]:

@@ -22,7 +22,9 @@ from clients.commands.common import read_worker_status, site_path
 from clients.runtime.logs import log_file
 from clients.runtime.paths import log_dir, make_state_dir, socket_path
 from clients.site import SiteConfig
+from clients.state.baseline import Baseline
 from clients.training.job import DELTA
+from fedcompress.adapters import adapter_digest, base_fingerprint
 from fedcompress.adapters.card import RunFacts
 from fedcompress.adapters.constants import CONSTANTS, load_constants
 from fedcompress.adapters.full.export import export_run
@@ -91,12 +93,21 @@ def run(options: Options) -> int:
     out = Path(options.out).absolute()
     shutil.rmtree(private.state_dir / "session", ignore_errors=True)
     after = quality(metrics_by_round[-1])
+    steps = int(sum(metrics.get("steps_done", options.steps) for metrics in metrics_by_round[:-1]))
+    Baseline(
+        adapter=adapter_digest(dict(template.adapter.config)).hex(),
+        base=base_fingerprint(site.model.path, site.state_dir / "fingerprint.json").hex(),
+        steps=steps,
+        correct=metrics_by_round[-1]["eval_correct"],
+        predictions=metrics_by_round[-1]["eval_examples"],
+        loss=after["loss"],
+    ).save(site.state_dir)
     facts = RunFacts(run=RUN, version=options.rounds, sites=1, accuracy=after["accuracy"], loss=after["loss"])
     export_run(out, template, state, load_constants(constants) if constants else {}, facts)
     result = {
         "site": site.name,
         "rounds": options.rounds,
-        "steps": int(sum(metrics.get("steps_done", options.steps) for metrics in metrics_by_round[:-1])),
+        "steps": steps,
         "before": quality(metrics_by_round[0]),
         "after": after,
         "by_round": [quality(metrics) for metrics in metrics_by_round],

@@ -13,6 +13,7 @@ import numpy as np
 
 from clients.signing import SiteIdentity
 from clients.site import SiteConfig
+from clients.state.baseline import Baseline
 from clients.state.run_tensors import RunSnapshot, StreamedSnapshot
 from clients.state.site_state import SiteState
 from clients.training.job import DELTA, OUT_OF_MEMORY, STATE, Job
@@ -128,6 +129,10 @@ class RoundRunner:
 
     def _header(self, task: TrainTask, snapshot: RunSnapshot, metrics: dict[str, float]) -> Header:
         examples = int(metrics.pop("train_examples"))
+        adapter = adapter_digest(json.loads(task.adapter_config))
+        alone = Baseline.load(self._site.state_dir)
+        if alone is not None:
+            metrics |= alone.metrics(adapter=adapter.hex(), base=self._fingerprint.hex(), evaluated=metrics)
         return Header(
             kind=Kind.UPDATE if task.steps else Kind.REPORT,
             run=task.run,
@@ -137,7 +142,7 @@ class RoundRunner:
             base_digest=snapshot.digest,
             layout_digest=snapshot.layout.digest,
             base_fingerprint=self._fingerprint,
-            adapter_digest=adapter_digest(json.loads(task.adapter_config)),
+            adapter_digest=adapter,
             codec="",
             examples=examples,
             metrics=metrics,

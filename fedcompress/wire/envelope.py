@@ -51,6 +51,7 @@ KNOWN_METRICS = (
     "seconds_load",
     "seconds_evaluate",
     "seconds_train",
+    "alone_correct",
 )
 MAX_FLOAT = 3.4e38  # metrics of this size or more do not fit float32, and travel by name as float64
 METRIC = re.compile(r"[a-z][a-z0-9_]{0,63}")  # the name of a metric

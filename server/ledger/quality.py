@@ -27,6 +27,12 @@ class Quality:
     exact: float | None = None
 
 
+def compute_baseline(metrics: Mapping[str, float]) -> float | None:
+    """Return the accuracy that a site reaches alone on its held-out rows; None if it has not said, or not in range."""
+    correct, count = metrics.get("alone_correct", -1.0), metrics.get("eval_examples", 0.0)
+    return correct / count if 0 <= correct <= count and count else None
+
+
 def pool_quality(metrics: Iterable[Mapping[str, float]]) -> Quality | None:
     """Pool what sites measured: sums over sites, divided by the sum of their predictions; None if nobody reported.
 

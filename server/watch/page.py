@@ -226,7 +226,7 @@ def _format_bytes(count: float) -> str:
 
 def _render_sites(shown: Snapshot) -> Html:
     sent = ("up", "down", "transport", "rate")
-    names = ("site", "state", "merged", "version", "accuracy", "loss", *sent, "examples", "refused")
+    names = ("site", "state", "merged", "version", "accuracy", "alone", "loss", *sent, "examples", "refused")
     rows = [_site_cells(row, shown.at) for row in shown.sites]
     return element("section", element("h2", f"Sites ({len(rows)})"), _render_table(names, rows, 2))
 
@@ -239,6 +239,7 @@ def _site_cells(row: SiteView, now: float) -> Sequence[object]:
         _format_whole(row.merged_round),
         _format_whole(row.version),
         _format_figure(row.accuracy),
+        _format_figure(row.alone),
         _format_figure(row.loss),
         size(row.uplink_bytes),
         size(row.downlink_bytes),

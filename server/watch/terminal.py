@@ -85,7 +85,7 @@ def _build_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 def _tabulate_sites(shown: Snapshot) -> Table:
     sent = ("up", "down", "transport", "rate")
-    names = ("site", "awaited", "merged", "version", "accuracy", "loss", *sent, "examples", "refused")
+    names = ("site", "awaited", "merged", "version", "accuracy", "alone", "loss", *sent, "examples", "refused")
     rows = []
     for site in shown.sites:
         waited = "" if site.awaited_since is None else duration(max(0.0, shown.at - site.awaited_since))
@@ -95,6 +95,7 @@ def _tabulate_sites(shown: Snapshot) -> Table:
             _format_whole(site.merged_round),
             _format_whole(site.version),
             _format_figure(site.accuracy),
+            _format_figure(site.alone),
             _format_figure(site.loss),
             size(site.uplink_bytes),
             size(site.downlink_bytes),

@@ -12,7 +12,7 @@ from typing import Any
 from fedcompress.traffic.accounting import BASELINES, Traffic
 from fedcompress.types import Layout
 from server.events import RunFailed, RunStarted
-from server.ledger.quality import Quality, pool_quality
+from server.ledger.quality import Quality, compute_baseline, pool_quality
 from server.ledger.reader import NOT_COUNTED, Awaited, Evaluated, RoundRow, read_events, since_start
 from server.ledger.traffic import TENSORS
 from server.runs import describe_run_state, find_run_processes, load_saved_settings, resolve_run_name, run_settings
@@ -43,6 +43,7 @@ class SiteView:
         refused: refusals of its replies.
         accuracy: of the version that it was sent last, on its own held-out rows; None if it has not reported it.
         loss: mean loss of that version on these rows, in nats; None likewise.
+        alone: accuracy on these rows of what it trained alone; None if it has not reported it.
     """
 
     site: str
@@ -58,6 +59,7 @@ class SiteView:
     refused: int
     accuracy: float | None
     loss: float | None
+    alone: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +241,10 @@ def _view_sites(
     merged = reader.last_merged(run)
     refused = reader.refusals_by_site(run)
     measured: dict[str, Quality | None] = {}
+    alone: dict[str, float | None] = {}
     for sites in evaluated.values():
         measured |= {site: pool_quality([metrics]) for site, metrics in sites.items()}
+        alone |= {site: compute_baseline(metrics) for site, metrics in sites.items()}
     transport = reader.transport(run, "site")
     views = []
     for row in reader.known_sites(run):
@@ -262,6 +266,7 @@ def _view_sites(
                 refused=refused.get(row.site, 0),
                 accuracy=quality.accuracy if quality else None,
                 loss=quality.loss if quality else None,
+                alone=alone.get(row.site),
             )
         )
     return tuple(views)

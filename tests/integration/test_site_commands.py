@@ -71,6 +71,8 @@ def test_from_init_to_a_local_baseline(folder: Path, template: Path) -> None:
     result = facts("train", "site.toml", "--local", "--template", template, *shape, "-o", "base", cwd=folder)
     assert (result["steps"], result["train_examples"], len(result["by_round"])) == (8, 48, 3)
     assert result["after"]["loss"] < result["before"]["loss"]
+    alone = facts("status", "site.toml", cwd=folder, code=1)["alone"]  # for the coordinator, beside a run's figures
+    assert (round(alone["accuracy"], 6), alone["steps"]) == (result["after"]["accuracy"], 8)
     assert f"accuracy {result['after']['accuracy']:.4f}" in (folder / "base" / "README.md").read_text()
     trained, start = load_adapter(folder / "base"), load_adapter(template)
     assert l2_norm(subtract(trained.tensors, start.tensors).values()) > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.ledger.quality import pool_quality
+from server.ledger.quality import compute_baseline, pool_quality
 
 
 def test_pool_weighs_by_rows() -> None:
@@ -24,3 +24,11 @@ def test_pool_leaves_out_a_site_that_does_not_report_all() -> None:
         quality = pool_quality([whole, {k: v for k, v in whole.items() if k != name}])
         assert quality is not None
         assert (quality.examples, quality.accuracy) == (10, 0.5)
+
+
+def test_what_a_site_reaches_alone() -> None:
+    assert compute_baseline({"eval_examples": 40.0, "alone_correct": 30.0}) == 0.75
+    assert compute_baseline({"eval_examples": 40.0, "alone_correct": 0.0}) == 0.0
+    for correct, count in ((41.0, 40.0), (-1.0, 40.0), (0.0, 0.0)):
+        assert compute_baseline({"eval_examples": count, "alone_correct": correct}) is None
+    assert compute_baseline({"eval_examples": 40.0}) is None
