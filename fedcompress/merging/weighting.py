@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import Field, dataclass
+from statistics import median_low
 from typing import Any, ClassVar, Protocol
 
 from fedcompress.call_syntax import parse_call
 from fedcompress.errors import ConfigError
 
 LARGEST = 2.0**53  # largest weight of a site, before the discount
+CAP = 3.0  # times the median weight that a site counts at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,11 @@ class Weighting(Protocol):
         """Return the exponent of the discount of old updates, at least 0."""
         ...
 
+    @property
+    def cap(self) -> float:
+        """Return how many times the median weight a site counts at most; 0: no limit."""
+        ...
+
     def values(self, reports: SiteReports) -> Sequence[float | None] | None:
         """Return what the policy weighs by, one value for each site; None if the reports lack it."""
         ...
@@ -58,6 +65,7 @@ class _Discounted:
 
     name: ClassVar[str] = ""
     column: ClassVar[str] = ""
+    cap: ClassVar[float] = 0.0
     stale: float = 0.5
 
     def __post_init__(self) -> None:
@@ -70,19 +78,34 @@ class _Discounted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examples(_Discounted):
+class _Capped(_Discounted):
+    """Limits what a site claims: it counts at most ``cap`` times the median, and has a share of at most 2/n of n."""
+
+    cap: float = CAP  # type: ignore[misc]  # a parameter here, a constant in the others
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.cap == 0 or 1 <= self.cap < math.inf):
+            raise ConfigError(f"weighting.{self.name}.cap", self.cap, "must be 0 (no limit) or at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples(_Capped):
     """The policy weighs by the number of training examples.
 
     Args:
         stale: exponent of the discount of old updates, at least 0.
+        cap: how many times the median a site counts at most, at least 1; 0 for no limit, as FedAvg has it.
 
     Raises:
-        ConfigError: ``stale`` is below 0.
+        ConfigError: ``stale`` is below 0, or ``cap`` out of range.
 
     Examples:
         >>> from fedcompress.merging import parse_weighting, site_weights
         >>> site_weights(parse_weighting("examples"), examples=[100, 300], staleness=[0, 3])
         [100.0, 150.0]
+        >>> site_weights(parse_weighting("examples"), examples=[100, 100, 100, 100, 2**53])
+        [100.0, 100.0, 100.0, 100.0, 266.6666666666667]
     """
 
     name: ClassVar[str] = "examples"
@@ -94,7 +117,7 @@ class Examples(_Discounted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Processed(_Discounted):
+class Processed(_Capped):
     """The policy weighs by the distinct training examples that a site processed in the round.
 
     That is the work behind an update: the site's rows, but no more than the examples in the steps that it made. Sites
@@ -103,9 +126,10 @@ class Processed(_Discounted):
 
     Args:
         stale: exponent of the discount of old updates, at least 0.
+        cap: how many times the median a site counts at most, at least 1; 0 for no limit.
 
     Raises:
-        ConfigError: ``stale`` is below 0.
+        ConfigError: ``stale`` is below 0, or ``cap`` out of range.
 
     Examples:
         >>> from fedcompress.merging import parse_weighting, site_weights
@@ -146,19 +170,20 @@ class Uniform(_Discounted):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InverseLoss(_Discounted):
+class InverseLoss(_Capped):
     """The policy weighs by one over the training loss, for sites whose data, or labels, are of unequal quality.
 
     Args:
         stale: exponent of the discount of old updates, at least 0.
+        cap: how many times the median a site counts at most, at least 1; 0 for no limit.
 
     Raises:
-        ConfigError: ``stale`` is below 0.
+        ConfigError: ``stale`` is below 0, or ``cap`` out of range.
 
     Examples:
         >>> from fedcompress.merging import parse_weighting, site_weights
-        >>> site_weights(parse_weighting("inverse-loss"), examples=[100, 300], losses=[0.5, 2.0])
-        [2.0, 0.5]
+        >>> site_weights(parse_weighting("inverse-loss"), examples=[100, 300], losses=[0.5, 1.0])
+        [2.0, 1.0]
     """
 
     name: ClassVar[str] = "inverse-loss"
@@ -293,14 +318,43 @@ def site_weights(
     if values is None or len(values) != len(examples) or len(ages) != len(examples):
         raise ConfigError("weighting", policy.name, f"needs {column} and staleness of all {len(examples)} sites")
     weights = []
-    for site, (value, age) in enumerate(zip(values, ages, strict=True)):
+    for site, value in enumerate(values):
         if value is None or not 0 < value < math.inf:
             rule = f"must be a finite number above 0 of every site, for weighting {policy.name}"
             raise ConfigError(f"weighting.{column}[{site}]", value, rule)
-        if not 0 <= age < math.inf:
-            raise ConfigError(f"weighting.staleness[{site}]", age, "must be a finite number of at least 0")
         weight = policy.weight(value)
         if weight > LARGEST:
             raise ConfigError(f"weighting.{column}[{site}]", value, f"makes a weight of {weight:.3g}: at most 2^53")
-        weights.append(weight * (1 + age) ** -policy.stale)
-    return weights
+        weights.append(weight)
+    if policy.cap:
+        weights = limit_weights(weights, policy.cap)
+    for site, age in enumerate(ages):
+        if not 0 <= age < math.inf:
+            raise ConfigError(f"weighting.staleness[{site}]", age, "must be a finite number of at least 0")
+    return [weight * (1 + age) ** -policy.stale for weight, age in zip(weights, ages, strict=True)]
+
+
+def limit_weights(weights: Sequence[float], cap: float) -> list[float]:
+    """Limit what one site weighs, so that its claim alone never decides.
+
+    No weight is more than ``cap`` times the lower median, nor more than a share of 2/n of all n after that: rules that
+    count by weight, such as the median, are then safe from any one site of five or more.
+
+    Args:
+        weights: of the sites, above 0.
+        cap: at least 1.
+
+    Returns:
+        The weights, of which only the largest are changed.
+    """
+    bound = cap * median_low(weights)
+    limited = [min(weight, bound) for weight in weights]
+    share, rest = 2 / len(limited), sum(limited)
+    if len(limited) < 3:
+        return limited
+    for cut, weight in enumerate(sorted(limited, reverse=True)):
+        bound = share * rest / (1 - share * cut)  # of those that are cut, beside the rest
+        if weight <= bound:  # which holds at half of the sites at the latest
+            return [min(weight, bound) for weight in limited]
+        rest -= weight
+    return limited

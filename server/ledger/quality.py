@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+
+from fedcompress.merging.weighting import CAP, limit_weights
 
 NEEDED = ("eval_correct", "eval_loss_sum")  # metrics that a report must have, besides ``eval_examples``
 
@@ -36,17 +38,27 @@ def compute_baseline(metrics: Mapping[str, float]) -> float | None:
 def pool_quality(metrics: Iterable[Mapping[str, float]]) -> Quality | None:
     """Pool what sites measured: sums over sites, divided by the sum of their predictions; None if nobody reported.
 
-    A site that does not report all three numbers, or claims more right predictions than it made, is left out.
+    A site with far more rows than most counts less than by its rows, since they are its claim (``limit_weights``): no
+    site sets the figure alone. A site that does not report all three numbers, or claims more right predictions than it
+    made, is left out.
     """
     reports = [m for m in metrics if m.get("eval_examples", 0) > 0 and all(name in m for name in NEEDED)]
     reports = [m for m in reports if 0 <= m["eval_correct"] <= m["eval_examples"]]
-    count = sum(m["eval_examples"] for m in reports)
-    if not count:
+    if not reports:
         return None
-    rows = sum(m.get("eval_rows", 0.0) for m in reports)
+    whole = [m for m in reports if m.get("eval_rows", 0.0) > 0]
     return Quality(
-        exact=sum(m.get("eval_exact", 0.0) for m in reports) / rows if rows else None,
-        accuracy=sum(m["eval_correct"] for m in reports) / count,
-        loss=sum(m["eval_loss_sum"] for m in reports) / count,
-        examples=int(count),
+        exact=_pool(whole, "eval_exact", "eval_rows") if whole else None,
+        accuracy=_pool(reports, "eval_correct", "eval_examples"),
+        loss=_pool(reports, "eval_loss_sum", "eval_examples"),
+        examples=int(sum(m["eval_examples"] for m in reports)),
     )
+
+
+def _pool(reports: Sequence[Mapping[str, float]], part: str, whole: str) -> float:
+    """Return the mean share, in which a site counts by its claim within the limits of ``limit_weights``."""
+    claims = [m[whole] for m in reports]
+    limited = limit_weights(claims, CAP)
+    if limited == claims:
+        return sum(m.get(part, 0.0) for m in reports) / sum(claims)
+    return sum(w * m.get(part, 0.0) / m[whole] for w, m in zip(limited, reports, strict=True)) / sum(limited)

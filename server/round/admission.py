@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,20 @@ from fedcompress.types import Layout, Tensors
 from fedcompress.wire import Envelope, Header, Kind, Limits, unpack
 from server.round import signatures
 from server.round.signatures import SignaturePolicy
-from server.round.weighting import compute_site_weights
+from server.round.weighting import STEPS_DONE, compute_site_weights
 
+# metrics that count some of what another metric counts
+PARTS = {"eval_correct": "eval_examples", "alone_correct": "eval_examples", "eval_exact": "eval_rows"}
+NEVER_NEGATIVE = (
+    "eval_examples",
+    "eval_rows",
+    "eval_loss_sum",
+    "train_loss",
+    "seconds_load",
+    "seconds_evaluate",
+    "seconds_train",
+    STEPS_DONE,
+)
 MAX_CLAIM = 1 << 53  # largest count and metric that a site may claim: sums of it stay exact, and fit into the ledger
 WriteUpdate = Callable[[str, Iterable[Tensors]], Any]
 
@@ -35,7 +47,7 @@ REASONS: dict[str, str] = {
     "codec": "coded otherwise than was asked",
     "weight": "lacks what weighs it: steps, a train_loss above 0, and not so small that it alone counts, or a weight",
     "examples": "claims no training examples, or more than there can be",
-    "metrics": "a measured value is larger than any can be",
+    "metrics": "a measured value is larger or smaller than any can be",
     "duplicate-site": "another node has answered for this site, in this round or since this node was asked",
     "no-site": "does not say which site it is from",
     **signatures.REASONS,
@@ -92,9 +104,7 @@ def check_header(header: Header, expected: Expected, kind: Kind, seen: set[str])
         raise AdmissionError("duplicate-site", f"site: {header.site}: {REASONS['duplicate-site']}")
     if (kind is Kind.UPDATE and not header.examples) or header.examples > MAX_CLAIM:
         raise AdmissionError("examples", f"examples: {header.examples}: {REASONS['examples']}")
-    for name, value in header.metrics.items():
-        if abs(value) > MAX_CLAIM:
-            raise AdmissionError("metrics", f"metrics.{name}: {value}: {REASONS['metrics']}")
+    _check_metrics(header.metrics, expected.steps)
     if kind is Kind.UPDATE:
         _check_weight(header, expected)
 
@@ -117,6 +127,16 @@ def _check_origin(header: Header, expected: Expected, kind: Kind) -> None:
         base = header.base_fingerprint.hex()[:16]
         rule = f"must be {expected.base_fingerprint.hex()[:16]}: {REASONS['base-model']}"
         raise AdmissionError("base-model", f"base_fingerprint: {base}: {rule}")
+
+
+def _check_metrics(metrics: Mapping[str, float], steps: int) -> None:
+    """Raise ``AdmissionError`` unless each metric is in its range; the names of those that are counts say of what."""
+    for name, value in metrics.items():
+        largest = metrics.get(PARTS[name], 0.0) if name in PARTS else steps if name == STEPS_DONE else MAX_CLAIM
+        smallest = 0 if name in PARTS or name in NEVER_NEGATIVE else -MAX_CLAIM
+        if not smallest <= value <= largest:
+            rule = f"must be from {smallest} to {largest:.9g}: {REASONS['metrics']}"
+            raise AdmissionError("metrics", f"metrics.{name}: {value:.9g}: {rule}")
 
 
 def _check_weight(header: Header, expected: Expected) -> None:

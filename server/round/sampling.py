@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fedcompress.merging.weighting import CAP, limit_weights
 from server.ledger.ledger import SiteRow
 
 
@@ -45,12 +46,17 @@ def compute_sampling_weights(policy: str, sites: Sequence[SiteRow]) -> dict[int,
     """Compute the sampling weight of each known node.
 
     With ``data`` it is the training examples of its site, with ``bandwidth`` the bytes per second of its last exchange;
-    None stands for uniform sampling.
+    None stands for uniform sampling. Both are claims of the site, the latter by the seconds that it says to have
+    worked, so that no site counts more than ``limit_weights`` lets it.
     """
     match policy:
         case "data":
-            return {site.node: float(site.examples) for site in sites}
+            claims = {site.node: float(site.examples) for site in sites}
         case "bandwidth":
-            return {site.node: site.rate for site in sites}
+            claims = {site.node: site.rate for site in sites}
         case _:
             return None
+    known = {node: claim for node, claim in claims.items() if claim > 0}
+    if known:
+        claims |= zip(known, limit_weights(list(known.values()), CAP), strict=True)
+    return claims

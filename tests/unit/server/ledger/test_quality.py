@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from server.ledger.quality import compute_baseline, pool_quality
 
 
@@ -16,6 +18,17 @@ def test_pool_weighs_by_rows() -> None:
     assert quality is not None
     assert (quality.accuracy, quality.loss, quality.examples) == (0.25, 0.1, 40)
     assert pool_quality([{}]) is None
+
+
+def test_one_site_does_not_set_the_figure() -> None:
+    honest = {"eval_examples": 100.0, "eval_correct": 80.0, "eval_loss_sum": 50.0, "eval_rows": 10.0, "eval_exact": 5.0}
+    claim = 2.0**53
+    hostile = {"eval_examples": claim, "eval_correct": 0.0, "eval_loss_sum": 9 * claim, "eval_rows": claim}
+    quality = pool_quality([*[honest] * 4, hostile])
+    assert quality is not None
+    assert quality.accuracy == pytest.approx(0.8 * 0.6)  # it counts 2 of 5 at most
+    assert quality.loss == pytest.approx(0.5 * 0.6 + 9 * 0.4)
+    assert quality.exact == pytest.approx(0.5 * 0.6)
 
 
 def test_pool_leaves_out_a_site_that_does_not_report_all() -> None:

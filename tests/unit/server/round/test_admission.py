@@ -51,6 +51,17 @@ def test_refused(code: str) -> None:
         ("examples", {"examples": (1 << 64) - 1}),  # SQLite holds less than 2^63
         ("examples", {"examples": (1 << 53) + 1}),
         ("metrics", {"metrics": {"seconds": -1e300}}),
+        ("metrics", {"metrics": {"seconds_train": -1.0}}),
+        ("metrics", {"metrics": {"eval_examples": -1.0}}),
+        ("metrics", {"metrics": {"eval_examples": 10.0, "eval_correct": 11.0}}),
+        ("metrics", {"metrics": {"eval_examples": 10.0, "eval_correct": -1.0}}),
+        ("metrics", {"metrics": {"eval_correct": 1.0}}),
+        ("metrics", {"metrics": {"eval_examples": 10.0, "eval_loss_sum": -1e-3}}),
+        ("metrics", {"metrics": {"eval_examples": 10.0, "alone_correct": 10.5}}),
+        ("metrics", {"metrics": {"eval_rows": 3.0, "eval_exact": 4.0}}),
+        ("metrics", {"metrics": {"train_loss": -2.0}}),
+        ("metrics", {"metrics": {"steps_done": 21.0}}),
+        ("metrics", {"metrics": {"steps_done": -3.0}}),
         ("weight", {"metrics": {"train_loss": 5e-324}}),  # one over it is infinite
         ("weight", {"metrics": {"train_loss": 1e-300}}),  # finite, and leaves nothing for the others
     ],
@@ -59,10 +70,9 @@ def test_numbers_that_would_outweigh_or_overflow_are_refused(code: str, changes:
     is_refused(update(**changes), code)
 
 
-@pytest.mark.parametrize("steps", [0.0, -3.0])
-def test_an_update_of_no_steps_weighs_nothing_and_is_refused(steps: float) -> None:
+def test_an_update_of_no_steps_weighs_nothing_and_is_refused() -> None:
     with pytest.raises(AdmissionError, match="weight: north"):
-        admit_reply(update(metrics={"steps_done": steps}), EXPECTED, Kind.UPDATE, set())
+        admit_reply(update(metrics={"steps_done": 0.0}), EXPECTED, Kind.UPDATE, set())
 
 
 def is_refused(data: bytes, code: str) -> None:
