@@ -7,12 +7,32 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, Protocol
 
+from fedcompress.config.adapter_fields import check_adapter_config
 from fedcompress.config.objective import Objective, objective_from, objective_json
 from fedcompress.config.training_options import TrainingOptions, check_positive, pick_training_options
 from fedcompress.errors import ConfigError
 from fedcompress.types import NAME_PATTERN, Layout
 
 PROTOCOL = 5  # version of the task's JSON; a site refuses tasks of any other version
+
+
+# The largest value of each number of a task, and the largest count of each list: a site is asked for no more.
+LARGEST = {
+    "round": (1 << 32) - 1,
+    "rounds": (1 << 32) - 1,
+    "version": (1 << 32) - 1,
+    "steps": 10_000_000,
+    "batch_size": 1_000_000,
+    "lr": 1e4,
+    "max_length": 1 << 22,
+    "clip": 1e12,
+    "feedback_warmup": (1 << 32) - 1,
+    "feedback_reset": (1 << 32) - 1,
+    "seed": (1 << 64) - 1,
+    "deadline": 1e9,
+    "life": 1 << 40,
+}
+MOST = {"freeze": 1000, "merged": 100_000, "refused": 1000}
 
 
 # JSON types of the fields of a task, by annotation.
@@ -126,11 +146,21 @@ class TrainTask(TrainingOptions):
         "life",
         "optimizer",
         "objective",
+        "adapter_config",
         "schedule",
         "correction",
         "codec",
         "feedback",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, largest in LARGEST.items():
+            if getattr(self, name) > largest:
+                raise ConfigError(f"task.{name}", getattr(self, name), f"must be at most {largest}")
+        for name, most in MOST.items():
+            if len(getattr(self, name)) > most:
+                raise ConfigError(f"task.{name}", f"{len(getattr(self, name))} entries", f"must be at most {most}")
 
     @staticmethod
     def field_name(name: str) -> str:
@@ -155,6 +185,8 @@ class TrainTask(TrainingOptions):
                 check_positive(field, getattr(self, name), zero=True)
             case "objective":
                 objective_from(self.objective, field=field)
+            case "adapter_config":
+                check_adapter_config(self.adapter_config, field=field)
             case _:
                 super().check(name, field)
 

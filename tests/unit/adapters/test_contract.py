@@ -5,6 +5,7 @@ A site here is made ready by what makes it ready in a run.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedcompress.adapters import ADAPTERS, load_template, parse_adapter
 from fedcompress.adapters.base_model import BaseModel, build_base
 from fedcompress.adapters.constants import INITIAL_FACTOR_SUFFIX, constants_digest
 from fedcompress.adapters.table import LINEAR, REFUSED
+from fedcompress.config.adapter_fields import check_adapter_config
 from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM
 from fedcompress.errors import ConfigError, MismatchError
 from tests.unit.adapters import sites
@@ -110,6 +112,7 @@ def test_a_round_in_short(call: str, base: Path, wide: Path, tmp_path: Path) -> 
     assert template.adapter.layout == run.template.adapter.layout
     assert template.constants == constants_digest(run.constants) == again.template.constants
     assert list(template.adapter.tensors) == sorted(template.adapter.tensors)
+    check_adapter_config(json.dumps(dict(template.adapter.config)))  # as sites do
 
     site, objective = run.site(), template.objective
     start = outputs(site.model, objective)

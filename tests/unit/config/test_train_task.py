@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
 from fedcompress.config.objective import Classification, objective_json
-from fedcompress.config.train_task import TrainTask
+from fedcompress.config.train_task import LARGEST, MOST, TrainTask
 from fedcompress.errors import ConfigError
 from tests.support import lora_layout
 
@@ -46,6 +46,11 @@ def test_tasks_round_trip() -> None:
         ({"batch_size": 0}, "task.batch_size: 0"),
         ({"lr": float("nan")}, "task.lr: nan"),
         ({"steps": -1}, "task.steps: -1"),
+        ({"steps": 10_000_001}, "task.steps: 10000001: must be at most 10000000"),
+        ({"max_length": 1 << 40}, "task.max_length"),
+        ({"deadline": 1e12}, "task.deadline"),
+        ({"merged": ("ab",) * 100_001}, "task.merged: 100001 entries: must be at most 100000"),
+        ({"adapter_config": '{"peft_type": "XLORA"}'}, "task.adapter_config.peft_type: XLORA: must be one of"),
         ({"optimizer": "adam"}, "task.optimizer: adam"),
         ({"objective": "{}"}, "task.objective"),
         ({"objective": '{"labels":["a","a"],"name":"classification"}'}, "objective.labels"),
@@ -59,6 +64,14 @@ def test_tasks_round_trip() -> None:
 def test_bad_tasks(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match=field):
         replace(TASK, **changes)
+
+
+def test_every_number_and_list_of_a_task_has_a_bound() -> None:
+    """Numbers that their own parsers bound to a few values are named here."""
+    of_their_own = {"feedback", "protocol"}
+    kinds = {f.name: str(f.type) for f in fields(TrainTask)}
+    assert {n for n, kind in kinds.items() if kind in ("int", "float")} - of_their_own == set(LARGEST)
+    assert {n for n, kind in kinds.items() if kind.startswith("tuple")} == set(MOST)
 
 
 def test_a_task_that_is_not_one() -> None:
