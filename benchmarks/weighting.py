@@ -21,7 +21,8 @@ from benchmarks.federation import federate
 from benchmarks.settings.unequal import SPLITS, unequal
 
 ROUNDS = 5
-STEPS, BATCH = 40, 16
+STEPS = 40
+BATCH = 16
 GAP = 0.01  # between compressed and not, at most
 DEFAULT = ("lora-transform", "lora-transform-down")
 PLAIN = ("none", "none")

@@ -1,4 +1,4 @@
-"""What a site reaches alone: the result of its local training, which it reports beside that of a run."""
+"""Keep what a site reaches alone, the result of its local training, which it reports beside that of a run."""
 
 from __future__ import annotations
 

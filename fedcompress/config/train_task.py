@@ -23,7 +23,7 @@ LARGEST = {
     "version": (1 << 32) - 1,
     "steps": 10_000_000,
     "batch_size": 1_000_000,
-    "lr": 1e4,
+    "lr": 3.4e38,  # of float32: a rate that is too large ends in `nan-loss`, with its place
     "max_length": 1 << 22,
     "clip": 1e12,
     "feedback_warmup": (1 << 32) - 1,
