@@ -87,7 +87,7 @@ class Deployment:
         """Of the run."""
         codecs = {"codec": "lora-ternary", "downlink-codec": "lora-ternary"}
         work = {"steps": 8, "batch-size": 8, "max-length": 32, "round-timeout": 120.0}
-        return {"min-sites": 2, "quorum": 2, "require-signatures": False, **codecs, **work}
+        return {"min-sites": 2, "quorum": 2, "min-cohort": 1, "require-signatures": False, **codecs, **work}
 
     def start(self, *args: object, environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.Popen[bytes]:
         """A command in a session of its own, that goes on."""

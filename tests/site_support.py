@@ -209,6 +209,7 @@ def run_federation(
         "rounds": rounds,
         "min-sites": sites,
         "quorum": sites,
+        "min-cohort": 1,  # few sites, and none of them real
         "steps": 2,
         "batch-size": 8,
         "max-length": 24,

@@ -16,6 +16,7 @@ from fedcompress.merging.weighting import Weighting
 from fedcompress.types import NAME_PATTERN
 
 SAMPLINGS = ("uniform", "data", "bandwidth")  # ways to choose the sites of a round
+PRIVATE_COHORT = 3  # fewest updates of which a version shows no site that of another one
 LATE = ("return", "merge")  # what becomes of an update that comes after its round was merged
 
 
@@ -27,16 +28,18 @@ class RunConfig(TrainingOptions):
     state_dir: str = ""  # folder of ledger, blobs and keys
     initial_adapter: str = ""  # folder that `fedcompress template` makes: objective, config, layout and start
     base_fingerprint: str = ""  # hex; empty: the template's, or else the first one that a site reports
-    min_sites: int = 1  # sites that must be connected before the run begins
+    min_sites: int = 3  # sites that must be connected before the run begins
     sites_per_round: int = 0  # number of updates that a round merges; 0: those of all connected sites
     sampling: str = "uniform"  # how the sites of a round are chosen: uniform, data or bandwidth
     over_sampling: float = 1.0  # sites-per-round times this are asked; the first sites-per-round updates are merged
-    quorum: int = 1  # a round with fewer updates is not merged
+    quorum: int = 3  # a round with fewer updates is not merged
+    min_cohort: int = PRIVATE_COHORT  # least quorum: a version of fewer updates shows each site those of the others
     patience: int = 3  # times that a round without a quorum is given another round-timeout
     buffer: int = 0  # a round is merged after so many updates while other sites go on training; 0: it waits for all
     late: str = "return"  # a late update goes back into the site's residual, or (merge) into a later round, for less
     max_staleness: int = 4  # an update that is more versions late than this is returned all the same
     norm_bound: float = 10.0  # updates of more than so many times the median norm are refused; 0: none is
+    max_norm: float = 1e6  # updates of a larger norm are refused whatever the others are, lone ones too; 0: none is
     max_refusals: int = 3  # a site with so many refusals in a row is left out for a while; 0: never
     retention: int = 2  # newest versions of which everything is kept, to fall back on
     round_timeout: float = 3600.0  # seconds that a round waits for replies
@@ -57,6 +60,7 @@ class RunConfig(TrainingOptions):
         "rounds",
         "min_sites",
         "quorum",
+        "min_cohort",
         "round_timeout",
         "join_timeout",
         "over_sampling",
@@ -74,6 +78,7 @@ class RunConfig(TrainingOptions):
         "patience",
         "buffer",
         "norm_bound",
+        "max_norm",
         "max_refusals",
         "seed-size",
         "codec",
@@ -103,13 +108,13 @@ class RunConfig(TrainingOptions):
             case "state_dir" | "initial_adapter":
                 if not getattr(self, name):
                     raise ConfigError(field, "''", "must be set in the run config")
-            case "min_sites" | "quorum" | "round_timeout" | "join_timeout" | "over_sampling":
+            case "min_sites" | "quorum" | "min_cohort" | "round_timeout" | "join_timeout" | "over_sampling":
                 check_positive(field, getattr(self, name))
             case "max_staleness" | "retention":
                 check_positive(field, getattr(self, name))
             case "sites_per_round" | "server_lr" | "train_timeout" | "seed":
                 check_positive(field, getattr(self, name), zero=True)
-            case "patience" | "buffer" | "norm_bound" | "max_refusals":
+            case "patience" | "buffer" | "norm_bound" | "max_norm" | "max_refusals":
                 check_positive(field, getattr(self, name), zero=True)
             case "seed-size":
                 if self.seed >= 1 << 64:
@@ -144,6 +149,12 @@ class RunConfig(TrainingOptions):
             raise ConfigError("quorum", self.quorum, f"must be at most {self.buffer}, the buffer")
         if 0 < self.sites_per_round < self.quorum:
             raise ConfigError("quorum", self.quorum, f"must be at most {self.sites_per_round}, the sites-per-round")
+        if self.quorum < self.min_cohort:
+            rule = (
+                f"must be at least {self.min_cohort}, the min-cohort: a version of fewer updates shows each site those"
+                " of the others; where that may be, set min-cohort lower, too"
+            )
+            raise ConfigError("quorum", self.quorum, rule)
         if 0 < self.norm_bound < 1:
             raise ConfigError("norm-bound", self.norm_bound, "must be 0 or at least 1")
 
@@ -159,11 +170,15 @@ class RunConfig(TrainingOptions):
     @property
     def warnings(self) -> list[str]:
         """Return a line for each combination of settings that is allowed but known to go badly together."""
+        found = []
+        if self.min_cohort < PRIVATE_COHORT:
+            who = "the update of one site" if self.min_cohort == 1 else f"the updates of {self.min_cohort} sites"
+            found.append(f"min-cohort {self.min_cohort}: a version may be {who}, which others can compute from it")
         rule = parse_rule(self.rule)
-        advice = RULES[rule.name].after_sparse
-        if not advice or not CodecSpec.parse(self.codec).sparse:
-            return []
-        return [f"rule {rule.name} with codec {self.codec}: {advice}"]
+        row = RULES[rule.name]
+        if row.after_sparse and CodecSpec.parse(self.codec).sparse:
+            found.append(f"rule {rule.name} with codec {self.codec}: {row.after_sparse}")
+        return found
 
     @property
     def weigh_by(self) -> Weighting:

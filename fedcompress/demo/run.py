@@ -19,7 +19,7 @@ import fedcompress
 from fedcompress.adapters import load_template
 from fedcompress.codecs import CodecSpec
 from fedcompress.config.objective import Objective
-from fedcompress.config.run_config import RunConfig
+from fedcompress.config.run_config import PRIVATE_COHORT, RunConfig
 from fedcompress.demo import data as demo_data
 from fedcompress.demo.federation import Federation
 from fedcompress.demo.tasks import DEMOS, DEPARTMENT, DemoTask
@@ -154,6 +154,7 @@ def run_config(options: DemoOptions, work: Path) -> dict[str, Any]:
         "rounds": options.rounds,
         "min-sites": options.sites,
         "quorum": options.sites,
+        "min-cohort": min(options.sites, PRIVATE_COHORT),  # all sites are of one machine: nobody hides from anybody
         "round-timeout": 600.0,
         "steps": options.steps,
         "codec": options.codec,

@@ -97,13 +97,19 @@ class Ledger(VersionLedger):
         rows = self._db.execute("SELECT site FROM merged WHERE run=? AND round>=?", (self.run, round_))
         return {site for (site,) in rows}
 
-    def norms(self, last: int) -> list[float]:
-        """Return the Euclidean norms of the updates that the last ``last`` rounds have merged."""
+    def last_merged(self, count: int) -> list[str]:
+        """Return the sites of the last ``count`` merged updates, the newest first."""
+        query = "SELECT site FROM merged WHERE run=? ORDER BY round DESC, rowid DESC LIMIT ?"
+        return [site for (site,) in self._db.execute(query, (self.run, max(count, 0)))]
+
+    def norms(self, last: int) -> dict[str, float]:
+        """Return the Euclidean norm of each site's newest update of those that the last ``last`` rounds have merged."""
         rows = self._db.execute(
-            "SELECT norm FROM merged WHERE run=? AND round>(SELECT COALESCE(MAX(round), 0) FROM round WHERE run=?) - ?",
+            "SELECT site, norm FROM merged WHERE run=? AND"
+            " round>(SELECT COALESCE(MAX(round), 0) FROM round WHERE run=?) - ? ORDER BY round",
             (self.run, self.run, last),
         )
-        return [norm for (norm,) in rows]
+        return dict(rows.fetchall())
 
     def copy(self) -> None:
         """Copy the ledger beside itself, for the case that a disk damages it."""

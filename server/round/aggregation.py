@@ -78,6 +78,7 @@ def aggregate_round(
     Raises:
         ConfigError: an update lacks what it is weighed by, there are too few for the rule, or the state is
             one of another server optimizer.
+        NonFiniteError: the step, the next state or the server optimizer's memory has overflowed.
         StateError: the published state is not what was published.
     """
     step, outer = _compute_step(config, layout, published, admitted, round_)
@@ -165,7 +166,9 @@ def _compute_step(
         config.weigh_by, headers, steps=config.steps, batch_size=config.batch_size, ages=ages
     )
     merged = merger.merge(published.state, weights, updates, round_=round_)
-    return config.outer.update(merged, load_optimizer_state(config, layout, published))
+    step, outer = config.outer.update(merged, load_optimizer_state(config, layout, published))
+    outer.check_finite()  # before the version is written: the update that it is of can still be refused
+    return step, outer
 
 
 def load_optimizer_state(config: RunConfig, layout: Layout, published: PublishedState) -> ServerOptimizerState:

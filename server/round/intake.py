@@ -19,8 +19,8 @@ from server.ledger.ledger import OWN_CODES, Ledger
 from server.round.admission import Expected, admit_reply
 from server.round.aggregation import AdmittedUpdate
 from server.round.dispatch import Dispatcher
-from server.round.norm_bound import NORM_HISTORY, compute_norm_bound
 from server.round.open_round import OpenRound
+from server.round.outliers import Outliers
 from server.round.participants import Participants
 from server.round.pending import PendingReplies, PendingReply
 from server.round.signatures import SignaturePolicy
@@ -51,6 +51,9 @@ class ReplyIntake:
         dispatcher: sends tasks again.
         emit: takes events.
         updates: folder for the decoded updates of a round.
+
+    Attributes:
+        outliers: drops what was admitted and is too long.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class ReplyIntake:
         self._emit = emit
         self._updates = updates
         self._signatures = SignaturePolicy(config.state_path, config.require_signatures)
+        self.outliers = Outliers(config, ledger, transport, participants, self.refuse_norm)
 
     def handle_reply(self, reply: Incoming, open_round: OpenRound) -> None:
         """Record a reply: it is late, or unexpected, or a reason to send again, or else admitted or refused."""
@@ -133,18 +137,16 @@ class ReplyIntake:
                 message = f"no reply within {seconds:.0f} s, {age} versions later"
                 self.refuse(pending.round, _empty_reply(pending.node, pending.site), outcome, message)
 
-    def drop_outliers(self, open_round: OpenRound) -> None:
-        """Refuse the admitted updates that are far longer than the others."""
-        norms = [update.norm for update in open_round.admitted]
-        bound = compute_norm_bound(self._config.norm_bound, norms, self._ledger.norms(NORM_HISTORY))
-        for update in open_round.admitted:
-            if update.norm > bound:
-                reply = _empty_reply(update.node, update.site)
-                message = f"norm: {update.norm:.4g}: must be at most {bound:.4g}"
-                self.refuse(open_round.number, reply, "norm", message, is_strike=True)
-            else:
-                self._participants.record_admitted(update.node)
-        open_round.admitted = [update for update in open_round.admitted if update.norm <= bound]
+    def refuse_norm(self, open_round: OpenRound, update: AdmittedUpdate, message: str) -> None:
+        """Record that an update which was admitted is not merged, because of its norm.
+
+        Args:
+            open_round: the round that it was admitted to.
+            update: which is not merged.
+            message: text for people.
+        """
+        reply = _empty_reply(update.node, update.site)
+        self.refuse(open_round.number, reply, "norm", message, is_strike=True)
 
     def discard_updates(self) -> None:
         """Delete the decoded updates of a round that is over."""

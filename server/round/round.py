@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedcompress.config.run_config import RunConfig
-from fedcompress.errors import TrainingError
+from fedcompress.errors import NonFiniteError, TrainingError
 from fedcompress.storage.failpoints import failpoint
 from fedcompress.types import Layout
 from server.events import Emit, RoundCommitted, WarningIssued
@@ -18,6 +18,7 @@ from server.round.intake import ReplyIntake
 from server.round.open_round import OpenRound
 from server.round.participants import Participants
 from server.round.pending import MAX_RETRIES, PendingReplies
+from server.round.shares import find_nodes_over_share, versions_per_turn
 from server.transport.base import Transport
 
 
@@ -81,19 +82,12 @@ class RoundLoop:
             steps=config.steps,
             enough=config.buffer or config.sites_per_round,
         )
-        stale = self._pending.trained_before(self.published.version - config.max_staleness)
+        turn = versions_per_turn(len(self._transport.nodes()), config.buffer)
+        stale = self._pending.trained_before(self.published.version - config.max_staleness * turn)
         self._intake.give_up(stale, "stale", open_round, round_=number - 1)
 
-        # Sample, dispatch, collect and admit, until there is a quorum.
-        self._reach_quorum(open_round)
-        updates = open_round.by_site
-        fresh = [update for update in updates if not open_round.age(update.version)]
-        emit_quality(self._emit, self.published.version, fresh)
-
-        # Aggregate.
-        failpoint("server.merge")
-        ledger.check(self.published)
-        published, envelope = aggregate_round(config, self._layout, self.published, updates, number, blobs=ledger.blobs)
+        # Sample, dispatch, collect and admit, until there is a quorum, and aggregate.
+        published, envelope = self._reach_step(open_round)
 
         # Publish and commit.
         seconds = self._pending.clock() - started_at
@@ -117,6 +111,28 @@ class RoundLoop:
         self._intake.discard_updates()
         self.published = published
         self._emit_committed(open_round, published, merged, seconds)
+
+    def _reach_step(self, open_round: OpenRound) -> tuple[PublishedState, bytes]:
+        """Collect updates and merge them; where the step is not finite, the longest of them is refused first."""
+        self._reach_quorum(open_round)
+        while True:
+            updates = open_round.by_site
+            failpoint("server.merge")
+            self._ledger.check(self.published)
+            try:
+                published, envelope = aggregate_round(
+                    self._config, self._layout, self.published, updates, open_round.number, blobs=self._ledger.blobs
+                )
+            except NonFiniteError as error:
+                node = self._intake.outliers.drop_longest(open_round, str(error))
+                if len(open_round.admitted) < self._config.quorum:
+                    if self._participants.failures(node, open_round.number) > MAX_RETRIES:
+                        raise TrainingError("no-quorum", f"round {open_round.number}: {error}") from error
+                    self._reach_quorum(open_round)
+                continue
+            fresh = [update for update in updates if not open_round.age(update.version)]
+            emit_quality(self._emit, self.published.version, fresh)
+            return published, envelope
 
     def _reach_quorum(self, open_round: OpenRound) -> None:
         """Collect updates until a quorum was admitted, with ``patience`` more deadlines if it takes them."""
@@ -153,7 +169,7 @@ class RoundLoop:
             self._pending.start_deadline()
             for reply in self._pending.receive(open_round):
                 self._intake.handle_reply(reply, open_round)
-            self._intake.drop_outliers(open_round)
+            self._intake.outliers.drop_long(open_round)
             if len(open_round.admitted) >= self._config.quorum or self._pending.is_expired():
                 return False
             not_to_ask = self._nodes_not_to_ask(open_round)
@@ -171,8 +187,14 @@ class RoundLoop:
     def _sample(self, open_round: OpenRound) -> list[int]:
         """Choose nodes to ask, of those that are neither awaited nor have answered."""
         not_to_ask = self._nodes_not_to_ask(open_round)
-        free = [node for node in self._transport.nodes() if node not in not_to_ask]
-        return self._participants.choose(free, len(open_round.admitted), open_round.number, self._ledger.sites())
+        connected = self._transport.nodes()
+        sites = self._ledger.sites()
+        free = [node for node in connected if node not in not_to_ask]
+        if self._config.buffer:
+            over = find_nodes_over_share(sites, self._ledger.last_merged(len(connected) - 1))
+            within = [node for node in free if node not in over]
+            free = within if within or self._pending.nodes else free
+        return self._participants.choose(free, len(open_round.admitted), open_round.number, sites)
 
     def _nodes_not_to_ask(self, open_round: OpenRound) -> set[int]:
         """Return the nodes that are awaited, or whose sites have answered in this round."""

@@ -50,6 +50,7 @@ def run(folder: Path, sites: int, rounds: int, drop: float, **config: Any) -> di
     initial, layout = folder / "initial", Layout.from_json((folder / "layout.json").read_text())
     fields = {"run": "run", "state_dir": str(folder / "state"), "initial_adapter": str(initial), "seed": 3}
     fields |= {"rounds": rounds, "min_sites": sites, "rule": "mean", "require_signatures": False}
+    fields |= {"quorum": 1, "min_cohort": 1}
     threshold = int(drop * 1000)
     transport = SimulatedSites(
         sites,

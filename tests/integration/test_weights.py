@@ -131,7 +131,16 @@ class Local:
 
 def run_config(folder: Path, template: Path, **more: Any) -> Any:
     options = {"initial-adapter": str(template), "state-dir": str(folder / "state"), "run": "r", "rounds": 2}
-    training = {"steps": 4, "batch-size": 8, "lr": 1e-2, "max-length": 32, "optimizer": "adamw", "min-sites": 2}
+    training = {
+        "steps": 4,
+        "batch-size": 8,
+        "lr": 1e-2,
+        "max-length": 32,
+        "optimizer": "adamw",
+        "min-sites": 2,
+        "quorum": 1,
+        "min-cohort": 1,
+    }
     unsigned = {"rule": "mean", "require-signatures": False}
     return parse_run_config({**options, **training, **unsigned, **more})
 

@@ -23,17 +23,21 @@ class ServerOptimizerState:
     slots: Mapping[str, Tensors] = field(default_factory=dict)  # by slot, such as m: float32 tensors of the layout
     counters: Mapping[str, int] = field(default_factory=dict)  # steps: rounds so far, where there are slots
 
+    def check_finite(self) -> None:
+        """Raise ``NonFiniteError`` if a slot has overflowed, as squares of a huge update do."""
+        for slot, tensors in self.slots.items():
+            for name, value in tensors.items():
+                if not np.isfinite(value).all():
+                    where = f"server-optimizer: {self.optimizer}: {slot}: {name}"
+                    raise NonFiniteError(f"{where}: contains NaN or infinity: the merged update is too large")
+
     def to_bytes(self) -> bytes:
         """Encode the state: a line of JSON, then the little-endian float32 values of all slots, in order.
 
         Raises:
             NonFiniteError: a slot has overflowed.
         """
-        for slot, tensors in self.slots.items():
-            for name, value in tensors.items():
-                if not np.isfinite(value).all():
-                    where = f"server-optimizer: {self.optimizer}: {slot}: {name}"
-                    raise NonFiniteError(f"{where}: contains NaN or infinity: the merged update is too large")
+        self.check_finite()
         head = {"optimizer": self.optimizer, "slots": list(self.slots), "counters": dict(self.counters)}
         return json.dumps(head, separators=(",", ":")).encode() + b"\n" + b"".join(map(to_bytes, self.slots.values()))
 

@@ -42,7 +42,7 @@ class FakeRanks:
         if job.task.steps:
             site.trained += 1
             start = load_adapter(job.published)
-            delta = normal(start.layout, sum(site.name.encode()) + 1000 * job.task.round, 0.1)
+            delta = normal(start.layout, sum(site.name.encode()) + 1000 * job.task.round, 0.1 * site.scale)
             site.deltas = add(site.deltas or zeros(start.layout), delta)
             write_delta_file(job, subtract(add(start.tensors, delta), start.tensors))
         yield RankReport(rank=0, result_json=json.dumps({**quality, "train_examples": 10 + len(site.name)}))
@@ -54,6 +54,7 @@ class FakeSite:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder / name
         self.trained = 0
+        self.scale = 1.0  # of what it trains, where 1 is honest
         self.deltas: Tensors = {}
         self.refused: list[str] = []  # what the coordinator said of replies
         base = folder / f"{name}.base"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedcompress.adapters import load_adapter
 from fedcompress.config.run_config import RunConfig
 from fedcompress.errors import ConfigError, MismatchError, StateError, TrainingError
 from fedcompress.pipeline.updates import decode_update
@@ -129,6 +130,82 @@ def test_a_buffer_does_not_wait_for_the_slow(tmp_path: Path) -> None:
     assert stale
     assert max(age for (age,) in stale) >= 1
     assert transport.now < 8 * 7
+
+
+def test_a_fast_site_has_its_share_of_a_buffer_and_no_more(tmp_path: Path) -> None:
+    """One site of nine answers at once, and was all that a buffer of one had: now two of nine updates are its own."""
+    names = tuple(f"s{i}" for i in range(9))
+    world = World(tmp_path, names)
+    transport = SlowTransport(world.sites, lambda site, round_: 0.01 if site == "s0" else 5.0)
+    world.over(transport, buffer=1, late="merge", rounds=27, max_staleness=1)
+    merged = [site for _, site in table(world, "SELECT round, site FROM merged ORDER BY round")]
+    assert all(merged[i : i + 9].count("s0") <= 2 for i in range(19)), merged
+    assert set(merged) == set(names)
+    assert not [e for e in world.events if e["event"] == "refused"], "an honest site was as late as all are"
+
+
+def test_a_site_that_grows_from_round_to_round_is_held_to_the_others(tmp_path: Path) -> None:
+    """Its norms of the rounds before, each just within the bound, are not what the next is compared with."""
+    world = World(tmp_path, NAMES)
+    hostile = next(iter(world.sites.values()))
+    delays = {hostile.name: 0.01}
+
+    def delay(site: str, round_: int) -> float:
+        hostile.scale = 9.0**round_
+        return delays.get(site, 5.0)
+
+    world.over(SlowTransport(world.sites, delay), buffer=1, late="merge", rounds=16)
+    norms = dict(table(world, "SELECT site, MAX(norm) FROM merged GROUP BY site"))
+    honest = [norm for site, norm in norms.items() if site != hostile.name]
+    assert norms.get(hostile.name, 0.0) <= 10 * max(honest)
+    assert "norm" in {e["code"] for e in world.events if e["event"] == "refused"}
+
+
+@pytest.mark.parametrize("scale", [1e9, 1e38])
+@pytest.mark.parametrize("max_norm", [1e6, 0.0])
+@pytest.mark.parametrize("rule", ["mean", "lora-ridge", "geometric-median"])
+def test_one_huge_first_update_does_not_end_the_run(tmp_path: Path, scale: float, max_norm: float, rule: str) -> None:
+    """Without any bound, too: where the step is not finite with it, it is refused, and the others are merged."""
+    world = World(tmp_path)
+    next(iter(world.sites.values())).scale = scale
+    with np.errstate(all="ignore"):
+        world.run(max_norm=max_norm, norm_bound=0.0, rounds=2, rule=rule, codec="none", downlink_codec="none", quorum=2)
+    assert [e["version"] for e in rounds(world)] == [1, 2]
+    refused = [e for e in world.events if e["event"] == "refused"]
+    assert {e["code"] for e in refused} <= {"norm"}
+    assert {e["site"] for e in refused} <= {"north"}
+    assert not max_norm or refused
+
+
+@pytest.mark.parametrize(("optimizer", "scale"), [("adam", 1e25), ("adagrad", 1e30), ("sgd(lr=100)", 1e38)])
+def test_an_update_that_overflows_the_step_is_refused(tmp_path: Path, optimizer: str, scale: float) -> None:
+    """With all bounds off: the longest is dropped, in the round, and the others make the version."""
+    world = World(tmp_path)
+    next(iter(world.sites.values())).scale = scale
+    options = {"rule": "mean", "codec": "none", "downlink_codec": "none"}
+    with np.errstate(all="ignore"):
+        world.run(max_norm=0.0, norm_bound=0.0, rounds=2, server_optimizer=optimizer, **options)
+    refused = [(e["site"], e["code"]) for e in world.events if e["event"] == "refused"]
+    assert set(refused) == {("north", "norm")}
+    assert table(world, "SELECT DISTINCT site FROM merged ORDER BY site") == [("south",), ("west",)]
+    state = load_adapter(world.folder / "coordinator" / "adapter").tensors
+    assert all(np.abs(value).max() < 1e6 for value in state.values())
+
+
+def test_a_lone_update_that_overflows_ends_in_an_error_and_not_in_a_loop(tmp_path: Path) -> None:
+    world = World(tmp_path, ("north",))
+    next(iter(world.sites.values())).scale = 1e25
+    options = {"rule": "mean", "codec": "none", "downlink_codec": "none", "server_optimizer": "adam"}
+    with np.errstate(all="ignore"), pytest.raises(TrainingError, match="server-optimizer: adam"):
+        world.run(max_norm=0.0, norm_bound=0.0, rounds=2, **options)
+
+
+def test_a_lone_first_update_has_a_bound(tmp_path: Path) -> None:
+    world = World(tmp_path, ("north",))
+    next(iter(world.sites.values())).scale = 1e9
+    with pytest.raises(TrainingError, match="quorum"):
+        world.run(codec="none", patience=0)
+    assert "must be at most 1e+06" in {e["code"]: e["message"] for e in world.events if e["event"] == "refused"}["norm"]
 
 
 def test_no_quorum_is_waited_for_and_then_an_error(tmp_path: Path) -> None:
@@ -317,7 +394,7 @@ def test_failing_again_and_again_in_a_round_is_one_strike() -> None:
     """And who was admitted since is no longer left out."""
     events: list[NodeHeld] = []
     roster = Participants(
-        RunConfig(run="r", state_dir="x", initial_adapter="x", quorum=2, max_refusals=2), events.append
+        RunConfig(run="r", state_dir="x", initial_adapter="x", quorum=2, min_cohort=2, max_refusals=2), events.append
     )
     for _ in range(9):
         roster.record_refusal(1, 5)
@@ -525,10 +602,13 @@ def test_an_update_far_longer_than_the_others(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_bound_follows_the_lower_half() -> None:
-    assert compute_norm_bound(10, [1.0, 1e6], []) == 10
-    assert compute_norm_bound(10, [1.0], []) == float("inf")
-    assert compute_norm_bound(0, [1.0, 2.0], [3.0]) == float("inf")
-    assert compute_norm_bound(2, [9.0], [1.0, 2.0]) == 4
+    assert compute_norm_bound(10, {"a": 1.0, "b": 1e6}, {}) == 10
+    assert compute_norm_bound(10, {"a": 1.0}, {}) == float("inf")
+    assert compute_norm_bound(10, {"a": 1.0}, {}, 5.0) == 5
+    assert compute_norm_bound(10, {"a": 1.0, "b": 1.0}, {}, 5.0) == 5
+    assert compute_norm_bound(0, {"a": 1.0, "b": 2.0}, {"c": 3.0}) == float("inf")
+    assert compute_norm_bound(2, {"a": 9.0}, {"b": 1.0, "c": 2.0}) == 4
+    assert compute_norm_bound(2, {"a": 9.0}, {"a": 900.0, "b": 1.0}) == 2, "a site has one norm, its newest"
 
 
 SITES = [SiteRow("a", 1, 0, "", 1000, 5.0), SiteRow("b", 2, 0, "", 10, 5000.0), SiteRow("c", 3, 0, "", 10, 5.0)]
