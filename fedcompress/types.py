@@ -30,6 +30,7 @@ DTYPES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 GROUPS: tuple[str, ...] = ("lora_a", "lora_b", "head", "other")
 MAX_TENSORS = 1_000_000  # tensors of a layout
 MAX_NUMEL = 1 << 40  # elements of a tensor
+MAX_DIMENSIONS = 32  # of a tensor; numpy has at most 64
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # names of runs and sites
 
 
@@ -56,6 +57,9 @@ class TensorSpec:
             raise ConfigError(f"layout.{self.name}.dtype", self.dtype, f"one of {list(DTYPES)}")
         if self.group not in GROUPS:
             raise ConfigError(f"layout.{self.name}.group", self.group, f"one of {list(GROUPS)}")
+        if len(self.shape) > MAX_DIMENSIONS:
+            rule = f"at most {MAX_DIMENSIONS} dimensions"
+            raise ConfigError(f"layout.{self.name[:80]}.shape", f"{len(self.shape)} dimensions", rule)
         if any(d < 0 for d in self.shape) or self.numel > MAX_NUMEL:
             raise ConfigError(f"layout.{self.name}.shape", self.shape, "dimensions >= 0, product <= 2^40")
 

@@ -15,6 +15,10 @@ from fedcompress.cli.help import FILES_SECTION, App
 Base = Annotated[Path | None, typer.Option(help="What the values are a difference from: a folder or .safetensors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
+AllowLarge = Annotated[
+    bool, typer.Option("--allow-large", help="Take a file that decodes to 10,000 times its size, or for hours.")
+]
+
 
 def register(app: App) -> None:
     """Add the commands to the app."""
@@ -61,6 +65,7 @@ def decode(
     path: Annotated[Path, typer.Argument(help="A file that `fedcompress encode` wrote.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write; a .safetensors file if that was encoded.")],
     base: Base = None,
+    allow_large: AllowLarge = False,
     as_json: Json = False,
 ) -> None:
     """Restore a stock PEFT folder, or a .safetensors file, in its own dtypes.
@@ -73,7 +78,7 @@ def decode(
     from fedcompress.files import decode_file
 
     with progress_bar("decoding") as progress:
-        facts = decode_file(path, out, base=base, progress=progress)
+        facts = decode_file(path, out, base=base, allow_large=allow_large, progress=progress)
     show(facts, as_json)
 
 
@@ -83,6 +88,7 @@ def inspect(
         Path | None, typer.Option(help="What was encoded: shows how much of it an .fcu file captures.")
     ] = None,
     base: Base = None,
+    allow_large: AllowLarge = False,
     as_json: Json = False,
 ) -> None:
     """Show header, sizes and distortion of an update, or what an adapter holds and what is worth dropping.
@@ -95,7 +101,7 @@ def inspect(
     from fedcompress.files import inspect_file
 
     with progress_bar("reading") as progress:
-        facts = inspect_file(path, reference=reference, base=base, progress=progress)
+        facts = inspect_file(path, reference=reference, base=base, allow_large=allow_large, progress=progress)
     show(facts, as_json)
 
 

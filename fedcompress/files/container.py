@@ -12,7 +12,8 @@ from fedcompress.adapters import adapter_digest
 from fedcompress.adapters.safetensors_io import PEFT
 from fedcompress.chunks import TensorSlice
 from fedcompress.errors import ConfigError, HeaderError, LimitError, PayloadError
-from fedcompress.files.manifest import MAX_PARTS, Manifest, parse_manifest
+from fedcompress.files.limits import FileBudget
+from fedcompress.files.manifest import MAX_PARTS, Manifest, inflate_manifest, parse_manifest_text
 from fedcompress.traffic.accounting import bits_per_parameter
 from fedcompress.types import DTYPES, Layout, TensorSpec
 from fedcompress.wire import Envelope, Header, Kind, Limits, size_of, unpack
@@ -98,15 +99,17 @@ _FOREIGN = {
 }
 
 
-def open_container(path: Path, field: str = "PATH") -> Container:
+def open_container(path: Path, field: str = "PATH", *, allow_large: bool = False) -> Container:
     """Open a file and check all its envelopes, and that they belong together.
 
     Args:
         path: of the file.
         field: what errors call the path.
+        allow_large: whether it may decode to any size, and take any time; see ``files.limits``.
 
     Raises:
         ConfigError: there is no such file.
+        LimitError: it asks for more memory, disk or time than a file of its size may.
         WireError: an envelope is malformed or missing, or does not belong here.
     """
     if not path.is_file():
@@ -119,13 +122,14 @@ def open_container(path: Path, field: str = "PATH") -> Container:
         raise ConfigError(field, path, f"must be an .fcu file: it is {foreign}")
     parts: list[EnvelopeEntry] = []
     end = path.stat().st_size
+    budget = FileBudget(end, allow_large)
     offset = 0
     with path.open("rb") as file:
         while offset < end or not parts:
             envelope = _read_envelope(file, offset, end, is_first=not parts)
             if len(parts) == MAX_PARTS:
                 raise LimitError(f"file: more than {MAX_PARTS} parts")
-            part = _build_entry(envelope, offset, file.tell() - offset)
+            part = _build_entry(envelope, offset, file.tell() - offset, budget)
             parts.append(part)
             offset += part.size
             if part.manifest is None:
@@ -147,14 +151,17 @@ def _read_envelope(file: BinaryIO, offset: int, end: int, is_first: bool = False
     return envelope
 
 
-def _build_entry(envelope: Envelope, offset: int, size: int) -> EnvelopeEntry:
+def _build_entry(envelope: Envelope, offset: int, size: int, budget: FileBudget) -> EnvelopeEntry:
     manifest = None
     if envelope.header.kind is Kind.FILE:
         if not envelope.sections:
             raise PayloadError("manifest: absent: must be the first section")
-        manifest = parse_manifest(envelope.sections[0])
+        section = envelope.sections[0]
+        text = inflate_manifest(section, budget.manifest_bytes_left())
+        manifest = parse_manifest_text(section[:1], text)
         if manifest.layout.digest != envelope.header.layout_digest:
             raise HeaderError("header.layout_digest: not that of the manifest's layout")
+        budget.add(envelope.header, manifest, len(text))
     return EnvelopeEntry(
         offset=offset,
         size=size,

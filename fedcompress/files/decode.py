@@ -20,7 +20,12 @@ from fedcompress.types import Tensors, add
 
 
 def decode_file(
-    path: Path, out: Path, *, base: Path | None = None, progress: Progress = ignore_progress
+    path: Path,
+    out: Path,
+    *,
+    base: Path | None = None,
+    allow_large: bool = False,
+    progress: Progress = ignore_progress,
 ) -> dict[str, Any]:
     """Decode a .fcu file into what ``encode_file`` was given: a stock PEFT folder, or a safetensors file.
 
@@ -34,6 +39,7 @@ def decode_file(
         path: a .fcu file that ``encode_file`` wrote.
         out: the folder, or the .safetensors file, to write.
         base: what the file was encoded against, if it was.
+        allow_large: take a file that decodes to 10,000 times its size, or for hours, as one from a stranger may.
         progress: is called with the entries that are done and the entries in all.
 
     Returns:
@@ -42,10 +48,10 @@ def decode_file(
 
     Raises:
         ConfigError: the base is missing or not needed, or ``out`` does not suit what is in the file.
-        WireError: the file is malformed.
+        WireError: the file is malformed; ``LimitError``, if it asks for too much.
         MismatchError: the base is another one.
     """
-    container = open_container(path)
+    container = open_container(path, allow_large=allow_large)
     if not container.manifests:
         rule = "must be a file that `fedcompress encode` wrote; an envelope of a run has no layout inside"
         raise ConfigError("PATH", path, rule)

@@ -30,7 +30,12 @@ DIGESTS = ("base_digest", "result_digest", "layout_digest", "base_fingerprint", 
 
 
 def inspect_file(
-    path: Path, *, reference: Path | None = None, base: Path | None = None, progress: Progress = ignore_progress
+    path: Path,
+    *,
+    reference: Path | None = None,
+    base: Path | None = None,
+    allow_large: bool = False,
+    progress: Progress = ignore_progress,
 ) -> dict[str, Any]:
     """Describe a .fcu file, an adapter folder or a safetensors file.
 
@@ -42,6 +47,7 @@ def inspect_file(
         reference: only for a .fcu file: what was encoded; adds how much of its energy was captured, of an adapter
             without a base that of the changes that it makes, with the modules that lost most.
         base: only with a reference: what the .fcu file was encoded against.
+        allow_large: take a .fcu file that decodes to 10,000 times its size, or for hours, as one from a stranger may.
         progress: is called with the entries that are done and the entries in all.
 
     Returns:
@@ -50,7 +56,7 @@ def inspect_file(
 
     Raises:
         ConfigError: an option is wrong, or does not fit the file.
-        WireError: a .fcu file is malformed.
+        WireError: a .fcu file is malformed; ``LimitError``, if it asks for too much.
         MismatchError: ``base`` or ``reference`` is another one.
         StateError: an adapter does not parse.
     """
@@ -60,7 +66,7 @@ def inspect_file(
             raise ConfigError(name, option, "is for an .fcu file; --base is for a --reference")
     if has_values:
         return _describe_values(open_source(path, keep=True), progress)
-    container = open_container(path)
+    container = open_container(path, allow_large=allow_large)
     description = _describe_container(container)
     if reference is not None:
         source = open_source(reference, "--reference", keep=True)

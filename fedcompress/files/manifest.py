@@ -84,20 +84,49 @@ def parse_manifest(section: bytes) -> Manifest:
         LimitError: the section expands to too much, or promises too many entries.
         PayloadError: the section is malformed.
     """
+    return parse_manifest_text(section[:1], inflate_manifest(section))
+
+
+def inflate_manifest(section: bytes, most: int = MAX_BYTES) -> bytes:
+    """Return the JSON of a section, which is inflated no further than it may be.
+
+    Args:
+        section: as ``Manifest.to_section`` makes it.
+        most: bytes of the JSON, at most ``MAX_BYTES``.
+
+    Raises:
+        LimitError: the section expands to more.
+        PayloadError: the section is of another version, or no zlib stream.
+    """
+    most = max(min(most, MAX_BYTES), 0)
     if section[:1] not in (bytes([PLAIN_VERSION]), bytes([VERSION])):
         raise PayloadError(f"manifest.version: {section[:1].hex()}: this library reads {PLAIN_VERSION} and {VERSION}")
     inflater = zlib.decompressobj()
     try:
-        text = inflater.decompress(section[1:], MAX_BYTES + 1)
+        text = inflater.decompress(section[1:], most + 1)
     except zlib.error as error:
         raise PayloadError(f"manifest: not a zlib stream: {error}") from error
-    if len(text) > MAX_BYTES:
-        raise LimitError(f"manifest: more than {MAX_BYTES} bytes: at most these")
+    if len(text) > most:
+        raise LimitError(f"manifest: more than {most} bytes: at most these in a file of this size")
     if not inflater.eof or inflater.unused_data:
         raise PayloadError("manifest: the zlib stream does not end where the section ends")
+    return text
+
+
+def parse_manifest_text(version: bytes, text: bytes) -> Manifest:
+    """Parse the JSON of a manifest.
+
+    Args:
+        version: the first byte of its section.
+        text: as ``inflate_manifest`` returns it.
+
+    Raises:
+        LimitError: it promises too many entries.
+        PayloadError: it is malformed.
+    """
     try:
         entries = json.loads(text)
-        if section[0] == PLAIN_VERSION and any(key in entries for key in (*KEYS, KEPT)):
+        if version[0] == PLAIN_VERSION and any(key in entries for key in (*KEYS, KEPT)):
             raise ValueError(f"{(*KEYS, KEPT)}: must not be in version {PLAIN_VERSION}")
         manifest = _build_manifest(entries)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, FedCompressError) as error:
