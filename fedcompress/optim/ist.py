@@ -20,7 +20,7 @@ from typing import Any
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.numerics.philox import hash_seed
 from fedcompress.optim.base import check_positive, check_share
-from fedcompress.optim.engine.parameter_roles import parse_layer
+from fedcompress.optim.engine.parameter_roles import find_layer_path, number_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def suppress_layers(model: Any, layers: Iterable[int], factor: float = 0.25) -> 
 
     Args:
         model: a model with peft's adapters, whose modules have a ``scaling`` by adapter.
-        layers: numbers of the layers.
+        layers: numbers of the layers, as ``number_layers`` gives them.
         factor: share of their strength that the adapters keep.
 
     Yields:
@@ -133,11 +133,10 @@ def suppress_layers(model: Any, layers: Iterable[int], factor: float = 0.25) -> 
     Raises:
         ConfigError: no adapter is in a layer.
     """
-    adapters = [
-        (parse_layer(name), module)
-        for name, module in model.named_modules()
-        if isinstance(getattr(module, "scaling", None), dict)
-    ]
+    named = [(n, module) for n, module in model.named_modules() if isinstance(getattr(module, "scaling", None), dict)]
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    numbers = number_layers([*trained, *(name for name, _ in named)])  # as the optimizer numbers them
+    adapters = [(numbers.get(find_layer_path(name), -1), module) for name, module in named]
     if not any(layer >= 0 for layer, _ in adapters):
         raise ConfigError("ist.model", type(model).__name__, "must have adapters with a scaling in its layers")
     chosen = set(layers)

@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedcompress.call_syntax import format_call
 from fedcompress.errors import ConfigError
 from fedcompress.optim import build_optimizer
 from fedcompress.optim.base import MATRIX
 from fedcompress.optim.engine.owners import assign_owners
 from fedcompress.optim.table import parse_optimizer, state_by_name
+from fedcompress.optim.units import list_units
 
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4}  # bytes of one entry
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)  # memory of usual GPUs, in GiB
@@ -121,26 +123,40 @@ def plan(model: Any, setup: Setup) -> MemoryPlan:
     gradients = size * (share if setup.zero >= 2 else trainable)
     if size == 2:
         gradients += masters  # gradients in float32, beside those in 16 bits
-    buffers, notes = _count_buffers(setup, groups, shapes, trainable, share)
+    buffers, notes = _count_buffers(setup, groups, trainable, share)
+    notes += _note_share(setup.optimizer, groups, trainable)
     return MemoryPlan(
         parameters=total,
         trainable=trainable,
         weights=size * (-(-total // setup.ranks) if setup.zero == 3 else total),
         masters=masters,
         gradients=gradients,
-        state=_count_state(groups, shapes, setup),
+        state=_count_state(groups, setup),
         buffers=buffers,
         activations=estimate_activations(getattr(model, "config", None), setup, size),
         notes=notes,
     )
 
 
-def _list_matrices(groups: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the names of the parameters that matrix rules step."""
-    return [name for g in groups if parse_optimizer(g["rule"]).placement == MATRIX for name in g["names"]]
+def _note_share(optimizer: str, groups: Sequence[dict[str, Any]], trainable: int) -> list[str]:
+    """Return a note if the rule that was asked for gets less than half of what is trained, and the rest's the other."""
+    call = format_call(parse_optimizer(optimizer))
+    own = sum(math.prod(unit.shape) for g in groups if g["rule"] == call for unit in list_units(g))
+    if own >= trainable / 2:
+        return []
+    rest = ", ".join(sorted({g["rule"] for g in groups} - {call}))
+    return [
+        f"{optimizer} steps {own / trainable:.0%} of what is trained, the weights of linear layers; {rest} the rest"
+    ]
 
 
-def _count_state(groups: Sequence[dict[str, Any]], shapes: dict[str, tuple[int, ...]], setup: Setup) -> int:
+def _list_matrices(groups: Sequence[dict[str, Any]]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the matrices that matrix rules step, by name."""
+    stepped = [g for g in groups if parse_optimizer(g["rule"]).placement == MATRIX]
+    return {unit.name: unit.shape for group in stepped for unit in list_units(group)}
+
+
+def _count_state(groups: Sequence[dict[str, Any]], setup: Setup) -> int:
     """Return the bytes of optimizer state of the rank that has most.
 
     State of elementwise rules is spread over the ranks, from ZeRO-1 on; that of a matrix is whole, with its owner.
@@ -149,14 +165,12 @@ def _count_state(groups: Sequence[dict[str, Any]], shapes: dict[str, tuple[int, 
     matrices = _list_matrices(groups)
     spread = sum(bytes_by_name.values()) - sum(bytes_by_name[name] for name in matrices)
     bytes_by_rank = [0] * setup.ranks
-    for name, owner in assign_owners({n: shapes[n] for n in matrices}, setup.ranks).items():
+    for name, owner in assign_owners(matrices, setup.ranks).items():
         bytes_by_rank[owner] += bytes_by_name[name]
     return max(bytes_by_rank) + (-(-spread // setup.ranks) if setup.zero else spread)
 
 
-def _count_buffers(
-    setup: Setup, groups: Sequence[dict[str, Any]], shapes: dict[str, tuple[int, ...]], trainable: int, share: int
-) -> tuple[int, list[str]]:
+def _count_buffers(setup: Setup, groups: Sequence[dict[str, Any]], trainable: int, share: int) -> tuple[int, list[str]]:
     """Return the bytes of short-lived tensors, and advice about them.
 
     They are DeepSpeed's buckets, and what the optimizer needs for one matrix at its owner, or for one shard.
@@ -167,10 +181,10 @@ def _count_buffers(
         buffers += DTYPES[setup.dtype] * min(setup.bucket, trainable)
         if setup.bucket < trainable or setup.bucket == DEFAULT_BUCKET:
             notes.append("reduce_bucket_size sets the buffers; 5e7 instead of DeepSpeed's 5e8 costs little speed")
-    matrices = [shapes[name] for name in _list_matrices(groups)]
+    matrices = _list_matrices(groups).values()
     buffers += 3 * 4 * max(map(math.prod, matrices), default=0)  # gradient, direction, one temporary
     if not matrices:
-        largest = max(map(math.prod, shapes.values()), default=0)
+        largest = max((math.prod(unit.shape) for g in groups for unit in list_units(g)), default=0)
         buffers += 2 * 4 * min(largest, share if setup.zero else largest)  # gradient and direction of one shard
     return buffers, notes
 

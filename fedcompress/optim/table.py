@@ -26,6 +26,7 @@ from fedcompress.optim.rules.schedule_free import ScheduleFree
 from fedcompress.optim.rules.sgd import SGD
 from fedcompress.optim.rules.sign import SignSGD
 from fedcompress.optim.state.moment_storage import count_stored_bytes
+from fedcompress.optim.units import list_units
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +180,7 @@ def state_bytes(rule: OptimizerRule, shape: tuple[int, ...]) -> int:
 
 
 def state_by_name(groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return the bytes of state of each parameter of a model, from an optimizer's parameter groups.
+    """Return the bytes of state of each parameter, or slice of an expert, from an optimizer's parameter groups.
 
     For rules that train a layer at a time, these are means over time. Their sum is what exists at any time, if all
     layers are alike.
@@ -188,7 +189,7 @@ def state_by_name(groups: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     bytes_by_name = {}
     for group in groups:
         rule = parse_optimizer(group["rule"])
-        for name, shape, layer in zip(group["names"], group["shapes"], group["layers"], strict=True):
-            share = rule.active_share(layer, layers) if isinstance(rule, Layerwise) else 1.0
-            bytes_by_name[name] = round(share * state_bytes(rule, tuple(shape)))
+        for unit in list_units(group):
+            share = rule.active_share(unit.layer, layers) if isinstance(rule, Layerwise) else 1.0
+            bytes_by_name[unit.name] = round(share * state_bytes(rule, unit.shape))
     return bytes_by_name

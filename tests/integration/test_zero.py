@@ -31,13 +31,15 @@ MATRIX_STEPS = 5  # past the first refresh of a basis, which is at the fourth
 FEW = ["adamw", "frugal(update_gap=3)", "galore(rank=4,update_gap=3)"]
 
 
-def run(world: int, calls: list[str], cases: list[dict], steps: int, timeout: int = 100, width: int = 24) -> list[dict]:
+def run(
+    world: int, calls: list[str], cases: list[dict], steps: int, timeout: int = 100, width: int = 24, experts: int = 0
+) -> list[dict]:
     """Results of the ranks, one for each case."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", f"--master-port={port}"]
-    asked = json.dumps({"calls": calls, "cases": cases, "steps": steps, "width": width})
+    asked = json.dumps({"calls": calls, "cases": cases, "steps": steps, "width": width, "experts": experts})
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, str(RANKS), asked], env=environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -72,6 +74,22 @@ def test_two_ranks_do_what_one_process_does() -> None:
     in_turns = {"stage": 2, "options": {"round_robin_gradients": True}}
     for result in run(2, [*FEW, "lisa(layers=1)"], [{"stage": 2}, {"stage": 3, "accumulation": 2}, in_turns], 5):
         check(result, 5, 2)
+
+
+def test_experts_are_matrices_of_their_own_on_two_ranks() -> None:
+    for result in run(2, FEW, [{"stage": 2}, {"fsdp2": "torch"}], 4, experts=4):
+        check(result, 4, 2)
+        assert any(name.endswith("gate_up_proj[3]") for name in result["totals"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("world", [2, 4])
+def test_experts_at_every_stage(world: int) -> None:
+    calls = [*FEW, "fira(rank=4,update_gap=3)", "apollo(rank=4,update_gap=3)", "ldadam(rank=4)"]
+    cases = [{"stage": 0}, {"stage": 1}, {"stage": 2, "bf16": True}, {"stage": 2}, {"stage": 3}, {"fsdp2": "torch"}]
+    for result in run(world, calls, cases, 5, timeout=550, experts=4):
+        check(result, 5, world)
 
 
 # Options of DeepSpeed's ZeRO that decide where entries lie, or how gradients come there, besides the stage.

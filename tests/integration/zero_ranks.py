@@ -1,8 +1,8 @@
 """These ranks train a tiny Llama for each rule at once under DeepSpeed, and compare with one process.
 
 torchrun starts them as ``zero_ranks.py JSON``. The JSON has ``cases`` (each with stage, bf16, fp16, accumulation,
-offload, zero_init, save and load, or with fsdp2), ``calls`` of optimizers, ``steps`` and ``width``. Rank 0 prints one
-JSON line for each case.
+offload, zero_init, save and load, or with fsdp2), ``calls`` of optimizers, ``steps``, ``width`` and, for a mixture,
+the number of ``experts``. Rank 0 prints one JSON line for each case.
 """
 
 import copy
@@ -12,7 +12,7 @@ import sys
 import deepspeed
 import torch
 import torch.distributed as dist
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from fedcompress.optim import build_optimizer
 from fedcompress.optim.engine.optimizer import LowMemoryOptimizer
@@ -22,16 +22,25 @@ LENGTH = 12  # tokens of an example
 LR = 1e-3
 DECAY = 0.01
 CLIP = 1.0  # global norm of the gradient
-LLAMA = LlamaConfig(
-    vocab_size=40,
-    hidden_size=24,
-    intermediate_size=40,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    max_position_embeddings=LENGTH,
-    tie_word_embeddings=True,
-)
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": LENGTH,
+    "tie_word_embeddings": True,
+}
+LLAMA = LlamaConfig(**SIZES)
+
+
+MIXTRAL = MixtralConfig(**{**SIZES, "num_local_experts": 4, "num_experts_per_tok": 2})
+request: dict = {}
+
+
+def build_model() -> torch.nn.Module:
+    return MixtralForCausalLM(MIXTRAL) if request.get("experts") else LlamaForCausalLM(LLAMA)
 
 
 class Models(torch.nn.Module):
@@ -42,7 +51,7 @@ class Models(torch.nn.Module):
         models = []
         for _ in calls:
             torch.manual_seed(0)
-            models.append(LlamaForCausalLM(LLAMA))
+            models.append(build_model())
         self.models = torch.nn.ModuleList(models)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -239,12 +248,12 @@ def compare(calls: list[str], case: dict, steps: int) -> dict:
         for key, other in enumerate(noisy):
             apart = torch.cat([other[n].flatten() for n in names]) - theirs
             errors[call][f"noise{key}"] = float(apart.norm() / theirs.norm())
-    totals = {n: sum(c.get(n, 0) for c in counts) for n in reference}
+    totals = {n: sum(c.get(n, 0) for c in counts) for n in {name for c in counts for name in c}}
     return {"case": case, "errors": errors, "totals": totals, "most": max(max(c.values()) for c in counts)}
 
 
 def main() -> None:
-    request = json.loads(sys.argv[1])
+    request.update(json.loads(sys.argv[1]))
     LLAMA.hidden_size = request.get("width", LLAMA.hidden_size)
     LLAMA.head_dim = LLAMA.hidden_size // LLAMA.num_attention_heads
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

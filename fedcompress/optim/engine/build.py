@@ -7,8 +7,16 @@ from typing import Any
 
 from fedcompress.call_syntax import format_call
 from fedcompress.errors import ConfigError
+from fedcompress.optim.base import MATRIX as WHOLE
 from fedcompress.optim.base import OptimizerRule, check_rate
-from fedcompress.optim.engine.parameter_roles import EMBEDDING, HEAD, MATRIX, NamedParameter, list_named_parameters
+from fedcompress.optim.engine.parameter_roles import (
+    EMBEDDING,
+    EXPERTS,
+    HEAD,
+    MATRIX,
+    NamedParameter,
+    list_named_parameters,
+)
 from fedcompress.optim.table import OPTIMIZERS, parse_optimizer
 
 EXTRAS = (EMBEDDING, HEAD)  # roles that a rule for matrices may be given beside linear layers
@@ -28,8 +36,8 @@ def build_optimizer(
     """Build a ``torch.optim.Optimizer`` over the trainable parameters of a model.
 
     It works in plain torch, in ``deepspeed.initialize(optimizer=...)``, in accelerate and in
-    ``Trainer(optimizers=...)``. Rules for matrices get the weights of linear layers; embeddings, heads, norms and
-    biases get ``rest``. Norms and biases have no weight decay.
+    ``Trainer(optimizers=...)``. Rules for matrices get the weights of linear layers, and those of experts one by one;
+    embeddings, heads, norms and biases get ``rest``. Norms and biases have no weight decay.
 
     >>> import torch
     >>> model = torch.nn.Linear(6, 8)
@@ -83,8 +91,8 @@ def split_parameters(
 ) -> tuple[list[NamedParameter], list[NamedParameter]]:
     """Split parameters into those that a rule steps, and those that are left to the rule of the rest.
 
-    A matrix whose smaller side is below the rule's rank, as a gate of one row, is left to the rest: one such matrix
-    is no reason to refuse a model.
+    A matrix that the rule cannot have, as one without entries, is left to the rest: one such matrix is no reason to
+    refuse a model.
 
     Args:
         rule: that was asked for.
@@ -95,13 +103,13 @@ def split_parameters(
         Those of the rule, and the others.
 
     Raises:
-        ConfigError: the rule accepts matrices by their role, and none of them is large enough.
+        ConfigError: the rule accepts matrices by their role, and can have none of them.
     """
     accepted = [p for p in parameters if _accepts(rule, p, tuple(also))]
     fitting = [p for p in accepted if _fits(rule, p)]
     if accepted and not fitting:
         largest = max(accepted, key=lambda p: min(p.shape, default=0))
-        rule.check(largest.name, largest.shape)
+        rule.check(largest.name, _read_unit_shape(rule, largest))
     names = {p.name for p in fitting}
     return fitting, [p for p in parameters if p.name not in names]
 
@@ -109,7 +117,7 @@ def split_parameters(
 def _fits(rule: OptimizerRule, parameter: NamedParameter) -> bool:
     """Return whether a rule can step a parameter of this shape."""
     try:
-        rule.check(parameter.name, parameter.shape)
+        rule.check(parameter.name, _read_unit_shape(rule, parameter))
     except ConfigError:
         return False
     return True
@@ -119,16 +127,30 @@ def _accepts(rule: OptimizerRule, parameter: NamedParameter, also: tuple[str, ..
     """Return whether a parameter is stepped by the rule that was asked for, and not by that of the rest."""
     if not OPTIMIZERS[rule.name].matrices_only:
         return True
-    return parameter.role == MATRIX or (parameter.role in also and len(parameter.shape) == 2)
+    return parameter.role in (MATRIX, EXPERTS) or (parameter.role in also and len(parameter.shape) == 2)
+
+
+def _is_cut(rule: OptimizerRule, parameter: NamedParameter) -> bool:
+    """Return whether a rule steps the matrix of each expert by itself."""
+    return parameter.role == EXPERTS and (OPTIMIZERS[rule.name].matrices_only or rule.placement == WHOLE)
+
+
+def _read_unit_shape(rule: OptimizerRule, parameter: NamedParameter) -> tuple[int, ...]:
+    """Return the shape of what a rule sees of a parameter at once."""
+    return parameter.shape[1:] if _is_cut(rule, parameter) else parameter.shape
 
 
 def _build_groups(
     rule: OptimizerRule, parameters: list[NamedParameter], lr: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Build a group of what has two sides or more, and one without weight decay of vectors; either may be empty."""
+    """Build a group of what has two sides or more, and one without weight decay of vectors; either may be empty.
+
+    Biases are vectors also where those of all experts lie in one parameter.
+    """
+    is_vector = {p.name: len(p.shape) < 2 or p.name.endswith("bias") for p in parameters}
     return [
-        _build_group(rule, [p for p in parameters if len(p.shape) > 1], lr, weight_decay),
-        _build_group(rule, [p for p in parameters if len(p.shape) < 2], lr, 0.0),
+        _build_group(rule, [p for p in parameters if not is_vector[p.name]], lr, weight_decay),
+        _build_group(rule, [p for p in parameters if is_vector[p.name]], lr, 0.0),
     ]
 
 
@@ -140,6 +162,7 @@ def _build_group(
         "names": [p.name for p in parameters],
         "shapes": [list(p.shape) for p in parameters],
         "layers": [p.layer for p in parameters],
+        "stacks": [p.shape[0] if _is_cut(rule, p) else 0 for p in parameters],
         "rule": format_call(rule),
         "lr": lr,
         "weight_decay": weight_decay,

@@ -21,6 +21,7 @@ from fedcompress.errors import StateError
 from fedcompress.optim.base import MATRIX, OptimizerRule, Reshardable, ShardInfo, State
 from fedcompress.optim.state.moment_storage import choose_store, move_to_device, pack_moment, unpack_moment
 from fedcompress.optim.table import parse_optimizer
+from fedcompress.optim.units import list_units
 
 FORMAT = 1  # version of the state dict, under the key ``fedcompress``
 Entry = dict[str, Any]
@@ -115,7 +116,7 @@ def combine_rank_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if states[0].get("ranks", 1) > 1 and ranks != list(range(states[0]["ranks"])):
         raise StateError(f"optimizer state: ranks {ranks}: must be each of {states[0]['ranks']} once")
     groups = states[0]["param_groups"]
-    rules = {name: group["rule"] for group in groups for name in group["names"]}
+    rules = {unit.name: group["rule"] for group in groups for unit in list_units(group)}
     entries_by_name: dict[str, list[Entry]] = {}
     for state in states:
         if [g["rule"] for g in state["param_groups"]] != [g["rule"] for g in groups]:

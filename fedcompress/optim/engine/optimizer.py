@@ -24,11 +24,13 @@ from fedcompress.optim.engine.ranks import (
     get_world_size,
     sum_over_ranks,
 )
-from fedcompress.optim.engine.shards import Shard, find_shards
+from fedcompress.optim.engine.rehearsal import is_rehearsal
+from fedcompress.optim.engine.shards import Shard, cut_shards, find_units
 from fedcompress.optim.engine.state_store import StateStore
 from fedcompress.optim.engine.torch_contract import TorchContract
 from fedcompress.optim.state.moment_storage import copy_tensors, move_to_device
 from fedcompress.optim.table import parse_optimizer
+from fedcompress.optim.units import count_slices, cut_names, list_units
 from fedcompress.parameter_names import strip_wrappers
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ class LowMemoryOptimizer(TorchContract):
         if self.fused:
             self.stepped_in_backward.clear()
             return loss
-        resolved = [(g, *find_shards(g, self._find_living())) for g in self.param_groups if g["params"]]
+        resolved = [(g, *find_units(g, self._find_living())) for g in self.param_groups if g["params"]]
         names = [name for _, group_names, _ in resolved for name in group_names]
         stepped = self._agree_on_stepped(names, [shard for _, _, shards in resolved for shard in shards])
         for group, group_names, shards in resolved:
@@ -112,8 +114,10 @@ class LowMemoryOptimizer(TorchContract):
         Raises:
             NonFiniteError: its gradient has NaN or infinity.
         """
-        shards = [Shard(name, 0, self._parameters[name].total, parameter, 0)]
-        self._step_group(group, [name], shards, self._agree_on_stepped([name], shards))
+        counts = count_slices(group)
+        names = cut_names([name], counts)
+        shards = cut_shards([Shard(name, 0, parameter.numel(), parameter, 0)], counts, {name: parameter.shape})
+        self._step_group(group, names, shards, self._agree_on_stepped(names, shards))
 
     def _step_group(
         self, group: dict[str, Any], names: Sequence[str], shards: Sequence[Shard], stepped: set[str]
@@ -147,17 +151,10 @@ class LowMemoryOptimizer(TorchContract):
         return {n for n, count in zip(names, grad_counts, strict=True) if count and self._is_active(n)}
 
     def _is_rehearsal(self, shards: Sequence[Shard]) -> bool:
-        """Return whether this is the step on zeros that is to allocate states, and not a real step.
-
-        DeepSpeed's 16-bit optimizers of stage 0 make one, on copies of the weights, when they are made.
-        """
-        if self._was_called:
-            return False
+        """Return whether this call of ``step`` is only to allocate states."""
+        is_first = not self._was_called
         self._was_called = True
-        living = self._find_living()
-        are_copies = all(s.tensor is not living.get(s.name) for s in shards)
-        are_whole = all(s.tensor.shape == self._parameters[s.name].shape for s in shards)
-        return are_copies and are_whole and all(_has_zero_grad(s) for s in shards)
+        return is_rehearsal(self.param_groups, shards, self._find_living(), is_first=is_first)
 
     def _is_active(self, name: str) -> bool:
         layer = self._parameters[name].layer
@@ -167,12 +164,12 @@ class LowMemoryOptimizer(TorchContract):
         """Yield the rule, the shard and the packed state of each parameter that this rank has entries of."""
         for group in self.param_groups:
             rule = self._rules[group["rule"]]
-            for shard in find_shards(group, self._find_living())[1] if group["params"] else ():
+            for shard in find_units(group, self._find_living())[1] if group["params"] else ():
                 yield rule, shard, self._store.peek(rule, _describe(self._parameters, shard))
 
     def is_model_weight(self, shard: Shard) -> bool:
         """Return whether the entries are the model's own, and not a copy of them."""
-        return shard.tensor is self._find_living().get(shard.name)
+        return any(shard.tensor is parameter for parameter in self._find_living().values())
 
     def _step_shards(self, group: dict[str, Any], rule: OptimizerRule, shards: Sequence[Shard]) -> None:
         """Step the shards of an elementwise rule."""
@@ -290,35 +287,35 @@ class LowMemoryOptimizer(TorchContract):
 
 
 def _describe_parameters(groups: Sequence[dict[str, Any]], seed: int) -> dict[str, ShardInfo]:
-    """Describe the whole parameters of all groups, by name."""
+    """Describe the whole parameters, or slices of experts, of all groups, by name."""
     parameters = {}
     layers = 1 + max((layer for group in groups for layer in group["layers"]), default=-1)
     for group in groups:
-        count = len(group["names"])
-        rows = zip(group["names"], group["shapes"], group["layers"], strict=True)
-        for index, (name, shape, layer) in enumerate(rows):
-            parameters[name] = ShardInfo(
-                name=name, shape=tuple(shape), seed=seed, index=index, count=count, layer=layer, layers=layers
+        units = list_units(group)
+        for index, unit in enumerate(units):
+            parameters[unit.name] = ShardInfo(
+                name=unit.name,
+                shape=unit.shape,
+                seed=seed,
+                index=index,
+                count=len(units),
+                layer=unit.layer,
+                layers=layers,
             )
     return parameters
 
 
 def _find_matrices(groups: Sequence[dict[str, Any]], rules: Mapping[str, OptimizerRule]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all parameters that matrix rules step, by name."""
+    """Return the shapes of all matrices that matrix rules step, by name."""
     matrices = {}
     for group in groups:
         if rules[group["rule"]].placement == MATRIX:
-            matrices.update({n: tuple(shape) for n, shape in zip(group["names"], group["shapes"], strict=True)})
+            matrices.update({unit.name: unit.shape for unit in list_units(group)})
     return matrices
 
 
 def _describe(parameters: Mapping[str, ShardInfo], shard: Shard) -> ShardInfo:
     return replace(parameters[shard.name], start=shard.start, numel=shard.numel)
-
-
-def _has_zero_grad(shard: Shard) -> bool:
-    grad = shard.raw_grad()
-    return grad is not None and not bool(grad.any())
 
 
 def _apply(group: dict[str, Any], rule: OptimizerRule, shard: Shard, delta: Tensor) -> None:

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fedcompress.errors import TrainingError
+from fedcompress.optim.units import count_slices, cut_names, name_slice
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,6 +135,48 @@ def find_shards(group: dict[str, Any], originals: dict[str, Any]) -> tuple[list[
     actual = [list(p.shape) for p in params[:3]]
     text = f"a group of {len(names)} parameters from {names[0]} has tensors of shapes {actual}"
     raise TrainingError("unknown-sharding", f"{text}: ZeRO 0 to 3, FSDP2 and data parallel are known")
+
+
+def find_units(group: dict[str, Any], originals: dict[str, Any]) -> tuple[list[str], list[Shard]]:
+    """Find what a step of a group works on, as ``find_shards`` does, with the experts cut where the group says so.
+
+    Args:
+        group: parameter group of the optimizer.
+        originals: the parameters that it was made with, by name, where they still exist.
+
+    Returns:
+        Names of the units, and the shards.
+    """
+    names, shards = find_shards(group, originals)
+    counts = count_slices(group)
+    shapes = dict(zip(group["names"], group["shapes"], strict=True))
+    return cut_names(names, counts), cut_shards(shards, counts, shapes)
+
+
+def cut_shards(shards: Sequence[Shard], counts: Mapping[str, int], shapes: Mapping[str, Sequence[int]]) -> list[Shard]:
+    """Cut shards of stacks into shards of slices; those of other parameters stay.
+
+    Args:
+        shards: of parameters.
+        counts: how many slices those have that are cut.
+        shapes: of the parameters that are cut, by name.
+
+    Returns:
+        Shards whose ``start`` is in the slice; a slice without entries here has none.
+    """
+    cut = []
+    for shard in shards:
+        if shard.name not in counts:
+            cut.append(shard)
+            continue
+        size = math.prod(shapes[shard.name][1:])
+        end = shard.start + shard.numel
+        for expert in range(shard.start // size, -(-end // size)):
+            first, last = max(shard.start, expert * size), min(end, (expert + 1) * size)
+            offset = shard.offset + first - shard.start
+            name = name_slice(shard.name, expert)
+            cut.append(replace(shard, name=name, start=first - expert * size, numel=last - first, offset=offset))
+    return cut
 
 
 def _find_zero12_shards(flat: Tensor, names: Sequence[str], originals: Sequence[Any]) -> list[Shard]:

@@ -79,7 +79,7 @@ class Apollo(SubspaceRule):
 
     def other_bytes(self, shape: tuple[int, ...]) -> int:
         """Return the bytes of one norm, and of P if it is stored."""
-        return 4 + (4 * self.rank * min(shape) if self.basis == "kept" else 0)
+        return 4 + (4 * self.count_directions(shape) * min(shape) if self.basis == "kept" else 0)
 
     def update(
         self, grad: Tensor, state: ApolloState, shard: ShardInfo, context: StepContext, weight: Tensor | None
@@ -113,8 +113,9 @@ class Apollo(SubspaceRule):
     def _draw_basis(self, grad: Tensor, shard: ShardInfo, refresh: int) -> Tensor:
         import torch
 
-        gaussian = torch.randn(min(shard.shape), self.rank, generator=shard.generator(refresh))
-        return gaussian.to(grad).mul_(self.rank**-0.5)
+        rank = self.count_directions(shard.shape)
+        gaussian = torch.randn(min(shard.shape), rank, generator=shard.generator(refresh))
+        return gaussian.to(grad).mul_(rank**-0.5)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ class DCTAdamW(SubspaceRule):
     StepPreview(moved=1.0, downhill=0.6, state_bytes=136)
 
     Args:
-        rank: how many columns are selected; at most the smaller side.
+        rank: how many columns are selected; a matrix whose smaller side is below it has as many as that.
         update_gap: steps between selections.
         carry: what becomes of the moments: ``keep`` (by place), ``reset``, or ``project``, the paper's rotation.
             Columns are orthonormal, so under the rotation a column that stays keeps its moments and others begin at 0.
@@ -72,7 +72,7 @@ class DCTAdamW(SubspaceRule):
 
     def other_bytes(self, shape: tuple[int, ...]) -> int:
         """Return the bytes of an int32 for each column, and of the error."""
-        return 4 * self.rank + count_error_bytes(self.feedback, shape)
+        return 4 * self.count_directions(shape) + count_error_bytes(self.feedback, shape)
 
     def update(
         self, grad: Tensor, state: DCTAdamWState, shard: ShardInfo, context: StepContext, weight: Tensor | None
@@ -89,7 +89,8 @@ class DCTAdamW(SubspaceRule):
             low = project(grad, basis, side)
         else:
             transformed = project(grad, cosines, side)
-            selected = select_dct_columns(transformed if side == "right" else transformed.T, self.rank)
+            rank = self.count_directions(shard.shape)
+            selected = select_dct_columns(transformed if side == "right" else transformed.T, rank)
             moments = self._carry_moments(state, selected, side)
             columns = selected.int()
             low = transformed[:, selected] if side == "right" else transformed[selected]

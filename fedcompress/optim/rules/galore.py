@@ -37,7 +37,7 @@ class GaLoreRule(SubspaceRule):
     """A rule of GaLore's family projects the gradient, keeps Adam's moments there, and renews the basis in intervals.
 
     Args:
-        rank: number of directions; at most the smaller side.
+        rank: number of directions; a matrix whose smaller side is below it has as many as that.
         update_gap: steps between refreshes of the basis.
         scale: factor of the step.
         side: ``std`` projects the smaller side, ``reverse`` the other one, ``full`` both.
@@ -79,25 +79,26 @@ class GaLoreRule(SubspaceRule):
 
     def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
         """Return the sizes of two moments in the subspace."""
+        rank = self.count_directions(shape)
         match self._choose_side(shape):
             case "right":
-                numel = self.rank * shape[0]
+                numel = rank * shape[0]
             case "left":
-                numel = self.rank * shape[1]
+                numel = rank * shape[1]
             case _:
-                numel = self.rank**2
+                numel = rank**2
         return {"m": numel, "v": numel}
 
     def other_bytes(self, shape: tuple[int, ...]) -> int:
         """Return the bytes of the basis, or of both bases with ``side=full``."""
-        width = 2 if self.products == "bf16" else 4  # bytes of one entry of a basis
+        width = (2 if self.products == "bf16" else 4) * self.count_directions(shape)  # bytes of a row of a basis
         match self._choose_side(shape):
             case "right":
-                return width * self.rank * shape[1]
+                return width * shape[1]
             case "left":
-                return width * self.rank * shape[0]
+                return width * shape[0]
             case _:
-                return width * self.rank * sum(shape)
+                return width * sum(shape)
 
     def _choose_side(self, shape: tuple[int, ...]) -> str:
         standard = choose_side(shape)
@@ -177,7 +178,8 @@ class GaLoreRule(SubspaceRule):
         """Compute a float32 basis from the gradient and, for ``power``, the last basis."""
         generator = shard.generator(refresh)
         before = None if before is None else before.float()
-        return compute_basis(grad, self.rank, self.basis, side=side, before=before, generator=generator)
+        rank = self.count_directions(shard.shape)
+        return compute_basis(grad, rank, self.basis, side=side, before=before, generator=generator)
 
     def _round_basis(self, basis: Tensor) -> Tensor:
         return basis.bfloat16() if self.products == "bf16" else basis

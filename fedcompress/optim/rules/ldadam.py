@@ -42,7 +42,7 @@ class LDAdam(SubspaceRule):
     StepPreview(moved=1.0, downhill=0.69, state_bytes=368)
 
     Args:
-        rank: number of directions; at most the smaller side.
+        rank: number of directions; a matrix whose smaller side is below it has as many as that.
         rho: how much of the momentum P follows.
         start: how the first P is found: ``svd`` (the paper), or ``randomized`` at a tenth of the cost.
         feedback: how the error e is stored: ``none``, or from 4 bytes an entry down to half a byte.
@@ -72,24 +72,25 @@ class LDAdam(SubspaceRule):
 
     def other_bytes(self, shape: tuple[int, ...]) -> int:
         """Return the bytes of the basis and of the error."""
-        return 4 * self.rank * min(shape) + count_error_bytes(self.feedback, shape)
+        return 4 * self.count_directions(shape) * min(shape) + count_error_bytes(self.feedback, shape)
 
     def update(
         self, grad: Tensor, state: LDAdamState, shard: ShardInfo, context: StepContext, weight: Tensor | None
     ) -> tuple[Tensor, LDAdamState]:
         """Move the subspace, turn the moments into it, take Adam's step there, and bring it back to full size."""
         side = choose_side(shard.shape)
+        rank = self.count_directions(shard.shape)
         age = state.get("age", 0)
         grad = add_error(grad, state)
         before = state.get("basis")
         moments: AdamMoments = {}
         lost_momentum = 0.0  # what the turn left out of m, times beta1 / (1 - beta1); a tensor after the first step
         if before is None:
-            basis = compute_basis(grad, self.rank, self.start, side=side, generator=shard.generator(0))
+            basis = compute_basis(grad, rank, self.start, side=side, generator=shard.generator(0))
         else:
             momentum = project_back(state["m"], before, side)
             follow = momentum * (self.rho / (1 - self.beta1**age)) + grad * (1 - self.rho)
-            basis = compute_basis(follow, self.rank, "power", side=side, before=before)
+            basis = compute_basis(follow, rank, "power", side=side, before=before)
             moments = self._turn_moments(state, before.T @ basis, side, age)
             lost_momentum = (momentum - project_back(moments["m"], basis, side)) * (self.beta1 / (1 - self.beta1))
         low = project(grad, basis, side)

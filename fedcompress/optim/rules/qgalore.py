@@ -57,7 +57,7 @@ class QGaLore(SubspaceRule):
     StepPreview(moved=1.0, downhill=0.69, state_bytes=159)
 
     Args:
-        rank: number of directions; at most the smaller side.
+        rank: number of directions; a matrix whose smaller side is below it has as many as that.
         update_gap: steps between refreshes, at first.
         scale: factor of the step.
         basis: how the basis is computed. ``svd`` is the paper's; ``randomized`` and ``power``, which starts from the
@@ -94,7 +94,7 @@ class QGaLore(SubspaceRule):
 
     def other_bytes(self, shape: tuple[int, ...]) -> int:
         """Return the bytes of the basis: half a byte an entry and 5 bytes a group; and of the cosines."""
-        numel = self.rank * min(shape)
+        numel = self.count_directions(shape) * min(shape)
         return -(-numel // 2) + 5 * -(-numel // self.group) + 4 * self.window
 
     def update(
@@ -125,7 +125,8 @@ class QGaLore(SubspaceRule):
             cosines = state["cosines"]
             seen += 1
         generator = shard.generator(context.refresh_number(shard, gap))
-        basis = compute_basis(grad, self.rank, self.basis, side=side, before=before, generator=generator)
+        rank = self.count_directions(shard.shape)
+        basis = compute_basis(grad, rank, self.basis, side=side, before=before, generator=generator)
         if before is not None:
             cosine = torch.cosine_similarity(before[:, 0], basis[:, 0], dim=0).abs()
             cosines = torch.cat([cosines[1:], cosine[None]])
@@ -154,8 +155,9 @@ class QGaLore(SubspaceRule):
         """Return the rounded basis as float32, shape (min(m, n), rank)."""
         import torch
 
-        numel = min(shard.shape) * self.rank
+        rank = self.count_directions(shard.shape)
+        numel = min(shard.shape) * rank
         packed = state["codes"]
         codes = torch.stack([packed & LEVELS, packed >> 4], 1).view(-1)[:numel].float()
         group = torch.arange(numel, device=codes.device) // self.group
-        return ((codes - state["zeros"].float()[group]) * state["scales"][group]).view(-1, self.rank)
+        return ((codes - state["zeros"].float()[group]) * state["scales"][group]).view(-1, rank)

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fedcompress.optim.base import MATRIX
-from fedcompress.optim.state.projection import check_rank
+from fedcompress.optim.base import MATRIX, check_matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +14,7 @@ class SubspaceRule:
     """A subspace rule projects the smaller side of a matrix to ``rank`` directions and runs Adam there.
 
     Args:
-        rank: number of directions; at most the smaller side.
+        rank: number of directions; a matrix whose smaller side is below it has as many as that.
     """
 
     name: ClassVar[str]
@@ -25,10 +24,14 @@ class SubspaceRule:
     rank: int
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Accept matrices whose smaller side is at least the rank."""
-        check_rank(self.name, self.rank, name, shape)
+        """Accept matrices."""
+        check_matrix(self.name, name, shape)
+
+    def count_directions(self, shape: tuple[int, ...]) -> int:
+        """Return the number of directions that the rule keeps of a matrix: its rank, or the smaller side."""
+        return min(self.rank, *shape)
 
     def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
         """Return the sizes of two moments of the projected gradient, which keeps the larger side."""
-        numel = self.rank * max(shape)
+        numel = self.count_directions(shape) * max(shape)
         return {"m": numel, "v": numel}

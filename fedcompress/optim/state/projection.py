@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fedcompress.errors import ConfigError
-from fedcompress.optim.base import check_matrix
 from fedcompress.optim.state.adam_moments import AgedMoments
 
 if TYPE_CHECKING:
@@ -17,23 +15,6 @@ if TYPE_CHECKING:
 
 TINY = 1e-8  # added to norms that are divided by
 CARRIES: tuple[str, ...] = ("reset", "keep", "project")
-
-
-def check_rank(rule: str, rank: int, name: str, shape: tuple[int, ...]) -> None:
-    """Raise ``ConfigError`` unless a parameter is a matrix whose smaller side is at least the rank.
-
-    Args:
-        rule: name of the rule, for the error.
-        rank: rank of the subspace.
-        name: name of the parameter, for the error.
-        shape: shape of the whole parameter.
-
-    Raises:
-        ConfigError: the parameter is no matrix, or too small.
-    """
-    check_matrix(rule, name, shape)
-    if rank > min(shape):
-        raise ConfigError(f"optimizer.{rule}.rank", rank, f"must be at most {min(shape)}, the smaller side of {name}")
 
 
 def choose_side(shape: tuple[int, ...]) -> str:

@@ -5,6 +5,7 @@ import math
 import torch
 
 from fedcompress.optim import OPTIMIZERS
+from fedcompress.optim.engine.parameter_roles import find_layer_path
 
 # One call at least for each row; parameters that suit matrices of side 12 and more.
 CALLS = {
@@ -82,6 +83,12 @@ def net(seed: int = 0, width: int = 16) -> Net:
 
 def batch(step: int) -> torch.Tensor:
     return torch.randint(20, (4, 8), generator=torch.Generator().manual_seed(step))
+
+
+def parse_layer(name: str) -> int:
+    """Number of the layer that is in a name of ``Net``, which has one stack; -1 outside of it."""
+    path = find_layer_path(name)
+    return int(path.rpartition(".")[2]) if path else -1
 
 
 def train(model: Net, optimizer: torch.optim.Optimizer, first: int, last: int) -> list[float]:

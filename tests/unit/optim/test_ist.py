@@ -8,9 +8,8 @@ import torch
 
 from fedcompress.errors import ConfigError, NonFiniteError
 from fedcompress.optim import build_optimizer
-from fedcompress.optim.engine.parameter_roles import parse_layer
 from fedcompress.optim.ist import Importance, draw_candidates, draw_layers, suppress_layers, update_scores
-from tests.unit.optim.models import net, state, train
+from tests.unit.optim.models import net, parse_layer, state, train
 
 
 def fresh(layers: int = 8, **changes: float) -> Importance:

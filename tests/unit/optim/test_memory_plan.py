@@ -61,6 +61,21 @@ def test_checkpointing_takes_less() -> None:
     assert count(checkpointing=True).activations < count().activations
 
 
+def test_a_rule_that_gets_little_of_the_model_is_noted() -> None:
+    wide = LlamaConfig(
+        vocab_size=9000, hidden_size=96, intermediate_size=160, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(wide)
+    own = sum(p.numel() for n, p in model.named_parameters() if "proj" in n) / sum(
+        p.numel() for p in model.parameters()
+    )
+    found = plan(model, Setup(optimizer="frugal", ranks=2)).notes[-1]
+    assert found.startswith(f"frugal steps {own:.0%} of what is trained")
+    assert found.endswith("adamw the rest")
+    assert not any("what is trained" in n for n in plan(model, Setup(optimizer="adamw")).notes)
+    assert not any("what is trained" in n for n in count(optimizer="galore(rank=8)").notes)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [

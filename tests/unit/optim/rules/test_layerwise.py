@@ -8,10 +8,9 @@ import torch
 from fedcompress.errors import ConfigError
 from fedcompress.optim import ShardInfo, StepContext, build_optimizer, parse_optimizer
 from fedcompress.optim.base import EPOCH_STRIDE
-from fedcompress.optim.engine.parameter_roles import parse_layer
 from fedcompress.optim.rules.layerwise import find_active_layer, sample_layers
 from fedcompress.optim.state.moment_storage import count_bytes
-from tests.unit.optim.models import net, state, train
+from tests.unit.optim.models import net, parse_layer, state, train
 
 
 def shard(layers: int, layer: int = 0, seed: int = 0) -> ShardInfo:

@@ -193,7 +193,6 @@ def test_sparse_gradients_are_refused() -> None:
         ("frugal(projection=diagonals)", "must be one of"),
         ("frugal(update_gap=0)", "above 0"),
         ("galore(rank=0)", "above 0"),
-        ("galore(rank=4000)", "smaller side of layers.0.weight"),
         ("galore(side=full,carry=project)", "keep or reset"),
     ],
 )
