@@ -74,7 +74,7 @@ from typing import Any
 from clients.data_sources import make_absolute, parse_source
 from clients.network.link_speed import Link
 from fedcompress.adapters.base_model import BaseModel, resolve_model
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 from fedcompress.types import NAME_PATTERN
 
 KINDS = ("deepspeed", "accelerate")  # engine.kind
@@ -118,7 +118,7 @@ class Engine:
             raise ConfigError("engine.zero_stage", self.zero_stage, "must be 0, 1, 2 or 3")
         for name, choices in (("kind", KINDS), ("offload", OFFLOADS), ("sharding", SHARDINGS), ("keep_model", KEEPS)):
             if getattr(self, name) not in choices:
-                raise ConfigError(f"engine.{name}", getattr(self, name), f"must be one of {list(choices)}")
+                raise ConfigError(f"engine.{name}", getattr(self, name), one_of(choices, getattr(self, name)))
         if self.offload != "none" and (self.kind != "deepspeed" or not self.zero_stage):
             raise ConfigError("engine.offload", self.offload, "needs kind deepspeed and a zero_stage from 1 to 3")
         if self.offload == "nvme" and not (self.offload_path and Path(self.offload_path).is_dir()):
@@ -330,11 +330,11 @@ def _check_keys(raw: dict[str, Any], known: dict[str, dict[str, type]]) -> None:
     """Raise ``ConfigError`` for an unknown section or key, or a value of another type."""
     for section, body in raw.items():
         if section not in known or not isinstance(body, dict):
-            raise ConfigError(section, body, f"unknown section: must be one of {list(known)}")
+            raise ConfigError(section, body, f"unknown section: {one_of(known, section)}")
         for key, value in body.items():
             kind = known[section].get(key)
             if kind is None:
-                raise ConfigError(f"{section}.{key}", value, f"unknown key: must be one of {list(known[section])}")
+                raise ConfigError(f"{section}.{key}", value, f"unknown key: {one_of(known[section], key)}")
             allowed = (int, float) if kind is float else (kind,)
             if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
                 raise ConfigError(f"{section}.{key}", repr(value), f"must be of type {kind.__name__}")

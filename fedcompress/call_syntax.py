@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from fedcompress.errors import ConfigError, UnknownNameError
+from fedcompress.errors import ConfigError, UnknownNameError, one_of
 
 _CALL = re.compile(r"([a-z][a-z0-9-]*)\s*(?:\(([^()]*)\))?")  # name, and what is between the parentheses
 
@@ -37,13 +37,16 @@ def format_call(made: Configured) -> str:
     return f"{made.name}({','.join(args)})" if args else made.name
 
 
-def parse_call(text: str, choices: Mapping[str, type[Made]], field: str) -> Made:
+def parse_call(
+    text: str, choices: Mapping[str, type[Made]], field: str, *, listed: Iterable[str] | None = None
+) -> Made:
     """Build the object that a call in text names.
 
     Args:
         text: ``name`` or ``name(key=value,...)``.
         choices: dataclasses by name; their fields are int, float or str.
         field: name of the setting in error messages.
+        listed: names that an error lists, where others than the choices can stand in its place; None lists these.
 
     Returns:
         An instance of the named dataclass.
@@ -52,19 +55,20 @@ def parse_call(text: str, choices: Mapping[str, type[Made]], field: str) -> Made
         UnknownNameError: the text is no call, or names none of the choices; lists them.
         ConfigError: unknown key, or a value out of range; lists the keys.
     """
+    names = choices if listed is None else listed
     match = _CALL.fullmatch(text.strip())
     if match is None:
-        rule = f"must be name or name(key=value,...), name one of {list(choices)}"
+        rule = f"must be name or name(key=value,...); name {one_of(names, text)}"
         raise UnknownNameError(field, repr(text.strip()), rule)
     name, body = match.group(1), match.group(2)
     if name not in choices:
-        raise UnknownNameError(field, name, f"must be one of {list(choices)}")
+        raise UnknownNameError(field, name, one_of(names, name))
     known = {_key(f.name): f for f in fields(choices[name])}
     kwargs: dict[str, object] = {}
     for item in body.split(",") if body and body.strip() else []:
         key, equals, value = (s.strip() for s in item.partition("="))
         if not equals or key not in known or known[key].name in kwargs:
-            rule = f"must be key=value, once each, key one of {list(known)}"
+            rule = f"must be key=value, once each; key {one_of(known, key)}"
             raise ConfigError(f"{field}.{name}", item.strip(), rule)
         kwargs[known[key].name] = _convert(value, str(known[key].type), f"{field}.{name}.{key}")
     for key, known_field in known.items():

@@ -28,6 +28,28 @@ FedCompressError
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+
+def one_of(choices: Iterable[object], value: object = "") -> str:
+    """Return the rule of a setting that must be one of some names, with the name that was probably meant.
+
+        >>> one_of(["topk", "ternary"], "ternery")
+        "must be one of ['topk', 'ternary']: did you mean ternary?"
+
+    Args:
+        choices: the names, in the order in which they are listed.
+        value: what was found, with or without parameters in parentheses.
+    """
+    from difflib import get_close_matches  # only where there is an error
+
+    names = [str(choice) for choice in choices]
+    found = str(value)[:80].partition("(")[0].strip().strip("'\"")
+    plain = {name.lower().replace("_", "-"): name for name in names}
+    close = get_close_matches(found.lower().replace("_", "-"), plain, n=1, cutoff=0.7) if found else []
+    rule = f"must be one of {names}"
+    return f"{rule}: did you mean {plain[close[0]]}?" if close else rule
+
 
 class FedCompressError(Exception):
     """The base class of all errors that are raised on purpose: catching it catches them all."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.config.run_config import RunConfig
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 from fedcompress.runtime.supervision import read_facts
 from fedcompress.storage.locks import holder
 from server.events import EXPORTED, RunFailed, RunStarted, SitesMissing
@@ -117,7 +117,7 @@ def resolve_run_name(folder: Path, name: str) -> str:
         runs = reader.runs()
     resolved = name or started or (runs[-1] if runs else "")
     if resolved not in (*runs, started) or not resolved:
-        raise ConfigError("--run", repr(resolved), f"must be one of {runs}")
+        raise ConfigError("--run", repr(resolved), one_of(runs, resolved))
     return resolved
 
 

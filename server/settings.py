@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.config.run_config import RunConfig, parse_run_config
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 
 TLS = ("ca", "certificate", "key")  # keys whose values are PEM files
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses to listen on that nobody can connect to -> one that one can
@@ -179,7 +179,7 @@ def _parse_coordinator(section: dict[str, Any], base: Path) -> CoordinatorConfig
     kwargs: dict[str, Any] = {}
     for key, value in section.items():
         if key not in known:
-            raise ConfigError(f"coordinator.{key}", value, f"unknown key: must be one of {sorted(known)}")
+            raise ConfigError(f"coordinator.{key}", value, f"unknown key: {one_of(sorted(known), key)}")
         kind = types[known[key]]
         if kind is float and type(value) is int:
             value = float(value)

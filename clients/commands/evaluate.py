@@ -25,7 +25,7 @@ from fedcompress.adapters.exported_model import (
 )
 from fedcompress.adapters.positions import check_length, count_positions
 from fedcompress.config.objective import Classification, Objective
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise ConfigError("--dtype", self.dtype, f"must be one of {list(DTYPES)}")
+            raise ConfigError("--dtype", self.dtype, one_of(DTYPES, self.dtype))
         for name in ("max_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')}", getattr(self, name), "must be at least 1")

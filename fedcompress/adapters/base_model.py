@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedcompress.adapters.fingerprint import SOURCE, WEIGHTS
 from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM
-from fedcompress.errors import ConfigError, MissingPackageError
+from fedcompress.errors import ConfigError, MissingPackageError, one_of
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -48,7 +48,7 @@ class BaseModel:
     def __post_init__(self) -> None:
         for name, choices in (("dtype", DTYPES), ("quantization", QUANTIZATIONS), ("attention", ATTENTIONS)):
             if getattr(self, name) not in choices:
-                raise ConfigError(f"model.{name}", getattr(self, name), f"must be one of {list(choices)}")
+                raise ConfigError(f"model.{name}", getattr(self, name), one_of(choices, getattr(self, name)))
         if not (self.path / "config.json").is_file() and not list(self.path.glob("*.gguf")):
             raise ConfigError("model.path", self.path, "must be a folder with config.json and weights, or a GGUF file")
 

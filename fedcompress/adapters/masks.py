@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -25,7 +25,7 @@ def format_mask_type(kind: str, rank: int) -> str:
         ConfigError: there is no such kind.
     """
     if kind not in KINDS:
-        raise ConfigError("adapter.mask.kind", kind, f"must be one of {list(KINDS)}")
+        raise ConfigError("adapter.mask.kind", kind, one_of(KINDS, kind))
     return f"lift:{rank}" if kind == "lift" else kind
 
 

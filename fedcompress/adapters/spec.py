@@ -12,7 +12,7 @@ from typing import Any
 from fedcompress.adapters.masks import format_mask_type
 from fedcompress.adapters.table import ADAPTERS, REFUSED, AdapterRow
 from fedcompress.config.objective import CausalLM, Classification, Objective, Seq2SeqLM
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 
 DENSITY = 0.01  # share of all weights that a mask has where neither density nor r is given
 INIT_OPTIONS = ("rho", "tau", "whiten", "corda_method")  # settings of EVA and CorDA, which are no fields of PEFT's
@@ -79,7 +79,7 @@ class AdapterSpec:
             mask_type = format_mask_type(str(settings.pop("kind")), int(settings.pop("rank")))
         unknown = sorted(set(settings) - known)
         if unknown:
-            raise ConfigError(f"adapter.{self.name}", unknown[0], f"unknown key: must be one of {sorted(known)}")
+            raise ConfigError(f"adapter.{self.name}", unknown[0], f"unknown key: {one_of(sorted(known), unknown[0])}")
         if self.row.peft in ("LORA", "ADALORA"):
             settings.setdefault("lora_alpha", 2 * settings.get("r", settings.get("init_r", 8)))
         try:
@@ -137,7 +137,8 @@ def parse_adapter(text: str, field: str = "adapter") -> AdapterSpec:
     if name in REFUSED:
         raise ConfigError(field, name, f"is not averaged: {REFUSED[name]}")
     if match is None or name not in ADAPTERS:
-        raise ConfigError(field, repr(text.strip()), f"must be name or name(key=value,...), name of {list(ADAPTERS)}")
+        rule = f"must be name or name(key=value,...); name {one_of([*ADAPTERS, *REFUSED], name or text)}"
+        raise ConfigError(field, repr(text.strip()), rule)
     settings: dict[str, Any] = dict(ADAPTERS[name].defaults)
     seen: set[str] = set()
     arguments = match.group(2) or ""

@@ -78,11 +78,11 @@ def _run_harness(
     """Measure by tasks of the harness, and print; the arguments are those of the command."""
     from fedcompress.adapters.base_model import DTYPES, resolve_model
     from fedcompress.adapters.exported_model import is_adapter, read_base_name
-    from fedcompress.errors import ConfigError
+    from fedcompress.errors import ConfigError, one_of
     from fedcompress.experiments.lm_eval import run_tasks
 
     if dtype not in DTYPES:
-        raise ConfigError("--dtype", dtype, f"must be one of {list(DTYPES)}")
+        raise ConfigError("--dtype", dtype, one_of(DTYPES, dtype))
     if include is not None and not include.is_dir():
         raise ConfigError("--include", include, "must be a folder with task files")
     names = [name.strip() for name in tasks.split(",") if name.strip()]

@@ -80,7 +80,7 @@ def _write(
     from fedcompress.adapters.spec import parse_adapter
     from fedcompress.adapters.template_builder import write_template
     from fedcompress.config.objective import OBJECTIVES, Classification, objective_from
-    from fedcompress.errors import ConfigError
+    from fedcompress.errors import ConfigError, one_of
 
     if seed < 0:
         raise ConfigError("--seed", seed, "must be >= 0")
@@ -89,7 +89,7 @@ def _write(
     except OSError as error:
         raise ConfigError("--out", out, f"must be a folder that can be written: {error.strerror}") from error
     if task not in OBJECTIVES:
-        raise ConfigError("--task", task, f"must be one of {list(OBJECTIVES)}")
+        raise ConfigError("--task", task, one_of(OBJECTIVES, task))
     raw: dict[str, object] = {"name": task}
     if task == Classification.name:
         raw |= {"labels": _parse_labels(labels), "head": head}

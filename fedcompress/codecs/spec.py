@@ -9,7 +9,7 @@ from fedcompress.codecs.base import Quantizer, Selector, TensorCode
 from fedcompress.codecs.chain import SelectThenQuantize
 from fedcompress.codecs.codes.compeft import ComPEFT
 from fedcompress.codecs.table import CODECS
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 from fedcompress.types import GROUPS, Layout, TensorSpec
 
 # Names that stand for several tensor groups.
@@ -125,10 +125,11 @@ def _parse_groups(text: str, field: str) -> tuple[str, ...]:
     for name in text.split(","):
         group = name.strip()
         if group not in GROUPS and group not in ALIASES:
-            raise ConfigError(field, repr(group), f"group must be one of {[*GROUPS, *ALIASES]}")
+            raise ConfigError(field, repr(group), f"group {one_of([*GROUPS, *ALIASES], group)}")
         groups += ALIASES.get(group, (group,))
     return tuple(groups)
 
 
 def _parse_stage(text: str, field: str) -> Selector | Quantizer | TensorCode:
-    return parse_call(text, {n: r.config for n, r in CODECS.items() if r.config is not None}, field)
+    choices = {n: r.config for n, r in CODECS.items() if r.config is not None}
+    return parse_call(text, choices, field, listed=CODECS)  # people mean presets, too

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 
 LARGEST = 2.0**53  # of a number
 MOST_NAMES = 10_000  # in a list of names or of numbers, or in a dict
@@ -162,7 +162,7 @@ def check_adapter_config(text: str, *, field: str = "adapter_config") -> Mapping
         return config
     kind = config.get("peft_type")
     if config and kind not in TYPES:
-        raise ConfigError(f"{field}.peft_type", str(kind)[:80], f"must be one of {list(TYPES)}")
+        raise ConfigError(f"{field}.peft_type", str(kind)[:80], one_of(TYPES, kind))
     for name, value in config.items():
         if name not in FIELDS:
             raise ConfigError(field, str(name)[:80], "is not a field that a task may have")

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 
 HEADS = ("mean-pool-linear", "stock")  # heads of a classifier
 
@@ -32,7 +32,7 @@ class Classification:
         if len(self.labels) < 2 or len(set(self.labels)) != len(self.labels):
             raise ConfigError("objective.labels", list(self.labels), "must be at least 2 distinct names")
         if self.head not in HEADS:
-            raise ConfigError("objective.head", self.head, f"must be one of {list(HEADS)}")
+            raise ConfigError("objective.head", self.head, one_of(HEADS, self.head))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def objective_from(raw: object, field: str = "objective") -> Objective:
         raise ConfigError(field, str(raw)[:80], "must be the JSON of an objective") from error
     if not isinstance(parsed, dict) or parsed.get("name") not in OBJECTIVES:
         name = parsed.get("name") if isinstance(parsed, dict) else type(parsed).__name__
-        raise ConfigError(field, repr(name), f"must be one of {list(OBJECTIVES)}")
+        raise ConfigError(field, repr(name), one_of(OBJECTIVES, name))
     kwargs: dict[str, Any] = {k: v for k, v in parsed.items() if k != "name"}
     labels = kwargs.get("labels", [])
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):

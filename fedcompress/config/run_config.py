@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from fedcompress.codecs import CodecSpec
 from fedcompress.config.training_options import TrainingOptions, check_positive
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 from fedcompress.merging import RULES, check_space, parse_rule, parse_server_optimizer, parse_weighting
 from fedcompress.merging.server_optim import ServerOptimizer, Sgd
 from fedcompress.merging.weighting import Weighting
@@ -138,7 +138,7 @@ class RunConfig(TrainingOptions):
         """Raise ``ConfigError`` unless the settings of who takes part in a round go together."""
         for name, choices in (("sampling", SAMPLINGS), ("late", LATE)):
             if getattr(self, name) not in choices:
-                raise ConfigError(name, getattr(self, name), f"must be one of {list(choices)}")
+                raise ConfigError(name, getattr(self, name), one_of(choices, getattr(self, name)))
         if self.over_sampling < 1:
             raise ConfigError("over-sampling", self.over_sampling, "must be at least 1")
         if self.over_sampling > 1 and not self.sites_per_round:
@@ -215,7 +215,7 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
     kwargs: dict[str, Any] = {}
     for key, value in flat.items():
         if key not in known:
-            raise ConfigError(key, value, f"unknown key: must be one of {sorted(known)}")
+            raise ConfigError(key, value, f"unknown key: {one_of(sorted(known), key)}")
         setting = known[key]
         kind = type(setting.default)
         if kind is float and isinstance(value, int):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from fedcompress.codecs import CodecSpec, ErrorFeedback
 from fedcompress.config.drift import parse_drift_correction
 from fedcompress.config.schedules import parse_schedule
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 from fedcompress.optim import parse_optimizer
 from fedcompress.optim.base import survives_rounds
 
@@ -119,7 +119,7 @@ def check_optimizer(field: str, text: str, state: str) -> None:
     if not survives_rounds(parse_optimizer(text, field=field)):
         raise ConfigError(field, text, "is for training in one place: its average does not outlive a round")
     if state not in OPTIMIZER_STATES:
-        raise ConfigError(f"{field}-state", state, f"must be one of {list(OPTIMIZER_STATES)}")
+        raise ConfigError(f"{field}-state", state, one_of(OPTIMIZER_STATES, state))
 
 
 def check_positive(field: str, value: float, *, zero: bool = False) -> None:

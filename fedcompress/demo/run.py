@@ -23,7 +23,7 @@ from fedcompress.config.run_config import PRIVATE_COHORT, RunConfig
 from fedcompress.demo import data as demo_data
 from fedcompress.demo.federation import Federation
 from fedcompress.demo.tasks import DEMOS, DEPARTMENT, DemoTask
-from fedcompress.errors import ConfigError, MissingPackageError, ProcessError
+from fedcompress.errors import ConfigError, MissingPackageError, ProcessError, one_of
 from fedcompress.identity.certs import CertOptions, make_certs
 from fedcompress.merging import check_space, parse_rule
 from fedcompress.runtime.flower_app import app_folder
@@ -69,7 +69,7 @@ class DemoOptions:
 
     def __post_init__(self) -> None:
         if self.task not in DEMOS:
-            raise ConfigError("--task", self.task, f"must be one of {list(DEMOS)}")
+            raise ConfigError("--task", self.task, one_of(DEMOS, self.task))
         for name in ("rounds", "steps"):
             if not getattr(self, name):
                 object.__setattr__(self, name, getattr(self.demo, name))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from fedcompress.demo.run import DemoOptions, run_demo
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Grid:
                 raise ConfigError(section, getattr(self, section), "must be a table")
             for name in getattr(self, section):
                 if name not in kinds:
-                    raise ConfigError(f"{section}.{name}", name, f"unknown option: must be one of {sorted(kinds)}")
+                    raise ConfigError(f"{section}.{name}", name, f"unknown option: {one_of(sorted(kinds), name)}")
         for name, values in self.grid.items():
             if not isinstance(values, list) or not values:
                 raise ConfigError(f"grid.{name}", values, "must be a list with at least one value")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 
 HOWS = ("iid", "key", "dirichlet", "quantity")  # ways to share rows
 DRAWS = 1000  # draws from a Dirichlet distribution before rows are moved to the sites that lack some
@@ -45,7 +45,7 @@ class Partition:
         if self.sites < 1:
             raise ConfigError("sites", self.sites, "must be at least 1")
         if self.how not in HOWS:
-            raise ConfigError("how", self.how, f"must be one of {list(HOWS)}")
+            raise ConfigError("how", self.how, one_of(HOWS, self.how))
         if not 0 < self.alpha < math.inf:
             raise ConfigError("alpha", self.alpha, "must be above 0 and finite")
         for name in ("least", "seed"):

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 from fedcompress.numerics.philox import hash_seed
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
         ConfigError: the value is none of the choices.
     """
     if value not in choices:
-        raise ConfigError(field, value, f"must be one of {list(choices)}")
+        raise ConfigError(field, value, one_of(choices, value))
 
 
 def check_matrix(rule: str, name: str, shape: tuple[int, ...]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedcompress.call_syntax import format_call
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 from fedcompress.optim import build_optimizer
 from fedcompress.optim.base import MATRIX
 from fedcompress.optim.engine.owners import assign_owners
@@ -56,7 +56,7 @@ class Setup:
         if self.zero not in (0, 1, 2, 3):
             raise ConfigError("zero", self.zero, "must be 0, 1, 2 or 3")
         if self.dtype not in DTYPES:
-            raise ConfigError("dtype", self.dtype, f"must be one of {list(DTYPES)}")
+            raise ConfigError("dtype", self.dtype, one_of(DTYPES, self.dtype))
         for name in ("ranks", "micro_batch", "length", "bucket"):
             if getattr(self, name) < 1:
                 raise ConfigError(name.replace("_", "-"), getattr(self, name), "must be at least 1")

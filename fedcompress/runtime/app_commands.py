@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from fedcompress.errors import ConfigError, FedCompressError, LockedError, MismatchError, MissingPackageError
+from fedcompress.errors import ConfigError, FedCompressError, LockedError, MismatchError, MissingPackageError, one_of
 
 DEBUG = "--debug"  # option of every command: errors are shown with their traceback
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
@@ -75,7 +75,7 @@ def run_command(package: str, names: Sequence[str], argv: list[str]) -> int:
     """
     name, options = argv[0], json.loads(argv[1])
     if name not in names:
-        raise ConfigError("command", name, f"must be one of {list(names)}")
+        raise ConfigError("command", name, one_of(names, name))
     debug = options.pop("debug", False)
     command = importlib.import_module(f"{package}.{name}")
     try:

@@ -18,7 +18,7 @@ from typing import Any
 from clients.data_sources import Row
 from clients.data_sources.base import describe_columns
 from clients.site import Data
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 
 ANSWERS = "assistant"  # role of the turns that the model has to say
 CONVERSATIONS = "conversations"
@@ -127,7 +127,7 @@ def _read_turn(turn: Any, field: str) -> Turn:
         keys = describe_columns(key for key in turn if turn[key] is not None)
         raise ConfigError(field, f"an object with {keys}", 'must have "role" and "content", or "from" and "value"')
     if speaker.lower() not in SPEAKERS:
-        raise ConfigError(f"{field}.from", "another speaker", f"must be one of {sorted(SPEAKERS)}")
+        raise ConfigError(f"{field}.from", "another speaker", one_of(sorted(SPEAKERS)))
     return {"role": SPEAKERS[speaker.lower()], "content": _read_content(turn, "value", field)}
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fedcompress.adapters.spec import AdapterSpec
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 from fedcompress.numerics.philox import words
 from fedcompress.numerics.seeded_bases import BASES
 
@@ -68,7 +68,7 @@ class Subspace:
             raise ConfigError("adapter.subspace.rank", self.rank, "must be from 1 to 4096")
         for key, choices in (("basis", BASES), ("refresh", REFRESH)):
             if getattr(self, key) not in choices:
-                raise ConfigError(f"adapter.subspace.{key}", getattr(self, key), f"must be one of {list(choices)}")
+                raise ConfigError(f"adapter.subspace.{key}", getattr(self, key), one_of(choices, getattr(self, key)))
 
 
 TrainableSet = Full | Layers | Subspace
@@ -95,7 +95,7 @@ def parse_trainable_set(spec: AdapterSpec) -> TrainableSet:
     settings = {}
     for key, value in spec.settings.items():
         if key not in known:
-            raise ConfigError(f"adapter.{spec.name}", key, f"unknown key: must be one of {known}")
+            raise ConfigError(f"adapter.{spec.name}", key, f"unknown key: {one_of(known, key)}")
         if key in _NAME_LISTS:
             names = tuple(value.split("+")) if isinstance(value, str) else tuple(value)
             settings[key] = () if names == ("all-linear",) else names
@@ -113,7 +113,7 @@ def load_trainable_set(config: Mapping[str, Any]) -> TrainableSet:
     settings = dict(config[KEY])
     name = settings.pop("name", "")
     if name not in TRAINABLE_SETS:
-        raise ConfigError("adapter.weights", name, f"must be one of {list(TRAINABLE_SETS)}")
+        raise ConfigError("adapter.weights", name, one_of(TRAINABLE_SETS, name))
     build: Callable[..., TrainableSet] = TRAINABLE_SETS[name]
     try:
         return build(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedcompress.errors import ConfigError, UnknownNameError
+from fedcompress.errors import ConfigError, UnknownNameError, one_of
 from fedcompress.merging import RULES, AnyRule, parse_rule
 from fedcompress.merging.base import Elementwise, Floats, Modular, Module
 from fedcompress.merging.lora_rules.ridge import average_factors
@@ -97,7 +97,7 @@ def _parse_rule_or_form(text: str) -> AnyRule | str:
     try:
         return parse_rule(text, field="--rule")
     except UnknownNameError as error:
-        raise ConfigError("--rule", error.value, f"must be one of {[*FORMS, *RULES]}") from error
+        raise ConfigError("--rule", error.value, one_of([*FORMS, *RULES], error.value)) from error
 
 
 @dataclass(frozen=True, kw_only=True)
