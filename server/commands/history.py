@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedcompress.errors import ConfigError
-from fedcompress.formatting import ago, escaped
+from fedcompress.fitted_table import FittedTable
+from fedcompress.formatting import ago
 from fedcompress.traffic.accounting import BASELINES
 from server.ledger.reader import LedgerReader
 from server.runs import find_run
@@ -17,6 +18,16 @@ from server.runs import find_run
 WIDTH = 200  # columns of a table that is not for a terminal
 # Heads of the columns of ``_format_sizes``.
 SIZES = ("bytes up", "bytes down", "protocol up", "protocol down", "transport up", "transport down")
+# Heads of columns that are left out on a narrow terminal, the first first.
+LEAST_IMPORTANT = (
+    *reversed(SIZES[2:]),
+    *(f"as {d}" for d in reversed(BASELINES)),
+    "late",
+    "asked",
+    "seconds",
+    "version",
+)
+WORDS = ("site", "code", "message", "when", "last reply")  # heads of columns with texts
 NEVER_ADMITTED = "(never admitted)"
 
 
@@ -123,14 +134,6 @@ _TABLES = {
 
 def _print_table(title: str, heads: Sequence[str], rows: list[list[str]]) -> None:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    table = Table(title=title, title_justify="left")
-    words = ("site", "code", "message", "when", "last reply")
-    for head in heads:
-        table.add_column(head, justify="left" if head in words else "right")
-    for row in rows:
-        table.add_row(*(Text(escaped(cell)) for cell in row))
-    console.print(table)
+    console.print(FittedTable(names=heads, rows=rows, dropped=LEAST_IMPORTANT, folded=WORDS, title=title))

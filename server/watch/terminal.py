@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from fedcompress.fitted_table import FittedTable
 from fedcompress.formatting import ago, duration, escaped, size
 from server.events import EXPORTED
 from server.watch.view import WORKING, Snapshot
 
 if TYPE_CHECKING:
     from rich.console import Group
-    from rich.table import Table
 
 LOOK = 1.0  # seconds between two looks at the run
 BLOCKS = "▁▂▃▄▅▆▇█"  # heights of a sparkline
@@ -21,6 +21,8 @@ SPARKS = 60  # columns of a sparkline
 LAST_REFUSALS = 5  # refusals that are shown
 LAST_ROUNDS = 8  # rounds that are shown
 PLAIN_WIDTH = 140  # columns where there is no terminal
+# Heads of columns that are left out on a narrow terminal, the first first.
+LEAST_IMPORTANT = ("transport", "rate", "examples", "late", "version", "down", "seconds", "alone", "refused", "loss")
 
 
 def sparkline(values: Sequence[float], width: int = SPARKS) -> str:
@@ -66,31 +68,14 @@ def _format_head(shown: Snapshot) -> list[str]:
     return lines
 
 
-def _build_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(names):
-        if i == 0:  # the column that must be read even where there is no room
-            longest = min(16, max((len(row[0]) for row in rows), default=0))
-            table.add_column(name, justify="left", overflow="fold", min_width=longest)
-        else:
-            table.add_column(name, justify="right", overflow="ellipsis")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
-
-
-def _tabulate_sites(shown: Snapshot) -> Table:
+def _tabulate_sites(shown: Snapshot) -> FittedTable:
     sent = ("up", "down", "transport", "rate")
     names = ("site", "awaited", "merged", "version", "accuracy", "alone", "loss", *sent, "examples", "refused")
     rows = []
     for site in shown.sites:
         waited = "" if site.awaited_since is None else duration(max(0.0, shown.at - site.awaited_since))
         cells = (
-            escaped(site.site),
+            site.site,
             waited,
             _format_whole(site.merged_round),
             _format_whole(site.version),
@@ -105,10 +90,10 @@ def _tabulate_sites(shown: Snapshot) -> Table:
             str(site.refused),
         )
         rows.append(cells)
-    return _build_table(names, rows)
+    return FittedTable(names=names, rows=rows, dropped=LEAST_IMPORTANT, folded=names[:1])
 
 
-def _tabulate_rounds(shown: Snapshot) -> Table:
+def _tabulate_rounds(shown: Snapshot) -> FittedTable:
     names = ("round", "merged", "late", "refused", "up", "down", "transport", "seconds", "accuracy", "loss")
     rows = []
     for row in shown.history[-LAST_ROUNDS:]:
@@ -125,7 +110,7 @@ def _tabulate_rounds(shown: Snapshot) -> Table:
             _format_figure(row.loss),
         )
         rows.append(cells)
-    return _build_table(names, rows)
+    return FittedTable(names=names, rows=rows, dropped=LEAST_IMPORTANT, folded=names[:1])
 
 
 def _format_quality(shown: Snapshot) -> list[str]:
