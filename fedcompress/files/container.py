@@ -107,6 +107,9 @@ def open_container(path: Path, field: str = "PATH", *, allow_large: bool = False
         field: what errors call the path.
         allow_large: whether it may decode to any size, and take any time; see ``files.limits``.
 
+    Returns:
+        The outline of the file.
+
     Raises:
         ConfigError: there is no such file.
         LimitError: it asks for more memory, disk or time than a file of its size may.
