@@ -42,7 +42,7 @@ def train(prepared: torch.nn.Module, optimizer: LowMemoryOptimizer) -> None:
 def rank_of(rank: int, world: int, folder: str) -> None:
     limit = timedelta(seconds=20)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world, timeout=limit)
-    works = (replicated, by_rows, partly_by_rows, on_one_rank, loaded, not_finite, resumed, of_one_rank)
+    works = (replicated, by_rows, partly_by_rows, on_one_rank, loaded, not_finite, resumed, of_one_rank, on_every_rank)
     found = {work.__name__: work(rank) for work in works}
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
@@ -69,6 +69,28 @@ def replicated(rank: int) -> list[dict[str, torch.Tensor]]:
         model = Model()
         train(model, build_optimizer(model, call, lr=1e-2, weight_decay=0.1))
         found.append(weights_of(model))
+    return found
+
+
+def on_every_rank(rank: int) -> list[bool]:
+    """With ``replicate``, the state of each rank is that of all, and the steps are those of one process."""
+    found = []
+    for call in CALLS:
+        model = Model()
+        optimizer = build_optimizer(model, call, lr=1e-2, weight_decay=0.1, replicate=True)
+        train(model, optimizer)
+        gathered: list = [None, None]
+        dist.all_gather_object(gathered, optimizer.state_dict()["memory"])
+        alike = [gathered[0][n]["state"].keys() == entry["state"].keys() for n, entry in gathered[1].items()]
+        found.append(gathered[0].keys() == gathered[1].keys() == weights_of(model).keys() and all(alike))
+        again = build_optimizer(Model(), call, lr=1e-2, weight_decay=0.1, replicate=True)
+        again.load_state_dict(optimizer.state_dict() | {"rank": 1 - rank})
+        sharded = Model()
+        fully_shard(sharded)
+        other = build_optimizer(sharded, call, lr=1e-2, weight_decay=0.1, replicate=True)
+        train(sharded, other)  # where weights are sharded, it changes nothing
+        apart = [(a - weights_of(sharded)[n]).abs().max().item() for n, a in weights_of(model).items()]
+        found.append(max(apart) < 1e-5)
     return found
 
 
@@ -208,8 +230,12 @@ def test_the_state_of_one_rank_is_refused_by_those_that_it_lacks_matrices_of(fou
     assert galore[0] == adamp[0] == "", "the first rank has what it steps"
     for said in (galore[1], adamp[1]):
         assert "is of rank 0 of 2, and lacks " in said
-        assert "must be of all ranks: save optimizer.whole_state_dict()" in said
+        assert "must be of all ranks: build with replicate=True, or save whole_state_dict()" in said
     assert frugal == ["", ""], "what needs no whole matrix has its state on every rank"
+
+
+def test_a_replicated_state_is_whole_on_every_rank(found: dict[str, list]) -> None:
+    assert found["on_every_rank"] == [True] * 2 * len(CALLS)
 
 
 def test_one_process_refuses_the_state_of_one_rank_of_two() -> None:

@@ -78,4 +78,5 @@ def test_nothing_received_is_unpickled_or_evaluated() -> None:
     for folder in ("fedcompress", "clients", "server"):
         for path in (ROOT / folder).rglob("*.py"):
             text = re.sub(r"torch\.load\([^()]*weights_only=True\)", "", path.read_text())  # weights alone
+            text = text.replace("def eval(", "")  # torch's name of a mode
             assert not [word for word in forbidden if word in text], path

@@ -32,6 +32,7 @@ def build_optimizer(
     also: tuple[str, ...] = (),
     rest: str = "",
     rest_lr: float | None = None,
+    replicate: bool = False,
 ) -> Any:
     """Build a ``torch.optim.Optimizer`` over the trainable parameters of a model.
 
@@ -54,6 +55,9 @@ def build_optimizer(
         also: what a rule for matrices gets beside linear layers; any of ``embedding`` and ``head``.
         rest: rule of the other parameters; AdamW with the same kind of states if empty.
         rest_lr: learning rate of the other parameters; ``lr`` if left out.
+        replicate: under data parallelism each rank steps every matrix and has its state, as torch's optimizers do, so
+            that a checkpoint of one rank has all; else each matrix has one rank that steps it. Without effect where
+            weights or states are sharded.
 
     Returns:
         A ``LowMemoryOptimizer``.
@@ -75,7 +79,8 @@ def build_optimizer(
         *_build_groups(rule, chosen, lr, weight_decay),
         *_build_groups(other_rule, others, other_lr, weight_decay),
     ]
-    return LowMemoryOptimizer([g for g in groups if g["params"]], lr=lr, weight_decay=weight_decay, seed=seed)
+    own = [group for group in groups if group["params"]]
+    return LowMemoryOptimizer(own, lr=lr, weight_decay=weight_decay, seed=seed, replicate=replicate)
 
 
 def _check_settings(rates: dict[str, float], also: tuple[str, ...]) -> None:

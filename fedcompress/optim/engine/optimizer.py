@@ -5,6 +5,7 @@ Import it inside of functions: the module imports torch.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fedcompress.errors import ConfigError, NonFiniteError, StateError
-from fedcompress.optim.base import MATRIX, Decaying, OptimizerRule, ShardInfo, State, check_choice, survives_rounds
+from fedcompress.errors import ConfigError, NonFiniteError, StateError, TrainingError
+from fedcompress.optim.base import MATRIX, OptimizerRule, ShardInfo, State, check_choice, survives_rounds
 from fedcompress.optim.engine.checkpoint import FORMAT, combine_rank_states, pack_state, unpack_state
-from fedcompress.optim.engine.owners import Exchange, assign_owners, build_exchange, split_into_waves
+from fedcompress.optim.engine.matrix_steps import MatrixSteps, apply_step
+from fedcompress.optim.engine.owners import Exchange, assign_owners, build_exchange, warn_of_parts
 from fedcompress.optim.engine.ranks import (
     gather_objects,
     get_collective_device,
@@ -51,6 +53,7 @@ class LowMemoryOptimizer(TorchContract):
         lr: learning rate of groups that have none of their own.
         weight_decay: decoupled weight decay of groups that have none of their own.
         seed: seed of everything that rules draw.
+        replicate: whether each rank steps every matrix, and has its state, where all ranks hold all of it.
 
     Attributes:
         fused: whether steps are made in the backward pass; ``step`` then does nothing.
@@ -58,8 +61,16 @@ class LowMemoryOptimizer(TorchContract):
         active_layers: layers that are stepped, beside the parameters in no layer; None steps all.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], *, lr: float, weight_decay: float = 0.0, seed: int = 0):
-        super().__init__(list(groups), {"lr": lr, "weight_decay": weight_decay})
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        *,
+        lr: float,
+        weight_decay: float = 0.0,
+        seed: int = 0,
+        replicate: bool = False,
+    ):
+        super().__init__(list(groups), {"lr": lr, "weight_decay": weight_decay, "averaged": False})
         self._originals = {
             name: weakref.ref(p) for g in self.param_groups for name, p in zip(g["names"], g["params"], strict=True)
         }
@@ -67,6 +78,7 @@ class LowMemoryOptimizer(TorchContract):
         self._parameters = _describe_parameters(self.param_groups, seed)
         self._matrices = _find_matrices(self.param_groups, self._rules)
         self._seed = seed
+        self._replicate = replicate
         self._store = StateStore()
         self._exchanges: dict[tuple[str, ...], Exchange] = {}
         self._was_called = False
@@ -94,6 +106,9 @@ class LowMemoryOptimizer(TorchContract):
         if self.fused:
             self.stepped_in_backward.clear()
             return loss
+        if self.is_averaged:
+            text = "the model has the averages of schedule-free: call optimizer.train() before the forward pass"
+            raise TrainingError("averaged-weights", text)
         resolved = [(g, *find_units(g, self._find_living())) for g in self.param_groups if g["params"]]
         names = [name for _, group_names, _ in resolved for name in group_names]
         stepped = self._agree_on_stepped(names, [shard for _, _, shards in resolved for shard in shards])
@@ -125,10 +140,17 @@ class LowMemoryOptimizer(TorchContract):
         rule = self._rules[group["rule"]]
         if rule.placement != MATRIX:
             self._step_shards(group, rule, [s for s in shards if s.name in stepped])
-        elif get_world_size() == 1:
-            self._step_whole_matrices(group, rule, shards, [n for n in names if n in stepped])
-        else:
-            self._step_owned_matrices(group, rule, names, shards, stepped)
+            return
+        turns = [n for n in names if n in stepped]
+        matrices = MatrixSteps(group, rule, self._parameters, self._run_rule)
+        if get_world_size() == 1:
+            matrices.step_whole(shards, turns)
+        elif turns:
+            exchange = self._get_exchange(tuple(names), shards)
+            if self._replicate and exchange.replicated:
+                matrices.step_whole(shards, turns)
+            else:
+                matrices.step_owned(exchange, shards, turns)
 
     def _find_living(self) -> dict[str, Any]:
         """Return the parameters that the optimizer was made with, by name, where they still exist."""
@@ -176,44 +198,7 @@ class LowMemoryOptimizer(TorchContract):
         for shard in shards:
             if (grad := shard.grad()) is not None:
                 delta = self._run_rule(group, rule, grad, _describe(self._parameters, shard), shard.weight())
-                _apply(group, rule, shard, delta)
-
-    def _step_whole_matrices(
-        self, group: dict[str, Any], rule: OptimizerRule, shards: Sequence[Shard], names: Sequence[str]
-    ) -> None:
-        """Step matrices in one process; each gradient becomes float32 only when its matrix has its turn."""
-        shard_by_name = {s.name: s for s in shards}
-        for name in names:
-            shard = shard_by_name[name]
-            parameter = self._parameters[name]
-            weight = shard.weight().float().view(parameter.shape) if rule.needs_weight else None
-            delta = self._run_rule(group, rule, _read_grad(shard).view(parameter.shape), parameter, weight)
-            _apply(group, rule, shard, delta.reshape(-1))
-
-    def _step_owned_matrices(
-        self,
-        group: dict[str, Any],
-        rule: OptimizerRule,
-        names: Sequence[str],
-        shards: Sequence[Shard],
-        stepped: set[str],
-    ) -> None:
-        """Step matrices on the ranks that own them; gradients become float32 wave by wave, never all at once."""
-        turns = [n for n in names if n in stepped]
-        if not turns:
-            return
-        shard_by_name = {s.name: s for s in shards}
-        exchange = self._get_exchange(tuple(names), shards)
-        for wave in split_into_waves(turns, exchange.owners):
-            shards_of_wave = [shard_by_name[n] for n in wave if n in shard_by_name]
-            grads = exchange.to_owners(wave, {s.name: _read_grad(s) for s in shards_of_wave})
-            weights: dict[str, Any] = {}
-            if rule.needs_weight:
-                weights = exchange.to_owners(wave, {s.name: s.weight().float() for s in shards_of_wave})
-            deltas = {n: self._run_rule(group, rule, g, self._parameters[n], weights.get(n)) for n, g in grads.items()}
-            for name, piece in exchange.from_owners(wave, deltas).items():
-                shard = shard_by_name[name]
-                _apply(group, rule, shard, piece.to(shard.tensor.device))
+                apply_step(group, rule, shard, delta)
 
     def _get_exchange(self, names: tuple[str, ...], shards: Sequence[Shard]) -> Exchange:
         """Return the exchange of a set of matrices, which is built at its first use."""
@@ -258,11 +243,15 @@ class LowMemoryOptimizer(TorchContract):
                 "optimizer.round-state", state, "must be reset with schedule-free: its z is of old weights"
             )
         self._store.start_round(epoch, reset=state == "reset")
+        self.is_averaged = False
 
     def export_state(self) -> dict[str, Any]:
         """Return copies of this rank's state with its place in each parameter, which later steps do not change."""
-        groups = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
-        place = {"rank": get_rank(), "ranks": get_world_size()}
+        places = itertools.count()
+        groups = [{**g, "params": [next(places) for _ in g["params"]]} for g in self.param_groups]
+        place = {"rank": get_rank(), "ranks": get_world_size(), "replicated": self._replicate}
+        if not self._replicate:
+            warn_of_parts(self._exchanges.values())
         state = {"fedcompress": FORMAT, **place, "seed": self._seed, "epoch": self._store.epoch}
         return {**state, "memory": copy_tensors(self._store.export_entries()), "param_groups": groups}
 
@@ -270,7 +259,7 @@ class LowMemoryOptimizer(TorchContract):
         """Continue from a state of this rank or of whole parameters; another rule's or rank's is a ``StateError``."""
         state_dict = _strip_wrapped_names(state_dict)
         _check_state_dict(state_dict, self.param_groups, self._seed)
-        _check_owners(state_dict, self._matrices)
+        _check_owners(state_dict, self._matrices, steps_all=self._replicate)
         for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
             group.update({k: v for k, v in loaded.items() if k != "params"})
         self._store.load_entries(state_dict["memory"], state_dict["epoch"])
@@ -278,8 +267,8 @@ class LowMemoryOptimizer(TorchContract):
     def whole_state_dict(self) -> dict[str, Any]:
         """Return the state of all ranks for whole parameters, on the CPU if there are many; all ranks call it."""
         if get_world_size() == 1:
-            return combine_rank_states([self.state_dict()])
-        return combine_rank_states(gather_objects(move_to_device(self.state_dict(), "cpu")))
+            return combine_rank_states([self.export_state()])
+        return combine_rank_states(gather_objects(move_to_device(self.export_state(), "cpu")))
 
     def state_bytes(self) -> int:
         """Return the bytes that the state takes on this rank."""
@@ -318,11 +307,6 @@ def _describe(parameters: Mapping[str, ShardInfo], shard: Shard) -> ShardInfo:
     return replace(parameters[shard.name], start=shard.start, numel=shard.numel)
 
 
-def _apply(group: dict[str, Any], rule: OptimizerRule, shard: Shard, delta: Tensor) -> None:
-    """Step a shard's weight along a direction; a rule that is ``Decaying`` has added its weight decay already."""
-    shard.apply(delta, group["lr"], 0.0 if isinstance(rule, Decaying) else group["weight_decay"])
-
-
 def _check_state_dict(state_dict: dict[str, Any], groups: Sequence[dict[str, Any]], seed: int) -> None:
     """Raise ``StateError`` unless a state dict is of this format, these parameters and rules, and this seed."""
     if state_dict.get("fedcompress") != FORMAT:
@@ -337,20 +321,23 @@ def _check_state_dict(state_dict: dict[str, Any], groups: Sequence[dict[str, Any
         raise StateError(f"optimizer state: seed: {state_dict['seed']}: {rule}")
 
 
-def _check_owners(state_dict: dict[str, Any], matrices: Mapping[str, tuple[int, ...]]) -> None:
+def _check_owners(
+    state_dict: dict[str, Any], matrices: Mapping[str, tuple[int, ...]], *, steps_all: bool = False
+) -> None:
     """Raise ``StateError`` if this rank steps matrices whose states another rank had when the state was saved.
 
     Libraries that save one rank's state under data parallelism would else begin those matrices anew without a word.
     """
     rank, ranks = state_dict.get("rank", 0), state_dict.get("ranks", 1)
-    if ranks == 1 or not state_dict["memory"]:
+    if ranks == 1 or not state_dict["memory"] or state_dict.get("replicated"):
         return
     owners_then, owners_now = assign_owners(matrices, ranks), assign_owners(matrices, get_world_size())
-    mine = [n for n in matrices if owners_now[n] == get_rank() and n not in state_dict["memory"]]
+    absent = [n for n in matrices if n not in state_dict["memory"]]
+    mine = [n for n in absent if steps_all or owners_now[n] == get_rank()]
     missing = [n for n in mine if owners_then[n] != rank]
     if missing:
         text = f"is of rank {rank} of {ranks}, and lacks {len(missing)} matrices that rank {get_rank()} steps"
-        rule = "must be of all ranks: save optimizer.whole_state_dict(), which all ranks call"
+        rule = "must be of all ranks: build with replicate=True, or save whole_state_dict(), which all ranks call"
         raise StateError(f"optimizer state: {text}, as {missing[0]}: {rule}")
 
 
@@ -368,12 +355,6 @@ def _strip_wrapped_names(state_dict: dict[str, Any]) -> dict[str, Any]:
 def _to_lists(value: Any) -> Any:
     """Turn tuples into lists, at any depth, so that a checkpoint's compare equal."""
     return [_to_lists(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _read_grad(shard: Shard) -> Tensor:
-    """Return a shard's gradient, float32 and flat; zeros where only other ranks have one."""
-    grad = shard.grad()
-    return torch.zeros(shard.numel, device=shard.tensor.device) if grad is None else grad
 
 
 def _find_non_finite(grads: Sequence[tuple[str, Tensor]]) -> list[str]:

@@ -9,8 +9,9 @@ that all ranks compute at once and no rank holds more than one whole matrix.
 from __future__ import annotations
 
 import heapq
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from fedcompress.optim.engine.ranks import gather_objects
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOG = logging.getLogger("fedcompress.optim")
 Span = tuple[int, int]  # start and number of entries, in the flattened matrix
 
 
@@ -162,6 +164,24 @@ def build_exchange(
         replicated=all(theirs.get(n) == (0, math.prod(shapes[n])) for theirs in everyone for n in shapes),
         device=device,
     )
+
+
+def warn_of_parts(exchanges: Iterable[Exchange]) -> None:
+    """Warn where a rank's state lacks what other ranks step of matrices that all ranks hold.
+
+    Libraries save the state of one rank there, since they take it for that of all.
+    """
+    for exchange in exchanges:
+        mine = sum(owner == exchange.rank for owner in exchange.owners.values())
+        if exchange.replicated and mine < len(exchange.owners):
+            LOG.warning(
+                "the state of rank %d has %d of %d matrices, under data parallelism: other ranks have the others; "
+                "build_optimizer(replicate=True) or optimizer.whole_state_dict() has all in one",
+                exchange.rank,
+                mine,
+                len(exchange.owners),
+            )
+            return
 
 
 def _transfer(transfers: Sequence[tuple[str, Tensor, int, int]]) -> None:

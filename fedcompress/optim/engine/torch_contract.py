@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from fedcompress.errors import ConfigError
+from fedcompress.optim.base import OptimizerRule, State
+from fedcompress.optim.engine.averaging import switch_weights
+from fedcompress.optim.engine.portable import RankState, read_portable_state, write_portable_state
+from fedcompress.optim.engine.shards import Shard
 
 
 class TorchContract(torch.optim.Optimizer):  # type: ignore[misc]
@@ -22,6 +27,37 @@ class TorchContract(torch.optim.Optimizer):  # type: ignore[misc]
         self.stepped_in_backward: set[str] = set()
         self._has_all_groups = True
 
+    @property
+    def is_averaged(self) -> bool:
+        """Return whether the model has the averages of schedule-free; a checkpoint keeps that in the groups."""
+        return any(group.get("averaged") for group in self.param_groups)
+
+    @is_averaged.setter
+    def is_averaged(self, value: bool) -> None:
+        """Set whether the model has the averages."""
+        for group in self.param_groups:
+            group["averaged"] = value
+
+    def train(self) -> None:
+        """Give the model the weights that are stepped, for schedule-free; Trainer and accelerate call it."""
+        switch_weights(self, averaged=False)
+
+    def eval(self) -> None:
+        """Give the model the averages of schedule-free, for evaluation and saving, until ``train``."""
+        switch_weights(self, averaged=True)
+
+    @abstractmethod
+    def states(self) -> Iterator[tuple[OptimizerRule, Shard, State]]:
+        """Yield the rule, the shard and the packed state of each parameter that this rank has entries of."""
+
+    @abstractmethod
+    def is_model_weight(self, shard: Shard) -> bool:
+        """Return whether the entries are the model's own, and not a copy of them."""
+
+    @abstractmethod
+    def whole_state_dict(self) -> dict[str, Any]:
+        """Return the state of all ranks; all ranks call it."""
+
     @abstractmethod
     def export_state(self) -> dict[str, Any]:
         """Return the state, without hooks."""
@@ -31,13 +67,19 @@ class TorchContract(torch.optim.Optimizer):  # type: ignore[misc]
         """Continue from a state, whose tensors are only read, without hooks."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of this rank with its place in each parameter; ``combine_rank_states`` joins all ranks'."""
+        """Return the state of this rank with its place in each parameter; ``combine_rank_states`` joins all ranks'.
+
+        torch.distributed.checkpoint finds torch's ``state`` in it, of all ranks, which then all must ask for it.
+        """
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
-        state = self.export_state()
+        state: dict[str, Any] = RankState(self.export_state(), self._make_portable_state)
         for hook in self._optimizer_state_dict_post_hooks.values():
             state = hook(self, state) or state
         return state
+
+    def _make_portable_state(self) -> dict[int, Any]:
+        return write_portable_state(self.whole_state_dict(), self.param_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state dict of this rank, or from one of whole parameters; its tensors are only read.
@@ -47,7 +89,7 @@ class TorchContract(torch.optim.Optimizer):  # type: ignore[misc]
         """
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        self.import_state(state_dict)
+        self.import_state(read_portable_state(state_dict))
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 

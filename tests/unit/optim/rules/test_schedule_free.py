@@ -172,6 +172,77 @@ def test_the_average_is_better_than_the_iterate() -> None:
         assert distance() < at_y < 0.5
 
 
+def test_eval_puts_the_averages_and_train_takes_them_out() -> None:
+    model = net()
+    optimizer = build_optimizer(model, "schedule-free", lr=1e-2)
+    optimizer.eval()  # before the first step there is no average
+    optimizer.train()
+    train(model, optimizer, 0, 6)
+    trained = state(model)
+    expected = {s.name: x.view_as(trained[s.name]).clone() for s, x in evaluation_weights(optimizer)}
+    for _ in range(2):
+        optimizer.eval()
+        assert all(torch.equal(w, expected[n]) for n, w in state(model).items())
+    with use_averaged_weights(optimizer):
+        assert all(torch.equal(w, expected[n]) for n, w in state(model).items())
+    with pytest.raises(TrainingError, match=r"optimizer.train\(\)"):
+        train(model, optimizer, 6, 7)
+    for _ in range(2):
+        optimizer.train()
+        for name, weight in state(model).items():
+            torch.testing.assert_close(weight, trained[name], rtol=1e-6, atol=1e-7)
+    train(model, optimizer, 6, 7)
+
+
+def test_a_state_that_was_saved_with_averages_goes_on() -> None:
+    model, other = net(), net(1)
+    optimizer, second = (build_optimizer(m, "schedule-free(state=8bit)", lr=1e-2) for m in (model, other))
+    train(model, optimizer, 0, 6)
+    optimizer.eval()
+    other.load_state_dict(model.state_dict())
+    second.load_state_dict(optimizer.state_dict())
+    for one, its in ((model, optimizer), (other, second)):
+        its.train()
+        train(one, its, 6, 9)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_new_round_begins_with_the_weights_that_it_was_given() -> None:
+    model, other = net(), net()
+    optimizer, second = (build_optimizer(m, "schedule-free", lr=1e-2) for m in (model, other))
+    train(model, optimizer, 0, 3)
+    optimizer.eval()
+    model.load_state_dict(other.state_dict())
+    for one, its in ((model, optimizer), (other, second)):
+        its.new_round(1)
+        train(one, its, 3, 6)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_copies_are_evaluated_without_averages_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    optimizer = build_optimizer(model, "schedule-free", lr=1e-2)
+    train(model, optimizer, 0, 1)
+    before = state(model)
+    for group in optimizer.param_groups:
+        group["params"] = [torch.nn.Parameter(p.detach().clone()) for p in group["params"]]
+    optimizer.eval()
+    optimizer.train()
+    assert "without averages" in caplog.text
+    assert all(torch.equal(before[n], w) for n, w in state(model).items())
+
+
+@pytest.mark.parametrize("call", ["adamw", "galore(rank=4)"])
+def test_other_rules_have_no_averages(call: str) -> None:
+    model = net()
+    optimizer = build_optimizer(model, call, lr=1e-2)
+    train(model, optimizer, 0, 2)
+    before = state(model)
+    optimizer.eval()
+    assert all(torch.equal(before[n], w) for n, w in state(model).items())
+    train(model, optimizer, 2, 3)
+
+
 @pytest.mark.parametrize("call", ["schedule-free(beta=0)", "schedule-free(beta=1)", "schedule-free(beta2=1)"])
 def test_bad_parameters_are_refused(call: str) -> None:
     with pytest.raises(ConfigError, match="beta"):
