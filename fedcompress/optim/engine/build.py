@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from fedcompress.optim.engine.parameter_roles import (
 )
 from fedcompress.optim.table import OPTIMIZERS, parse_optimizer
 
+LOG = logging.getLogger("fedcompress.optim")
 EXTRAS = (EMBEDDING, HEAD)  # roles that a rule for matrices may be given beside linear layers
 
 
@@ -68,6 +70,7 @@ def build_optimizer(
     from fedcompress.optim.engine.optimizer import LowMemoryOptimizer
 
     rule = parse_optimizer(optimizer)
+    _refuse_flat_parameters(rule, model)
     parameters = list_named_parameters(model)
     _check_settings({"lr": lr, "weight-decay": weight_decay, "rest-lr": rest_lr or 0.0}, also)
     if not parameters:
@@ -75,12 +78,33 @@ def build_optimizer(
     other_rule = parse_optimizer(rest, field="rest") if rest else parse_optimizer(f"adamw(state={rule.state})")
     other_lr = lr if rest_lr is None else rest_lr
     chosen, others = split_parameters(rule, parameters, also)
+    _check_rest(rule, other_rule, chosen, others)
     groups = [
         *_build_groups(rule, chosen, lr, weight_decay),
         *_build_groups(other_rule, others, other_lr, weight_decay),
     ]
     own = [group for group in groups if group["params"]]
     return LowMemoryOptimizer(own, lr=lr, weight_decay=weight_decay, seed=seed, replicate=replicate)
+
+
+def _check_rest(
+    rule: OptimizerRule, other_rule: OptimizerRule, chosen: list[NamedParameter], others: list[NamedParameter]
+) -> None:
+    """Refuse a rule of the rest that cannot have it, and warn if the rest is all there is."""
+    if not chosen:
+        text = "%s steps nothing, since no weight that is trained is of a linear layer; %s steps all"
+        LOG.warning(text, format_call(rule), format_call(other_rule))
+    for parameter in others:
+        other_rule.check(parameter.name, parameter.shape)
+
+
+def _refuse_flat_parameters(rule: OptimizerRule, model: Any) -> None:
+    """Raise ``ConfigError`` for a rule for matrices under FSDP1, which flattens parameters before anyone sees them."""
+    flattens = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
+    if flattens and OPTIMIZERS[rule.name].matrices_only:
+        raise ConfigError(
+            "model", "FullyShardedDataParallel", f"must be sharded by fully_shard (FSDP2) for {rule.name}"
+        )
 
 
 def _check_settings(rates: dict[str, float], also: tuple[str, ...]) -> None:

@@ -264,6 +264,17 @@ class LowMemoryOptimizer(TorchContract):
             group.update({k: v for k, v in loaded.items() if k != "params"})
         self._store.load_entries(state_dict["memory"], state_dict["epoch"])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy is made of: the groups with their parameters, the settings and the state."""
+        settings = {key: self.defaults[key] for key in ("lr", "weight_decay")}
+        settings |= {"seed": self._seed, "replicate": self._replicate}
+        return {"groups": self.param_groups, "settings": settings, "content": self.export_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make this the optimizer that was copied, without its hooks; updates in the backward pass are off."""
+        LowMemoryOptimizer.__init__(self, state["groups"], **state["settings"])
+        self.import_state(state["content"])
+
     def whole_state_dict(self) -> dict[str, Any]:
         """Return the state of all ranks for whole parameters, on the CPU if there are many; all ranks call it."""
         if get_world_size() == 1:

@@ -67,9 +67,7 @@ class Shard:
         return None if (grad := self.raw_grad()) is None else grad.float()
 
     def _slice_flat(self, tensor: Tensor) -> Tensor:
-        if hasattr(tensor, "to_local"):
-            tensor = tensor.to_local()
-        return tensor.reshape(-1)[self.offset : self.offset + self.numel]
+        return self._select(tensor.to_local() if hasattr(tensor, "to_local") else tensor).reshape(-1)
 
     def apply(self, delta: Tensor, lr: float, weight_decay: float) -> None:
         """Set ``weight -= lr * (delta + weight_decay * weight)``.
@@ -92,13 +90,27 @@ class Shard:
     def _view_entries(self) -> Tensor:
         """Return a view of the entries where they are.
 
-        It has the shape of ``tensor`` if the entries are all of it, since that need not be contiguous; else it is flat.
+        It has the shape of ``tensor`` if the entries are all of it, since that need not be contiguous; else it is flat,
+        or has some of the rows.
         """
         tensor = self.tensor.detach()
-        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        return self._select(tensor.to_local() if hasattr(tensor, "to_local") else tensor)
+
+    def _select(self, local: Tensor) -> Tensor:
+        """Return a view of the entries of a tensor that is laid out as ``tensor``, or of its gradient.
+
+        A tensor that is not contiguous, as experts that were transposed, can only be cut between its rows.
+        """
         if self.offset == 0 and self.numel == local.numel():
             return local
-        return local.view(-1)[self.offset : self.offset + self.numel]
+        if local.is_contiguous():
+            return local.view(-1)[self.offset : self.offset + self.numel]
+        size = local[0].numel()
+        rows = local[self.offset // size : -(-(self.offset + self.numel) // size)]
+        if rows.numel() != self.numel:
+            text = f"{self.name}: its tensor is not contiguous and cut within a row: make it contiguous"
+            raise TrainingError("unknown-sharding", text)
+        return rows
 
 
 def find_shards(group: dict[str, Any], originals: dict[str, Any]) -> tuple[list[str], list[Shard]]:

@@ -190,3 +190,22 @@ def test_a_convolution_in_an_expert_is_no_stack() -> None:
     model = torch.nn.ModuleDict({"experts": torch.nn.Conv1d(4, 4, 3), "out": torch.nn.Linear(4, 4)})
     groups = build_optimizer(model, "galore", lr=1e-3).param_groups
     assert {u.name for g in groups if g["rule"] == "galore" for u in list_units(g)} == {"out.weight"}
+
+
+@pytest.mark.parametrize("sides", [(1, 2), (0, 1)])
+def test_experts_that_are_not_contiguous(sides: tuple[int, int]) -> None:
+    """Transposed in each expert they are stepped; where experts lie in each other's rows they are, too."""
+    models = [mixtral(), mixtral()]
+    models[1].load_state_dict(models[0].state_dict())
+    for experts in (layer.mlp.experts for layer in models[1].model.layers):
+        experts.gate_up_proj.data = experts.gate_up_proj.data.transpose(*sides).contiguous().transpose(*sides)
+        assert not experts.gate_up_proj.is_contiguous()
+    for model in models:
+        optimizer = build_optimizer(model, "galore(rank=4,update_gap=3)", lr=1e-2)
+        for step in range(3):
+            for number, parameter in enumerate(model.parameters()):
+                generator = torch.Generator().manual_seed(100 * step + number)
+                parameter.grad = torch.empty_like(parameter).copy_(torch.randn(parameter.shape, generator=generator))
+            optimizer.step()
+    for ours, theirs in zip(*(m.parameters() for m in models), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)

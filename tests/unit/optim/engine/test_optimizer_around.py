@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from typing import Any
 
 import pytest
@@ -123,3 +124,65 @@ def test_zeros_do_not_lift_the_limit() -> None:
     assert float(limited.norm()) == pytest.approx(growth * float(last))
     free, _ = limit_growth(100 * ones, torch.tensor(0.0), growth)
     assert float(free.norm()) == pytest.approx(200)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("through_a_file", [False, True])
+def test_a_copy_of_model_and_optimizer_goes_on_by_itself(call: str, through_a_file: bool) -> None:
+    pair = (net(), None)
+    pair = (pair[0], build_optimizer(pair[0], call, lr=1e-2, weight_decay=0.1, seed=3))
+    for seed in range(3):
+        step(*pair, seed)
+    if through_a_file:
+        buffer = io.BytesIO()
+        torch.save(pair, buffer)
+        buffer.seek(0)
+        other = torch.load(buffer, weights_only=False)
+    else:
+        other = copy.deepcopy(pair)
+    before = weights(pair[0])
+    for seed in range(3, 6):
+        step(*other, seed)
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(pair[0]), strict=True))
+    for seed in range(3, 6):
+        step(*pair, seed)
+    assert all(torch.equal(a, b) for a, b in zip(weights(pair[0]), weights(other[0]), strict=True))
+
+
+def test_rates_may_be_tensors_and_gradients_scaled() -> None:
+    model, other = net(), net()
+    first, second = (build_optimizer(m, "galore(rank=2)", lr=1e-2, weight_decay=0.1) for m in (model, other))
+    for group in first.param_groups:
+        group["lr"] = torch.tensor(1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for seed in range(4):
+        inputs = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))
+        first.zero_grad()
+        scaler.scale(model(inputs).square().sum()).backward()
+        scaler.step(first)
+        scaler.update()
+        step(other, second, seed)
+    for ours, theirs in zip(weights(model), weights(other), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rest", ["frugal", "galore(rank=2)", "id3"])
+def test_a_rule_that_cannot_have_the_rest_is_refused_at_once(rest: str) -> None:
+    with pytest.raises(ConfigError, match="must be a matrix; give it to adamw"):
+        build_optimizer(net(), "frugal", lr=1e-2, rest=rest)
+
+
+def test_a_rule_that_gets_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    build_optimizer(torch.nn.LayerNorm(8), "galore", lr=1e-2)
+    assert "galore steps nothing, since no weight that is trained is of a linear layer; adamw steps all" in caplog.text
+
+
+def test_flattened_parameters_are_refused_by_rules_for_matrices() -> None:
+    class FullyShardedDataParallel(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat = torch.nn.Parameter(torch.ones(8))
+
+    with pytest.raises(ConfigError, match="fully_shard"):
+        build_optimizer(FullyShardedDataParallel(), "galore", lr=1e-2)
+    build_optimizer(FullyShardedDataParallel(), "adamw", lr=1e-2)

@@ -185,7 +185,7 @@ def test_sparse_gradients_are_refused() -> None:
     ("call", "text"),
     [
         ("adamwww", "must be one of"),
-        ("adamw(beta3=1)", "key one of"),
+        ("adamw(beta3=1)", "key must be one of"),
         ("adamw(beta1=1)", "below 1"),
         ("adamw(state=2bit)", "must be one of"),
         ("frugal(density=0)", "above 0"),
