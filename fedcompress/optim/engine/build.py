@@ -57,9 +57,8 @@ def build_optimizer(
         also: what a rule for matrices gets beside linear layers; any of ``embedding`` and ``head``.
         rest: rule of the other parameters; AdamW with the same kind of states if empty.
         rest_lr: learning rate of the other parameters; ``lr`` if left out.
-        replicate: under data parallelism each rank steps every matrix and has its state, as torch's optimizers do, so
-            that a checkpoint of one rank has all; else each matrix has one rank that steps it. Without effect where
-            weights or states are sharded.
+        replicate: under data parallelism each rank steps every matrix, so that a checkpoint of one rank has all; else
+            each matrix has one rank that steps it. Without effect where weights or states are sharded.
 
     Returns:
         A ``LowMemoryOptimizer``.
