@@ -121,16 +121,29 @@ def trainer(call: str, folder: Path, *, deepspeed: Any = None, experts: bool = F
     return measure(through.model, again.model)
 
 
-def shard(model: Any) -> Any:
+def shard(model: Any, replicas: int = 0) -> Any:
+    """Shard a model by rows; with ``replicas``, that many times, each over its share of the ranks."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    mesh = None
+    if replicas:
+        sides = (replicas, dist.get_world_size() // replicas)
+        mesh = init_device_mesh("cpu", sides, mesh_dim_names=("replicate", "shard"))
     for layer in model.model.layers:
-        fully_shard(layer)
-    return fully_shard(model)
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
 def torch_checkpoint(
-    call: str, folder: Path, *, sharded: bool = True, experts: bool = False, flags: Any = None, **options: Any
+    call: str,
+    folder: Path,
+    *,
+    sharded: bool = True,
+    replicas: int = 0,
+    experts: bool = False,
+    flags: Any = None,
+    **options: Any,
 ) -> float:
     """torch.distributed.checkpoint, on FSDP2 or on replicas, with ``StateDictOptions`` as asked."""
     import torch.distributed.checkpoint as dcp
@@ -143,7 +156,7 @@ def torch_checkpoint(
 
     def prepare(seed: int) -> Any:
         model = build_model(seed, experts=experts)
-        model = shard(model) if sharded else model
+        model = shard(model, replicas) if sharded else model
         return model, build_optimizer(model, call, lr=LR, **options)
 
     asked = StateDictOptions(**(flags or {}))
@@ -169,6 +182,10 @@ def torch_checkpoint(
     set_model_state_dict(again, weights, options=asked)
     set_optimizer_state_dict(again, second, state, options=asked)
     train_replicas(again, second, range(HALF, 2 * HALF))
+    replica = build_model(experts=experts)
+    train_averaged(replica, build_optimizer(replica, call, lr=LR), range(2 * HALF))
+    if (off := measure(model, replica)) > 1e-3 * LR * HALF:
+        raise AssertionError(f"{off} off the weights of replicas")
     return measure(model, again)
 
 

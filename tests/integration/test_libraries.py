@@ -1,4 +1,4 @@
-"""Saving and resuming by what people use: Trainer, accelerate, DeepSpeed, torch's checkpoints. All with two ranks.
+"""Saving and resuming by what people use: Trainer, accelerate, DeepSpeed, torch's checkpoints. With two ranks, or four.
 
 A run that is resumed in the middle ends with the weights of the run that was not stopped, to the last bit, or a rank
 refuses the state with the remedy.
@@ -19,13 +19,15 @@ GALORE = "galore(rank=4,update_gap=2)"  # each matrix on one rank
 FRUGAL = "frugal(update_gap=2,state=8bit)"  # on every shard
 
 
-def run(folder: Path, routes: list[tuple[str, dict]], *, deepspeed: bool = False, timeout: int = 150) -> list[dict]:
+def run(
+    folder: Path, routes: list[tuple[str, dict]], *, deepspeed: bool = False, timeout: int = 150, world: int = 2
+) -> list[dict]:
     """What the ranks print for each route."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     asked = json.dumps({"routes": routes, "folder": str(folder), "deepspeed": deepspeed})
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}", f"--master-port={port}"]
     root = str(RANKS.parents[2])
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
     done = subprocess.run(
@@ -66,6 +68,16 @@ def test_torch_checkpoints_of_every_kind(call: str, tmp_path: Path) -> None:
         ("accelerate_state", {"call": call, "replicate": True}),
     ]
     check(tmp_path, routes, timeout=350)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_replicas_of_shards(tmp_path: Path) -> None:
+    """FSDP2 over a mesh of two dimensions: two replicas of what two ranks share, and one rank a replica."""
+    for world in (4, 2):
+        calls = [GALORE, FRUGAL, "adamw8bit"]
+        routes = [("torch_checkpoint", {"call": call, "replicas": 2, "experts": call == GALORE}) for call in calls]
+        check(tmp_path / str(world), routes, world=world)
 
 
 @pytest.mark.slow

@@ -131,14 +131,17 @@ def combine_rank_states(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _join_entries(name: str, rule: OptimizerRule, entries: list[Entry]) -> Entry:
-    """Join the entries of all ranks to one of the whole parameter; a whole one among them is taken as it is."""
+    """Join the entries of all ranks to one of the whole parameter; a whole one among them is taken as it is.
+
+    Of replicas of a part, one is taken.
+    """
     import torch
 
     total = math.prod(entries[0]["shape"])
     for entry in entries:
         if entry["numel"] == total:
             return entry
-    entries = sorted(entries, key=lambda e: e["start"])
+    entries = sorted({e["start"]: e for e in entries if e["numel"]}.values(), key=lambda e: int(e["start"]))
     ends = [e["start"] + e["numel"] for e in entries]
     if [0, *ends] != [*(e["start"] for e in entries), total]:
         raise StateError(

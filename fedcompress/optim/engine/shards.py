@@ -4,7 +4,7 @@ What a group holds after ``deepspeed.initialize`` or ``fully_shard`` is not what
 Any other is refused, since a rule that runs on something else than it believes is silently wrong:
 
 * whole parameters: one process, data parallel, ZeRO-0, and float32 copies of such;
-* DTensors split by rows: FSDP2;
+* DTensors split by rows: FSDP2, also with replicas (HSDP);
 * one flat partition and originals with ``_hp_mapping``: ZeRO-1, ZeRO-2, also with ``round_robin_gradients``;
 * one flat partition with a ``ds_id`` that names its first and last parameter: ZeRO-3.
 """
@@ -284,16 +284,18 @@ def _find_zero3_shards(flat: Tensor, names: Sequence[str], originals: dict[str, 
 def _find_own_shards(parameter: Tensor, name: str, shape: tuple[int, ...]) -> list[Shard]:
     """Return a shard of all of a plain tensor, or of the rows that FSDP2 gives this rank; none if it has no rows.
 
-    FSDP2's tensors are known as ``Shard(0)`` over a mesh of one dimension.
+    FSDP2's tensors are ``Shard(0)`` over one dimension of a mesh, and replicas over the others, if there are any.
     """
     if not hasattr(parameter, "placements"):
         return [Shard(name, 0, math.prod(shape), parameter, 0)]
     placements = parameter.placements
     mesh = parameter.device_mesh
-    if len(placements) != 1 or not placements[0].is_shard(0):
-        raise TrainingError("unknown-sharding", f"{name}: placements {placements}: only one of Shard(0) is supported")
-    rows_each = -(-shape[0] // mesh.size())
+    sharding = [dim for dim, placement in enumerate(placements) if placement.is_shard(0)]
+    if len(sharding) != 1 or not all(p.is_replicate() for dim, p in enumerate(placements) if dim != sharding[0]):
+        text = f"{name}: placements {placements}: one of Shard(0) and replicas of it are supported"
+        raise TrainingError("unknown-sharding", text)
+    rows_each = -(-shape[0] // mesh.size(sharding[0]))
     local = parameter.to_local()
     width = math.prod(shape[1:])
-    start = min(mesh.get_local_rank() * rows_each, shape[0]) * width
+    start = min(mesh.get_local_rank(sharding[0]) * rows_each, shape[0]) * width
     return [Shard(name, start, local.numel(), parameter, 0)] if local.numel() else []
