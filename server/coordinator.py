@@ -33,6 +33,7 @@ from server.ledger.ledger import Ledger
 from server.ledger.reader import LedgerReader
 from server.ledger.versions import PublishedState
 from server.round.dispatch import Dispatcher
+from server.round.ending import tell_end
 from server.round.evaluation import evaluate_last_version
 from server.round.intake import ReplyIntake
 from server.round.participants import Participants
@@ -82,6 +83,8 @@ class Coordinator:
         key = load_coordinator_key(config.state_path, required=config.require_signatures)
         self.ledger = self._open_ledger(template)
         participants = Participants(config, self._emit)
+        self._participants = participants
+        self._transport = transport
         self._pending = PendingReplies(config=config, transport=transport, emit=self._emit, clock=clock)
         self._dispatcher = Dispatcher(
             config=config,
@@ -166,7 +169,7 @@ class Coordinator:
         self._emit_start(first_round)
         for number in range(first_round, self._config.rounds + 1):
             if stop_requested(self._config.state_path):
-                return self._end(RunStopped)
+                return self._end(RunStopped, "stopped", number)
             self._rounds.run(number)
         evaluate_last_version(
             self._config.rounds + 1,
@@ -177,7 +180,7 @@ class Coordinator:
             emit=self._emit,
         )
         failpoint("server.before-export")
-        return self._end(RunFinished)
+        return self._end(RunFinished, "finished", self._config.rounds + 1)
 
     def _emit_start(self, first_round: int) -> None:
         config, published = self._config, self.published
@@ -196,8 +199,19 @@ class Coordinator:
             )
         )
 
-    def _end(self, event_type: type[RunExported]) -> Path:
+    def _end(self, event_type: type[RunExported], ended: str, number: int) -> Path:
         folder = self.export(self._config.state_path / "adapter")
+        tell_end(
+            ended,
+            number,
+            self.published,
+            transport=self._transport,
+            participants=self._participants,
+            pending=self._pending,
+            dispatcher=self._dispatcher,
+            ledger=self.ledger,
+            emit=self._emit,
+        )
         self._emit(event_type(adapter=str(folder), up=self._total_payload("up"), down=self._total_payload("down")))
         clear_stop(self._config.state_path)  # not before: killed here, the run must not go on
         return folder

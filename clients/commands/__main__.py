@@ -6,7 +6,7 @@ import sys
 
 from fedcompress.runtime.app_commands import run_command
 
-NAMES = ("doctor", "down", "evaluate", "init", "join", "logs", "status", "train", "up")
+NAMES = ("doctor", "down", "evaluate", "export", "init", "join", "logs", "status", "train", "up")
 
 
 def main(argv: list[str]) -> int:

@@ -22,6 +22,7 @@ from clients.network.connection import describe_link, read_connection
 from clients.runtime.paths import lock_path
 from clients.site import SiteConfig
 from clients.state.baseline import Baseline
+from clients.state.last_tasks import read_last_tasks
 from fedcompress.errors import ConfigError
 from fedcompress.formatting import ago, duration, escaped, size
 from fedcompress.proto.v1 import worker_pb2
@@ -69,7 +70,7 @@ def _show(site: SiteConfig, options: Options) -> int:
         print(json.dumps(_to_json(site, reply)))
         return 0 if reply is not None else 1
     print("\n".join(worker_lines(site, reply)))
-    print(baseline_line(site), end="")
+    print(ended_line(site) + baseline_line(site), end="")
     if reply is None:
         if holder(up_lock(site.state_dir)):
             print(connection_line(site))
@@ -90,6 +91,10 @@ def _to_json(site: SiteConfig, reply: worker_pb2.StatusReply | None) -> dict[str
         "up_pid": up,
         "connection": {**vars(link), "advice": link.advice} if link is not None else None,
         "wire": vars(wire) if wire else None,
+        "runs": [
+            {"run": last.task.run, "round": last.task.round, "version": last.task.version, "ended": last.task.ended}
+            for last in read_last_tasks(site.state_dir)
+        ],
         "alone": {**vars(alone), "accuracy": alone.accuracy} if alone else None,
     }
     if reply is None:
@@ -107,7 +112,7 @@ def _watch(site: SiteConfig, options: Options) -> int:
         while True:
             lines = [
                 *worker_lines(site, read_worker_status(site.state_dir)),
-                baseline_line(site) + connection_line(site),
+                ended_line(site) + baseline_line(site) + connection_line(site),
             ]
             live.update(Text("\n".join(lines)), refresh=True)
             time.sleep(options.interval)
@@ -133,6 +138,16 @@ def baseline_line(site: SiteConfig) -> str:
         return ""
     text = f"accuracy {alone.accuracy:.4f}, loss {alone.loss:.4f} after {alone.steps} steps, by `site train --local`"
     return f"{'alone':<11}{text}\n"
+
+
+def ended_line(site: SiteConfig) -> str:
+    """Return that the last run has ended, as a line below the site's status; empty if it goes on, or there is none."""
+    last = next(iter(read_last_tasks(site.state_dir)), None)
+    if last is None or not last.task.ended:
+        return ""
+    task = last.task
+    export = "`fedcompress site export` writes its model"
+    return f"{'run':<11}{task.run} {task.ended} at version {task.version}, {ago(last.at)}: {export}\n"
 
 
 def status_lines(reply: worker_pb2.StatusReply) -> list[str]:

@@ -38,6 +38,11 @@ def lock_path(state_dir: Path) -> Path:
     return state_dir / "worker.lock"
 
 
+def session_dir(state_dir: Path) -> Path:
+    """Return the folder of what a site must not lose: published states, residuals and outbox."""
+    return state_dir / "session"
+
+
 def log_dir(state_dir: Path) -> Path:
     """Return the folder of the logs of worker and ranks; it need not be there."""
     return state_dir / "logs"

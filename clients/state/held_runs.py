@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from clients.state.outbox import read_or_warn
 from clients.state.run_tensors import RunSnapshot, RunTensors, StoredTensors, TensorsInMemory, TensorsOnDisk
@@ -115,3 +116,23 @@ class HeldRuns:
         """Return the safetensors bytes that were sent with this digest, hex; None where there are none to be read."""
         row = self._db.execute("SELECT blob FROM constant WHERE run=? AND digest=?", (run, digest)).fetchone()
         return read_or_warn(self._blobs, row[0]) if row is not None else None
+
+
+def read_held_run(folder: Path, run: str) -> RunSnapshot | None:
+    """Read what a site holds of a run, from another process than its worker's; None if it holds nothing.
+
+    Args:
+        folder: of the session, in the site's state directory.
+        run: name of the run.
+
+    Raises:
+        StateError: a blob is missing or changed.
+    """
+    path = folder / "session.db"
+    if not path.is_file():
+        return None
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        return HeldRuns(database, BlobStore(folder / "blobs", "site.blob")).snapshot(run)
+    finally:
+        database.close()

@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from clients.state import held_runs, outbox, rollback
+from clients.state import held_runs, last_tasks, outbox, rollback
 from clients.state.held_runs import HeldRuns
 from clients.state.outbox import Outbox
 from clients.state.reconcile import Reconciler
 from clients.state.run_tensors import ResidualWriter, RunSnapshot, StoredTensors
+from fedcompress.config.train_task import TrainTask
 from fedcompress.errors import MismatchError, StateError
 from fedcompress.pipeline.coding import check_layout
 from fedcompress.pipeline.states import decode_constants
@@ -44,7 +45,7 @@ class SiteState:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._blobs = BlobStore(folder / "blobs", "site.blob")
-        schema = held_runs.SCHEMA + outbox.SCHEMA + rollback.SCHEMA
+        schema = held_runs.SCHEMA + outbox.SCHEMA + rollback.SCHEMA + last_tasks.SCHEMA
         self._db = open_database(folder / "session.db", schema, any_thread=True)
         self._runs = HeldRuns(self._db, self._blobs)
         self._outbox = Outbox(self._db, self._blobs)
@@ -223,6 +224,11 @@ class SiteState:
             IdentityError: ``replay``: a later life, round or version was asked for before.
         """
         rollback.check_not_replayed(self._db, run, round_, version, life)
+
+    def record_task(self, task: TrainTask) -> None:
+        """Remember a task that this site takes as the last one of its run."""
+        with transaction(self._db):
+            last_tasks.record_task(self._db, task)
 
     def replace_reply(self, run: str, round_: int, envelope: bytes) -> None:
         """Put another signature under a stored reply.

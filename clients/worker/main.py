@@ -22,7 +22,7 @@ from pathlib import Path
 
 from clients.runtime.logs import set_up
 from clients.runtime.malloc import keep_until_trimmed
-from clients.runtime.paths import lock_path, log_dir, make_state_dir, socket_path
+from clients.runtime.paths import lock_path, log_dir, make_state_dir, session_dir, socket_path
 from clients.site import SiteConfig
 from clients.state.counters import Counters
 from clients.state.site_state import SiteState
@@ -90,8 +90,8 @@ def _serve(site: SiteConfig, site_file: Path, owner: int) -> int:
 
     stop = stop_on_signal()
     keep_until_trimmed()
-    site_state = SiteState(site.state_dir / "session")
-    counters = Counters(site.state_dir / "session")
+    site_state = SiteState(session_dir(site.state_dir))
+    counters = Counters(session_dir(site.state_dir))
     rank_group = RankGroup(site.engine.world, local=site.engine.ranks)
     # each rank holds a thread by its stream, and another while it reports; the rest is for callers
     server = grpc.server(ThreadPoolExecutor(max_workers=2 * site.engine.ranks + 8))
@@ -149,6 +149,14 @@ def _watch_owner(owner: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _wait_for_work(rank_group: RankGroup, stop: threading.Event) -> bool:
+    """Wait while the ranks rest; return False if this process is to end."""
+    while rank_group.is_resting.is_set():
+        if stop.wait(POLL):
+            return False
+    return not stop.is_set()
+
+
 def keep_ranks(
     launcher: Launcher,
     rank_group: RankGroup,
@@ -176,6 +184,8 @@ def keep_ranks(
             if nodes is not None and not nodes.wait_for_nodes(stop):
                 return
             group = rank_group.begin()
+            if not _wait_for_work(rank_group, stop):
+                return
             if nodes is not None:
                 nodes.announce(group, rank_group.ranks)
             launcher.start(group, rank_group.ranks)
@@ -183,7 +193,12 @@ def keep_ranks(
             while not (death := launcher.find_dead_rank() or (nodes.find_loss() if nodes is not None else "")):
                 if stop.wait(POLL):
                     return
+                if rank_group.is_resting.is_set():
+                    break
             launcher.stop()
+            if not death:
+                LOG.info("the run has ended: ranks rest until there is work")
+                continue
             if rank_group.absent:  # a machine is gone, which says nothing about the ranks
                 LOG.warning("%s", rank_group.absent)
                 continue

@@ -49,6 +49,7 @@ class RankGroup(worker_pb2_grpc.RanksServicer):
         self._reports: queue.Queue[RankReport] | None = None  # of the job that runs; None between jobs
         self._group = 0  # number of the group that may attend
         self._store: tuple[str, int] | None = None  # host and port of the group's TCPStore, once rank 0 has told them
+        self.is_resting = threading.Event()  # set: the ranks of this machine have ended until a job comes
         self.absent = ""  # which nodes have not joined, for messages; set by NodeRegistry, empty if none is missing
 
     def begin(self) -> int:
@@ -125,6 +126,14 @@ class RankGroup(worker_pb2_grpc.RanksServicer):
                 self._reports.put(request)
         return worker_pb2.RankAck()
 
+    def rest(self) -> None:
+        """Let the ranks end, and give back the memory of their model, until there is a job again.
+
+        Ranks of several machines stay: they would have to meet anew.
+        """
+        if self._local == self.ranks:
+            self.is_resting.set()
+
     def run(self, job_json: str, *, start_timeout: float) -> Iterator[RankReport]:
         """Run one job on all ranks; yield rank 0's progress, and every rank's result.
 
@@ -138,6 +147,7 @@ class RankGroup(worker_pb2_grpc.RanksServicer):
         Raises:
             TrainingError: ``ranks-not-ready``, ``rank-died``, or the code that a rank reported.
         """
+        self.is_resting.clear()
         with self._changed:
             if not self._changed.wait_for(lambda: self.ready == self.ranks, start_timeout):
                 missing = f": {self.absent}" if self.absent else ""

@@ -82,7 +82,7 @@ class RoundRunner:
             signature: of task and bundle, by the coordinator.
 
         Returns:
-            The reply, which is in the outbox by then if it is an update.
+            The reply, which is in the outbox by then if it is an update; empty where the run has ended.
 
         Raises:
             IdentityError: the coordinator has not signed it, or not for this site, or it is an old one.
@@ -95,6 +95,11 @@ class RoundRunner:
         for text in task.refused:
             progress(phase="refused", text=f"the coordinator refused an update of this site: {text}")
         snapshot = self._receive(task, bundle, progress)
+        self._state.record_task(task)
+        if task.ended:
+            self._ranks.rest()
+            progress(phase="ended", text=f"run {task.run}: {task.ended} at version {snapshot.version}")
+            return Reply(b"", replayed=False)
         reply = self._state.find_reply(task.run, task.round, snapshot.digest) if task.steps else None
         if reply is not None:
             progress(phase="replay", text=f"round {task.round} was done before: answered from the outbox")

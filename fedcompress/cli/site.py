@@ -52,8 +52,8 @@ _ANSWERS = {
 
 def register(app: App) -> None:
     """Add the group of commands to the app."""
-    group = App(help="Run a site: init, kit, join, doctor, up, status, logs, down, train.")
-    for command in (init, kit, join, doctor, up, status, logs, down, train, worker, node):
+    group = App(help="Run a site: init, kit, join, doctor, up, status, logs, export, down, train.")
+    for command in (init, kit, join, doctor, up, status, logs, export, down, train, worker, node):
         group.add(command)
     app.add_group(group, "site", section=SITE_SECTION)
 
@@ -170,6 +170,24 @@ def status(
       fedcompress site status site.toml --json
     """
     _execute("status", locals())
+
+
+def export(
+    site: SiteFile,
+    out: Annotated[str, typer.Option("-o", "--out", help="Folder to write.")],
+    run_name: Annotated[str, typer.Option("--run", help="Name of the run; else the one heard of last.")] = "",
+    template: Annotated[str, typer.Option(help="The run's initial adapter, where it has constants.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Write the version of a run that this site holds, as a stock PEFT folder with its card.
+
+    It is the run's last version once `status` says that the run has ended. The coordinator is not asked.
+
+    Examples:
+      fedcompress site export site.toml -o adapter
+      fedcompress site export site.toml -o adapter --run summer --json
+    """
+    _execute("export", locals())
 
 
 def logs(

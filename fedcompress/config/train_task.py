@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Protocol
 from fedcompress.config.adapter_fields import check_adapter_config
 from fedcompress.config.objective import Objective, objective_from, objective_json
 from fedcompress.config.training_options import TrainingOptions, check_positive, pick_training_options
-from fedcompress.errors import ConfigError
+from fedcompress.errors import ConfigError, one_of
 from fedcompress.types import NAME_PATTERN, Layout
 
-PROTOCOL = 5  # version of the task's JSON; a site refuses tasks of any other version
+ENDS = ("finished", "stopped")  # ways in which a run ends
+PROTOCOL = 6  # version of the task's JSON; a site refuses tasks of any other version
 
 
 # The largest value of each number of a task, and the largest count of each list: a site is asked for no more.
@@ -125,6 +126,7 @@ class TrainTask(TrainingOptions):
     constants: str = ""  # hex digest; empty: there are none
     quantization: str = ""  # quantization that the base must be loaded with; empty: any
     merged: tuple[str, ...] = ()  # hex digests of merged updates; this site's last one is among them if it has one
+    ended: str = ""  # how the run has ended, one of ENDS, where nothing more is asked; empty: it goes on
     life: int = 0  # when the coordinator was last restored from a backup, seconds since 1970; 0: never
     site: str = ""  # site that the task is for; empty where the coordinator does not know who is behind a node
     refused: tuple[str, ...] = ()  # recent refusals of this site's updates, as "round: code: message"
@@ -144,6 +146,7 @@ class TrainTask(TrainingOptions):
         "clip",
         "deadline",
         "life",
+        "ended",
         "optimizer",
         "objective",
         "adapter_config",
@@ -183,6 +186,9 @@ class TrainTask(TrainingOptions):
                 check_positive(field, self.round)
             case "version" | "deadline" | "life":
                 check_positive(field, getattr(self, name), zero=True)
+            case "ended":
+                if self.ended not in ("", *ENDS) or (self.ended and self.steps):
+                    raise ConfigError(field, repr(self.ended[:80]), f"{one_of(ENDS)}, without steps, or empty")
             case "objective":
                 objective_from(self.objective, field=field)
             case "adapter_config":

@@ -72,13 +72,7 @@ class Dispatcher:
 
     def dispatch(self, nodes: Sequence[int], open_round: OpenRound) -> None:
         """Send the round's task to some nodes, and await their replies."""
-        self._downlinks = DownlinkBuilder(
-            ledger=self._ledger,
-            layout=self._template.adapter.layout,
-            published=open_round.published,
-            key=self._key,
-            report=lambda message: self._emit(DamageRepaired(message=message)),
-        )
+        self._begin_downlinks(open_round)
         if not nodes:
             return
         for node in nodes:
@@ -89,7 +83,36 @@ class Dispatcher:
         self._emit(SitesAsked(round=open_round.number, sites=len(nodes), names=names, until_seconds=until))
         open_round.asked.update(nodes)
 
-    def send(self, node: int, open_round: OpenRound, *, with_constants: bool = False, is_resent: bool = False) -> None:
+    def _begin_downlinks(self, open_round: OpenRound) -> None:
+        self._downlinks = DownlinkBuilder(
+            ledger=self._ledger,
+            layout=self._template.adapter.layout,
+            published=open_round.published,
+            key=self._key,
+            report=lambda message: self._emit(DamageRepaired(message=message)),
+        )
+
+    def tell_end(self, nodes: Sequence[int], open_round: OpenRound, ended: str) -> None:
+        """Send some nodes the last version, and how the run has ended; their replies are awaited.
+
+        Args:
+            nodes: ids of the nodes.
+            open_round: the round that is none any more, with the last version.
+            ended: one of ``train_task.ENDS``.
+        """
+        self._begin_downlinks(open_round)
+        for node in nodes:
+            self.send(node, open_round, ended=ended)
+
+    def send(
+        self,
+        node: int,
+        open_round: OpenRound,
+        *,
+        with_constants: bool = False,
+        is_resent: bool = False,
+        ended: str = "",
+    ) -> None:
         """Send the round's task to one node, and await its reply.
 
         Args:
@@ -97,6 +120,7 @@ class Dispatcher:
             open_round: the round, which ``dispatch`` was called for.
             with_constants: whether the constants of the adapter are sent, too, as the site has asked for.
             is_resent: whether the node has answered this task with a failure that sending again can heal.
+            ended: how the run has ended; empty while it goes on.
         """
         config, published = self._config, open_round.published
         round_ = open_round.number
@@ -116,6 +140,7 @@ class Dispatcher:
             merged=tuple(m for m in merged if m),
             refused=tuple(self._ledger.refused(node, site)),
             site=site,
+            ended=ended,
         )
         payload = self._downlinks.build(known.acked if known is not None else None)
         if with_constants or (known is None and self._new_sites_need_constants):
@@ -137,13 +162,17 @@ class Dispatcher:
         )
         protocol = self._transport.send(node, task, payload, sign_task_message(self._key, task, payload))
         if protocol is not None:
-            self._ledger.record_message(
-                round_=round_,
-                node=node,
-                site=site,
-                direction="down",
-                kind="state",
-                payload=len(payload),
-                digest=digest_of(payload).hex(),
-                protocol=protocol,
-            )
+            self._record_sent(round_, node, site, payload, protocol, kind="end" if ended else "state")
+
+    def _record_sent(self, round_: int, node: int, site: str, payload: bytes, protocol: int, *, kind: str) -> None:
+        """Record a message that Flower has taken, with the bytes that it takes besides its payload."""
+        self._ledger.record_message(
+            round_=round_,
+            node=node,
+            site=site,
+            direction="down",
+            kind=kind,
+            payload=len(payload),
+            digest=digest_of(payload).hex(),
+            protocol=protocol,
+        )

@@ -114,6 +114,10 @@ class Participants:
         self._owed[node] = self._owed.get(node, 0) + 1
         self._busy_until[node] = round_ + 1 + 2 ** min(self._owed[node] - 1, MAX_DOUBLINGS)
 
+    def owes(self, node: int) -> bool:
+        """Return whether a node may still be at work on what was given up."""
+        return self._owed.get(node, 0) > 0
+
     def record_reply(self, node: int, *, late: bool = False) -> None:
         """Record a reply. A late reply settles one of the replies that the node still owes; any other settles all."""
         self._owed[node] = self._owed.get(node, 0) - 1 if late else 0

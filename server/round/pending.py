@@ -129,9 +129,13 @@ class PendingReplies:
         """Await without a deadline until ``start_deadline`` is called."""
         self._deadline = NEVER
 
-    def start_deadline(self) -> None:
-        """Let the time run from now, unless it runs already: replies are awaited for ``round-timeout``."""
-        self._deadline = min(self._deadline, self.clock() + self._config.round_timeout)
+    def start_deadline(self, most: float = NEVER) -> None:
+        """Let the time run from now, unless it runs already.
+
+        Args:
+            most: seconds that replies are awaited at most, where ``round-timeout`` is longer.
+        """
+        self._deadline = min(self._deadline, self.clock() + min(self._config.round_timeout, most))
 
     def is_expired(self) -> bool:
         """Return whether the deadline has passed."""

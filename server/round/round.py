@@ -22,6 +22,10 @@ from server.round.shares import find_nodes_over_share, versions_per_turn
 from server.transport.base import Transport
 
 
+MOST_TURNS = 2  # turns of all sites that an update may be late, where `max-staleness` is less
+SPARE = 2  # sites that must be awaited or free for each update that a buffer lacks, for shares to be kept
+
+
 class RoundLoop:
     """Runs the rounds of a run, one after another.
 
@@ -83,7 +87,8 @@ class RoundLoop:
             enough=config.buffer or config.sites_per_round,
         )
         turn = versions_per_turn(len(self._transport.nodes()), config.buffer)
-        stale = self._pending.trained_before(self.published.version - config.max_staleness * turn)
+        oldest = self.published.version - max(config.max_staleness, MOST_TURNS * turn)
+        stale = self._pending.trained_before(oldest)
         self._intake.give_up(stale, "stale", open_round, round_=number - 1)
 
         # Sample, dispatch, collect and admit, until there is a quorum, and aggregate.
@@ -193,7 +198,9 @@ class RoundLoop:
         if self._config.buffer:
             over = find_nodes_over_share(sites, self._ledger.last_merged(len(connected) - 1))
             within = [node for node in free if node not in over]
-            free = within if within or self._pending.nodes else free
+            lacking = self._config.buffer - len(open_round.admitted)
+            if len(within) + len(self._pending) >= SPARE * lacking:
+                free = within
         return self._participants.choose(free, len(open_round.admitted), open_round.number, sites)
 
     def _nodes_not_to_ask(self, open_round: OpenRound) -> set[int]:

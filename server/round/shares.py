@@ -25,7 +25,7 @@ def versions_per_turn(connected: int, buffer: int) -> int:
 
 
 def find_nodes_over_share(sites: Iterable[SiteRow], merged: Sequence[str]) -> set[int]:
-    """Return the nodes of sites that have had their share: others are merged before they are asked again.
+    """Return the nodes of sites that have had their share: where enough others are there, these are merged first.
 
     Args:
         sites: what is known of sites.

@@ -19,6 +19,7 @@ def build_task(
     merged: tuple[str, ...],
     refused: tuple[str, ...],
     site: str = "",
+    ended: str = "",
 ) -> TrainTask:
     """Build the task that one site gets in a round.
 
@@ -32,6 +33,7 @@ def build_task(
         merged: hex digests of merged updates, the site's last one among them if it has one.
         refused: recent refusals of this site's updates, as ``round: code: message``.
         site: name of the site; empty if it is not known who is behind the node.
+        ended: how the run has ended; empty while it goes on.
 
     Returns:
         The task.
@@ -49,4 +51,5 @@ def build_task(
         life=restored_at(config.state_path),
         site=site,
         refused=refused,
+        ended=ended,
     )

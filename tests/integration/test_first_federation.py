@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,17 @@ class Joined(Deployment):
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_from_kits_to_a_round(tmp_path: Path) -> None:
-    """Each site needs one command; both are in the round, with signatures that the coordinator knows."""
+    """Each site needs one command; both are in the round, with signatures, and both have the model at the end."""
     with deployed(tmp_path / "run", write_base(tmp_path), 1, kind=Joined) as it:
         it.finish(it.start("run", it.config, "--json"))
         assert [(r["asked"], r["merged"]) for r in it.rounds()] == [(2, 2)]
         said = (it.folder / "commands.log").read_text()
+        for name, file in it.files.items():
+            call("site", "export", file, "-o", it.folder / "exported" / name)
+            status = json.loads(call("site", "status", file, "--json").stdout)
+            assert [(run["ended"], run["version"]) for run in status["runs"]] == [("finished", 1)]
+            for part in ("adapter_model.safetensors", "adapter_config.json"):
+                assert (it.folder / "exported" / name / part).read_bytes() == (it.state / "adapter" / part).read_bytes()
     events = list(read_events(it.state))
     assert {e["site"] for e in events if e["event"] == "reply"} == set(SITES)
     assert not [e for e in events if e["event"] == "refused"]

@@ -183,7 +183,8 @@ def test_a_run_ends_in_a_model_of_stock_transformers(
     again = tmp_path / "again"
     options = {"state": config.state_dir, "template": str(template), "out": str(again)}
     assert export.run(export.Options(**options)) == 0
-    assert {p.name: p.read_bytes() for p in again.iterdir()} == {p.name: p.read_bytes() for p in folder.iterdir()}
+    first, second = ({p.name: p.read_bytes() for p in f.iterdir() if p.suffix != ".md"} for f in (folder, again))
+    assert first == second, "all but the card, which knows the run's settings only where a command has begun it"
     with pytest.raises(ConfigError, match="this one trains weights"):
         export.run(export.Options(**options | {"out": str(tmp_path / "m")}, merged=True, model=str(model_path)))
     quality = [e["loss"] for e in events if e["event"] == "quality"]

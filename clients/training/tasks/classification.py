@@ -11,7 +11,7 @@ from clients.site import Data
 from clients.training.tasks.base import BatchSums, Example
 from clients.training.tasks.padding import pad_rows
 from fedcompress.config.objective import Classification
-from fedcompress.errors import ConfigError, one_of
+from fedcompress.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ class ClassificationTask:
         name = next((name for name in _names_of(label) if name in self._index), None)
         if name is None:
             description = "another string" if isinstance(label, str) else _describe(label)
-            raise ConfigError(f"{row.where}.{self._data.label}", description, one_of(tuple(self._index), description))
+            raise ConfigError(f"{row.where}.{self._data.label}", description, f"must be one of {tuple(self._index)}")
         tokens = self._tokenizer(text, truncation=True, max_length=self._max_length)["input_ids"]
         return Example(row.where, tokens, [self._index[name]], 1)
 

@@ -26,6 +26,7 @@ LINES = {
     "up": ["site.toml", "--superlink", "h:1", "--insecure", "--detach"],
     "down": ["site.toml", "--timeout", "3"],
     "status": ["site.toml", "--watch", "--interval", "1"],
+    "export": ["site.toml", "-o", "out", "--run", "summer"],
     "logs": ["site.toml", "-f", "--rank", "1", "--lines", "7"],
     "train": ["site.toml", "--local", "--template", "t", "--steps", "3", "--lr", "0.1", "-o", "out"],
 }
@@ -70,6 +71,7 @@ def test_options_reach_their_command(name: str, executed: list[tuple[str, ...]])
         "up": {"insecure": True, "detach": True},
         "down": {"timeout": 3.0},
         "status": {"watch": True, "interval": 1.0},
+        "export": {"out": "out", "run_name": "summer"},
         "logs": {"follow": True, "rank": 1, "lines": 7},
         "train": {"local": True, "steps": 3, "lr": 0.1, "out": "out"},
     }[name]

@@ -35,6 +35,10 @@ class FakeRanks:
     def __init__(self, site: FakeSite) -> None:
         self._site = site
 
+    def rest(self) -> None:
+        """End, until there is a job."""
+        self._site.rests += 1
+
     def run(self, job_json: str, **_: Any) -> Iterator[RankReport]:
         """What rank 0 reports; leaves what was trained where a rank does."""
         job, site = Job.from_json(job_json), self._site
@@ -54,6 +58,7 @@ class FakeSite:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder / name
         self.trained = 0
+        self.rests = 0
         self.scale = 1.0  # of what it trains, where 1 is honest
         self.deltas: Tensors = {}
         self.refused: list[str] = []  # what the coordinator said of replies

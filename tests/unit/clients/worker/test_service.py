@@ -382,7 +382,7 @@ def test_requests_that_lie(worker: Worker) -> None:
         ([item(task=head), item(chunk=b"xxxx")], "more than the 3 bytes"),
         ([item(task=head), item(chunk=b"x")], "1 bytes: 3 were promised"),
         ([item(task=worker_pb2.TaskHeader(task_json=task(1).to_json(), payload_size=1 << 60))], "at most"),
-        ([item(task=worker_pb2.TaskHeader(task_json="{", payload_size=0))], "must be a task of protocol 5"),
+        ([item(task=worker_pb2.TaskHeader(task_json="{", payload_size=0))], "must be a task of protocol 6"),
     ):
         (event,) = stub.Train(iter(requests))
         assert words in event.failure.message

@@ -174,7 +174,7 @@ def test_sites_and_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert history.run(history.Options(state=state, sites=True, as_json=True)) == 0
     sites = {row["site"]: row for row in json.loads(capsys.readouterr().out)["sites"]}
     assert {name: row["refused"] for name, row in sites.items()} == {"north": 0, "south": 0, "west": 1}
-    assert {name: row["messages"] for name, row in sites.items()} == {"north": 6, "south": 6, "west": 4}
+    assert {name: row["messages"] for name, row in sites.items()} == {"north": 7, "south": 7, "west": 5}
     total = world.events[-1]
     assert sum(row["uplink_bytes"] for row in sites.values()) == total["up"]["payload_bytes"]
     assert sum(row["downlink_bytes"] for row in sites.values()) == total["down"]["payload_bytes"]

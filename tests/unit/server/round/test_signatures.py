@@ -185,7 +185,8 @@ def test_a_site_with_a_wrong_key_is_refused_and_told(tmp_path: Path) -> None:
     assert [text.split(": ")[:2] for text in south.refused] == [
         ["1", "swapped-site"],
         ["2", "swapped-site"],
-    ]
+        ["3", "swapped-site"],
+    ], "the last one with the word that the run has ended"
     events = [e for e in world.events if e["event"] == "refused"]
     assert {(e["site"], e["code"]) for e in events} == {("south", "swapped-site")}
 

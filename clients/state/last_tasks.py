@@ -1,0 +1,56 @@
+"""Remembers of each run the last task that the site has taken, which also says whether the run has ended."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from clients.runtime.paths import session_dir
+from fedcompress.config.train_task import TrainTask
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS task (run TEXT PRIMARY KEY, task TEXT NOT NULL, at REAL NOT NULL);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastTask:
+    """Holds the last task of a run.
+
+    Attributes:
+        task: what the coordinator asked for, or how the run has ended (``task.ended``).
+        at: when it came, seconds since 1970.
+    """
+
+    task: TrainTask
+    at: float
+
+
+def record_task(database: sqlite3.Connection, task: TrainTask) -> None:
+    """Write the last task of a run; a part of the caller's transaction."""
+    values = (task.run, task.to_json(), time.time())
+    database.execute("INSERT OR REPLACE INTO task (run, task, at) VALUES (?, ?, ?)", values)
+
+
+def read_last_tasks(state_dir: Path) -> list[LastTask]:
+    """Read the last task of each run, the newest first; none where the site has taken none yet.
+
+    Args:
+        state_dir: of the site; its worker may run meanwhile.
+
+    Raises:
+        ConfigError: a task was written by another version of fedcompress.
+    """
+    path = session_dir(state_dir) / "session.db"
+    if not path.is_file():
+        return []
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        rows = database.execute("SELECT task, at FROM task ORDER BY at DESC").fetchall()
+    except sqlite3.OperationalError:  # the table is not there: no task since it was introduced
+        return []
+    finally:
+        database.close()
+    return [LastTask(task=TrainTask.from_json(text), at=at) for text, at in rows]
