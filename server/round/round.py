@@ -21,7 +21,6 @@ from server.round.pending import MAX_RETRIES, PendingReplies
 from server.round.shares import find_nodes_over_share, versions_per_turn
 from server.transport.base import Transport
 
-
 MOST_TURNS = 2  # turns of all sites that an update may be late, where `max-staleness` is less
 SPARE = 2  # sites that must be awaited or free for each update that a buffer lacks, for shares to be kept
 

@@ -53,7 +53,7 @@ def check_books(state: Path, closed: list[dict[str, Any]], transport: ChurningSi
     """How tasks ended; every task, byte, refusal and merged update is there once."""
     outcomes = Counter(dict(table(state, "SELECT outcome, COUNT(*) FROM task GROUP BY outcome")))
     assert outcomes.total() == len(transport.sent)
-    assert set(outcomes) <= {*"admitted deadline stale surplus finished told untold".split()}, (
+    assert set(outcomes) <= {*["admitted", "deadline", "stale", "surplus", "finished", "told", "untold"]}, (
         "none open, refused or lost"
     )
     for reason in ("deadline", "stale"):
