@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
-from fedcompress.errors import NonFiniteError, StateError
+from fedcompress.errors import NonFiniteError, StateError, TrainingError
 from fedcompress.optim import build_optimizer, combine_rank_states
 from fedcompress.optim.engine.optimizer import LowMemoryOptimizer
 
@@ -42,7 +42,18 @@ def train(prepared: torch.nn.Module, optimizer: LowMemoryOptimizer) -> None:
 def rank_of(rank: int, world: int, folder: str) -> None:
     limit = timedelta(seconds=20)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world, timeout=limit)
-    works = (replicated, by_rows, partly_by_rows, on_one_rank, loaded, not_finite, resumed, of_one_rank, on_every_rank)
+    works = (
+        replicated,
+        by_rows,
+        partly_by_rows,
+        on_one_rank,
+        loaded,
+        not_finite,
+        resumed,
+        of_one_rank,
+        on_every_rank,
+        other_weights,
+    )
     found = {work.__name__: work(rank) for work in works}
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
@@ -91,6 +102,27 @@ def on_every_rank(rank: int) -> list[bool]:
         train(sharded, other)  # where weights are sharded, it changes nothing
         apart = [(a - weights_of(sharded)[n]).abs().max().item() for n, a in weights_of(model).items()]
         found.append(max(apart) < 1e-5)
+    return found
+
+
+def other_weights(rank: int) -> list[str]:
+    """What is said where each rank has a part of its own under one name, and where it has other names."""
+    found = []
+    for make in (lambda: Model(), lambda: torch.nn.Sequential(*Model().layers[: rank + 1])):
+        model = make()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(rank)
+        before = weights_of(model)
+        optimizer = build_optimizer(model, CALLS[0], lr=1e-2)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        try:
+            optimizer.step()
+            found.append("")
+        except TrainingError as error:
+            found.append(str(error))
+        assert all(torch.equal(before[n], w) for n, w in weights_of(model).items())
     return found
 
 
@@ -232,6 +264,12 @@ def test_the_state_of_one_rank_is_refused_by_those_that_it_lacks_matrices_of(fou
         assert "is of rank 0 of 2, and lacks " in said
         assert "must be of all ranks: build with replicate=True, or save whole_state_dict()" in said
     assert frugal == ["", ""], "what needs no whole matrix has its state on every rank"
+
+
+def test_parts_that_look_like_replicas_and_pipelines_are_refused(found: dict[str, list]) -> None:
+    parts, pipeline = found["other_weights"]
+    assert "layers.0.weight: the ranks have other weights" in parts
+    assert "the ranks train other parameters, [1, 2] of them" in pipeline
 
 
 def test_a_replicated_state_is_whole_on_every_rank(found: dict[str, list]) -> None:

@@ -19,6 +19,7 @@ from fedcompress.optim.base import MATRIX, OptimizerRule, ShardInfo, State, chec
 from fedcompress.optim.engine.checkpoint import FORMAT, combine_rank_states, pack_state, unpack_state
 from fedcompress.optim.engine.matrix_steps import MatrixSteps, apply_step
 from fedcompress.optim.engine.owners import Exchange, assign_owners, build_exchange, warn_of_parts
+from fedcompress.optim.engine.rank_checks import check_replicas, check_same_names
 from fedcompress.optim.engine.ranks import (
     gather_objects,
     get_collective_device,
@@ -38,6 +39,7 @@ from fedcompress.parameter_names import strip_wrappers
 if TYPE_CHECKING:
     from torch import Tensor
 
+MADE_OF_MODEL = ("params", "names", "shapes", "layers", "stacks", "rule")  # keys of a group that no state dict changes
 ROUND_STATES = ("reset", "keep")  # what may become of the state when a round begins
 
 
@@ -111,6 +113,8 @@ class LowMemoryOptimizer(TorchContract):
             raise TrainingError("averaged-weights", text)
         resolved = [(g, *find_units(g, self._find_living())) for g in self.param_groups if g["params"]]
         names = [name for _, group_names, _ in resolved for name in group_names]
+        if not self._was_called:
+            check_same_names(names)
         stepped = self._agree_on_stepped(names, [shard for _, _, shards in resolved for shard in shards])
         for group, group_names, shards in resolved:
             self._step_group(group, group_names, shards, stepped)
@@ -207,6 +211,8 @@ class LowMemoryOptimizer(TorchContract):
             spans = {s.name: (s.start, s.numel) for s in shards}
             owners = assign_owners(self._matrices, get_world_size())
             self._exchanges[names] = build_exchange(shapes, spans, owners, get_collective_device(shards))
+            if self._exchanges[names].replicated:
+                check_replicas(shards)
         return self._exchanges[names]
 
     def _run_rule(
@@ -261,7 +267,7 @@ class LowMemoryOptimizer(TorchContract):
         _check_state_dict(state_dict, self.param_groups, self._seed)
         _check_owners(state_dict, self._matrices, steps_all=self._replicate)
         for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group.update({k: v for k, v in loaded.items() if k != "params"})
+            group.update({k: v for k, v in loaded.items() if k not in MADE_OF_MODEL})
         self._store.load_entries(state_dict["memory"], state_dict["epoch"])
 
     def __getstate__(self) -> dict[str, Any]:

@@ -173,3 +173,21 @@ def test_a_parameter_that_has_no_state_yet_is_in_the_round_of_the_checkpoint() -
     train(through, optimizer, 0, 2)
     train(model, second, 0, 2)
     assert all(torch.equal(a, b) for a, b in zip(state(through).values(), state(model).values(), strict=True))
+
+
+def test_a_state_from_before_a_key_of_groups_was_known_is_taken() -> None:
+    """What follows from the model stays as it is; rates and the mode of the weights are taken."""
+    model = net()
+    optimizer = build_optimizer(model, "galore(rank=4,update_gap=3)", lr=1e-2)
+    train(model, optimizer, 0, 3)
+    old = optimizer.state_dict()
+    for group in old["param_groups"]:
+        for key in ("stacks", "averaged", "params"):
+            del group[key]
+        group["layers"] = [7] * len(group["layers"])
+        group["lr"] = 5e-3
+    again = build_optimizer(model, "galore(rank=4,update_gap=3)", lr=1e-2)
+    again.load_state_dict({key: value for key, value in old.items() if key != "replicated"})
+    assert [g["layers"] for g in again.param_groups] == [g["layers"] for g in optimizer.param_groups]
+    assert {g["lr"] for g in again.param_groups} == {5e-3}
+    train(model, again, 3, 4)
