@@ -6,6 +6,7 @@ Import it inside of functions: the module imports torch.
 from __future__ import annotations
 
 import itertools
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ from fedcompress.parameter_names import strip_wrappers
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOG = logging.getLogger("fedcompress.optim")
 MADE_OF_MODEL = ("params", "names", "shapes", "layers", "stacks", "rule")  # keys of a group that no state dict changes
 ROUND_STATES = ("reset", "keep")  # what may become of the state when a round begins
 
@@ -266,8 +268,10 @@ class LowMemoryOptimizer(TorchContract):
         state_dict = _strip_wrapped_names(state_dict)
         _check_state_dict(state_dict, self.param_groups, self._seed)
         _check_owners(state_dict, self._matrices, steps_all=self._replicate)
-        for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group.update({k: v for k, v in loaded.items() if k not in MADE_OF_MODEL})
+        for group in self.param_groups:
+            for loaded in state_dict["param_groups"]:
+                if not set(group["names"]).isdisjoint(loaded["names"]):
+                    group.update({k: v for k, v in loaded.items() if k not in MADE_OF_MODEL})
         self._store.load_entries(state_dict["memory"], state_dict["epoch"])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -325,14 +329,22 @@ def _describe(parameters: Mapping[str, ShardInfo], shard: Shard) -> ShardInfo:
 
 
 def _check_state_dict(state_dict: dict[str, Any], groups: Sequence[dict[str, Any]], seed: int) -> None:
-    """Raise ``StateError`` unless a state dict is of this format, these parameters and rules, and this seed."""
+    """Raise ``StateError`` unless a state dict is of this format, of parameters of this model, and of this seed.
+
+    Parameters that were frozen when it was saved begin anew, which is said.
+    """
     if state_dict.get("fedcompress") != FORMAT:
         raise StateError(f"optimizer state: must be of format {FORMAT}: this is of another optimizer")
-    for key in ("rule", "names", "shapes"):
-        theirs = [_to_lists(group[key]) for group in state_dict["param_groups"]]
-        ours = [_to_lists(group[key]) for group in groups]
-        if theirs != ours:
-            raise StateError(f"optimizer state: {key}: {str(theirs)[:200]}: must be {str(ours)[:200]}")
+    theirs, ours = _describe_places(state_dict["param_groups"]), _describe_places(groups)
+    gone = [name for name in theirs if name not in ours]
+    if gone:
+        text = f"has {gone[0]}" + f" and {len(gone) - 1} more" * (len(gone) > 1)
+        raise StateError(f"optimizer state: {text}, which are not trained here: must be of parameters of this model")
+    for name, place in theirs.items():
+        if place != ours[name]:
+            raise StateError(f"optimizer state: {name}: rule and shape {place}: must be {ours[name]}")
+    if new := [name for name in ours if name not in theirs]:
+        LOG.warning("%d parameters are new, as %s: their states begin now", len(new), new[0])
     if state_dict["seed"] != seed:
         rule = f"must be {seed}: its selections would be others"
         raise StateError(f"optimizer state: seed: {state_dict['seed']}: {rule}")
@@ -369,9 +381,13 @@ def _strip_wrapped_names(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "param_groups": groups, "memory": memory}
 
 
-def _to_lists(value: Any) -> Any:
-    """Turn tuples into lists, at any depth, so that a checkpoint's compare equal."""
-    return [_to_lists(item) for item in value] if isinstance(value, list | tuple) else value
+def _describe_places(groups: Sequence[dict[str, Any]]) -> dict[str, tuple[str, list[int]]]:
+    """Return the rule and the shape of each parameter, by name."""
+    return {
+        name: (group["rule"], list(shape))
+        for group in groups
+        for name, shape in zip(group["names"], group["shapes"], strict=True)
+    }
 
 
 def _find_non_finite(grads: Sequence[tuple[str, Tensor]]) -> list[str]:

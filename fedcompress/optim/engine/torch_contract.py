@@ -100,7 +100,7 @@ class TorchContract(torch.optim.Optimizer):  # type: ignore[misc]
             ConfigError: the optimizer has its groups.
         """
         if getattr(self, "_has_all_groups", False):
-            rule = "cannot be added later: build the optimizer anew, and load what state_dict gave for the others"
+            rule = "cannot be added later: build the optimizer anew, and load the state_dict of this one"
             raise ConfigError("param_group", f"{len(param_group.get('params', ()))} parameters", rule)
         super().add_param_group(param_group)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedcompress.errors import ConfigError, TrainingError
+from fedcompress.errors import ConfigError, StateError, TrainingError
 from fedcompress.optim import build_optimizer
 from fedcompress.optim.engine.fused import fuse
 from fedcompress.optim.state.projection import limit_growth
@@ -186,3 +186,30 @@ def test_flattened_parameters_are_refused_by_rules_for_matrices() -> None:
     with pytest.raises(ConfigError, match="fully_shard"):
         build_optimizer(FullyShardedDataParallel(), "galore", lr=1e-2)
     build_optimizer(FullyShardedDataParallel(), "adamw", lr=1e-2)
+
+
+@pytest.mark.parametrize("call", ["adamw", "galore(rank=2)", "frugal"])
+def test_parameters_that_are_unfrozen_begin_where_others_go_on(call: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = net()
+    model[0].requires_grad_(False)
+    first = build_optimizer(model, call, lr=1e-2)
+    for seed in range(3):
+        step(model, first, seed)
+    model[0].requires_grad_(True)
+    second = build_optimizer(model, call, lr=5e-3)
+    second.load_state_dict(first.state_dict())
+    assert "2 parameters are new, as 0." in caplog.text
+    step(model, second, 3)
+    assert {n: s["step"] for n, s in second.memory.items()} == {"0.weight": 1, "0.bias": 1, "1.weight": 4, "1.bias": 4}
+    assert {g["lr"] for g in second.param_groups} == {1e-2}
+    with pytest.raises(StateError, match=r"has 0\.weight and 1 more, which are not trained here"):
+        first.load_state_dict(second.state_dict())
+
+
+def test_a_state_of_another_rule_or_shape_names_the_parameter() -> None:
+    given = build_optimizer(net(), "galore(rank=2)", lr=1e-2).state_dict()
+    with pytest.raises(StateError, match=r"0.weight: rule and shape \('galore\(rank=2\)', .*must be \('adamw', "):
+        build_optimizer(net(), "adamw", lr=1e-2).load_state_dict(given)
+    other = torch.nn.Sequential(torch.nn.Linear(8, 12), torch.nn.Linear(12, 8))
+    with pytest.raises(StateError, match=r"\[16, 8\]\): must be .*\[12, 8\]"):
+        build_optimizer(other, "galore(rank=2)", lr=1e-2).load_state_dict(given)
