@@ -189,6 +189,29 @@ def torch_checkpoint(
     return measure(model, again)
 
 
+def torch_checkpoint_elsewhere(call: str, folder: Path, *, where: str, save: bool) -> float:
+    """Save with as many ranks as there are, or go on from what other ranks have saved; against replicas throughout."""
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_model_state_dict, set_optimizer_state_dict
+
+    model = shard(build_model(0 if save else 1))
+    optimizer = build_optimizer(model, call, lr=LR)
+    if save:
+        train(model, optimizer, range(HALF))
+    weights, state = get_state_dict(model, optimizer)
+    content = {"model": weights, "optimizer": state}
+    if save:
+        dcp.save(content, checkpoint_id=where)
+    else:
+        dcp.load(content, checkpoint_id=where)
+        set_model_state_dict(model, content["model"])
+        set_optimizer_state_dict(model, optimizer, content["optimizer"])
+        train(model, optimizer, range(HALF, 2 * HALF))
+    replica = build_model()
+    train_averaged(replica, build_optimizer(replica, call, lr=LR), range(HALF if save else 2 * HALF))
+    return measure(model, replica)
+
+
 def train_averaged(model: Any, optimizer: Any, steps: range) -> None:
     """Train replicas whose gradients are averaged by hand."""
     for step in steps:
@@ -253,7 +276,14 @@ def deepspeed_checkpoint(call: str, folder: Path, *, config: dict[str, Any], **o
         return measure(engine.module, again.module)
 
 
-ROUTES = (accelerate_state, trainer, torch_checkpoint, accelerate_fsdp, deepspeed_checkpoint)
+ROUTES = (
+    accelerate_state,
+    trainer,
+    torch_checkpoint,
+    torch_checkpoint_elsewhere,
+    accelerate_fsdp,
+    deepspeed_checkpoint,
+)
 
 
 def main() -> None:

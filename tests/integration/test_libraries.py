@@ -82,6 +82,20 @@ def test_replicas_of_shards(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+def test_torch_checkpoints_on_other_numbers_of_ranks(tmp_path: Path) -> None:
+    """Saved by four, loaded by two and by one; sums of gradients round in other ways, hence a tolerance."""
+    calls = [GALORE, FRUGAL.replace("8bit", "fp32"), "adamw"]
+    for world in (4, 2, 1):
+        routes = []
+        for number, call in enumerate(calls):
+            where = str(tmp_path / f"checkpoint-{number}")
+            routes.append(("torch_checkpoint_elsewhere", {"call": call, "where": where, "save": world == 4}))
+        for route, found in zip(routes, run(tmp_path / str(world), routes, world=world), strict=True):
+            assert 0 <= found.get("apart", -1) < 1e-4, f"{world} ranks: {route}: {found}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_trainer_under_data_parallelism(tmp_path: Path) -> None:
     routes = [
         ("trainer", {"call": GALORE, "replicate": True}),
