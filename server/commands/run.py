@@ -24,6 +24,7 @@ from fedcompress.runtime.supervision import end_noted, stop_signals
 from fedcompress.storage.locks import hold, holder
 from server.commands.common import is_terminal
 from server.commands.processes import write_flower_home
+from server.commands.reach import check_reach
 from server.commands.supervisor import CoordinatorSupervisor, Outcome, format_result
 from server.commands.view import RunLiveView, RunPlainView
 from server.commands.watch import TOKEN
@@ -65,6 +66,7 @@ def run(options: Options) -> int:
         if _is_finished(settings):
             return _say_finished(settings, options)
         _check_resume(settings, options)
+        notes += check_reach(settings)
         template = _keep_template(settings)
         notes += [f"ended what was left over: {process}" for process in end_noted(state / PROCESSES)]
         _check_listen(settings.coordinator)
