@@ -32,10 +32,22 @@ def _execute(name: str, options: dict[str, Any]) -> None:
     execute("server.commands", *encode_command(name, options))
 
 
+def _print_keys(is_set: bool) -> None:
+    """Print the page with every key of the run config, and end the command."""
+    if is_set:
+        from fedcompress.config.run_keys import describe_run_keys
+
+        print(describe_run_keys(), end="")
+        raise typer.Exit
+
+
 def run(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="With [coordinator] and [run].")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted or stopped.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, progress on stderr.")] = False,
+    keys: Annotated[
+        bool, typer.Option("--keys", is_eager=True, callback=_print_keys, help="Print every key of [run], and end.")
+    ] = False,
 ) -> None:
     """Run a federation to its end: start a SuperLink, submit the app, start again what dies.
 
@@ -44,7 +56,9 @@ def run(
     Examples:
       fedcompress run coordinator.toml
       fedcompress run coordinator.toml --resume --json
+      fedcompress run --keys
     """
+    del keys
     _execute("run", locals())
 
 

@@ -215,7 +215,9 @@ def parse_run_config(flat: Mapping[str, Any]) -> RunConfig:
     kwargs: dict[str, Any] = {}
     for key, value in flat.items():
         if key not in known:
-            raise ConfigError(key, value, f"unknown key: {one_of(sorted(known), key)} (see docs/run-config.md)")
+            raise ConfigError(
+                key, value, f"unknown key: {one_of(sorted(known), key)} (`fedcompress run --keys` describes them)"
+            )
         setting = known[key]
         kind = type(setting.default)
         if kind is float and isinstance(value, int):

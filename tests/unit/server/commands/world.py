@@ -14,7 +14,8 @@ from tests.unit.server.memory import World
 def config_file(world: World, **run: object) -> Path:
     """CONFIG.toml of a world."""
     path = world.folder / "coordinator.toml"
-    keys = {"initial-adapter": "initial", "rounds": 4, "codec": "lora-ternary", "downlink-codec": "lora-ternary", **run}
+    keys = {"initial-adapter": "initial", "rounds": 4, "codec": "lora-ternary", "downlink-codec": "lora-ternary"}
+    keys |= {"require-signatures": False, **run}
     path.write_text(
         '[coordinator]\nstate_dir = "coordinator"\ninsecure = true\n[run]\nseed = 3\nmin-sites = 3\n'
         + "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
