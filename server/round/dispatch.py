@@ -142,7 +142,9 @@ class Dispatcher:
             site=site,
             ended=ended,
         )
-        payload = self._downlinks.build(known.acked if known is not None else None)
+        acked = known.acked if known is not None else None
+        # who holds the last version is told the end in no more bytes than that takes
+        payload = b"" if ended and acked == version else self._downlinks.build(acked)
         if with_constants or (known is None and self._new_sites_need_constants):
             constants = encode_constants(self._constants, self._template.constants, run=config.run)
             payload = self._downlinks.sign(constants) + payload

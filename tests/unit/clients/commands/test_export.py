@@ -126,3 +126,21 @@ def test_the_end_is_one_message_each_way(world: World) -> None:
     transport = world.over(MemoryTransport(world.sites))
     ends = [task for _, task, _, _ in transport.sent if task.ended]
     assert [(task.ended, task.steps, task.round) for task in ends] == [("finished", 0, 5)] * 3
+    assert [payload for _, task, payload, _ in transport.sent if task.ended] == [b""] * 3, "they hold the last version"
+
+
+def test_a_site_that_missed_the_last_version_gets_it_with_the_end(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    west = next(node for node, site in world.sites.items() if site.name == "west")
+    asked: list[int] = []
+
+    def lose_the_evaluation(event: str, node: int, round_: int) -> bool:
+        if (event, node, round_) != ("send", west, 5):
+            return True
+        asked.append(round_)
+        return len(asked) > 1
+
+    world.run(lose_the_evaluation, round_timeout=5.0)
+    found = exported(site_file(world, world.sites[west]), tmp_path / "out", capsys)
+    assert (found["version"], found["ended"]) == (4, "finished")
