@@ -238,7 +238,7 @@ class Ledger(VersionLedger):
         of_round = "" if round_ is None else " AND round=?"
         arguments = () if round_ is None else (round_,)
         row = self._db.execute(
-            "SELECT COALESCE(SUM(payload), 0), COALESCE(SUM(kind != 'failure'), 0) FROM message"
+            "SELECT COALESCE(SUM(payload), 0), COALESCE(SUM(kind NOT IN ('failure', 'end')), 0) FROM message"
             f" WHERE run=? AND direction=?{of_round}",
             (self.run, direction, *arguments),
         ).fetchone()

@@ -386,7 +386,7 @@ def test_failures_are_no_messages_that_averaging_would_send(tmp_path: Path, monk
     world.over(MemoryTransport(world.sites), quorum=3, rounds=2)
     assert len(failed) == 2
     (end,) = [e for e in world.events if e["event"] == "finished"]
-    assert end["up"]["messages"] == 3 * 2 + 3 + 3, "updates, reports of the last evaluation, and that they know the end"
+    assert end["up"]["messages"] == 3 * 2 + 3, "updates, and reports of the last evaluation"
     assert table(world, "SELECT COUNT(*) FROM message WHERE kind='failure'") == [(2,)]
 
 
