@@ -143,8 +143,7 @@ class Dispatcher:
             ended=ended,
         )
         acked = known.acked if known is not None else None
-        # who holds the last version is told the end in no more bytes than that takes
-        payload = b"" if ended and acked == version else self._downlinks.build(acked)
+        payload = b"" if ended and acked == version else self._downlinks.build(acked)  # who holds it needs no bytes
         if with_constants or (known is None and self._new_sites_need_constants):
             constants = encode_constants(self._constants, self._template.constants, run=config.run)
             payload = self._downlinks.sign(constants) + payload

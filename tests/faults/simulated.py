@@ -45,6 +45,8 @@ class SimulatedSites:
 
     def answer(self, site: str, number: int, task: TrainTask, payload: bytes) -> bytes:
         """What a site of this name and number replies to a task."""
+        if task.ended:
+            return b""
         base = self._reached(payload)
         header = Header(
             kind=Kind.UPDATE if task.steps else Kind.REPORT,

@@ -153,6 +153,9 @@ def test_a_tunnel_leads_to_one_place(tmp_path: Path, echo: Echo) -> None:
             connection.sendall(b"CONNECT far.example:443 HTTP/1.1\r\nHost: far.example:443\r\n\r\n")
             assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
             assert talk(connection, b"abc") == b"abc" * 3
+        deadline = time.monotonic() + 10
+        while counter.wire.up < 3 and time.monotonic() < deadline:  # bytes are counted once they have left
+            time.sleep(0.01)
         assert (counter.wire.up, counter.wire.down) == (3, 9), "what stays on this machine is not counted"
         for head in (b"GET / HTTP/1.1\r\n\r\n", b"x" * 20_000):
             with connected(relay) as connection:

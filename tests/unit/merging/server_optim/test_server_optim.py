@@ -200,7 +200,7 @@ def test_bytes_that_are_no_state() -> None:
         ("adam(tau=0)", "tau: 0.0: must be above 0"),
         ("yogi(beta1=1)", "beta1: 1.0: must be from 0 to below 1"),
         ("yogi(beta2=-0.1)", "beta2"),
-        ("adagrad(beta2=0.9)", "key one of"),
+        ("adagrad(beta2=0.9)", "key must be one of"),
         ("momentum(momentum=1)", "from 0 to below 1"),
         ("nesterov(lr=nan)", "must be a number"),
         ("sgd(lr=-1)", "at least 0"),
