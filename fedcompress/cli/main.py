@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import click
+import typer
 
 from fedcompress.cli import (
     audit,
@@ -50,6 +52,25 @@ for module in (
     plan,
 ):
     module.register(app)
+
+
+def _print_version(is_set: bool) -> None:
+    """Print the version of the library, and end the command."""
+    if is_set:
+        import fedcompress
+
+        print(f"fedcompress {fedcompress.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def set_options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """Take the options of the root command."""
+    del version
 
 
 def main() -> None:

@@ -132,3 +132,8 @@ def test_help_is_plain_in_a_pipe() -> None:
     assert done.stdout.isascii()
     assert "\x1b" not in done.stdout
     assert [line[:40] for line in done.stdout.splitlines()] == [line[:40] for line in show(()).splitlines()]
+
+
+def test_the_version_is_said() -> None:
+    done = subprocess.run([SCRIPT, "--version"], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"fedcompress \d+\.\d+\.\d+\n", done.stdout)
