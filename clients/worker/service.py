@@ -127,8 +127,12 @@ class _Round(threading.Thread):
 
     def _record_refusal(self) -> None:
         """Note for `site status` why the coordinator refused this site's last update, where the task says so."""
-        if self.task.refused:  # newest first
-            self._counters.failed(self.task.run, max(self.task.round - 1, 0), "refused", self.task.refused[0])
+        if not self.task.refused:
+            return
+        number, _, text = self.task.refused[0].partition(": ")  # the newest, as ``round: code: message``
+        code, _, message = text.partition(": ")
+        round_ = int(number) if number.isdecimal() else max(self.task.round - 1, 0)
+        self._counters.failed(self.task.run, round_, "refused", f"as {code}: {message}")
 
     def _add_progress(self, **fields: Any) -> None:
         """Log a progress note, and hand it to all followers; ``fields`` are those of ``Progress``."""

@@ -19,6 +19,7 @@ class OpenRound:
         steps: local steps that a site trains; 0 asks only for the quality of the version.
         enough: updates after which no more replies are awaited; 0: everybody who was asked is awaited. Reports do not
             count.
+        started_at: when sites enough were there to be asked, on the coordinator's clock, seconds; None before.
         asked: ids of the nodes that were asked so far.
         admitted: updates, or reports where no steps are trained, in the order of arrival.
     """
@@ -27,6 +28,7 @@ class OpenRound:
     published: PublishedState
     steps: int
     enough: int = 0
+    started_at: float | None = None
     asked: set[int] = field(default_factory=set)
     admitted: list[AdmittedUpdate] = field(default_factory=list)
 

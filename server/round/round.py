@@ -77,7 +77,6 @@ class RoundLoop:
                 for one are connected and have all failed again and again.
         """
         config, ledger = self._config, self._ledger
-        started_at = self._pending.clock()
         failpoint("server.round-begun")
         open_round = OpenRound(
             number=number,
@@ -94,7 +93,8 @@ class RoundLoop:
         published, envelope = self._reach_step(open_round)
 
         # Publish and commit.
-        seconds = self._pending.clock() - started_at
+        now = self._pending.clock()
+        seconds = now - (now if open_round.started_at is None else open_round.started_at)
         merged = [
             MergedRow(site=u.site, digest=u.envelope.digest.hex(), trained_version=u.version, norm=u.norm)
             for u in open_round.admitted
@@ -142,6 +142,8 @@ class RoundLoop:
         """Collect updates until a quorum was admitted, with ``patience`` more deadlines if it takes them."""
         config, number = self._config, open_round.number
         self._pending.wait_for_nodes()
+        if open_round.started_at is None:
+            open_round.started_at = self._pending.clock()
         for attempt in range(config.patience + 1):
             all_have_failed = self._collect_updates(open_round)
             count = len(open_round.admitted)

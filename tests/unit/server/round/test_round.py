@@ -208,6 +208,22 @@ def test_a_lone_first_update_has_a_bound(tmp_path: Path) -> None:
     assert "must be at most 1e+06" in {e["code"]: e["message"] for e in world.events if e["event"] == "refused"}["norm"]
 
 
+def test_the_first_round_does_not_count_the_wait_for_sites(tmp_path: Path) -> None:
+    world = World(tmp_path)
+
+    class LateSites(SlowTransport):
+        def nodes(self) -> list[int]:
+            if self.now < 100.0:
+                self.now += 1.0  # as the coordinator looks again and again
+                return []
+            return super().nodes()
+
+    transport = LateSites(world.sites, lambda site, round_: 3.0)
+    world.over(transport, rounds=2)
+    assert transport.now > 100.0
+    assert [e["seconds"] for e in rounds(world)] == [3.0, 3.0]
+
+
 def test_no_quorum_is_waited_for_and_then_an_error(tmp_path: Path) -> None:
     world = World(tmp_path)
     slow = SlowTransport(world.sites, lambda site, round_: 1.0 if site == "north" else 14.0)
