@@ -18,7 +18,7 @@ from fedcompress.adapters.constants import CONSTANTS, load_constants
 from fedcompress.adapters.full import trains_base_weights
 from fedcompress.adapters.full.export import export_run
 from fedcompress.config.train_task import TrainTask
-from fedcompress.errors import ConfigError, MismatchError
+from fedcompress.errors import ConfigError, MismatchError, one_of
 from fedcompress.types import Layout, state_digest
 
 
@@ -46,8 +46,7 @@ def run(options: Options) -> int:
         StateError: what is held is missing or changed.
     """
     site = SiteConfig.load(site_path(options.site))
-    found = _find_run(site, options.run_name)
-    task = found.task
+    task = _find_run(site, options.run_name).parse()
     snapshot = read_held_run(session_dir(site.state_dir), task.run)
     if snapshot is None:
         raise ConfigError("--run", task.run, "holds no version yet: wait until a round has begun")
@@ -75,9 +74,9 @@ def _find_run(site: SiteConfig, name: str) -> LastTask:
     tasks = read_last_tasks(site.state_dir)
     if not tasks:
         raise ConfigError("SITE", site.name, "has taken part in no run yet")
-    found = next((last for last in tasks if name in ("", last.task.run)), None)
+    found = next((last for last in tasks if name in ("", last.run)), None)
     if found is None:
-        raise ConfigError("--run", name, f"must be one of {[last.task.run for last in tasks]}")
+        raise ConfigError("--run", name, one_of([last.run for last in tasks], name))
     return found
 
 

@@ -92,7 +92,7 @@ def _to_json(site: SiteConfig, reply: worker_pb2.StatusReply | None) -> dict[str
         "connection": {**vars(link), "advice": link.advice} if link is not None else None,
         "wire": vars(wire) if wire else None,
         "runs": [
-            {"run": last.task.run, "round": last.task.round, "version": last.task.version, "ended": last.task.ended}
+            {"run": last.run, "round": last.round, "version": last.version, "ended": last.ended}
             for last in read_last_tasks(site.state_dir)
         ],
         "alone": {**vars(alone), "accuracy": alone.accuracy} if alone else None,
@@ -143,11 +143,10 @@ def baseline_line(site: SiteConfig) -> str:
 def ended_line(site: SiteConfig) -> str:
     """Return that the last run has ended, as a line below the site's status; empty if it goes on, or there is none."""
     last = next(iter(read_last_tasks(site.state_dir)), None)
-    if last is None or not last.task.ended:
+    if last is None or not last.ended:
         return ""
-    task = last.task
     export = "`fedcompress site export` writes its model"
-    return f"{'run':<11}{task.run} {task.ended} at version {task.version}, {ago(last.at)}: {export}\n"
+    return f"{'run':<11}{last.run} {last.ended} at version {last.version}, {ago(last.at)}: {export}\n"
 
 
 def status_lines(reply: worker_pb2.StatusReply) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -17,15 +18,31 @@ CREATE TABLE IF NOT EXISTS task (run TEXT PRIMARY KEY, task TEXT NOT NULL, at RE
 
 @dataclass(frozen=True, kw_only=True)
 class LastTask:
-    """Holds the last task of a run.
+    """Holds the last task of a run, also where another version of fedcompress has taken it.
 
     Attributes:
-        task: what the coordinator asked for, or how the run has ended (``task.ended``).
+        run: name of the run.
+        round: number of the round that it was for.
+        version: that it led to.
+        ended: how the run has ended, one of ``train_task.ENDS``; empty while it goes on.
+        text: the whole task as JSON.
         at: when it came, seconds since 1970.
     """
 
-    task: TrainTask
+    run: str
+    round: int
+    version: int
+    ended: str
+    text: str
     at: float
+
+    def parse(self) -> TrainTask:
+        """Parse the whole task.
+
+        Raises:
+            ConfigError: it is of another protocol than this version of fedcompress speaks.
+        """
+        return TrainTask.from_json(self.text)
 
 
 def record_task(database: sqlite3.Connection, task: TrainTask) -> None:
@@ -39,18 +56,20 @@ def read_last_tasks(state_dir: Path) -> list[LastTask]:
 
     Args:
         state_dir: of the site; its worker may run meanwhile.
-
-    Raises:
-        ConfigError: a task was written by another version of fedcompress.
     """
     path = session_dir(state_dir) / "session.db"
     if not path.is_file():
         return []
     database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
     try:
-        rows = database.execute("SELECT task, at FROM task ORDER BY at DESC").fetchall()
+        rows = database.execute("SELECT run, task, at FROM task ORDER BY at DESC").fetchall()
     except sqlite3.OperationalError:  # the table is not there: no task since it was introduced
         return []
     finally:
         database.close()
-    return [LastTask(task=TrainTask.from_json(text), at=at) for text, at in rows]
+    found = []
+    for run, text, at in rows:
+        fields = json.loads(text)
+        ended = str(fields.get("ended", ""))
+        found.append(LastTask(run=run, round=fields["round"], version=fields["version"], ended=ended, text=text, at=at))
+    return found

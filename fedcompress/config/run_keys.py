@@ -84,7 +84,11 @@ RUN_KEYS: dict[str, dict[str, RunKey]] = {
             "returns a late update to its site's residual, or merges it later for less weight",
             "merge, with a buffer or slow sites",
         ),
-        "max-staleness": RunKey("versions", "an update may be late to be merged", "with late = merge"),
+        "max-staleness": RunKey(
+            "versions",
+            "an update may be late; in a buffer at least two turns of all sites",
+            "with late = merge",
+        ),
     },
     "Training": {
         "steps": RunKey("steps", "a site makes in a round", "more saves bytes, fewer keeps sites together"),

@@ -19,6 +19,7 @@ from server.state_dir import FLOWER, SUPERLINK_DB
 
 LINK = "superlink"  # name of the process of the SuperLink
 SUBMISSION = "submission"  # name of the process of `flwr run`
+NODE_KEY = ".node.pub"  # what names of public keys of SuperNodes end with
 CONNECTION = "fedcompress"  # name of the connection to the SuperLink in Flower's config.toml
 Command = list[str | Path]
 
@@ -75,7 +76,7 @@ def find_new_keys(config: CoordinatorConfig) -> list[Path]:
 
     known = read_node_keys(config.state_path / SUPERLINK_DB) or {}
     new = []
-    for path in sorted(Path(config.node_keys).glob("*.node.pub")) if config.node_keys else ():
+    for path in list_node_keys(config):
         try:
             key = load_ssh_public_key(path.read_bytes())
         except (OSError, ValueError) as error:
@@ -84,6 +85,16 @@ def find_new_keys(config: CoordinatorConfig) -> list[Path]:
         if key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) not in known:
             new.append(path)
     return new
+
+
+def list_node_keys(config: CoordinatorConfig) -> list[Path]:
+    """Return the files in ``node_keys``, by name; none where it is not set."""
+    return sorted(Path(config.node_keys).glob(f"*{NODE_KEY}")) if config.node_keys else []
+
+
+def name_node(key: Path) -> str:
+    """Return the name of the SuperNode whose public key a file has."""
+    return key.name.removesuffix(NODE_KEY)
 
 
 def register_command(key: Path) -> Command:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from fedcompress.errors import ConfigError
 from fedcompress.identity.registry import Registry
+from server.commands.processes import list_node_keys, name_node
 from server.round.signatures import load_coordinator_key
 from server.settings import Settings
-
-NODE_KEY = ".node.pub"  # what names of public keys of SuperNodes end with
 
 
 def check_reach(settings: Settings) -> list[str]:
@@ -31,7 +30,7 @@ def check_reach(settings: Settings) -> list[str]:
     if run.buffer > run.min_sites:
         rule = f"must be at most {run.min_sites}, the min-sites: each site is in a version once"
         raise ConfigError("run.buffer", run.buffer, rule)
-    nodes = _find_node_keys(coordinator.node_keys)
+    nodes = [name_node(key) for key in list_node_keys(coordinator)]
     if nodes and len(nodes) < run.min_sites:
         rule = f"must be at most {len(nodes)}, the SuperNodes with a key in node_keys: {', '.join(nodes)}"
         raise ConfigError("run.min-sites", run.min_sites, rule)
@@ -53,11 +52,6 @@ def check_reach(settings: Settings) -> list[str]:
             f"warning: {names}: a SuperNode's key lies in node_keys, and no key of a site of that name is registered"
         ]
     return []
-
-
-def _find_node_keys(folder: str) -> list[str]:
-    """Return the names of the SuperNodes whose public keys lie in a folder."""
-    return sorted(p.name.removesuffix(NODE_KEY) for p in Path(folder).glob(f"*{NODE_KEY}")) if folder else []
 
 
 def _find_signers(state: Path) -> list[str]:

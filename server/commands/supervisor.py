@@ -21,6 +21,7 @@ from server.commands.processes import (
     find_new_keys,
     format_registration,
     has_nodes,
+    name_node,
     register_command,
     submit_command,
     superlink_command,
@@ -204,7 +205,7 @@ class CoordinatorSupervisor:
             )
 
     def _register(self, key: Path) -> None:
-        name = f"register-{key.name.removesuffix('.node.pub')}"
+        name = f"register-{name_node(key)}"
         limit = self.settings.coordinator.start_timeout
         self.group.start(name, register_command(key.absolute()), cwd=self.state)
         wait_until(lambda: self.group.finished(name), timeout=limit, what=name, alive=self._check_stop)

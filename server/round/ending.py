@@ -44,7 +44,8 @@ def tell_end(
     nodes = transport.nodes()
     busy = [node for node in nodes if participants.owes(node)]
     dispatcher.tell_end([*nodes], ending, ended)
-    pending.forget([pending[node] for node in busy])
+    not_awaited = [pending[node] for node in busy]
+    pending.forget(not_awaited)
     pending.clear_deadline()
     pending.start_deadline(PATIENCE)
     for reply in pending.receive(ending):
@@ -53,7 +54,7 @@ def tell_end(
         if told is not None:
             is_told = reply.status.get("status") == "ok"
             ledger.close_task(told.number, "told" if is_told else "refused")
-    silent = [p.name for p in pending.all()] + [str(node) for node in busy]
+    silent = [p.name for p in (*pending.all(), *not_awaited)]
     pending.forget(pending.all())
     ledger.close_tasks("untold")
     if silent:

@@ -22,6 +22,7 @@ import pytest
 
 from fedcompress.optim import OPTIMIZERS, parse_optimizer
 from fedcompress.optim.base import MATRIX
+from tests.integration.test_libraries import BUCKETS
 from tests.unit.optim.models import ALL_CALLS, CALLS
 
 RANKS = Path(__file__).with_name("zero_ranks.py")
@@ -107,15 +108,7 @@ LAYOUT_OPTIONS = [
     {
         "stage": 2,
         "bf16": True,
-        "options": {
-            "allgather_partitions": True,
-            "allgather_bucket_size": 5e8,
-            "overlap_comm": True,
-            "reduce_scatter": True,
-            "reduce_bucket_size": 5e8,
-            "contiguous_gradients": True,
-            "round_robin_gradients": True,
-        },
+        "options": BUCKETS,
     },
     {
         "stage": 3,

@@ -20,9 +20,9 @@ ROWS = (("north", "123,456,789", "987,654,321", "0"), ("a-hospital-with-a-long-n
 
 
 def drawn(table: object, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=True, color_system=None).print(table)
+    return out.getvalue()
 
 
 @pytest.mark.parametrize("width", range(20, 100, 4))

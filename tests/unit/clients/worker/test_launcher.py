@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,46 @@ def test_ranks_that_die_after_a_while_are_started_for_ever() -> None:
     ranks = Dying(50, stop)
     keep_ranks(ranks, RankGroup(1), stop, patience=0.0)  # type: ignore[arg-type]
     assert len(ranks.starts) == 51
+
+
+class Living(Dying):
+    """Ranks that live; at each look the next of ``events`` happens."""
+
+    def __init__(self, events: list[Callable[[], None]], stop: threading.Event) -> None:
+        super().__init__(0, stop)
+        self.stops = 0
+        self._events = events
+
+    def find_dead_rank(self) -> str:
+        if self._events:
+            self._events.pop(0)()
+        return ""
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+def test_ranks_rest_until_there_is_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the end of a run no rank lives, and a job starts them afresh: it is no death."""
+    monkeypatch.setattr("clients.worker.main.POLL", 0.01)
+    stop = threading.Event()
+    group = RankGroup(2)
+    ranks = Living([lambda: None, group.rest, stop.set], stop)
+    keeping = threading.Thread(target=keep_ranks, args=(ranks, group, stop), daemon=True)
+    keeping.start()
+    wait_until(lambda: ranks.stops == 1, timeout=20, what="rest", alive=lambda: None)
+    assert (ranks.starts, ranks.stops) == ([(1, 2)], 1)
+    with pytest.raises(TrainingError, match="0 of 2 ranks after 0 s"):
+        list(group.run("{}", start_timeout=0.2))  # nobody attends here; but they are started
+    keeping.join(20)
+    assert not keeping.is_alive()
+    assert ranks.starts == [(1, 2), (2, 2)]
+
+
+def test_ranks_of_several_machines_do_not_rest() -> None:
+    group = RankGroup(4, local=2)
+    group.rest()
+    assert not group.is_resting.is_set()
 
 
 def test_a_process_that_ends_is_told_and_all_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
